@@ -1,0 +1,117 @@
+//! Content: every file of every image, once, under the BLAKE3 of its bytes.
+//!
+//! `Writer` takes content in and drops what is known, `BlobStore::read` gives it back checked, `sweep` gives
+//! the space of what nothing holds back to the disk. The layout of the files is in `format.rs`.
+
+mod container;
+mod read;
+mod sweep;
+mod table;
+mod writer;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+
+pub use read::ReadBuf;
+pub use sweep::{IdSet, MarkToken, Swept};
+pub use table::{Place, Record};
+pub use writer::{Large, Sealed, Writer};
+
+use crate::digest::BlobId;
+use crate::error::Result;
+use container::Container;
+use table::Table;
+
+/// Blobs from this size on are files of their own (*objects*); smaller ones share a segment.
+pub const OBJECT_MIN: u64 = 1024 * 1024;
+
+/// All content of a store. Shared by every thread; see the field comments for the locks.
+pub struct BlobStore {
+    /// immutable: STORE/loose
+    loose: PathBuf,
+    /// immutable: STORE/staging
+    staging: PathBuf,
+    /// Where each blob lies. Lock order: `table` before `pins` before `containers`.
+    table: RwLock<Table>,
+    /// Open container files by number. Dropped from here when swept; readers keep their `Arc`.
+    containers: Mutex<HashMap<u32, Arc<Container>>>,
+    /// Ids that uploads under way count on.
+    pins: Mutex<Pins>,
+    /// Lock order: on its own.
+    outlines: Mutex<read::Outlines>,
+    /// Called when the disk is full: whether something was given back.
+    room: OnceLock<MakeRoom>,
+    /// One seal at a time gives out ids and container numbers. Holds the next number.
+    seal: Mutex<u32>,
+}
+
+/// Frees space; says whether it could.
+pub type MakeRoom = Arc<dyn Fn() -> bool + Send + Sync>;
+
+#[derive(Default)]
+struct Pins {
+    next: u64,
+    /// The known blobs each writer under way counts on.
+    writers: HashMap<u64, Arc<Mutex<Vec<BlobId>>>>,
+    /// While a mark is under way: pins of writers that ended since it began, whose rows it may not have seen.
+    retired: Option<Vec<BlobId>>,
+}
+
+impl BlobStore {
+    /// Opens the content of the store in `dir`, whose directories exist.
+    ///
+    /// Errors: `Io`; `Corrupt` if the table does not begin as one.
+    pub fn open(dir: &Path) -> Result<BlobStore> {
+        let loose = dir.join("loose");
+        let mut next = 1;
+        for (number, _) in container::list(&loose)? {
+            next = next.max(number.saturating_add(1));
+        }
+        Ok(BlobStore {
+            loose,
+            staging: dir.join("staging"),
+            table: RwLock::new(Table::open(&dir.join("blobs"))?),
+            containers: Mutex::default(),
+            pins: Mutex::default(),
+            outlines: Mutex::default(),
+            room: OnceLock::new(),
+            seal: Mutex::new(next),
+        })
+    }
+
+    /// Says what to do when the disk is full during an upload. Once.
+    pub fn when_full(&self, make_room: MakeRoom) {
+        let _ = self.room.set(make_room);
+    }
+
+    /// The record of a blob: its digest, size and place.
+    ///
+    /// Errors: `Corrupt` if there is none, or its check fails.
+    pub fn record(&self, id: BlobId) -> Result<Record> {
+        self.table.read().get(id)
+    }
+
+    /// How many ids were ever given out; ids are below this.
+    pub fn id_bound(&self) -> u32 {
+        self.table.read().len()
+    }
+
+    /// Lets go of the memory that only ingest needs, unless an upload is under way.
+    pub fn forget_index(&self) {
+        let mut table = self.table.write();
+        if self.pins.lock().writers.is_empty() {
+            table.forget_index();
+        }
+    }
+
+    fn container(&self, number: u32, place: Place) -> Result<Arc<Container>> {
+        if let Some(open) = self.containers.lock().get(&number) {
+            return Ok(open.clone());
+        }
+        let opened = Arc::new(Container::open(&self.loose, number, place)?);
+        Ok(self.containers.lock().entry(number).or_insert(opened).clone())
+    }
+}

@@ -1,0 +1,159 @@
+//! Journey 2, cat: ranges of a blob, checked before any byte of them is given out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use blake3::hazmat::ChainingValue;
+
+use crate::blob::BlobStore;
+use crate::blob::table::{Place, Record};
+use crate::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
+use crate::error::{Error, Result};
+
+/// A buffer that reads reuse. Holds the bytes last read.
+#[derive(Default)]
+pub struct ReadBuf {
+    data: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl ReadBuf {
+    pub fn bytes(&self) -> &[u8] {
+        &self.data[self.start..self.end]
+    }
+}
+
+/// Outlines of blobs read lately, so that a random read does not check a whole outline each time.
+#[derive(Default)]
+pub(super) struct Outlines {
+    by_id: HashMap<BlobId, Arc<Outline>>,
+    values: usize,
+}
+
+/// Chaining values kept: 8 MiB.
+const OUTLINES_MAX: usize = 256 * 1024;
+
+impl Outlines {
+    fn insert(&mut self, id: BlobId, outline: Arc<Outline>) {
+        if self.values + outline.0.len() > OUTLINES_MAX {
+            *self = Outlines::default();
+        }
+        self.values += outline.0.len();
+        self.by_id.insert(id, outline);
+    }
+}
+
+impl BlobStore {
+    /// Reads up to `len` bytes of a blob's content from `offset` on; shorter only at the end, empty past it.
+    ///
+    /// What is read is checked against the blob's digest first: whole up to 64 KiB, by groups of 64 KiB above.
+    /// Errors: `Corrupt`, `Io`.
+    pub fn read<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf) -> Result<&'b [u8]> {
+        self.read_record(id, |record| self.read_checked(id, record, offset, len, buf))?;
+        Ok(buf.bytes())
+    }
+
+    /// Runs `read` on the blob's record, again if the content moved meanwhile.
+    fn read_record<T>(&self, id: BlobId, mut read: impl FnMut(&Record) -> Result<T>) -> Result<T> {
+        loop {
+            let record = self.record(id)?;
+            match read(&record) {
+                Err(e) if self.record(id)? == record => return Err(e),
+                Err(_) => continue,
+                Ok(value) => return Ok(value),
+            }
+        }
+    }
+
+    fn read_checked(&self, id: BlobId, record: &Record, offset: u64, len: usize, buf: &mut ReadBuf) -> Result<()> {
+        let end = record.size.min(offset.saturating_add(len as u64));
+        (buf.start, buf.end) = (0, 0);
+        if offset >= end {
+            return Ok(());
+        }
+        // Widen to whole groups; a blob of one group is read whole.
+        let group = GROUP as u64;
+        let (from, to) = (offset / group * group, record.size.min(end.div_ceil(group) * group));
+        let span = usize::try_from(to - from).map_err(|_| Error::OverLimit { what: "a read".into(), limit: "memory".into() })?;
+        if buf.data.len() < span {
+            buf.data.resize(span, 0);
+        }
+        let base = if record.place == Place::Object { 0 } else { record.offset };
+        let container = self.container(record.container, record.place)?;
+        container.read_exact_at(&mut buf.data[..span], base + from)?;
+        if record.size <= group {
+            if Digest::of(&buf.data[..span]) != record.digest {
+                return Err(damaged(id, record));
+            }
+        } else {
+            let outline = self.outline(id, record)?;
+            let first = (from / group) as usize;
+            for (i, bytes) in buf.data[..span].chunks(GROUP).enumerate() {
+                if !outline.group_matches(first + i, bytes) {
+                    return Err(damaged(id, record));
+                }
+            }
+        }
+        buf.start = (offset - from) as usize;
+        buf.end = (end - from) as usize;
+        Ok(())
+    }
+
+    /// The outline of a blob over 64 KiB, checked against its digest.
+    pub(super) fn outline(&self, id: BlobId, record: &Record) -> Result<Arc<Outline>> {
+        if let Some(known) = self.outlines.lock().by_id.get(&id) {
+            return Ok(known.clone());
+        }
+        let count = usize::try_from(Outline::len_for(record.size)).map_err(|_| damaged(id, record))?;
+        let (container, at) = match record.place {
+            Place::Segment => {
+                let at = record.offset.checked_sub((count * CV_LEN) as u64).ok_or_else(|| damaged(id, record))?;
+                (record.container, at)
+            }
+            Place::Object => (record.outline_in, record.offset),
+        };
+        let mut raw = vec![0u8; count * CV_LEN];
+        self.container(container, Place::Segment)?.read_exact_at(&mut raw, at)?;
+        let cvs = raw.chunks_exact(CV_LEN).map(|cv| ChainingValue::try_from(cv).expect("chunks of CV_LEN"));
+        let outline = Arc::new(Outline(cvs.collect()));
+        if !outline.belongs_to(&record.digest) {
+            return Err(damaged(id, record));
+        }
+        self.outlines.lock().insert(id, outline.clone());
+        Ok(outline)
+    }
+
+    /// Where the next data (or hole) of a blob begins, from `offset` on; the blob's size if there is none.
+    pub fn seek(&self, id: BlobId, offset: u64, data: bool) -> Result<u64> {
+        self.read_record(id, |record| {
+            if record.size <= GROUP as u64 {
+                return Ok(if data { offset } else { record.size });
+            }
+            let base = if record.place == Place::Object { 0 } else { record.offset };
+            let container = self.container(record.container, record.place)?;
+            let from = base + offset;
+            let how = if data { rustix::fs::SeekFrom::Data(from) } else { rustix::fs::SeekFrom::Hole(from) };
+            match rustix::fs::seek(&container.file, how) {
+                Ok(found) => Ok((found - base).min(record.size)),
+                Err(rustix::io::Errno::NXIO) => Ok(record.size),
+                // A file system without holes: all is data.
+                Err(_) => Ok(if data { offset } else { record.size }),
+            }
+        })
+    }
+
+    /// Reads all of a blob and checks it; for fsck.
+    pub fn verify(&self, id: BlobId, buf: &mut ReadBuf) -> Result<()> {
+        let size = self.record(id)?.size;
+        let mut at = 0;
+        while at < size {
+            at += self.read(id, at, 1 << 20, buf)?.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+fn damaged(id: BlobId, record: &Record) -> Error {
+    Error::Corrupt { what: format!("blob {id} ({})", record.digest.hex()), why: "its bytes do not match its digest".into() }
+}

@@ -1,0 +1,507 @@
+//! Journey 1, cp in: content is hashed as it comes, what is known is dropped, the rest is made durable.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blake3::hazmat::ChainingValue;
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+
+use crate::blob::container::Container;
+use crate::blob::read::ReadBuf;
+use crate::blob::table::{Place, Record, digest_key};
+use crate::blob::{BlobStore, MakeRoom};
+use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, GroupHasher, Outline};
+use crate::error::{Error, Result};
+use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, sync_dir};
+use crate::sys;
+
+/// A page; holes and punched space come in these.
+const PAGE: usize = 4096;
+/// Bytes of a segment collected before they are written.
+const BUFFER: usize = 1024 * 1024;
+/// Bytes written before the kernel is asked to begin writing them to the disk.
+const WRITEBACK: u64 = 8 * 1024 * 1024;
+
+/// Takes the content of one upload. Dropped unsealed, it leaves nothing.
+pub struct Writer {
+    store: Arc<BlobStore>,
+    pins: PinGuard,
+    /// immutable: this upload's directory under staging/; removed on drop.
+    dir: PathBuf,
+    segment: Option<Segment>,
+    fresh: Vec<Fresh>,
+    by_digest: HashTable<u32>,
+    /// Objects that were begun, for their names.
+    objects: u32,
+}
+
+struct Fresh {
+    record: Record,
+    /// Objects: the number in the staged file's name.
+    staged: Option<u32>,
+}
+
+/// A segment being written.
+pub(super) struct Segment {
+    pub file: File,
+    pub path: PathBuf,
+    buffer: Vec<u8>,
+    /// Where `buffer` will be written.
+    at: u64,
+    /// How far the disk was asked to write.
+    flushed: u64,
+    room: Option<MakeRoom>,
+}
+
+/// What `seal` gives: the ids of the new blobs. While it lives, gc keeps every blob of the upload.
+pub struct Sealed {
+    ids: Vec<BlobId>,
+    _pins: PinGuard,
+    /// New content in this upload, in bytes.
+    pub new_bytes: u64,
+}
+
+impl Sealed {
+    pub fn id(&self, content: Content) -> BlobId {
+        match content.place() {
+            Ok(id) => id,
+            Err(n) => self.ids[n],
+        }
+    }
+}
+
+struct PinGuard {
+    store: Arc<BlobStore>,
+    key: u64,
+    ids: Arc<Mutex<Vec<BlobId>>>,
+}
+
+impl Drop for PinGuard {
+    fn drop(&mut self) {
+        let mut pins = self.store.pins.lock();
+        pins.writers.remove(&self.key);
+        if let Some(retired) = &mut pins.retired {
+            retired.append(&mut self.ids.lock());
+        }
+    }
+}
+
+impl BlobStore {
+    /// Begins an upload whose new content is staged in `staging/NAME`.
+    pub fn writer(self: &Arc<Self>, name: &str) -> Result<Writer> {
+        let pins = {
+            let mut pins = self.pins.lock();
+            let (key, ids) = (pins.next, Arc::default());
+            pins.next += 1;
+            pins.writers.insert(key, Arc::clone(&ids));
+            PinGuard { store: self.clone(), key, ids }
+        };
+        if !self.table.read().has_index() {
+            self.table.write().build_index();
+        }
+        let dir = self.staging.join(name);
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        Ok(Writer { store: self.clone(), pins, dir, segment: None, fresh: Vec::new(), by_digest: HashTable::new(), objects: 0 })
+    }
+}
+
+impl Writer {
+    /// Takes content of less than `OBJECT_MIN` bytes.
+    pub fn put(&mut self, content: &[u8]) -> Result<Content> {
+        let (digest, outline) = digest::hash(content);
+        if let Some(known) = self.known(&digest) {
+            return Ok(known);
+        }
+        let lead = outline.0.first().map_or(0, lead_of);
+        let segment = self.segment()?;
+        if !outline.0.is_empty() {
+            // Holes need page borders: pad so that the content, behind its outline, begins on one.
+            let cvs = outline.0.len() * CV_LEN;
+            segment.pad_to_page(cvs)?;
+            segment.append_outline(&outline)?;
+        }
+        let offset = segment.append(content)?;
+        let size = content.len() as u64;
+        let record = Record { digest, size, place: Place::Segment, offset, container: 0, outline_in: 0, lead };
+        Ok(self.add_fresh(record, None))
+    }
+
+    /// Begins content of `size` bytes, at least `OBJECT_MIN`.
+    pub fn begin_large(&mut self, size: u64) -> Large<'_> {
+        Large { writer: self, size, taken: 0, group: Vec::new(), hasher: GroupHasher::default(), state: State::Begun }
+    }
+
+    /// The content with this digest, if the store or this upload has it. Pins it.
+    fn known(&self, digest: &Digest) -> Option<Content> {
+        if let Some(&n) = self.by_digest.find(digest_key(digest), |&n| self.fresh[n as usize].record.digest == *digest) {
+            return Some(Content::fresh(n));
+        }
+        let table = self.store.table.read();
+        let id = table.by_digest(digest)?;
+        // Pinned under the table's lock: a sweep takes it for writing and then reads the pins.
+        self.pins.ids.lock().push(id);
+        Some(Content::known(id))
+    }
+
+    fn add_fresh(&mut self, record: Record, staged: Option<u32>) -> Content {
+        let n = u32::try_from(self.fresh.len()).expect("bounded by the entry limit, far below 2^31");
+        self.fresh.push(Fresh { record, staged });
+        let fresh = &self.fresh;
+        self.by_digest.insert_unique(digest_key(&record.digest), n, |&i| digest_key(&fresh[i as usize].record.digest));
+        Content::fresh(n)
+    }
+
+    fn segment(&mut self) -> Result<&mut Segment> {
+        if self.segment.is_none() {
+            self.segment = Some(Segment::create(self.dir.join("segment"), self.store.room.get().cloned())?);
+        }
+        Ok(self.segment.as_mut().expect("just made"))
+    }
+
+    fn object_path(&self, staged: u32) -> PathBuf {
+        self.dir.join(format!("object-{staged}"))
+    }
+
+    /// Makes all content durable and known (invariant 1, first half): content, names of the files, table records.
+    ///
+    /// Errors: `Io`. Nothing is known of the upload then; stray files are swept.
+    pub fn seal(mut self) -> Result<Sealed> {
+        // The bulk is synced before the lock is taken; what follows under it is small.
+        for fresh in &self.fresh {
+            if let Some(staged) = fresh.staged {
+                let path = self.object_path(staged);
+                File::open(&path).and_then(|f| f.sync_data()).map_err(Error::io("sync", &path))?;
+            }
+        }
+        if let Some(segment) = &mut self.segment {
+            segment.write_buffer()?;
+            segment.file.sync_data().map_err(Error::io("sync", &segment.path))?;
+        }
+        let store = self.store.clone();
+        let (ids, new_bytes) = self.seal_locked(&store, &mut store.seal.lock())?;
+        // The guard moves on to the caller, who drops it when the version's row is written.
+        let pins = std::mem::replace(&mut self.pins, PinGuard { store: store.clone(), key: u64::MAX, ids: Arc::default() });
+        Ok(Sealed { ids, _pins: pins, new_bytes })
+    }
+
+    fn seal_locked(&mut self, store: &BlobStore, next_container: &mut u32) -> Result<(Vec<BlobId>, u64)> {
+        // Another upload may have brought the same content meanwhile: then its copy counts, and ours is dropped.
+        let mut ids = vec![0; self.fresh.len()];
+        {
+            let table = store.table.read();
+            let mut pins = self.pins.ids.lock();
+            for (id, fresh) in ids.iter_mut().zip(&self.fresh) {
+                if let Some(known) = table.by_digest(&fresh.record.digest) {
+                    *id = known;
+                    pins.push(known);
+                }
+            }
+        }
+        let kept: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == 0).collect();
+        let new_bytes = kept.iter().map(|&i| self.fresh[i].record.size).sum();
+        if kept.is_empty() {
+            return Ok((ids, new_bytes));
+        }
+        let segment_number = *next_container;
+        *next_container += 1;
+        let mut records = Vec::with_capacity(kept.len());
+        let mut renames = Vec::new();
+        for &i in &kept {
+            let mut record = self.fresh[i].record;
+            match self.fresh[i].staged {
+                Some(staged) => {
+                    record.container = *next_container;
+                    record.outline_in = segment_number;
+                    *next_container += 1;
+                    renames.push((self.object_path(staged), Container::path_of(&store.loose, record.container, Place::Object)));
+                }
+                None => record.container = segment_number,
+            }
+            records.push(record);
+        }
+        let mut table = store.table.write();
+        let first = table.len();
+        // A segment always exists here: a fresh object has put its outline there.
+        let segment = self.segment.as_mut().expect("fresh content lies in a segment, or its outline does");
+        let entries: Vec<(BlobId, Record)> = records.iter().enumerate().map(|(i, r)| (first + i as u32, *r)).collect();
+        segment.finish(&entries)?;
+        renames.push((segment.path.clone(), Container::path_of(&store.loose, segment_number, Place::Segment)));
+        for (from, to) in &renames {
+            fs::rename(from, to).map_err(Error::io("rename", from))?;
+        }
+        sync_dir(&store.loose)?;
+        let first = table.append(&records)?;
+        for (n, &i) in kept.iter().enumerate() {
+            ids[i] = first + n as u32;
+        }
+        self.pins.ids.lock().extend_from_slice(&ids);
+        Ok((ids, new_bytes))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_dir_all(&self.dir) {
+            log::warn!("cannot remove {}: {e}; it goes at the next start", self.dir.display());
+        }
+    }
+}
+
+impl Segment {
+    /// Begins a segment. With `room`, a full disk is asked for more before a write fails.
+    pub fn create(path: PathBuf, room: Option<MakeRoom>) -> Result<Segment> {
+        let file = File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
+        Ok(Segment { file, path, buffer: SEGMENT_MAGIC.to_vec(), at: 0, flushed: 0, room })
+    }
+
+    fn end(&self) -> u64 {
+        self.at + self.buffer.len() as u64
+    }
+
+    /// Pads so that what follows `ahead` further bytes begins on a page border.
+    pub fn pad_to_page(&mut self, ahead: usize) -> Result<()> {
+        let page = PAGE as u64;
+        let pad = (page - (self.end() + ahead as u64) % page) % page;
+        self.buffer.resize(self.buffer.len() + pad as usize, 0);
+        self.write_full()
+    }
+
+    pub fn append_outline(&mut self, outline: &Outline) -> Result<u64> {
+        let offset = self.end();
+        for cv in &outline.0 {
+            self.buffer.extend_from_slice(cv);
+        }
+        self.write_full()?;
+        Ok(offset)
+    }
+
+    /// Appends content; gives its offset. Whole pages of zeros of what begins on a page border become holes.
+    pub fn append(&mut self, content: &[u8]) -> Result<u64> {
+        let offset = self.end();
+        if content.len() > GROUP && offset.is_multiple_of(PAGE as u64) && content.chunks_exact(PAGE).any(is_zero) {
+            self.write_buffer()?;
+            write_with_holes(&self.file, &self.path, content, self.at, self.room.as_ref())?;
+            self.at += content.len() as u64;
+        } else {
+            self.buffer.extend_from_slice(content);
+        }
+        self.write_full()?;
+        Ok(offset)
+    }
+
+    fn write_full(&mut self) -> Result<()> {
+        if self.buffer.len() >= BUFFER { self.write_buffer() } else { Ok(()) }
+    }
+
+    fn write_buffer(&mut self) -> Result<()> {
+        write_at(&self.file, &self.path, &self.buffer, self.at, self.room.as_ref())?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        if self.at - self.flushed >= WRITEBACK {
+            sys::start_writeback(&self.file, self.flushed, self.at - self.flushed);
+            self.flushed = self.at;
+        }
+        Ok(())
+    }
+
+    /// Writes the list of what was stored and the footer, durably.
+    pub fn finish(&mut self, entries: &[(BlobId, Record)]) -> Result<()> {
+        // Making room sweeps, and that waits for the seal under way here.
+        self.room = None;
+        self.pad_to_page(0)?;
+        let list_at = self.end();
+        let mut list = Vec::with_capacity(entries.len() * crate::format::SEGMENT_ENTRY_LEN);
+        for (id, record) in entries {
+            list.extend_from_slice(&id.to_le_bytes());
+            list.extend_from_slice(&record.encode(*id));
+        }
+        let mut footer = [0u8; SEGMENT_FOOTER_LEN];
+        footer[..16].copy_from_slice(SEGMENT_END);
+        footer[16..24].copy_from_slice(&(entries.len() as u64).to_le_bytes());
+        footer[24..32].copy_from_slice(&list_at.to_le_bytes());
+        footer[32..].copy_from_slice(&Digest::of(&list).0);
+        self.buffer.extend_from_slice(&list);
+        self.buffer.extend_from_slice(&footer);
+        self.write_buffer()?;
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
+    }
+}
+
+/// Content over 1 MiB on its way in, in pieces.
+///
+/// ```text
+/// Begun --first group, a blob of this size begins alike--> Matching --a group differs--> Writing
+///   `----------no such blob------------------------------------------------------------^
+/// ```
+/// While it matches, nothing is written: most of an update is content the store has.
+pub struct Large<'w> {
+    writer: &'w mut Writer,
+    size: u64,
+    taken: u64,
+    /// The bytes of a group that has not come in one piece.
+    group: Vec<u8>,
+    hasher: GroupHasher,
+    state: State,
+}
+
+enum State {
+    Begun,
+    Matching { id: BlobId, outline: Arc<Outline>, groups: usize },
+    Writing { file: File, path: PathBuf, staged: u32, flushed: u64 },
+}
+
+impl Large<'_> {
+    /// Takes the next bytes; no more than `size` in all.
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.group.is_empty() && bytes.len() >= GROUP {
+                let (group, rest) = bytes.split_at(GROUP);
+                self.push(group)?;
+                bytes = rest;
+                continue;
+            }
+            let take = bytes.len().min(GROUP - self.group.len());
+            self.group.extend_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            if self.group.len() == GROUP {
+                let group = std::mem::take(&mut self.group);
+                self.push(&group)?;
+                self.group = group;
+                self.group.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, group: &[u8]) -> Result<()> {
+        let cv = self.hasher.push(group);
+        if let State::Begun = self.state {
+            self.state = self.begin(lead_of(&cv))?;
+        }
+        if let State::Matching { id, outline, groups } = &mut self.state {
+            if outline.0.get(*groups) == Some(&cv) {
+                *groups += 1;
+            } else {
+                let (id, groups) = (*id, *groups);
+                self.state = self.begin_object()?;
+                self.copy_matched(id, groups)?;
+            }
+        }
+        if let State::Writing { file, path, flushed, .. } = &mut self.state {
+            write_with_holes(file, path, group, self.taken, self.writer.store.room.get())?;
+            let end = self.taken + group.len() as u64;
+            if end - *flushed >= WRITEBACK {
+                sys::start_writeback(file, *flushed, end - *flushed);
+                *flushed = end;
+            }
+        }
+        self.taken += group.len() as u64;
+        Ok(())
+    }
+
+    fn begin(&mut self, lead: u32) -> Result<State> {
+        let store = self.writer.store.clone();
+        let candidate = {
+            let table = store.table.read();
+            let found = table.by_lead(self.size, lead);
+            if let Some((id, _)) = found {
+                self.writer.pins.ids.lock().push(id);
+            }
+            found
+        };
+        if let Some((id, record)) = candidate {
+            match store.outline(id, &record) {
+                Ok(outline) => return Ok(State::Matching { id, outline, groups: 0 }),
+                // A damaged blob is not what we match against: store the content anew.
+                Err(e) => log::error!("{e}"),
+            }
+        }
+        self.begin_object()
+    }
+
+    fn begin_object(&mut self) -> Result<State> {
+        let staged = self.writer.objects;
+        self.writer.objects += 1;
+        let path = self.writer.object_path(staged);
+        let file = File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
+        Ok(State::Writing { file, path, staged, flushed: 0 })
+    }
+
+    /// The first groups equal a blob's: take them from there.
+    fn copy_matched(&mut self, id: BlobId, groups: usize) -> Result<()> {
+        let State::Writing { file, path, .. } = &self.state else { return Ok(()) };
+        let mut buf = ReadBuf::default();
+        for group in 0..groups as u64 {
+            let at = group * GROUP as u64;
+            let bytes = self.writer.store.read(id, at, GROUP, &mut buf)?;
+            write_with_holes(file, path, bytes, at, None)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the content.
+    pub fn finish(mut self) -> Result<Content> {
+        if !self.group.is_empty() {
+            let group = std::mem::take(&mut self.group);
+            self.push(&group)?;
+        }
+        let (digest, outline) = self.hasher.finish();
+        match self.state {
+            State::Begun => Err(Error::Invalid { what: "a large blob".into(), why: "it has no content".into() }),
+            State::Matching { id, .. } => Ok(Content::known(id)),
+            State::Writing { file, path, staged, .. } => {
+                if let Some(known) = self.writer.known(&digest) {
+                    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                    return Ok(known);
+                }
+                file.set_len(self.size).map_err(Error::io("write", &path))?;
+                let offset = self.writer.segment()?.append_outline(&outline)?;
+                let lead = lead_of(&outline.0[0]);
+                let record = Record { digest, size: self.size, place: Place::Object, offset, container: 0, outline_in: 0, lead };
+                Ok(self.writer.add_fresh(record, Some(staged)))
+            }
+        }
+    }
+}
+
+/// Never 0, which means none.
+fn lead_of(cv: &ChainingValue) -> u32 {
+    u32::from_le_bytes([cv[0], cv[1], cv[2], cv[3]]).max(1)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| *b == 0)
+}
+
+/// Writes all bytes; a full disk is given as many chances as it can be made room on.
+fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
+    loop {
+        match file.write_all_at(bytes, at).map_err(Error::io("write", path)) {
+            Err(e) if e.is_no_space() && room.is_some_and(|make_room| make_room()) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Writes at `at`, a page border, leaving whole pages of zeros out.
+fn write_with_holes(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
+    let mut from = 0;
+    while from < bytes.len() {
+        let page = |i: usize| &bytes[i..bytes.len().min(i + PAGE)];
+        if is_zero(page(from)) {
+            from += PAGE;
+            continue;
+        }
+        let mut to = from;
+        while to < bytes.len() && !is_zero(page(to)) {
+            to += PAGE;
+        }
+        let to = to.min(bytes.len());
+        write_at(file, path, &bytes[from..to], at + from as u64, room)?;
+        from = to;
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Content addresses: BLAKE3 of a whole file, and the chaining values that let a part of it be checked alone.
+//!
+//! BLAKE3 is a tree. Over 64 KiB of content a blob also keeps the chaining value of each 64 KiB group (its
+//! *outline*): a read of any range checks its groups, and the outline itself merges to the digest. Nothing is
+//! hashed twice for it.
+
+use std::fmt;
+
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+
+/// Bytes of content that one chaining value covers; a power of two of BLAKE3's 1 KiB chunks.
+pub const GROUP: usize = 64 * 1024;
+/// Bytes of a chaining value.
+pub const CV_LEN: usize = 32;
+
+/// The address of a blob.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    pub fn of(content: &[u8]) -> Digest {
+        Digest(*blake3::hash(content).as_bytes())
+    }
+
+    pub fn hex(&self) -> String {
+        hex(&self.0)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
+/// A blob's number in its store: dense, from 1, never given out twice.
+pub type BlobId = u32;
+
+/// Content on its way into a store: a blob that it has, or the n-th new one of an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content(u32);
+
+const FRESH: u32 = 1 << 31;
+
+impl Content {
+    pub fn known(id: BlobId) -> Content {
+        Content(id & !FRESH)
+    }
+
+    pub fn fresh(n: u32) -> Content {
+        Content(n | FRESH)
+    }
+
+    /// The id of what the store has, or else the number of what is new.
+    pub fn place(self) -> Result<BlobId, usize> {
+        if self.0 & FRESH == 0 { Ok(self.0) } else { Err((self.0 & !FRESH) as usize) }
+    }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|d| char::from(DIGITS[usize::from(d)])).collect()
+}
+
+/// The chaining values of a blob's groups, in order. Empty for content of at most one group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline(pub Vec<ChainingValue>);
+
+impl Outline {
+    /// How many values content of `size` bytes has.
+    pub fn len_for(size: u64) -> u64 {
+        if size <= GROUP as u64 { 0 } else { size.div_ceil(GROUP as u64) }
+    }
+
+    /// The digest that these values merge to; there must be at least two.
+    fn root(&self) -> Digest {
+        let (left, right) = split(&self.0);
+        Digest(*merge_subtrees_root(&merge(left), &merge(right), Mode::Hash).as_bytes())
+    }
+
+    /// Whether these are the values of the content that `digest` names.
+    pub fn belongs_to(&self, digest: &Digest) -> bool {
+        self.0.len() >= 2 && self.root() == *digest
+    }
+
+    /// Whether `group`, the bytes of group number `index`, is what was stored.
+    pub fn group_matches(&self, index: usize, group: &[u8]) -> bool {
+        self.0.get(index).is_some_and(|cv| *cv == group_cv(index, group))
+    }
+}
+
+/// BLAKE3's tree is left-full: the left side is the largest power of two that leaves something to the right.
+fn split(cvs: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
+    cvs.split_at(cvs.len().div_ceil(2).next_power_of_two())
+}
+
+fn merge(cvs: &[ChainingValue]) -> ChainingValue {
+    if let [only] = cvs {
+        return *only;
+    }
+    let (left, right) = split(cvs);
+    merge_subtrees_non_root(&merge(left), &merge(right), Mode::Hash)
+}
+
+fn group_cv(index: usize, group: &[u8]) -> ChainingValue {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(index as u64 * GROUP as u64);
+    hasher.update(group).finalize_non_root()
+}
+
+/// Hashes content of more than one group, group by group.
+#[derive(Default)]
+pub struct GroupHasher {
+    outline: Outline,
+}
+
+impl GroupHasher {
+    /// Takes the next group: exactly `GROUP` bytes, but for the last. Gives its chaining value.
+    pub fn push(&mut self, group: &[u8]) -> ChainingValue {
+        let cv = group_cv(self.outline.0.len(), group);
+        self.outline.0.push(cv);
+        cv
+    }
+
+    /// The digest and outline of what was pushed, which must have been more than one group.
+    pub fn finish(self) -> (Digest, Outline) {
+        (self.outline.root(), self.outline)
+    }
+}
+
+/// Digest and outline of content in memory.
+pub fn hash(content: &[u8]) -> (Digest, Outline) {
+    if content.len() <= GROUP {
+        return (Digest::of(content), Outline::default());
+    }
+    let mut hasher = GroupHasher::default();
+    for group in content.chunks(GROUP) {
+        hasher.push(group);
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_merge_to_the_ordinary_blake3() {
+        let content: Vec<u8> = (0..20 * GROUP + 17).map(|i| (i / 7 % 251) as u8).collect();
+        for len in [0, 1, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP, 3 * GROUP, 5 * GROUP + 1, 16 * GROUP, content.len()] {
+            let part = &content[..len];
+            let (digest, outline) = hash(part);
+            assert_eq!(digest, Digest::of(part), "length {len}");
+            assert_eq!(outline.0.len() as u64, Outline::len_for(len as u64));
+            if len > GROUP {
+                assert!(outline.belongs_to(&digest));
+                for (i, group) in part.chunks(GROUP).enumerate() {
+                    assert!(outline.group_matches(i, group));
+                    let mut flipped = group.to_vec();
+                    flipped[group.len() / 2] ^= 1;
+                    assert!(!outline.group_matches(i, &flipped));
+                }
+            }
+        }
+    }
+}

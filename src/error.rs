@@ -1,0 +1,217 @@
+//! Every way a gesture can fail: the facts, one sentence, one errno and what to do about it.
+//!
+//! The sentence reads after `imgfs: `, in lower case and without a final stop. `.imgfs/errors` shows it
+//! with the remedy beside it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    // ---- what was copied in
+    /// The first bytes are neither a tar header nor a compression imgfs knows.
+    #[error("{what} is not a tarball: it begins like {looks}")]
+    NotTar { what: String, looks: String },
+    /// The bytes break the format they claim.
+    #[error("the archive is damaged at byte {at}{}: {why}", entry_suffix(.entry))]
+    BadArchive { at: u64, entry: String, why: String },
+    /// The bytes end before the archive does.
+    #[error("the archive is cut off at byte {at}: {why}")]
+    Truncated { at: u64, why: String },
+    /// The compressed stream fails its own checks.
+    #[error("the {codec} data is damaged near byte {at}: {why}")]
+    BadCompression { codec: &'static str, at: u64, why: String },
+    /// `../x`, or a path through a symlink of the same archive.
+    #[error("entry {entry:?} at byte {at} leaves the root: {why}")]
+    LeavesRoot { at: u64, entry: String, why: String },
+    /// A limit that no real image meets.
+    #[error("{what} is over the limit of {limit}")]
+    OverLimit { what: String, limit: String },
+    /// Understood, and not taken.
+    #[error("{what} is not supported")]
+    Unsupported { what: String, instead: &'static str },
+    /// The writer was killed before it closed the file.
+    #[error("the writer of {name} was killed: nothing was published")]
+    WriterKilled { name: String },
+    /// A write behind what was already unpacked.
+    #[error("{name} was written again at byte {at}, which is already unpacked")]
+    WrittenTwice { name: String, at: u64 },
+
+    // ---- names
+    #[error("{name:?} cannot be a name here: {why}")]
+    BadName { name: String, why: &'static str },
+    #[error("the name is {len} bytes long, and 255 is the longest")]
+    NameTooLong { len: usize },
+    #[error("{name} is taken: {holder}")]
+    Taken { name: String, holder: String },
+    #[error("there is no {what}")]
+    NotFound { what: String },
+    #[error("{prefix} is the beginning of more than one digest: {candidates}")]
+    Ambiguous { prefix: String, candidates: String },
+
+    // ---- rules
+    #[error("{image} is the default image while there are others")]
+    ImageIsDefault { image: String },
+    #[error("{image}/{number} is pinned by {image}/default")]
+    VersionIsPinned { image: String, number: u32 },
+    #[error("{image}/{number} is the only version of {image}")]
+    OnlyVersion { image: String, number: u32 },
+    #[error("{what} never changes")]
+    Frozen { what: String },
+    #[error("{what} is kept by imgfs: {why}")]
+    Managed { what: String, why: &'static str },
+    #[error("an upload of {name} is under way")]
+    UploadBusy { name: String },
+    #[error("{what}: {why}")]
+    Invalid { what: String, why: String },
+    #[error("metadata.json: {why}")]
+    BadMetadata { why: String },
+    #[error("{what} is not a directory")]
+    NotDirectory { what: String },
+    #[error("{what} is a directory")]
+    IsDirectory { what: String },
+    #[error("there is no attribute {name}")]
+    NoAttribute { name: String },
+
+    // ---- the store
+    #[error("the store {} is used by process {pid}{}", .store.display(), mounted_suffix(.mounted))]
+    Locked { store: PathBuf, pid: u32, mounted: String },
+    #[error("{} has format {found}, and this program knows up to {known}", .store.display())]
+    StoreNewer { store: PathBuf, found: u32, known: u32 },
+    #[error("{} is not an imgfs store: {why}", .store.display())]
+    NotAStore { store: PathBuf, why: String },
+    /// What is stored is not what was put in. Never served.
+    #[error("{what} is damaged: {why}")]
+    Corrupt { what: String, why: String },
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("the catalog failed: {0}")]
+    Catalog(String),
+    #[error("the store is stopping")]
+    Stopping,
+}
+
+fn entry_suffix(entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!(" (entry {entry:?})") }
+}
+
+fn mounted_suffix(mounted: &str) -> String {
+    if mounted.is_empty() { String::new() } else { format!(", mounted on {mounted}") }
+}
+
+impl Error {
+    /// Wraps a failure of our own disk; for `map_err`.
+    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io { doing, path: path.to_owned(), source }
+    }
+
+    /// The number the kernel is told. One arm a variant: whoever adds a failure chooses.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::NotTar { .. }
+            | Error::BadArchive { .. }
+            | Error::Truncated { .. }
+            | Error::BadCompression { .. }
+            | Error::LeavesRoot { .. }
+            | Error::BadName { .. }
+            | Error::Invalid { .. }
+            | Error::BadMetadata { .. } => libc::EINVAL,
+            Error::OverLimit { .. } => libc::E2BIG,
+            Error::Unsupported { .. } | Error::WrittenTwice { .. } => libc::EOPNOTSUPP,
+            Error::WriterKilled { .. } => libc::EINTR,
+            Error::NameTooLong { .. } => libc::ENAMETOOLONG,
+            Error::Taken { .. } => libc::EEXIST,
+            Error::NotFound { .. } => libc::ENOENT,
+            Error::Ambiguous { .. } => libc::ENOTUNIQ,
+            Error::ImageIsDefault { .. }
+            | Error::VersionIsPinned { .. }
+            | Error::OnlyVersion { .. }
+            | Error::UploadBusy { .. }
+            | Error::Locked { .. } => libc::EBUSY,
+            Error::Frozen { .. } => libc::EROFS,
+            Error::Managed { .. } => libc::EPERM,
+            Error::NotDirectory { .. } => libc::ENOTDIR,
+            Error::IsDirectory { .. } => libc::EISDIR,
+            Error::NoAttribute { .. } => libc::ENODATA,
+            Error::StoreNewer { .. } | Error::NotAStore { .. } => libc::EINVAL,
+            Error::Corrupt { .. } | Error::Catalog(_) => libc::EIO,
+            Error::Stopping => libc::ENOTCONN,
+            Error::Io { source, .. } => match source.raw_os_error() {
+                Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => e,
+                // A file missing from our store is damage; the user's file does exist.
+                _ => libc::EIO,
+            },
+        }
+    }
+
+    /// Whether the disk was full; such a failure may be retried after the trash is emptied.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
+    }
+
+    /// What the user can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Error::NotTar { .. } => "copy a tarball: plain, gzip, bzip2, xz, zstd or lz4",
+            Error::BadArchive { .. } | Error::BadCompression { .. } => {
+                "make or fetch the archive again, and check it with tar tf"
+            }
+            Error::Truncated { .. } => "copy the whole file; an archive made without end marker goes in as .name, then mv",
+            Error::LeavesRoot { .. } => "make the archive with tar -C ROOT -c .",
+            Error::OverLimit { .. } => "see the limits in the README",
+            Error::Unsupported { instead, .. } => instead,
+            Error::WriterKilled { .. } => "copy it again",
+            Error::WrittenTwice { .. } => "write the file from its beginning to its end, or copy it from a local file",
+            Error::BadName { .. } => "names are 1 to 255 bytes of UTF-8, not starting with . @ or -",
+            Error::NameTooLong { .. } => "use a shorter name",
+            Error::Taken { .. } => "choose another name, or remove the holder first",
+            Error::NotFound { .. } => "look with ls; a link needs a target that exists (and ln -sfn, with -n, to switch)",
+            Error::Ambiguous { .. } => "give more digits",
+            Error::ImageIsDefault { .. } => "point default elsewhere first: ln -sfn OTHER default",
+            Error::VersionIsPinned { .. } => "point it elsewhere first: ln -sfn latest IMAGE/default",
+            Error::OnlyVersion { .. } => "rmdir the image to delete all of it",
+            Error::Frozen { .. } => "copy a new tarball into the image: that makes a new version",
+            Error::Managed { .. } => "see .imgfs/README for the gestures",
+            Error::UploadBusy { .. } => "wait for it, or copy under another name",
+            Error::Invalid { .. } => "see .imgfs/README for the gestures",
+            Error::BadMetadata { .. } => "editable: description, type, os, release, architecture, variant, tags, properties",
+            Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
+            Error::NoAttribute { .. } => "list them with getfattr -d",
+            Error::Locked { .. } => "imgfs umount it first",
+            Error::StoreNewer { .. } => "use a newer imgfs",
+            Error::NotAStore { .. } => "give another --store, or an empty directory",
+            Error::Corrupt { .. } => "run imgfs fsck",
+            Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
+                "delete images and run imgfs gc --trash, or give the store more room"
+            }
+            Error::Io { .. } => "look at the disk, then run imgfs fsck",
+            Error::Catalog(_) => "run imgfs fsck",
+            Error::Stopping => "mount it again",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE.
+    #[test]
+    fn no_refusal_uses_an_errno_that_harms_the_mount() {
+        let samples = [
+            Error::Stopping,
+            Error::Catalog("x".into()),
+            Error::NameTooLong { len: 300 },
+            Error::WriterKilled { name: "x".into() },
+            Error::Io { doing: "read", path: "/x".into(), source: io::Error::from_raw_os_error(libc::ESTALE) },
+            Error::Io { doing: "rename", path: "/x".into(), source: io::Error::from_raw_os_error(libc::EXDEV) },
+        ];
+        for e in samples {
+            let n = e.errno();
+            assert!(n > 0 && n < 512, "{e}: {n}");
+            assert!(![libc::ENOSYS, libc::ESTALE, libc::EXDEV, libc::ENOTEMPTY].contains(&n), "{e}: {n}");
+        }
+    }
+}

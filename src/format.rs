@@ -1,0 +1,121 @@
+//! The store on disk: layout, constants, invariants, history.
+//!
+//! ```text
+//! STORE/
+//! |-- format        "imgfs 1\n"; a store newer than the program is refused with both numbers
+//! |-- lock          held with flock by the one daemon; holds its process id and mount point
+//! |-- control       the daemon's socket, for gc, fsck and status beside a mount
+//! |-- catalog.db    SQLite: images, versions, aliases, settings. One row each; see catalog/schema.sql
+//! |-- blobs         the blob table: where each content lies
+//! |-- loose/        content as it came: HEX.seg segments of small blobs, HEX.obj one large blob each
+//! |-- trees/        HEX.tree, one immutable mapped file a version: nodes, names, tar recipe
+//! |-- staging/      uploads under way; emptied at start
+//! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
+//! |-- log           one line a change
+//! `-- daemon.log    what the daemon had to say
+//! ```
+//!
+//! Integers are little-endian. Digests are BLAKE3 unless a name says sha256.
+//!
+//! # Blob table
+//!
+//! Records of 64 bytes; record 0 is the head (`TABLE_MAGIC`), record N the blob with id N. A record of zeros is
+//! free; ids are not given out again. `digest[32] size u48 place u8 algorithm u8 offset u64 container u32
+//! outline_in u32 lead u32 check u32`; the check is the first 4 bytes of BLAKE3(id, the 60 bytes before).
+//!
+//! # Segment
+//!
+//! `SEGMENT_MAGIC`, then blobs. A blob over 64 KiB has its outline (32 bytes for each 64 KiB group, see
+//! digest.rs) right before it, and both begin at multiples of 4096 so that runs of zeros can be holes.
+//! Outlines of objects of the same upload lie among the blobs. Behind them the list of what was stored: an
+//! entry of 68 bytes (id u32, record) a blob, objects of the same upload too; then the footer of 64 bytes:
+//! `SEGMENT_END`, count u64, offset of the list u64, zeros, BLAKE3 of the list. The table can be rebuilt from it.
+//!
+//! # Tree
+//!
+//! See tree/mod.rs.
+//!
+//! # Invariants
+//!
+//! 1. Content is durable before the table records that name it, those before the tree, the tree before the
+//!    version's row, the row before the name is seen. Deletion runs backwards.
+//! 2. A table record without a tree that names it may exist (gc frees it); a tree that names a free record may not.
+//! 3. The content at a record's place has the record's size and digest.
+//! 4. Blob ids, version numbers within an image, and the serials of images and versions are never given out twice.
+//! 5. A tree file has the digest in its version's row; its blob references are within the table.
+//! 6. Every file in `loose/` is named by a record, every file in `trees/` by a row; others are swept.
+//! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
+//! 8. `default` of the store names an image that exists, `default` of an image a version that does.
+//! 9. The check of every row in the catalog matches its columns.
+//!
+//! # History
+//!
+//! 1: the first.
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// The format this program writes, and the newest it reads.
+pub const FORMAT: u32 = 1;
+
+/// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
+pub const RESERVE: u64 = 256 * 1024;
+pub const RECORD_LEN: usize = 64;
+pub const TABLE_MAGIC: &[u8] = b"imgfs blob table 1\n";
+pub const SEGMENT_MAGIC: &[u8; 16] = b"imgfs segment 1\n";
+pub const SEGMENT_END: &[u8; 16] = b"imgfs seg list\n\0";
+pub const SEGMENT_FOOTER_LEN: usize = 64;
+pub const SEGMENT_ENTRY_LEN: usize = 68;
+pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
+
+/// Makes `dir` a store, or checks that it is one this program can read.
+///
+/// Errors: `StoreNewer`; `NotAStore` if it holds other things; `Io`.
+pub fn open(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let path = dir.join("format");
+    let not = |why: &str| Error::NotAStore { store: dir.to_owned(), why: why.into() };
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let found = text.trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok());
+            let found: u32 = found.ok_or_else(|| not("its format file says something else"))?;
+            if found > FORMAT {
+                return Err(Error::StoreNewer { store: dir.to_owned(), found, known: FORMAT });
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let foreign = fs::read_dir(dir)
+                .map_err(Error::io("list", dir))?
+                .filter_map(|entry| entry.ok())
+                .any(|entry| !["lock", "daemon.log", "lost+found"].iter().any(|own| entry.file_name() == *own));
+            if foreign {
+                return Err(not("it holds other files and no format file"));
+            }
+            write_durably(&path, format!("imgfs {FORMAT}\n").as_bytes())?;
+        }
+        Err(e) => return Err(Error::Io { doing: "read", path, source: e }),
+    }
+    for sub in ["loose", "trees", "staging"] {
+        let sub = dir.join(sub);
+        fs::create_dir_all(&sub).map_err(Error::io("create", &sub))?;
+    }
+    sync_dir(dir)
+}
+
+/// Writes a small file so that it is whole or absent after a crash.
+pub fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("new");
+    let mut file = fs::File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    file.write_all(content).map_err(Error::io("write", &temporary))?;
+    file.sync_all().map_err(Error::io("sync", &temporary))?;
+    fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
+}

@@ -1,0 +1,3 @@
+//! The imgfs program; see lib.rs for the code map.
+
+fn main() {}

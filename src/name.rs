@@ -1,0 +1,145 @@
+//! Names as users type them: images, version numbers, and what a file name says about an upload.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// The longest name, in bytes; Linux's NAME_MAX.
+pub const NAME_MAX: usize = 255;
+
+/// The suffixes that make a file name an upload; longest first, matched without regard to case.
+const ARCHIVE_SUFFIXES: &[&str] =
+    &[".tar.bz2", ".tar.lz4", ".tar.zst", ".tar.gz", ".tar.xz", ".tbz2", ".tzst", ".tgz", ".txz", ".tar"];
+
+/// The name of an image, an alias or a root-level link: valid by construction.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageName(String);
+
+impl ImageName {
+    /// Checks the naming rule of the contract.
+    ///
+    /// Errors: `NameTooLong`, `BadName`.
+    pub fn parse(name: &[u8]) -> Result<ImageName> {
+        let bad = |why| Error::BadName { name: String::from_utf8_lossy(name).into_owned(), why };
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong { len: name.len() });
+        }
+        let text = std::str::from_utf8(name).map_err(|_| bad("it is not UTF-8"))?;
+        if text.is_empty() {
+            return Err(bad("it is empty"));
+        }
+        if text.starts_with(['.', '@', '-']) {
+            return Err(bad("it starts with . @ or -"));
+        }
+        if text.contains('/') || text.chars().any(char::is_control) {
+            return Err(bad("it has a slash or a control character"));
+        }
+        if text == "default" || text == "latest" {
+            return Err(bad("the word is reserved for a link"));
+        }
+        Ok(ImageName(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Parses a version number as its directory is called: decimal, no sign, no leading zero.
+pub fn parse_number(name: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(name).ok()?;
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) || (text.len() > 1 && text.starts_with('0')) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// What a new file's name promises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// It ends like an archive: an upload, and anything else in it is an error. Holds the name less the suffix.
+    Archive(String),
+    /// A dotted name: scratch until it is renamed, whatever it holds.
+    Dotted,
+    /// Any other name: the content and the place decide.
+    Foreign,
+}
+
+/// Reads a new file's name. `web.tar.xz` promises an archive of `web`; `.web.tar.xz.Ab12` nothing.
+pub fn promise_of(name: &str) -> Promise {
+    if name.starts_with('.') {
+        return Promise::Dotted;
+    }
+    match strip_archive_suffix(name) {
+        Some(stem) => Promise::Archive(stem.to_owned()),
+        None => Promise::Foreign,
+    }
+}
+
+/// `web.tar.xz` gives `web`; a name that is only a suffix, or has none, gives nothing.
+pub fn strip_archive_suffix(name: &str) -> Option<&str> {
+    ARCHIVE_SUFFIXES.iter().find_map(|suffix| {
+        let at = name.len().checked_sub(suffix.len())?;
+        let tail = name.get(at..)?;
+        (at > 0 && tail.eq_ignore_ascii_case(suffix)).then(|| &name[..at])
+    })
+}
+
+/// Whether GNU `ln -sf` made this name: `Cu` and six letters or digits, renamed over the real one at once.
+/// Source: coreutils 9.1, lib/force-link.c.
+pub fn is_ln_temporary(name: &str) -> bool {
+    name.len() == 8 && name.starts_with("Cu") && name.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// A new id: 20 characters of `0-9a-v`, 100 random bits, safe in URLs and file names.
+pub fn new_id() -> Result<String> {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
+    let mut random = [0u8; 20];
+    crate::sys::random(&mut random)?;
+    Ok(random.iter().map(|b| char::from(ALPHABET[usize::from(b & 31)])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_contract() {
+        for good in ["web", "bionic:android11:amd64", "a b", "ü", "0", "x.tar", "a%2Fb", "default.~1~", "Default"] {
+            assert!(ImageName::parse(good.as_bytes()).is_ok(), "{good}");
+        }
+        for bad in ["", ".x", "@x", "-x", "default", "latest", "a/b", "a\nb", "a\u{7f}b", "a\u{85}b"] {
+            assert!(ImageName::parse(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert!(ImageName::parse(b"\xff").is_err());
+        assert!(ImageName::parse(&[b'a'; 255]).is_ok());
+        assert_eq!(ImageName::parse(&[b'a'; 256]).unwrap_err().errno(), libc::ENAMETOOLONG);
+    }
+
+    #[test]
+    fn a_file_name_says_which_image_it_means() {
+        assert_eq!(promise_of("web.tar.xz"), Promise::Archive("web".into()));
+        assert_eq!(promise_of("web.TGZ"), Promise::Archive("web".into()));
+        assert_eq!(promise_of("a.b.tar"), Promise::Archive("a.b".into()));
+        assert_eq!(promise_of(".web.tar.xz.x1"), Promise::Dotted);
+        assert_eq!(promise_of("web.tar.xz.part"), Promise::Foreign);
+        assert_eq!(promise_of("web"), Promise::Foreign);
+        assert_eq!(promise_of("é.tar"), Promise::Archive("é".into()));
+        assert_eq!(strip_archive_suffix("é"), None);
+    }
+
+    #[test]
+    fn version_numbers_have_one_spelling() {
+        assert_eq!(parse_number(b"0"), Some(0));
+        assert_eq!(parse_number(b"17"), Some(17));
+        for bad in [&b""[..], b"01", b"+1", b"-1", b"1a", b"99999999999"] {
+            assert_eq!(parse_number(bad), None);
+        }
+    }
+}

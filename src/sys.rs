@@ -1,0 +1,52 @@
+//! The only unsafe code: calls that no library wraps, each with the reason why it is sound.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// Maps a file of ours for reading.
+///
+/// The files mapped are a store's trees and its blob table: written once or appended to by the one process
+/// that holds the store's lock, and never made shorter while mapped.
+pub fn map(file: &File, path: &Path) -> Result<Mmap> {
+    // SAFETY: a mapped file must not shrink or change under its readers. Trees are never written after their
+    // rename; table records are only rewritten under the table's write lock; neither is ever truncated.
+    unsafe { Mmap::map(file) }.map_err(Error::io("map", path))
+}
+
+/// Asks the kernel to begin writing a range to the disk, so that the later sync finds little left to do.
+/// A hint: its failure is the later sync's failure.
+pub fn start_writeback(file: &File, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: takes a descriptor that `file` keeps open and two numbers; touches no memory of ours.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Gives memory that the allocator holds back to the system; an ingest leaves tens of megabytes otherwise.
+pub fn trim_memory() {
+    // SAFETY: glibc's malloc_trim takes a number and may be called at any time from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// Caps the number of heaps the allocator makes for threads; uploads start several threads each.
+pub fn limit_heaps() {
+    // SAFETY: glibc's mallopt takes two numbers; called once, before threads are started.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2)
+    };
+}
+
+/// Fills `out` with random bytes from the kernel.
+pub fn random(out: &mut [u8]) -> Result<()> {
+    use std::io::Read;
+    let path = Path::new("/dev/urandom");
+    File::open(path).and_then(|mut f| f.read_exact(out)).map_err(Error::io("read", path))
+}
