@@ -6,3 +6,5 @@ pub mod error;
 pub mod format;
 pub mod name;
 pub mod sys;
+pub mod tar;
+pub mod tree;

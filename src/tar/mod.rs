@@ -1,0 +1,14 @@
+//! The archive format, read as a stream: V7, ustar, pax, GNU and star headers, sparse files, long names.
+//!
+//! The reader keeps every byte that is no content in the recipe, so that `rootfs.tar` is the upload bit for bit,
+//! whatever odd writer made it. It allocates nothing by a size that a header claims.
+
+mod header;
+mod pax;
+mod reader;
+mod sparse;
+
+pub use reader::{Entry, Kind, Limits, Reader, Source, Stage, begins_a_tar, looks_like};
+
+/// A tar is made of these.
+pub const BLOCK: usize = 512;

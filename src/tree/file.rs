@@ -1,0 +1,305 @@
+//! Journey 2, ls and stat: a tree file, mapped and read in place.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::digest::{BlobId, Digest};
+use crate::error::{Error, Result};
+use crate::format::TREE_MAGIC;
+use crate::sys;
+use crate::tree::recipe::Recipe;
+use crate::tree::{ATTR_LEN, ENTRY_LEN, HEAD_LEN, NODE_LEN, NodeIndex, ROOT, SECTIONS, Section};
+
+/// A version's tree.
+pub struct Tree {
+    path: PathBuf,
+    map: Mmap,
+    /// Checked when opened: within the map, whole rows.
+    sections: [(usize, usize); SECTIONS],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    File { blob: BlobId, sparse: bool },
+    Directory { first: u32, count: u32 },
+    Symlink,
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Fifo,
+}
+
+/// What stat shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub kind: Kind,
+    /// Permission bits, 07777.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub links: u32,
+    /// Bytes: of a file's content, a symlink's target.
+    pub size: u64,
+    /// Seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    xattrs: u32,
+    data: u32,
+    extra: u32,
+    parent: u32,
+}
+
+impl Tree {
+    /// Opens a tree and checks it against the digest in its version's row.
+    ///
+    /// Errors: `Corrupt`, `Io`.
+    pub fn open(path: &Path, digest: &Digest) -> Result<Tree> {
+        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        // Read, not mapped: a check through the map would keep the whole tree in memory.
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0u8; 1 << 18];
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("read", path))? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            };
+        }
+        let tree = Tree::parse(path, &file)?;
+        if hasher.finalize().as_bytes() != &digest.0 {
+            return Err(tree.corrupt("its bytes do not match the digest in the catalog"));
+        }
+        Ok(tree)
+    }
+
+    /// Opens a tree whose digest nobody knows, for a rebuild.
+    pub fn open_unchecked(path: &Path) -> Result<(Tree, Digest)> {
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        Ok((Tree::parse(path, &file)?, Digest::of(&bytes)))
+    }
+
+    fn parse(path: &Path, file: &File) -> Result<Tree> {
+        let mut tree = Tree { path: path.to_owned(), map: sys::map(file, path)?, sections: Default::default() };
+        if !tree.map.starts_with(TREE_MAGIC) || tree.map.len() < HEAD_LEN {
+            return Err(tree.corrupt("it does not begin as a tree"));
+        }
+        for n in 0..SECTIONS {
+            let field = |at: usize| u64::from_le_bytes(tree.map[at..at + 8].try_into().expect("eight bytes"));
+            let (at, len) = (field(16 + n * 16), field(24 + n * 16));
+            let end = at.checked_add(len).filter(|e| *e <= tree.map.len() as u64);
+            let Some(end) = end else { return Err(tree.corrupt("a section lies outside the file")) };
+            tree.sections[n] = (at as usize, end as usize);
+        }
+        let whole = |section: Section, row: usize| tree.section(section).len().is_multiple_of(row);
+        if !whole(Section::Attrs, ATTR_LEN)
+            || !whole(Section::Nodes, NODE_LEN)
+            || !whole(Section::Entries, ENTRY_LEN)
+            || !whole(Section::Blobs, 4)
+            || tree.is_empty()
+        {
+            return Err(tree.corrupt("a section has a broken row"));
+        }
+        Ok(tree)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.section(Section::Nodes).len() / NODE_LEN).unwrap_or(u32::MAX)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the tree file.
+    pub fn file_size(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    fn section(&self, section: Section) -> &[u8] {
+        let (from, to) = self.sections[section as usize];
+        &self.map[from..to]
+    }
+
+    fn corrupt(&self, why: &str) -> Error {
+        Error::Corrupt { what: self.path.display().to_string(), why: why.into() }
+    }
+
+    /// Reads a node.
+    ///
+    /// Errors: `Corrupt` if there is no such node or it makes no sense.
+    pub fn node(&self, index: NodeIndex) -> Result<Node> {
+        let raw = row(self.section(Section::Nodes), index, NODE_LEN).ok_or_else(|| self.corrupt("a node is missing"))?;
+        let attr =
+            row(self.section(Section::Attrs), u32_at(raw, 0), ATTR_LEN).ok_or_else(|| self.corrupt("attributes are missing"))?;
+        let (data, extra) = (u32_at(raw, 28), u32_at(raw, 32));
+        let mode = u32_at(attr, 0);
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFREG => Kind::File { blob: data, sparse: extra != 0 },
+            libc::S_IFDIR => Kind::Directory { first: data, count: extra },
+            libc::S_IFLNK => Kind::Symlink,
+            libc::S_IFCHR => Kind::CharDevice { major: data, minor: extra },
+            libc::S_IFBLK => Kind::BlockDevice { major: data, minor: extra },
+            libc::S_IFIFO => Kind::Fifo,
+            _ => return Err(self.corrupt("a node has no type")),
+        };
+        Ok(Node {
+            kind,
+            mode: mode & 0o7777,
+            uid: u32_at(attr, 4),
+            gid: u32_at(attr, 8),
+            xattrs: u32_at(attr, 12),
+            links: u32_at(raw, 4),
+            size: u64_at(raw, 8),
+            mtime: (u64_at(raw, 16).cast_signed(), u32_at(raw, 24)),
+            data,
+            extra,
+            parent: u32_at(raw, 36),
+        })
+    }
+
+    /// The directory that a directory is in; the root's is the root.
+    pub fn parent(&self, node: &Node) -> NodeIndex {
+        node.parent
+    }
+
+    /// Entry `n` of a directory: name and node. `None` past its end.
+    pub fn entry(&self, directory: &Node, n: u32) -> Result<Option<(&[u8], NodeIndex)>> {
+        let Kind::Directory { first, count } = directory.kind else { return Err(self.corrupt("a directory is none")) };
+        if n >= count {
+            return Ok(None);
+        }
+        let at = first.checked_add(n).ok_or_else(|| self.corrupt("a directory is too long"))?;
+        let raw = row(self.section(Section::Entries), at, ENTRY_LEN).ok_or_else(|| self.corrupt("an entry is missing"))?;
+        Ok(Some((self.name(u32_at(raw, 4))?, u32_at(raw, 0))))
+    }
+
+    fn name(&self, at: u32) -> Result<&[u8]> {
+        let names = self.section(Section::Names);
+        let found = names.get(at as usize).and_then(|len| names.get(at as usize + 1..at as usize + 1 + usize::from(*len)));
+        found.ok_or_else(|| self.corrupt("a name is missing"))
+    }
+
+    /// Finds a name in a directory.
+    pub fn lookup(&self, directory: &Node, name: &[u8]) -> Result<Option<NodeIndex>> {
+        let Kind::Directory { count, .. } = directory.kind else { return Err(self.corrupt("a directory is none")) };
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low.midpoint(high);
+            let (found, node) = self.entry(directory, middle)?.ok_or_else(|| self.corrupt("an entry is missing"))?;
+            match found.cmp(name) {
+                std::cmp::Ordering::Equal => return Ok(Some(node)),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds a path of plain names, following symlinks inside the tree; for looking into an image.
+    pub fn find(&self, path: &str) -> Option<NodeIndex> {
+        let mut hops = 0;
+        self.find_from(ROOT, path.as_bytes(), &mut hops)
+    }
+
+    fn find_from(&self, mut at: NodeIndex, path: &[u8], hops: &mut u32) -> Option<NodeIndex> {
+        for name in path.split(|b| *b == b'/') {
+            let directory = self.node(at).ok()?;
+            let next = match name {
+                b"" | b"." => continue,
+                b".." => directory.parent,
+                _ => self.lookup(&directory, name).ok()??,
+            };
+            let node = self.node(next).ok()?;
+            at = if node.kind == Kind::Symlink {
+                *hops += 1;
+                let target = self.symlink(&node).ok()?;
+                let from = if target.starts_with(b"/") { ROOT } else { at };
+                if *hops > 40 { return None } else { self.find_from(from, target, hops)? }
+            } else {
+                next
+            };
+        }
+        Some(at)
+    }
+
+    /// A symlink's target.
+    pub fn symlink(&self, node: &Node) -> Result<&[u8]> {
+        let names = self.section(Section::Names);
+        let at = node.data as usize;
+        let len = names.get(at..at + 4).map(|b| u32_at(b, 0) as usize);
+        let target = len.and_then(|len| names.get(at + 4..(at + 4).checked_add(len)?));
+        target.ok_or_else(|| self.corrupt("a symlink's target is missing"))
+    }
+
+    /// The extended attributes of a node, by name.
+    pub fn xattrs(&self, node: &Node) -> XattrIter<'_> {
+        let set = match node.xattrs {
+            0 => &[][..],
+            at => self.section(Section::Xattrs).get(at as usize - 1..).unwrap_or(&[]),
+        };
+        let left = if set.len() >= 4 { u32_at(set, 0) } else { 0 };
+        XattrIter { left, rest: set.get(4..).unwrap_or(&[]) }
+    }
+
+    /// The pieces of a sparse file: (offset in the file, length), ascending. Its blob holds them back to back.
+    pub fn sparse_map(&self, node: &Node) -> Result<Vec<(u64, u64)>> {
+        let (Kind::File { .. }, true) = (node.kind, node.extra != 0) else { return Ok(Vec::new()) };
+        let bad = || self.corrupt("a sparse map is missing");
+        let map = self.section(Section::Sparse).get(node.extra as usize - 1..).filter(|m| m.len() >= 4).ok_or_else(bad)?;
+        let pieces = map[4..].chunks_exact(16).take(u32_at(map, 0) as usize);
+        let pieces: Vec<_> = pieces.map(|p| (u64_at(p, 0), u64_at(p, 8))).collect();
+        if pieces.len() == u32_at(map, 0) as usize { Ok(pieces) } else { Err(bad()) }
+    }
+
+    /// Every blob the version holds, ascending.
+    pub fn blobs(&self) -> impl Iterator<Item = BlobId> + '_ {
+        self.section(Section::Blobs).chunks_exact(4).map(|b| u32_at(b, 0))
+    }
+
+    /// What was known of the version when it was made: JSON.
+    pub fn facts(&self) -> &[u8] {
+        self.section(Section::Facts)
+    }
+
+    pub fn recipe(&self) -> Result<Recipe<'_>> {
+        Recipe::parse(self.section(Section::Recipe))
+    }
+}
+
+pub struct XattrIter<'t> {
+    left: u32,
+    rest: &'t [u8],
+}
+
+impl<'t> Iterator for XattrIter<'t> {
+    type Item = (&'t [u8], &'t [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let lens = self.rest.get(..8)?;
+        let (name_len, value_len) = (u32_at(lens, 0) as usize, u32_at(lens, 4) as usize);
+        let name = self.rest.get(8..8 + name_len)?;
+        let value = self.rest.get(8 + name_len..8 + name_len + value_len)?;
+        self.rest = &self.rest[8 + name_len + value_len..];
+        Some((name, value))
+    }
+}
+
+fn row(section: &[u8], index: u32, len: usize) -> Option<&[u8]> {
+    let at = (index as usize).checked_mul(len)?;
+    section.get(at..at + len)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}

@@ -1,0 +1,53 @@
+//! One immutable file a version: its directory tree and the recipe of its tar.
+//!
+//! ```text
+//! head        TREE_MAGIC, then (offset u64, length u64) of each section in the order of `Section`
+//! facts       JSON: what is known of the version, so that a lost catalog can be rebuilt
+//! attrs       16 bytes each: mode u32, uid u32, gid u32, xattrs u32 (offset + 1 into xattrs; 0 none). Interned
+//! nodes       40 bytes each: attr u32, links u32, size u64, mtime i64, nanoseconds u32, data u32, extra u32, parent u32
+//! entries     8 bytes each: node u32, name u32 (offset into names). Those of a directory lie together, by name
+//! names       length u8, bytes; symlink targets: length u32, bytes
+//! xattrs      sets: count u32, then (name length u32, value length u32, name, value) each, by name
+//! sparse      maps: count u32, then (offset u64, length u64) each: where the blob's bytes lie in the file
+//! blobs       u32 each, ascending: every blob the version holds; what gc marks
+//! recipe      see recipe.rs
+//! ```
+//!
+//! `data` and `extra` of a node: file: blob id (0 for no bytes), offset + 1 of its sparse map (0 none).
+//! Directory: first entry, number of entries. Symlink: offset of its target, 0. Device: major, minor.
+//! Node 0 is the root. The children of a directory have consecutive numbers in the order of their names, so a
+//! reader that follows the listing follows the numbers. The digest of the whole file is in the version's row.
+
+mod build;
+mod file;
+pub mod recipe;
+
+pub use build::{Builder, Counts, Make, Meta, Refused};
+pub use file::{Kind, Node, Tree, XattrIter};
+
+/// The parts of a tree file, in the order of the head.
+#[derive(Clone, Copy)]
+enum Section {
+    Facts,
+    Attrs,
+    Nodes,
+    Entries,
+    Names,
+    Xattrs,
+    Sparse,
+    Blobs,
+    Recipe,
+}
+
+const SECTIONS: usize = 9;
+const HEAD_LEN: usize = 16 + SECTIONS * 16;
+const ATTR_LEN: usize = 16;
+const NODE_LEN: usize = 40;
+const ENTRY_LEN: usize = 8;
+
+/// A node's number within its tree.
+pub type NodeIndex = u32;
+pub const ROOT: NodeIndex = 0;
+
+#[cfg(test)]
+mod tests;

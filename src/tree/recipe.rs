@@ -1,0 +1,321 @@
+//! The recipe of a tar: which bytes are headers and padding, and which are the content of which blob.
+//!
+//! ```text
+//! head      tar size u64, inline size u64, number of seek points u64, length of records u64, number of frames u64
+//! points    24 bytes each, one before every 64 records: offset in the tar u64, in the inline bytes u64, in records u64
+//! frames    u64 each: the length of a compressed frame
+//! records   varints: inline bytes before the blob; blob id (0: none, the last); length of the blob
+//! inline    zstd frames of 256 KiB of inline bytes each, the last shorter
+//! ```
+
+use crate::digest::{BlobId, Content};
+use crate::error::{Error, Result};
+
+/// Inline bytes in a frame.
+const FRAME: usize = 256 * 1024;
+/// Records between two seek points.
+const STRIDE: usize = 64;
+const HEAD: usize = 40;
+const POINT: usize = 24;
+/// Headers are mostly zeros and repetition; level 1 already takes them to a few per cent.
+const LEVEL: i32 = 3;
+
+/// Collects a recipe while the tar is parsed.
+pub struct RecipeBuilder {
+    /// Inline bytes not yet in a frame.
+    pending: Vec<u8>,
+    frames: Vec<u32>,
+    packed: Vec<u8>,
+    records: Vec<(u64, Content, u64)>,
+    /// Inline bytes since the last blob.
+    run: u64,
+    inline_size: u64,
+    tar_size: u64,
+    compressor: zstd::bulk::Compressor<'static>,
+}
+
+impl RecipeBuilder {
+    pub fn new() -> Result<RecipeBuilder> {
+        let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(compression)?;
+        Ok(RecipeBuilder {
+            pending: Vec::with_capacity(FRAME),
+            frames: Vec::new(),
+            packed: Vec::new(),
+            records: Vec::new(),
+            run: 0,
+            inline_size: 0,
+            tar_size: 0,
+            compressor,
+        })
+    }
+
+    /// Bytes of the tar that are no content.
+    pub fn inline(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        self.run += len;
+        self.inline_size += len;
+        self.tar_size += len;
+        while !bytes.is_empty() {
+            let take = bytes.len().min(FRAME - self.pending.len());
+            self.pending.extend_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            if self.pending.len() == FRAME {
+                self.pack()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next `len` bytes of the tar are this content.
+    pub fn content(&mut self, content: Content, len: u64) {
+        self.records.push((self.run, content, len));
+        self.run = 0;
+        self.tar_size += len;
+    }
+
+    fn pack(&mut self) -> Result<()> {
+        let frame = self.compressor.compress(&self.pending).map_err(compression)?;
+        self.frames.push(u32::try_from(frame.len()).expect("a frame is 256 KiB"));
+        self.packed.extend_from_slice(&frame);
+        self.pending.clear();
+        Ok(())
+    }
+
+    pub fn tar_size(&self) -> u64 {
+        self.tar_size
+    }
+
+    /// Every content, in order.
+    pub fn contents(&self) -> impl Iterator<Item = Content> + '_ {
+        self.records.iter().map(|(_, content, _)| *content)
+    }
+
+    /// The stored form; `id` says which blob a content became.
+    pub fn finish(mut self, id: impl Fn(Content) -> BlobId) -> Result<Vec<u8>> {
+        if !self.pending.is_empty() {
+            self.pack()?;
+        }
+        let (mut points, mut records) = (Vec::new(), Vec::new());
+        let (mut tar_at, mut inline_at, mut count) = (0u64, 0u64, 0u64);
+        let all = self.records.iter().map(|(run, content, len)| (*run, id(*content), *len));
+        for (n, (run, blob, len)) in all.chain([(self.run, 0, 0)]).enumerate() {
+            if n % STRIDE == 0 {
+                for value in [tar_at, inline_at, records.len() as u64] {
+                    points.extend_from_slice(&value.to_le_bytes());
+                }
+                count += 1;
+            }
+            put_varint(&mut records, run);
+            put_varint(&mut records, u64::from(blob));
+            put_varint(&mut records, len);
+            tar_at += run + len;
+            inline_at += run;
+        }
+        let mut out = Vec::with_capacity(HEAD + points.len() + self.frames.len() * 8 + records.len() + self.packed.len());
+        for value in [self.tar_size, self.inline_size, count, records.len() as u64, self.frames.len() as u64] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        out.extend_from_slice(&points);
+        for frame in &self.frames {
+            out.extend_from_slice(&u64::from(*frame).to_le_bytes());
+        }
+        out.extend_from_slice(&records);
+        out.extend_from_slice(&self.packed);
+        Ok(out)
+    }
+}
+
+/// A stored recipe, read in place.
+#[derive(Clone, Copy)]
+pub struct Recipe<'t> {
+    raw: &'t [u8],
+    pub tar_size: u64,
+    inline_size: u64,
+    points: usize,
+    records: (usize, usize),
+    frames: usize,
+}
+
+/// Where a reader stands: record after record, and the inline frame it unpacked last.
+#[derive(Default)]
+pub struct Cursor {
+    at: Option<Position>,
+    frame: Option<(usize, Vec<u8>)>,
+}
+
+#[derive(Clone, Copy)]
+struct Position {
+    /// Offsets in the tar, the inline bytes and the records, before the record.
+    tar: u64,
+    inline: u64,
+    record: usize,
+}
+
+/// What a piece of the tar is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Copied into the output by the recipe itself.
+    Inline,
+    /// `len` bytes of this blob from `offset` on.
+    Blob { id: BlobId, offset: u64, len: u64 },
+}
+
+impl<'t> Recipe<'t> {
+    pub fn parse(raw: &'t [u8]) -> Result<Recipe<'t>> {
+        let field = |n: usize| raw.get(n * 8..n * 8 + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
+        let fields = (0..5).map(field).collect::<Option<Vec<u64>>>().ok_or_else(bad)?;
+        let usize_of = |n: u64| usize::try_from(n).ok().filter(|n| *n <= raw.len()).ok_or_else(bad);
+        let (points, records_len, frames) = (usize_of(fields[2])?, usize_of(fields[3])?, usize_of(fields[4])?);
+        let records_at = HEAD + points.checked_mul(POINT).ok_or_else(bad)? + frames.checked_mul(8).ok_or_else(bad)?;
+        let records_end = records_at.checked_add(records_len).filter(|e| *e <= raw.len()).ok_or_else(bad)?;
+        if points == 0 {
+            return Err(bad());
+        }
+        Ok(Recipe { raw, tar_size: fields[0], inline_size: fields[1], points, records: (records_at, records_end), frames })
+    }
+
+    fn point(&self, n: usize) -> Position {
+        let field = |i: usize| {
+            let at = HEAD + n * POINT + i * 8;
+            u64::from_le_bytes(self.raw[at..at + 8].try_into().expect("eight bytes"))
+        };
+        Position { tar: field(0), inline: field(1), record: usize::try_from(field(2)).unwrap_or(usize::MAX) }
+    }
+
+    /// Walks the pieces that make up `[offset, offset + len)` of the tar; `emit` takes the bytes of inline pieces
+    /// and the places of blob pieces, in order.
+    ///
+    /// Errors: `Corrupt`, and what `emit` fails with.
+    pub fn walk(
+        &self,
+        cursor: &mut Cursor,
+        offset: u64,
+        len: u64,
+        mut emit: impl FnMut(Piece, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let end = self.tar_size.min(offset.saturating_add(len));
+        if offset >= end {
+            return Ok(());
+        }
+        let mut position = match cursor.at {
+            Some(p) if p.tar <= offset && offset - p.tar < 4 << 20 => p,
+            _ => self.seek(offset),
+        };
+        let mut at = offset;
+        while at < end {
+            let (next_record, run, blob, blob_len) = self.record(position.record)?;
+            let inline_end = position.tar.checked_add(run).ok_or_else(bad)?;
+            let record_end = inline_end.checked_add(blob_len).ok_or_else(bad)?;
+            if at < inline_end {
+                let to = end.min(inline_end);
+                self.inline(cursor, position.inline + (at - position.tar), to - at, &mut emit)?;
+                at = to;
+            }
+            if at < end && at < record_end {
+                let to = end.min(record_end);
+                emit(Piece::Blob { id: blob, offset: at - inline_end, len: to - at }, &[])?;
+                at = to;
+            }
+            if at < end || at == record_end {
+                if blob == 0 && at < end {
+                    return Err(bad());
+                }
+                if blob != 0 {
+                    position = Position { tar: record_end, inline: position.inline + run, record: next_record };
+                }
+            }
+        }
+        cursor.at = Some(position);
+        Ok(())
+    }
+
+    fn seek(&self, offset: u64) -> Position {
+        let (mut low, mut high) = (0, self.points);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if self.point(middle).tar <= offset { low = middle } else { high = middle }
+        }
+        self.point(low)
+    }
+
+    /// The record at `at`: where the next one begins, inline bytes, blob, its length.
+    fn record(&self, at: usize) -> Result<(usize, u64, BlobId, u64)> {
+        let records = &self.raw[self.records.0..self.records.1];
+        let mut rest = records.get(at..).ok_or_else(bad)?;
+        let run = take_varint(&mut rest).ok_or_else(bad)?;
+        let blob = take_varint(&mut rest).and_then(|b| BlobId::try_from(b).ok()).ok_or_else(bad)?;
+        let len = take_varint(&mut rest).ok_or_else(bad)?;
+        Ok((records.len() - rest.len(), run, blob, len))
+    }
+
+    fn inline(&self, cursor: &mut Cursor, from: u64, len: u64, emit: &mut impl FnMut(Piece, &[u8]) -> Result<()>) -> Result<()> {
+        let (mut at, end) = (from, from.checked_add(len).filter(|e| *e <= self.inline_size).ok_or_else(bad)?);
+        while at < end {
+            let n = usize::try_from(at / FRAME as u64).map_err(|_| bad())?;
+            if cursor.frame.as_ref().is_none_or(|(have, _)| *have != n) {
+                let mut unpacked = cursor.frame.take().map(|(_, v)| v).unwrap_or_default();
+                self.unpack(n, &mut unpacked)?;
+                cursor.frame = Some((n, unpacked));
+            }
+            let (_, bytes) = cursor.frame.as_ref().expect("just unpacked");
+            let skip = (at % FRAME as u64) as usize;
+            let take = (bytes.len().checked_sub(skip).ok_or_else(bad)? as u64).min(end - at);
+            if take == 0 {
+                return Err(bad());
+            }
+            emit(Piece::Inline, &bytes[skip..skip + take as usize])?;
+            at += take;
+        }
+        Ok(())
+    }
+
+    fn unpack(&self, n: usize, out: &mut Vec<u8>) -> Result<()> {
+        let lengths_at = HEAD + self.points * POINT;
+        let length = |i: usize| {
+            let at = lengths_at + i * 8;
+            usize::try_from(u64::from_le_bytes(self.raw[at..at + 8].try_into().expect("eight bytes"))).unwrap_or(usize::MAX)
+        };
+        if n >= self.frames {
+            return Err(bad());
+        }
+        let mut from = self.records.1;
+        for i in 0..n {
+            from = from.checked_add(length(i)).ok_or_else(bad)?;
+        }
+        let to = from.checked_add(length(n)).ok_or_else(bad)?;
+        let packed = self.raw.get(from..to).ok_or_else(bad)?;
+        out.resize(FRAME, 0);
+        let len = zstd::bulk::decompress_to_buffer(packed, out).map_err(|_| bad())?;
+        out.truncate(len);
+        Ok(())
+    }
+}
+
+fn bad() -> Error {
+    Error::Corrupt { what: "a tar recipe".into(), why: "it contradicts itself".into() }
+}
+
+fn compression(e: std::io::Error) -> Error {
+    Error::Io { doing: "compress", path: "a tar recipe".into(), source: e }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value as u8) | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn take_varint(input: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = input.split_first()?;
+        *input = rest;
+        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
