@@ -1,0 +1,269 @@
+//! What exists, in memory: small, and found by name, serial or id without a query.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::Row;
+use crate::digest::Digest;
+use crate::manifest::Editable;
+
+/// An image: a named series of versions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    pub serial: u32,
+    pub id: String,
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
+    pub next_number: u32,
+    /// The version that `default` names; none: the newest.
+    pub pinned: Option<u32>,
+    pub default_hidden: bool,
+    pub editable: Editable,
+    pub created_at: i64,
+    pub updated_at: i64,
+    pub trashed_at: Option<i64>,
+    pub trash_name: Option<String>,
+}
+
+/// What is known of a version since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VersionFacts {
+    /// Bytes and sha256 of rootfs.tar.
+    pub size: u64,
+    pub digest: String,
+    /// The bytes as they came.
+    pub upload_name: String,
+    pub upload_size: u64,
+    pub upload_sha256: String,
+    pub upload_sha1: String,
+    /// `none` or the codec's name.
+    pub compression: String,
+    pub files: u64,
+    pub directories: u64,
+    pub symlinks: u64,
+    pub hard_links: u64,
+    pub devices: u64,
+    pub fifos: u64,
+    pub logical_bytes: u64,
+    pub os: String,
+    pub release: String,
+    pub architecture: String,
+    /// Who uploaded it.
+    pub uid: u32,
+}
+
+/// How the name of an upload still shows after its publish.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The name it was written under.
+    pub name: String,
+    /// Whether that was in the root of the mount, not in the image.
+    pub in_root: bool,
+    pub mtime: i64,
+    pub mode: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Version {
+    pub serial: u32,
+    /// Serial of its image.
+    pub image: u32,
+    pub number: u32,
+    pub id: String,
+    pub tree: Digest,
+    pub facts: VersionFacts,
+    pub receipt: Option<Receipt>,
+    pub created_at: i64,
+    pub trashed_at: Option<i64>,
+    pub trash_name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alias {
+    pub serial: u32,
+    pub name: String,
+    pub image: u32,
+    pub number: Option<u32>,
+}
+
+/// What a name in the root stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    Image(u32),
+    Alias(u32),
+}
+
+#[derive(Debug, Default)]
+pub struct Model {
+    pub images: BTreeMap<u32, Image>,
+    pub versions: BTreeMap<u32, Version>,
+    pub aliases: BTreeMap<u32, Alias>,
+    /// Live names of the root.
+    names: BTreeMap<String, Named>,
+    /// Live versions: (image, number) to serial.
+    numbers: BTreeMap<(u32, u32), u32>,
+    pub default_image: Option<u32>,
+    pub default_hidden: bool,
+    pub next_serial: u32,
+}
+
+impl Model {
+    /// What a name in the root stands for.
+    pub fn named(&self, name: &str) -> Option<Named> {
+        self.names.get(name).copied()
+    }
+
+    /// All live names of the root, in order.
+    pub fn names(&self) -> impl Iterator<Item = (&str, Named)> {
+        self.names.iter().map(|(name, named)| (name.as_str(), *named))
+    }
+
+    /// The live image of this name; aliases do not count.
+    pub fn image_named(&self, name: &str) -> Option<&Image> {
+        match self.named(name)? {
+            Named::Image(serial) => self.images.get(&serial),
+            Named::Alias(_) => None,
+        }
+    }
+
+    /// The image, if it is not in the trash.
+    pub fn live_image(&self, serial: u32) -> Option<&Image> {
+        self.images.get(&serial).filter(|i| i.trashed_at.is_none())
+    }
+
+    pub fn live_images(&self) -> impl Iterator<Item = &Image> {
+        self.images.values().filter(|i| i.trashed_at.is_none())
+    }
+
+    /// The live versions of an image, by number.
+    pub fn versions_of(&self, image: u32) -> impl DoubleEndedIterator<Item = &Version> {
+        self.numbers.range((image, 0)..=(image, u32::MAX)).filter_map(|(_, serial)| self.versions.get(serial))
+    }
+
+    pub fn version(&self, image: u32, number: u32) -> Option<&Version> {
+        self.versions.get(self.numbers.get(&(image, number))?)
+    }
+
+    /// The newest live version.
+    pub fn latest(&self, image: u32) -> Option<&Version> {
+        self.versions_of(image).next_back()
+    }
+
+    /// The version that `default` of an image leads to.
+    pub fn default_version(&self, image: &Image) -> Option<&Version> {
+        match image.pinned {
+            Some(number) => self.version(image.serial, number),
+            None => self.latest(image.serial),
+        }
+    }
+
+    /// Whether a version can be seen: neither it nor its image is in the trash.
+    pub fn is_live(&self, version: &Version) -> bool {
+        version.trashed_at.is_none() && self.live_image(version.image).is_some()
+    }
+
+    /// The live aliases that lead to an image or one of its versions, by name.
+    pub fn aliases_of(&self, image: u32) -> Vec<&Alias> {
+        let live = |a: &&Alias| self.names.get(&a.name) == Some(&Named::Alias(a.serial));
+        let mut found: Vec<&Alias> = self.aliases.values().filter(|a| a.image == image).filter(live).collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    /// What is in the trash: name, and the serial of an image or a version.
+    pub fn trash(&self) -> impl Iterator<Item = (&str, u32)> {
+        let images =
+            self.images.values().filter(|i| i.trashed_at.is_some()).filter_map(|i| Some((i.trash_name.as_deref()?, i.serial)));
+        let versions =
+            self.versions.values().filter(|v| v.trashed_at.is_some()).filter_map(|v| Some((v.trash_name.as_deref()?, v.serial)));
+        images.chain(versions)
+    }
+
+    /// A name for the trash that is not in use: the wish, or the wish and a number.
+    pub fn free_trash_name(&self, wish: &str) -> String {
+        let taken = |name: &str| self.trash().any(|(n, _)| n == name);
+        if !taken(wish) {
+            return wish.to_owned();
+        }
+        (2..).map(|n| format!("{wish}~{n}")).find(|name| !taken(name)).expect("numbers do not end")
+    }
+
+    /// Every version that has a tree on the disk, live or in the trash.
+    pub fn all_versions(&self) -> impl Iterator<Item = &Version> {
+        self.versions.values()
+    }
+
+    pub(super) fn apply(&mut self, row: Row) {
+        match row {
+            Row::Image(image) => {
+                self.unname_image(image.serial);
+                let (serial, live) = (image.serial, image.trashed_at.is_none());
+                if live {
+                    self.names.insert(image.name.clone(), Named::Image(serial));
+                }
+                self.images.insert(serial, image);
+                self.rename_aliases(serial, live);
+            }
+            Row::Version(version) => {
+                self.numbers.remove(&(version.image, version.number));
+                if version.trashed_at.is_none() {
+                    self.numbers.insert((version.image, version.number), version.serial);
+                }
+                self.versions.insert(version.serial, version);
+            }
+            Row::Alias(alias) => {
+                self.unname_alias(alias.serial);
+                if self.live_image(alias.image).is_some() {
+                    self.names.insert(alias.name.clone(), Named::Alias(alias.serial));
+                }
+                self.aliases.insert(alias.serial, alias);
+            }
+            Row::DropImage(serial) => {
+                self.unname_image(serial);
+                self.images.remove(&serial);
+            }
+            Row::DropVersion(serial) => {
+                if let Some(version) = self.versions.remove(&serial)
+                    && self.numbers.get(&(version.image, version.number)) == Some(&serial)
+                {
+                    self.numbers.remove(&(version.image, version.number));
+                }
+            }
+            Row::DropAlias(serial) => {
+                self.unname_alias(serial);
+                self.aliases.remove(&serial);
+            }
+            Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
+        }
+    }
+
+    /// Aliases come and go with their image.
+    fn rename_aliases(&mut self, image: u32, live: bool) {
+        for alias in self.aliases.values().filter(|a| a.image == image) {
+            if live {
+                self.names.entry(alias.name.clone()).or_insert(Named::Alias(alias.serial));
+            } else if self.names.get(&alias.name) == Some(&Named::Alias(alias.serial)) {
+                self.names.remove(&alias.name);
+            }
+        }
+    }
+
+    fn unname_image(&mut self, serial: u32) {
+        if let Some(old) = self.images.get(&serial)
+            && self.names.get(&old.name) == Some(&Named::Image(serial))
+        {
+            self.names.remove(&old.name);
+        }
+    }
+
+    fn unname_alias(&mut self, serial: u32) {
+        if let Some(old) = self.aliases.get(&serial)
+            && self.names.get(&old.name) == Some(&Named::Alias(serial))
+        {
+            self.names.remove(&old.name);
+        }
+    }
+}

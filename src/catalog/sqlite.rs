@@ -1,0 +1,301 @@
+//! The rows on the disk. The only file that speaks SQL.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, params, params_from_iter};
+
+use crate::catalog::Row;
+use crate::catalog::model::{Alias, Image, Model, Version};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// The schema this program writes; kept in SQLite's user_version.
+const SCHEMA: i64 = 1;
+
+const IMAGE: &str = "serial, id, name, uid, gid, mode, next_number, pinned, default_hidden, editable, created_at, updated_at, trashed_at, trash_name";
+const VERSION: &str = "serial, image, number, id, tree, facts, receipt, created_at, trashed_at, trash_name";
+const ALIAS: &str = "serial, name, image, number";
+
+pub struct Db {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(e: rusqlite::Error) -> Error {
+        match e.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => {
+                let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
+                Error::Io { doing: "write", path: "catalog.db".into(), source }
+            }
+            _ => Error::Catalog(e.to_string()),
+        }
+    }
+}
+
+impl Db {
+    pub fn open(path: &Path) -> Result<Db> {
+        let connection = Connection::open(path)?;
+        // FULL: a commit is on the disk when it returns. In WAL mode NORMAL would lose the last ones.
+        connection.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000;",
+        )?;
+        let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+        if found == 0 {
+            connection
+                .execute_batch(&format!("BEGIN; {} PRAGMA user_version = {SCHEMA}; COMMIT;", include_str!("schema.sql")))?;
+        } else if found > SCHEMA {
+            let (found, known) = (found as u32, SCHEMA as u32);
+            return Err(Error::StoreNewer { store: path.to_owned(), found, known });
+        }
+        Ok(Db { path: path.to_owned(), connection })
+    }
+
+    /// Reads everything, checking every row.
+    pub fn load(&mut self) -> Result<Model> {
+        let mut model = Model::default();
+        for row in self.rows("setting", "key, value")? {
+            if let [Value::Text(key), Value::Text(value)] = &row[..] {
+                match key.as_str() {
+                    "next_serial" => model.next_serial = value.parse().map_err(|_| self.bad("setting", "a number"))?,
+                    "default_image" => model.default_image = value.parse().ok(),
+                    "default_hidden" => model.default_hidden = value == "1",
+                    _ => {}
+                }
+            }
+        }
+        for row in self.rows("image", IMAGE)? {
+            let image = image_from(&row).ok_or_else(|| self.bad("image", "a column"))?;
+            model.apply(Row::Image(image));
+        }
+        for row in self.rows("version", VERSION)? {
+            let version = version_from(&row).ok_or_else(|| self.bad("version", "a column"))?;
+            model.apply(Row::Version(version));
+        }
+        for row in self.rows("alias", ALIAS)? {
+            let alias = alias_from(&row).ok_or_else(|| self.bad("alias", "a column"))?;
+            model.apply(Row::Alias(alias));
+        }
+        model.next_serial = model.next_serial.max(1);
+        Ok(model)
+    }
+
+    fn bad(&self, table: &str, what: &str) -> Error {
+        Error::Corrupt { what: format!("{} (table {table})", self.path.display()), why: format!("{what} makes no sense") }
+    }
+
+    /// All rows of a table whose checks hold.
+    fn rows(&self, table: &str, columns: &str) -> Result<Vec<Vec<Value>>> {
+        let mut statement = self.connection.prepare(&format!("SELECT {columns}, sum FROM {table}"))?;
+        let width = statement.column_count() - 1;
+        let mut rows = statement.query([])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            let values = (0..width).map(|i| row.get(i)).collect::<rusqlite::Result<Vec<Value>>>()?;
+            let sum: Vec<u8> = row.get(width)?;
+            if sum != sum_of(&values) {
+                return Err(Error::Corrupt {
+                    what: format!("{} (table {table}, {:?})", self.path.display(), values.first()),
+                    why: "a row does not match its check".into(),
+                });
+            }
+            all.push(values);
+        }
+        Ok(all)
+    }
+
+    /// Writes all rows in one transaction.
+    pub fn write(&mut self, rows: &[Row], next_serial: u32) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        let put = |table: &str, columns: &str, values: Vec<Value>| -> Result<()> {
+            let marks = vec!["?"; values.len() + 1].join(", ");
+            let update =
+                columns.split(", ").skip(1).chain(["sum"]).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
+            let key = columns.split(", ").next().unwrap_or_default();
+            let sum = Value::Blob(sum_of(&values));
+            let sql = format!("INSERT INTO {table} ({columns}, sum) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {update}");
+            transaction.prepare_cached(&sql)?.execute(params_from_iter(values.into_iter().chain([sum])))?;
+            Ok(())
+        };
+        let setting = |key: &str, value: String| put("setting", "key, value", vec![Value::Text(key.into()), Value::Text(value)]);
+        for row in rows {
+            match row {
+                Row::Image(image) => put("image", IMAGE, image_values(image))?,
+                Row::Version(version) => put("version", VERSION, version_values(version))?,
+                Row::Alias(alias) => put("alias", ALIAS, alias_values(alias))?,
+                Row::DropImage(serial) => drop(transaction.execute("DELETE FROM image WHERE serial = ?", params![serial])?),
+                Row::DropVersion(serial) => drop(transaction.execute("DELETE FROM version WHERE serial = ?", params![serial])?),
+                Row::DropAlias(serial) => drop(transaction.execute("DELETE FROM alias WHERE serial = ?", params![serial])?),
+                Row::Default { image, hidden } => {
+                    setting("default_image", image.map(|i| i.to_string()).unwrap_or_default())?;
+                    setting("default_hidden", u8::from(*hidden).to_string())?;
+                }
+            }
+        }
+        setting("next_serial", next_serial.to_string())?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    pub fn check(&mut self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        {
+            let mut statement = self.connection.prepare("PRAGMA integrity_check")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let line: String = row.get(0)?;
+                if line != "ok" {
+                    found.push(format!("catalog.db: {line}"));
+                }
+            }
+        }
+        if let Err(e) = self.load() {
+            found.push(e.to_string());
+        }
+        Ok(found)
+    }
+}
+
+/// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
+fn sum_of(values: &[Value]) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |kind: u8, bytes: &[u8]| {
+        hasher.update(&[kind]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    };
+    for value in values {
+        match value {
+            Value::Null => add(0, b""),
+            Value::Integer(n) => add(1, &n.to_le_bytes()),
+            Value::Real(n) => add(2, &n.to_le_bytes()),
+            Value::Text(text) => add(3, text.as_bytes()),
+            Value::Blob(bytes) => add(4, bytes),
+        }
+    }
+    hasher.finalize().as_bytes()[..16].to_vec()
+}
+
+fn integer(n: impl Into<i64>) -> Value {
+    Value::Integer(n.into())
+}
+
+fn optional<T>(value: Option<T>, make: impl FnOnce(T) -> Value) -> Value {
+    value.map_or(Value::Null, make)
+}
+
+fn json(value: &impl serde::Serialize) -> Value {
+    Value::Text(serde_json::to_string(value).expect("plain structs of text and numbers"))
+}
+
+fn image_values(i: &Image) -> Vec<Value> {
+    vec![
+        integer(i.serial),
+        Value::Text(i.id.clone()),
+        Value::Text(i.name.clone()),
+        integer(i.uid),
+        integer(i.gid),
+        integer(i.mode),
+        integer(i.next_number),
+        optional(i.pinned, integer),
+        integer(u8::from(i.default_hidden)),
+        json(&i.editable),
+        integer(i.created_at),
+        integer(i.updated_at),
+        optional(i.trashed_at, integer),
+        optional(i.trash_name.clone(), Value::Text),
+    ]
+}
+
+fn version_values(v: &Version) -> Vec<Value> {
+    vec![
+        integer(v.serial),
+        integer(v.image),
+        integer(v.number),
+        Value::Text(v.id.clone()),
+        Value::Blob(v.tree.0.to_vec()),
+        json(&v.facts),
+        optional(v.receipt.as_ref(), json),
+        integer(v.created_at),
+        optional(v.trashed_at, integer),
+        optional(v.trash_name.clone(), Value::Text),
+    ]
+}
+
+fn alias_values(a: &Alias) -> Vec<Value> {
+    vec![integer(a.serial), Value::Text(a.name.clone()), integer(a.image), optional(a.number, integer)]
+}
+
+/// A column as a type; `None` if it is of another one.
+trait Column: Sized {
+    fn take(value: &Value) -> Option<Self>;
+}
+
+impl Column for i64 {
+    fn take(value: &Value) -> Option<i64> {
+        if let Value::Integer(n) = value { Some(*n) } else { None }
+    }
+}
+
+impl Column for u32 {
+    fn take(value: &Value) -> Option<u32> {
+        i64::take(value)?.try_into().ok()
+    }
+}
+
+impl Column for String {
+    fn take(value: &Value) -> Option<String> {
+        if let Value::Text(text) = value { Some(text.clone()) } else { None }
+    }
+}
+
+impl<T: Column> Column for Option<T> {
+    fn take(value: &Value) -> Option<Option<T>> {
+        if *value == Value::Null { Some(None) } else { T::take(value).map(Some) }
+    }
+}
+
+fn column<T: Column>(row: &[Value], n: usize) -> Option<T> {
+    T::take(row.get(n)?)
+}
+
+fn image_from(row: &[Value]) -> Option<Image> {
+    Some(Image {
+        serial: column(row, 0)?,
+        id: column(row, 1)?,
+        name: column(row, 2)?,
+        uid: column(row, 3)?,
+        gid: column(row, 4)?,
+        mode: column(row, 5)?,
+        next_number: column(row, 6)?,
+        pinned: column(row, 7)?,
+        default_hidden: column::<i64>(row, 8)? != 0,
+        editable: serde_json::from_str(&column::<String>(row, 9)?).ok()?,
+        created_at: column(row, 10)?,
+        updated_at: column(row, 11)?,
+        trashed_at: column(row, 12)?,
+        trash_name: column(row, 13)?,
+    })
+}
+
+fn version_from(row: &[Value]) -> Option<Version> {
+    let Value::Blob(tree) = row.get(4)? else { return None };
+    Some(Version {
+        serial: column(row, 0)?,
+        image: column(row, 1)?,
+        number: column(row, 2)?,
+        id: column(row, 3)?,
+        tree: Digest(tree.as_slice().try_into().ok()?),
+        facts: serde_json::from_str(&column::<String>(row, 5)?).ok()?,
+        receipt: match column::<Option<String>>(row, 6)? {
+            Some(text) => Some(serde_json::from_str(&text).ok()?),
+            None => None,
+        },
+        created_at: column(row, 7)?,
+        trashed_at: column(row, 8)?,
+        trash_name: column(row, 9)?,
+    })
+}
+
+fn alias_from(row: &[Value]) -> Option<Alias> {
+    Some(Alias { serial: column(row, 0)?, name: column(row, 1)?, image: column(row, 2)?, number: column(row, 3)? })
+}

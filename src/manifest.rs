@@ -1,0 +1,110 @@
+//! The keys of metadata.json that users may change, and how values stand in it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// The longest metadata.json that is read.
+pub const METADATA_MAX: usize = 1 << 20;
+
+/// The keys of an image that users may change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Editable {
+    pub description: String,
+    /// `container` or `vm`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub os: String,
+    pub release: String,
+    pub architecture: String,
+    pub variant: String,
+    pub tags: Vec<String>,
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Editable {
+    pub fn new() -> Editable {
+        Editable { kind: "container".into(), ..Editable::default() }
+    }
+
+    /// Changes one key; null and nothing clear it.
+    pub fn set(&mut self, key: &str, value: &Value) -> Result<()> {
+        let bad = |why: &str| Err(Error::BadMetadata { why: format!("{key} {why}") });
+        let text = match value {
+            Value::Null => Some(String::new()),
+            Value::String(text) => Some(text.clone()),
+            _ => None,
+        };
+        match key {
+            "type" => match text.as_deref() {
+                Some("container" | "") => self.kind = "container".into(),
+                Some("vm") => self.kind = "vm".into(),
+                _ => return bad("is container or vm"),
+            },
+            "description" | "os" | "release" | "architecture" | "variant" => {
+                let Some(text) = text else { return bad("is a string") };
+                let field = match key {
+                    "description" => &mut self.description,
+                    "os" => &mut self.os,
+                    "release" => &mut self.release,
+                    "architecture" => &mut self.architecture,
+                    _ => &mut self.variant,
+                };
+                *field = text;
+            }
+            "tags" => {
+                let tags = match value {
+                    Value::Null => Some(Vec::new()),
+                    Value::Array(list) => list.iter().map(|t| t.as_str().map(str::to_owned)).collect(),
+                    _ => None,
+                };
+                let Some(tags) = tags else { return bad("is a list of strings") };
+                self.tags = tags;
+            }
+            "properties" => {
+                let map = match value {
+                    Value::Null => Some(BTreeMap::new()),
+                    Value::Object(map) => map.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
+                    _ => None,
+                };
+                let Some(map) = map else { return bad("is a map of strings") };
+                self.properties = map;
+            }
+            _ => return bad("is no key that can be changed"),
+        }
+        Ok(())
+    }
+}
+
+pub const EDITABLE: &[&str] = &["description", "type", "os", "release", "architecture", "variant", "tags", "properties"];
+
+/// What a version costs; counted when asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Content that no other version has, in bytes.
+    pub unique_bytes: u64,
+    /// What deleting it would give back, in bytes on the disk: its unique content and its tree.
+    pub stored_bytes: u64,
+}
+
+/// A time as RFC 3339 in UTC.
+pub fn time(nanoseconds: i64) -> Value {
+    time_text(nanoseconds).into()
+}
+
+pub fn time_text(nanoseconds: i64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).map_or_else(|_| "unknown".into(), |t| t.to_string())
+}
+
+/// Nanoseconds since 1970, now.
+pub fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// How a document stands in its file: pretty, with a newline at the end.
+pub fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}

@@ -1,0 +1,325 @@
+//! A store: its catalog, content and trees, locked by the one process that may change it.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::blob::{BlobStore, IdSet};
+use crate::catalog::{Catalog, Model, Version};
+use crate::error::{Error, Result};
+use crate::format;
+use crate::journal::Journal;
+use crate::manifest::Cost;
+use crate::tree::Tree;
+
+/// How a store behaves; options of the mount.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Seconds that what was deleted stays in the trash.
+    pub trash_seconds: u64,
+    pub limits: crate::tar::Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { trash_seconds: 24 * 3600, limits: crate::tar::Limits::default() }
+    }
+}
+
+/// Everything below the mount. Lock order: the catalog's, then `slots`, then the blob store's.
+pub struct Store {
+    /// immutable
+    pub dir: PathBuf,
+    pub settings: Settings,
+    pub catalog: Catalog,
+    pub blobs: Arc<BlobStore>,
+    pub journal: Journal,
+    /// Trees that are open, by the serial of their version.
+    slots: RwLock<HashMap<u32, Arc<TreeSlot>>>,
+    /// One gc at a time.
+    pub(crate) gc: Mutex<()>,
+    /// Bytes that emptying the trash would give back, counted when asked after a change.
+    trash_bytes: AtomicU64,
+    trash_changed: AtomicBool,
+    /// Held for the life of the process.
+    lock: StoreLock,
+}
+
+/// A tree in use.
+pub struct TreeSlot {
+    pub tree: Tree,
+    /// Inodes of it that the kernel knows. Above 0 its blobs stay, whatever was deleted.
+    lookups: AtomicI64,
+}
+
+/// The lock file: flock, so that a dead holder's lock is free by itself.
+pub struct StoreLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl StoreLock {
+    /// Takes the lock of the store in `dir`.
+    ///
+    /// Errors: `Locked` with the holder's process and mount point.
+    pub fn take(dir: &Path) -> Result<StoreLock> {
+        let path = dir.join("lock");
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(StoreLock { file, path }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                let (pid, mounted) = parse_lock(&text);
+                Err(Error::Locked { store: dir.to_owned(), pid, mounted })
+            }
+            Err(e) => Err(Error::Io { doing: "lock", path, source: e.into() }),
+        }
+    }
+
+    /// Writes who holds the lock, and where the store is mounted.
+    pub fn describe(&self, mounted: &str) -> Result<()> {
+        let text = format!("{}\n{mounted}\n", std::process::id());
+        self.file.set_len(0).map_err(Error::io("write", &self.path))?;
+        let mut file = &self.file;
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(0)).map_err(Error::io("write", &self.path))?;
+        file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))
+    }
+
+    /// Whether some process holds the lock now: its id and mount point.
+    pub fn holder(dir: &Path) -> Option<(u32, String)> {
+        let file = File::open(dir.join("lock")).ok()?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(rustix::io::Errno::WOULDBLOCK) => fs::read_to_string(dir.join("lock")).ok().map(|text| parse_lock(&text)),
+            _ => None,
+        }
+    }
+}
+
+fn parse_lock(text: &str) -> (u32, String) {
+    let (pid, rest) = text.split_once('\n').unwrap_or((text, ""));
+    (pid.trim().parse().unwrap_or(0), rest.trim_end_matches('\n').to_owned())
+}
+
+impl Store {
+    /// Opens the store in `dir`, making a new one of an empty directory, and clears what a crash left.
+    ///
+    /// Errors: `Locked`, `StoreNewer`, `NotAStore`, `Corrupt`, `Catalog`, `Io`.
+    pub fn open(dir: &Path, settings: Settings) -> Result<Arc<Store>> {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let dir = fs::canonicalize(dir).map_err(Error::io("open", dir))?;
+        let lock = StoreLock::take(&dir)?;
+        lock.describe("")?;
+        format::open(&dir)?;
+        let has_trees = fs::read_dir(dir.join("trees")).map_err(Error::io("list", &dir))?.next().is_some();
+        if has_trees && !dir.join("catalog.db").exists() {
+            return Err(Error::NotAStore {
+                store: dir,
+                why: "its catalog.db is gone, and its trees are there: nothing was changed".into(),
+            });
+        }
+        let catalog = Catalog::open(&dir)?;
+        let blobs = Arc::new(BlobStore::open(&dir)?);
+        let store = Store {
+            journal: Journal::open(&dir)?,
+            settings,
+            catalog,
+            blobs,
+            slots: RwLock::default(),
+            gc: Mutex::default(),
+            trash_bytes: AtomicU64::new(0),
+            trash_changed: AtomicBool::new(true),
+            lock,
+            dir,
+        };
+        store.clear_leftovers()?;
+        store.set_reserve();
+        Ok(Arc::new(store))
+    }
+
+    /// Removes staged uploads and trees that no row names. A crash leaves such.
+    fn clear_leftovers(&self) -> Result<()> {
+        let staging = self.dir.join("staging");
+        for entry in fs::read_dir(&staging).map_err(Error::io("list", &staging))? {
+            let path = entry.map_err(Error::io("list", &staging))?.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io("remove", &path))?;
+        }
+        let named: std::collections::HashSet<PathBuf> =
+            self.catalog.read().all_versions().map(|v| self.tree_path(&v.id)).collect();
+        let trees = self.dir.join("trees");
+        for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
+            let path = entry.map_err(Error::io("list", &trees))?.path();
+            if !named.contains(&path) {
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes on a full disk: the catalog needs room to note that something is gone. Gives up the reserve for it.
+    pub fn deleting<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(e) if e.is_no_space() => {
+                let reserve = self.dir.join("reserve");
+                fs::remove_file(&reserve).map_err(Error::io("remove", &reserve))?;
+                let result = work();
+                self.set_reserve();
+                result
+            }
+            other => other,
+        }
+    }
+
+    /// Sets the reserve aside, if there is room for it now; gc tries again.
+    pub fn set_reserve(&self) {
+        let path = self.dir.join("reserve");
+        let made = File::options().create(true).append(true).open(&path).and_then(|file| {
+            if file.metadata()?.len() < format::RESERVE {
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, format::RESERVE)?;
+            }
+            Ok(())
+        });
+        if let Err(e) = made {
+            log::debug!("no reserve: {e}");
+        }
+    }
+
+    /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`.
+    pub fn mounted_on(&self, mount_point: &str) -> Result<()> {
+        self.lock.describe(mount_point)
+    }
+
+    pub fn tree_path(&self, version_id: &str) -> PathBuf {
+        self.dir.join("trees").join(format!("{version_id}.tree"))
+    }
+
+    /// The tree of a version, opened and checked on first use.
+    ///
+    /// Errors: `NotFound`; `Corrupt` and `Io` if the file is damaged.
+    pub fn tree(&self, serial: u32) -> Result<Arc<TreeSlot>> {
+        if let Some(slot) = self.slots.read().get(&serial) {
+            return Ok(slot.clone());
+        }
+        let (path, digest) = {
+            let model = self.catalog.read();
+            let version = model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
+            (self.tree_path(&version.id), version.tree)
+        };
+        let slot = Arc::new(TreeSlot { tree: Tree::open(&path, &digest)?, lookups: AtomicI64::new(0) });
+        Ok(self.slots.write().entry(serial).or_insert(slot).clone())
+    }
+
+    /// Counts inodes of a tree that the kernel was told of, or (negative) has forgotten.
+    pub fn hold(&self, serial: u32, inodes: i64) {
+        if let Some(slot) = self.slots.read().get(&serial) {
+            slot.lookups.fetch_add(inodes, Ordering::AcqRel);
+        }
+    }
+
+    /// Closes trees that nobody uses: all that were deleted, and others when there are many.
+    pub fn close_idle_trees(&self, keep: usize) {
+        let model = self.catalog.read();
+        let mut slots = self.slots.write();
+        let many = slots.len() > keep;
+        slots.retain(|serial, slot| {
+            slot.lookups.load(Ordering::Acquire) > 0
+                || (!many && model.versions.contains_key(serial))
+                || Arc::strong_count(slot) > 1
+        });
+    }
+
+    /// Every blob that a version, the trash, or an inode the kernel still knows needs.
+    ///
+    /// Errors: any tree that cannot be read: then nothing may be swept.
+    pub fn live_blobs(&self) -> Result<IdSet> {
+        let mut live = IdSet::default();
+        let versions: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).collect();
+        for serial in versions {
+            match self.tree(serial) {
+                Ok(slot) => slot.tree.blobs().for_each(|id| live.insert(id)),
+                // Purged between the two looks: its row is gone, so it counts only if it is held, below.
+                Err(Error::NotFound { .. }) if !self.catalog.read().versions.contains_key(&serial) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        for slot in self.slots.read().values() {
+            slot.tree.blobs().for_each(|id| live.insert(id));
+        }
+        Ok(live)
+    }
+
+    /// What only this version holds.
+    pub fn cost(&self, version: &Version) -> Result<Cost> {
+        let mut others = IdSet::default();
+        let serials: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s != version.serial).collect();
+        for serial in serials {
+            if let Ok(slot) = self.tree(serial) {
+                slot.tree.blobs().for_each(|id| others.insert(id));
+            }
+        }
+        let slot = self.tree(version.serial)?;
+        let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
+        for id in slot.tree.blobs().filter(|id| !others.contains(*id)) {
+            let size = self.blobs.record(id)?.size;
+            unique += size;
+            stored += size;
+        }
+        Ok(Cost { unique_bytes: unique, stored_bytes: stored })
+    }
+
+    /// Says that something went into the trash or left it, or that content it shares did.
+    pub fn trash_has_changed(&self) {
+        self.trash_changed.store(true, Ordering::Release);
+    }
+
+    /// Content that only the trash holds, in bytes.
+    pub fn trash_bytes(&self) -> Result<u64> {
+        if self.trash_changed.swap(false, Ordering::AcqRel) {
+            self.count_trash()?;
+        }
+        Ok(self.trash_bytes.load(Ordering::Relaxed))
+    }
+
+    fn count_trash(&self) -> Result<()> {
+        let (live, trashed): (Vec<u32>, Vec<u32>) = {
+            let model = self.catalog.read();
+            let (live, trashed): (Vec<&Version>, Vec<&Version>) = model.all_versions().partition(|v| model.is_live(v));
+            (live.iter().map(|v| v.serial).collect(), trashed.iter().map(|v| v.serial).collect())
+        };
+        let mut bytes = 0;
+        if !trashed.is_empty() {
+            let mut seen = IdSet::default();
+            for serial in live {
+                self.tree(serial)?.tree.blobs().for_each(|id| seen.insert(id));
+            }
+            for serial in trashed {
+                let slot = self.tree(serial)?;
+                bytes += slot.tree.file_size();
+                for id in slot.tree.blobs() {
+                    if !seen.contains(id) {
+                        seen.insert(id);
+                        bytes += self.blobs.record(id)?.size;
+                    }
+                }
+            }
+        }
+        self.trash_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What a version is called in messages.
+    pub fn path_of(&self, model: &Model, serial: u32) -> String {
+        match model.versions.get(&serial) {
+            Some(v) => format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number),
+            None => "a deleted version".into(),
+        }
+    }
+}
