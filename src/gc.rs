@@ -1,0 +1,45 @@
+//! Space comes back: what no version, no trash, no open file and no upload needs.
+
+use crate::blob::Swept;
+use crate::error::Result;
+use crate::store::Store;
+use crate::versions;
+
+/// Marks what lives and sweeps the rest.
+///
+/// Errors: anything that keeps it from seeing every tree; then nothing is swept.
+pub fn run(store: &Store) -> Result<Swept> {
+    let _one_at_a_time = store.gc.lock();
+    let token = store.blobs.begin_mark();
+    store.close_idle_trees(usize::MAX);
+    let live = store.live_blobs()?;
+    let swept = store.blobs.sweep(token, &live)?;
+    store.trash_has_changed();
+    store.set_reserve();
+    if swept.blobs > 0 {
+        log::info!("gc: removed {} blobs, {} bytes", swept.blobs, swept.bytes);
+    }
+    Ok(swept)
+}
+
+/// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came back.
+pub fn make_room(store: &Store) -> Result<bool> {
+    while versions::purge_oldest(store)? {
+        if run(store)?.bytes > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(run(store)?.bytes > 0)
+}
+
+/// What the daemon does every few seconds: ends the trash's time, gives space back.
+pub fn tick(store: &Store) -> Result<()> {
+    versions::empty_trash(store, false)?;
+    run(store)?;
+    store.close_idle_trees(64);
+    if store.journal.running_jobs() == 0 {
+        store.blobs.forget_index();
+        crate::sys::trim_memory();
+    }
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! Journey 1, cp in: the bytes of an upload become a version, while they arrive.
+//!
+//! ```text
+//! write(2) --> upload pipe --+--> sha256, sha1 of the upload
+//!                            +--> decoder --> tar pipe --+--> sha256 of rootfs.tar    (compressed uploads)
+//!                            |                           +--> tar reader --> blobs, tree, recipe
+//!                            `--> tar reader --> blobs, tree, recipe                  (plain ones)
+//! ```
+//!
+//! `Ingest::settle` says whether the archive is complete so far, which a close wants to know; `finish` ends it;
+//! `publish` makes it a version. Dropped at any time before, it leaves nothing.
+
+mod codec;
+mod detect;
+mod pipe;
+mod publish;
+mod unpack;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+pub use codec::Codec;
+pub use pipe::{Block, OnRoom};
+pub use publish::{Published, Source, Target, new_image, publish};
+
+use crate::blob::Writer;
+use crate::digest::hex;
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::tar::{Limits, Reader, Stage};
+use crate::tree::Builder;
+use crate::tree::recipe::RecipeBuilder;
+use pipe::{Pipe, PipeReader};
+
+/// Bytes an upload may have in flight before its writer waits.
+const UPLOAD_PIPE: usize = 4 << 20;
+/// The same between the decoder and the tar reader.
+const TAR_PIPE: usize = 2 << 20;
+
+/// An upload being unpacked.
+pub struct Ingest {
+    codec: Option<Codec>,
+    /// Where the bytes of the upload go.
+    inputs: Vec<Arc<Pipe>>,
+    /// In the order to settle them.
+    stages: Vec<Arc<Pipe>>,
+    stage: Arc<AtomicU8>,
+    /// Compressed uploads: whether every member came to its end.
+    decoded: Arc<AtomicBool>,
+    /// The first failure of any thread.
+    failure: Arc<Mutex<Option<Error>>>,
+    parts: Parts,
+    size: u64,
+}
+
+struct Parts {
+    upload_sha256: JoinHandle<String>,
+    upload_sha1: JoinHandle<String>,
+    tar: Option<JoinHandle<String>>,
+    decoder: Option<JoinHandle<()>>,
+    unpacker: JoinHandle<Option<(Writer, Builder, RecipeBuilder)>>,
+}
+
+/// Whether an upload could end here.
+#[derive(Debug)]
+pub enum Settled {
+    Complete,
+    /// More must come.
+    Incomplete(Error),
+    /// The entries are whole, but no end marker says that there are no more. A rename may commit it.
+    Unmarked(Error),
+    Failed,
+}
+
+/// An upload unpacked to its end, not yet a version.
+pub struct Unpacked {
+    writer: Writer,
+    builder: Builder,
+    recipe: RecipeBuilder,
+    pub codec: Option<Codec>,
+    pub size: u64,
+    pub upload_sha256: String,
+    pub upload_sha1: String,
+    pub tar_sha256: String,
+}
+
+impl Ingest {
+    /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has them).
+    pub fn start(store: &Store, staging: &str, head: &[u8], limits: Limits) -> Result<Ingest> {
+        let codec = Codec::detect(head);
+        let writer = store.blobs.writer(staging)?;
+        let (stage, decoded) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicBool::new(false)));
+        let failure = Arc::new(Mutex::new(None));
+        let archive = Pipe::new(UPLOAD_PIPE);
+        let mut stages = vec![archive.clone()];
+        // A thread each: one after the other they would take longer than all else together.
+        let (for_sha256, for_sha1) = (Pipe::new(UPLOAD_PIPE), Pipe::new(UPLOAD_PIPE));
+        let upload_sha256 = spawn_hash::<Sha256>("sha256", &for_sha256)?;
+        let upload_sha1 = spawn_hash::<Sha1>("sha1", &for_sha1)?;
+        let (mut tar, mut decoder) = (None, None);
+        let unpacked_pipe = match codec {
+            None => archive.clone(),
+            Some(codec) => {
+                // The decoder feeds a relay that hashes and passes on, so that a block is shared and not copied.
+                let (raw, unpacked) = (Pipe::new(TAR_PIPE), Pipe::new(TAR_PIPE));
+                stages.push(raw.clone());
+                stages.push(unpacked.clone());
+                let (mut input, output, failure) = (PipeReader::new(&archive), raw.clone(), failure.clone());
+                let decoded = decoded.clone();
+                decoder = Some(spawn("decode", move || {
+                    if let Err(e) = codec::decode(codec, &mut input, &output, &decoded) {
+                        note(&failure, e);
+                    }
+                    output.end();
+                })?);
+                let (mut input, output) = (PipeReader::new(&raw), unpacked.clone());
+                tar = Some(spawn("tar-hash", move || {
+                    let mut sha256 = Sha256::new();
+                    while let Some(block) = input.next_block() {
+                        // Passed on first: the unpacker works while this hashes.
+                        if !output.push(block.clone()) {
+                            break;
+                        }
+                        sha256.update(block.as_slice());
+                    }
+                    output.end();
+                    hex(&sha256.finalize())
+                })?);
+                unpacked
+            }
+        };
+        let unpacker = {
+            let (input, stage, failure) = (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
+            let mut writer = writer;
+            spawn("unpack", move || {
+                // A failure is noted before the reader goes: whoever waits for that looks for the failure then.
+                let mut reader = Reader::new(input, limits, stage).map_err(|e| note(&failure, e)).ok()?;
+                let builder = unpack::unpack(&mut reader, &mut writer).map_err(|e| note(&failure, e)).ok()?;
+                Some((writer, builder, reader.into_recipe()))
+            })?
+        };
+        let parts = Parts { upload_sha256, upload_sha1, tar, decoder, unpacker };
+        Ok(Ingest { codec, inputs: vec![for_sha256, for_sha1, archive], stages, stage, decoded, failure, parts, size: 0 })
+    }
+
+    /// Takes the next bytes of the upload. `on_room` is called when more are welcome.
+    pub fn push(&mut self, block: Block, on_room: OnRoom) {
+        self.size += block.len() as u64;
+        // All readers must have room.
+        let waiting = Arc::new((AtomicUsize::new(self.inputs.len()), Mutex::new(Some(on_room))));
+        for pipe in &self.inputs {
+            let waiting = waiting.clone();
+            let ready = move || {
+                if waiting.0.fetch_sub(1, Ordering::AcqRel) == 1
+                    && let Some(on_room) = waiting.1.lock().take()
+                {
+                    on_room();
+                }
+            };
+            pipe.push_deferred(block.clone(), Box::new(ready));
+        }
+    }
+
+    /// The first failure, if there was one.
+    pub fn failure(&self) -> Option<Error> {
+        self.failure.lock().take()
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failure.lock().is_some() || self.parts.unpacker.is_finished()
+    }
+
+    /// Waits until all bytes so far are unpacked, and says whether they make a whole archive.
+    pub fn settle(&self) -> Settled {
+        for pipe in &self.stages {
+            pipe.settle();
+        }
+        if self.has_failed() {
+            return Settled::Failed;
+        }
+        let cut = |why: &str| Error::Truncated { at: self.size, why: why.into() };
+        let stage = Stage::load(&self.stage);
+        if self.codec.is_some() {
+            if !self.decoded.load(Ordering::Acquire) {
+                return Settled::Incomplete(cut("the compressed stream has no end"));
+            }
+            if matches!(stage, Stage::Boundary | Stage::Ended) {
+                return Settled::Complete;
+            }
+        }
+        match stage {
+            Stage::Ended => Settled::Complete,
+            Stage::Boundary => Settled::Unmarked(cut("it has no end marker")),
+            Stage::Begun => Settled::Incomplete(cut("there is no whole header")),
+            Stage::Inside => Settled::Incomplete(cut("it ends within an entry")),
+        }
+    }
+
+    /// Ends the upload and waits for its threads.
+    ///
+    /// Errors: what is wrong with the archive, or with our disk.
+    pub fn finish(mut self) -> Result<Unpacked> {
+        for pipe in &self.inputs {
+            pipe.end();
+        }
+        let panicked =
+            |what: &'static str| move |_| Error::Invalid { what: what.into(), why: "the thread stopped; this is a bug".into() };
+        if let Some(decoder) = self.parts.decoder.take() {
+            decoder.join().map_err(panicked("decoding"))?;
+        }
+        let tar = self.parts.tar.take().map(|t| t.join().map_err(panicked("hashing"))).transpose()?;
+        let unpacked = self.parts.unpacker.join().map_err(panicked("unpacking"))?;
+        let upload_sha256 = self.parts.upload_sha256.join().map_err(panicked("hashing"))?;
+        let upload_sha1 = self.parts.upload_sha1.join().map_err(panicked("hashing"))?;
+        if let Some(e) = self.failure.lock().take() {
+            return Err(e);
+        }
+        let (writer, builder, recipe) = unpacked.ok_or(Error::Stopping)?;
+        let tar_sha256 = tar.unwrap_or_else(|| upload_sha256.clone());
+        Ok(Unpacked { writer, builder, recipe, codec: self.codec, size: self.size, upload_sha256, upload_sha1, tar_sha256 })
+    }
+
+    /// Gives the upload up: its threads end, what they staged goes.
+    pub fn abort(self) {
+        note(&self.failure, Error::Stopping);
+        // The unpacker fails on the cut, drops its writer, and with it the staged files.
+        let _ = self.finish();
+    }
+}
+
+/// Hashes all that comes through a pipe; gives the digest in hex.
+fn spawn_hash<H: sha2::Digest>(name: &str, pipe: &Arc<Pipe>) -> Result<JoinHandle<String>> {
+    let mut reader = PipeReader::new(pipe);
+    spawn(name, move || {
+        let mut hasher = H::new();
+        while let Some(block) = reader.next_block() {
+            hasher.update(block.as_slice());
+        }
+        hex(&hasher.finalize())
+    })
+}
+
+fn note(failure: &Mutex<Option<Error>>, e: Error) {
+    // A failure of the decoder cuts the archive: the first one is the cause.
+    failure.lock().get_or_insert(e);
+}
+
+fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    let made = std::thread::Builder::new().name(name.into()).stack_size(512 * 1024).spawn(work);
+    made.map_err(|source| Error::Io { doing: "start a thread for", path: name.into(), source })
+}

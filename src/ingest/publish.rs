@@ -1,0 +1,198 @@
+//! The end of an ingest: content, tree, row, name, each durable before the next (invariant 1).
+
+use crate::catalog::{Image, Named, Receipt, Row, Version, VersionFacts};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::format::sync_dir;
+use crate::ingest::detect::detect;
+use crate::ingest::{Codec, Unpacked};
+use crate::manifest::{Editable, now};
+use crate::name::{ImageName, new_id};
+use crate::store::Store;
+use crate::tree::{Counts, Tree};
+
+/// Where an upload goes.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// The image of this name, made if it is not there.
+    Named(ImageName),
+    /// The image with this serial.
+    Image(u32),
+}
+
+/// Who uploads what, under which name.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub target: Target,
+    /// The file name that was written.
+    pub file_name: String,
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits for a new image.
+    pub mode: u32,
+    /// The upload's own time and permission bits, for its receipt.
+    pub file_mtime: i64,
+    pub file_mode: u32,
+}
+
+/// What became of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    pub image: u32,
+    pub name: String,
+    pub number: u32,
+    /// False if the newest version already is this.
+    pub new: bool,
+    /// Content that the store did not have, in bytes.
+    pub new_bytes: u64,
+}
+
+/// Makes an unpacked upload a version, unless the image's newest version is the same.
+///
+/// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an error
+/// nothing is visible, and what was stored is swept.
+pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
+    if let Some(same) = newest_is_same(store, &unpacked, source)? {
+        return Ok(same);
+    }
+    let Unpacked { writer, builder, recipe, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
+    let tar_size = recipe.tar_size();
+    let sealed = writer.seal()?;
+    let id = new_id()?;
+    let path = store.tree_path(&id);
+    let mut facts = VersionFacts {
+        size: tar_size,
+        digest: format!("sha256:{tar_sha256}"),
+        upload_name: source.file_name.clone(),
+        upload_size: size,
+        upload_sha256,
+        upload_sha1,
+        compression: codec.map_or("none", Codec::name).into(),
+        uid: source.uid,
+        ..VersionFacts::default()
+    };
+    let digest = write_tree(&path, |path| {
+        let stored = |counts: &Counts| {
+            fill(&mut facts, counts);
+            serde_json::to_vec(&facts).expect("plain structs of text and numbers")
+        };
+        builder.finish(path, recipe, |content| sealed.id(content), stored)
+    });
+    let made = digest.and_then(|digest| {
+        sync_dir(path.parent().expect("trees/"))?;
+        let system = detect(store, &Tree::open(&path, &digest)?);
+        (facts.os, facts.release, facts.architecture) = (system.os, system.release, system.architecture);
+        add_rows(store, source, id, digest, facts)
+    });
+    match made {
+        Ok(mut published) => {
+            published.new_bytes = sealed.new_bytes;
+            Ok(published)
+        }
+        Err(e) => {
+            // No row names it: a stray that the next start would sweep, too.
+            let _ = std::fs::remove_file(&path);
+            Err(e)
+        }
+    }
+}
+
+fn write_tree(path: &std::path::Path, write: impl FnOnce(&std::path::Path) -> Result<(Digest, Counts)>) -> Result<Digest> {
+    write(path).map(|(digest, _)| digest)
+}
+
+fn fill(facts: &mut VersionFacts, counts: &Counts) {
+    facts.files = counts.files;
+    facts.directories = counts.directories;
+    facts.symlinks = counts.symlinks;
+    facts.hard_links = counts.hard_links;
+    facts.devices = counts.devices;
+    facts.fifos = counts.fifos;
+    facts.logical_bytes = counts.logical_bytes;
+}
+
+fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Result<Option<Published>> {
+    let digest = format!("sha256:{}", unpacked.tar_sha256);
+    store.catalog.commit(|change| {
+        let image = match &source.target {
+            Target::Named(name) => change.model.image_named(name.as_str()),
+            Target::Image(serial) => change.model.live_image(*serial),
+        };
+        let Some(image) = image else { return Ok(None) };
+        let Some(newest) = change.model.latest(image.serial).filter(|v| v.facts.digest == digest) else { return Ok(None) };
+        let same = Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 };
+        Ok(Some(same))
+    })
+}
+
+fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: VersionFacts) -> Result<Published> {
+    let at = now();
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        let (mut image, in_root) = match &source.target {
+            Target::Image(serial) => {
+                let gone = || Error::NotFound { what: "such image any more".into() };
+                (change.model.live_image(*serial).cloned().ok_or_else(gone)?, false)
+            }
+            Target::Named(name) => match change.model.named(name.as_str()) {
+                Some(Named::Image(serial)) => (change.model.images[&serial].clone(), true),
+                Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
+                None => (new_image(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true),
+            },
+        };
+        let number = image.next_number;
+        image.next_number += 1;
+        image.updated_at = at;
+        for (field, found) in [
+            (&mut image.editable.os, &facts.os),
+            (&mut image.editable.release, &facts.release),
+            (&mut image.editable.architecture, &facts.architecture),
+        ] {
+            // What the user wrote stays; an empty key takes what the image says of itself.
+            if field.is_empty() {
+                field.clone_from(found);
+            }
+        }
+        let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
+        let receipt = Receipt { name: source.file_name.clone(), in_root, mtime: source.file_mtime, mode: source.file_mode };
+        if change.model.default_image.is_none() {
+            change.put(Row::Default { image: Some(image.serial), hidden: false });
+        }
+        let serial = change.serial();
+        let image_serial = image.serial;
+        change.put(Row::Image(image));
+        change.put(Row::Version(Version {
+            serial,
+            image: image_serial,
+            number,
+            id,
+            tree,
+            facts,
+            receipt: Some(receipt),
+            created_at: at,
+            trashed_at: None,
+            trash_name: None,
+        }));
+        Ok(published)
+    })
+}
+
+/// An image without versions.
+pub fn new_image(serial: u32, name: &str, uid: u32, gid: u32, mode: u32, at: i64) -> Result<Image> {
+    Ok(Image {
+        serial,
+        id: new_id()?,
+        name: name.to_owned(),
+        uid,
+        gid,
+        mode: mode & 0o7777,
+        next_number: 0,
+        pinned: None,
+        default_hidden: false,
+        editable: Editable::new(),
+        created_at: at,
+        updated_at: at,
+        trashed_at: None,
+        trash_name: None,
+    })
+}

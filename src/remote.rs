@@ -1,0 +1,129 @@
+//! Commands beside a mount: asked of the daemon that holds the store, over its socket.
+//!
+//! A line of JSON is the request; lines of JSON come back, `Progress` any number of times, then one of the others.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::fsck::Finding;
+use crate::store::Store;
+use crate::{fsck, gc, versions};
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Gc {
+        trash: bool,
+    },
+    /// Writes segments that hold freed content anew.
+    Repack,
+    Fsck,
+    Status,
+    /// Every image's metadata.json.
+    List,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Progress { done: u64, total: u64 },
+    Swept { purged: u64, blobs: u64, bytes: u64 },
+    Checked { findings: Vec<Finding> },
+    Document { document: serde_json::Value },
+    Failed { why: String },
+}
+
+/// Carries out a request on a store that this process holds.
+pub fn perform(store: &Store, request: Request, mut progress: impl FnMut(u64, u64)) -> Result<Answer> {
+    Ok(match request {
+        Request::Gc { trash } => {
+            let purged = versions::empty_trash(store, trash)? as u64;
+            let swept = gc::run(store)?;
+            Answer::Swept { purged, blobs: swept.blobs, bytes: swept.bytes }
+        }
+        Request::Fsck => Answer::Checked { findings: fsck::check(store, &mut progress)? },
+        Request::Repack => {
+            let before = store.blobs.stored_bytes()?;
+            let swept = gc::run(store)?;
+            store.blobs.repack()?;
+            let after = store.blobs.stored_bytes()?;
+            Answer::Swept { purged: 0, blobs: swept.blobs, bytes: before.saturating_sub(after) }
+        }
+        Request::Status => Answer::Document { document: crate::status::status(store)? },
+        Request::List => {
+            let model = store.catalog.read();
+            let mut images: Vec<_> = model.live_images().collect();
+            images.sort_by(|a, b| a.name.cmp(&b.name));
+            Answer::Document { document: images.into_iter().map(|image| crate::describe::image(&model, image)).collect() }
+        }
+    })
+}
+
+/// Asks the daemon that holds the store in `dir`.
+pub fn ask(dir: &Path, request: Request, mut progress: impl FnMut(u64, u64)) -> Result<Answer> {
+    let path = dir.join("control");
+    let (dir_fd, address) = short_address(dir)?;
+    let mut stream = UnixStream::connect(address).map_err(Error::io("connect to", &path))?;
+    drop(dir_fd);
+    let line = serde_json::to_string(&request).expect("a plain enum");
+    writeln!(stream, "{line}").map_err(Error::io("write to", &path))?;
+    for line in BufReader::new(stream).lines() {
+        let line = line.map_err(Error::io("read from", &path))?;
+        let bad = |e: serde_json::Error| Error::Invalid { what: "the daemon's answer".into(), why: e.to_string() };
+        match serde_json::from_str(&line).map_err(bad)? {
+            Answer::Progress { done, total } => progress(done, total),
+            answer => return Ok(answer),
+        }
+    }
+    Err(Error::Stopping)
+}
+
+/// Listens for requests until the process ends.
+pub fn listen(store: Arc<Store>) -> Result<()> {
+    let path = store.dir.join("control");
+    let _ = std::fs::remove_file(&path);
+    let (dir_fd, address) = short_address(&store.dir)?;
+    let listener = UnixListener::bind(address).map_err(Error::io("bind", &path))?;
+    drop(dir_fd);
+    let served = move || {
+        for stream in listener.incoming().flatten() {
+            let store = store.clone();
+            let _ = std::thread::Builder::new().name("control".into()).spawn(move || answer(&store, stream));
+        }
+    };
+    std::thread::Builder::new().name("listen".into()).spawn(served).map(drop).map_err(Error::io("listen on", &path))
+}
+
+fn answer(store: &Store, stream: UnixStream) {
+    let Ok(mut out) = stream.try_clone() else { return };
+    let mut line = String::new();
+    if BufReader::new(stream).read_line(&mut line).is_err() {
+        return;
+    }
+    let mut send = |answer: &Answer| writeln!(out, "{}", serde_json::to_string(answer).expect("a plain enum"));
+    let Ok(request) = serde_json::from_str(&line) else {
+        let _ = send(&Answer::Failed { why: "the request is not understood".into() });
+        return;
+    };
+    let mut last = std::time::Instant::now();
+    let done = perform(store, request, |done, total| {
+        if last.elapsed().as_millis() > 100 {
+            last = std::time::Instant::now();
+            let _ = send(&Answer::Progress { done, total });
+        }
+    });
+    let _ = send(&done.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
+}
+
+/// A socket's address holds 107 bytes; through an open descriptor any directory is near enough.
+fn short_address(dir: &Path) -> Result<(std::fs::File, std::path::PathBuf)> {
+    let fd = std::fs::File::open(dir).map_err(Error::io("open", dir))?;
+    let address = format!("/proc/self/fd/{}/control", fd.as_raw_fd()).into();
+    Ok((fd, address))
+}

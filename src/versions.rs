@@ -1,0 +1,470 @@
+//! Journeys 3 and 4, ln -sfn and rmdir: what is default, what is deleted, what comes back, under which name.
+//!
+//! Each gesture is one function and one transaction. Deleting moves a row into the trash; purging drops it, and
+//! gc gives the space back.
+
+use std::fs;
+
+use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
+use crate::error::{Error, Result};
+use crate::ingest::new_image;
+use crate::manifest::{Editable, now};
+use crate::name::ImageName;
+use crate::store::Store;
+
+/// What a link in the root leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkTarget {
+    Image(u32),
+    Version { image: u32, number: u32 },
+}
+
+/// `mkdir MNT/web`.
+pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
+    store.catalog.commit(|change| {
+        refuse_taken(change.model, name.as_str())?;
+        let serial = change.serial();
+        change.put(Row::Image(new_image(serial, name.as_str(), uid, gid, mode, now())?));
+        if change.model.default_image.is_none() {
+            change.put(Row::Default { image: Some(serial), hidden: false });
+        }
+        Ok(serial)
+    })
+}
+
+/// `rmdir MNT/web/1`: into the trash. Gives the version's serial.
+///
+/// Errors: `OnlyVersion`, `VersionIsPinned`, `NotFound`.
+pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
+    store.trash_has_changed();
+    store.deleting(|| {
+        store.catalog.commit(|change| {
+            let (of, version) = live_version(change.model, image, number)?;
+            if change.model.versions_of(image).count() == 1 {
+                return Err(Error::OnlyVersion { image: of.name.clone(), number });
+            }
+            if of.pinned == Some(number) {
+                return Err(Error::VersionIsPinned { image: of.name.clone(), number });
+            }
+            let (mut of, mut version) = (of.clone(), version.clone());
+            let serial = version.serial;
+            for alias in change.model.aliases_of(image).into_iter().filter(|a| a.number == Some(number)) {
+                change.put(Row::DropAlias(alias.serial));
+            }
+            version.trashed_at = Some(now());
+            version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
+            of.updated_at = now();
+            change.put(Row::Version(version));
+            change.put(Row::Image(of));
+            Ok(serial)
+        })
+    })
+}
+
+/// `rmdir MNT/web`: the image with all its versions and aliases, into the trash.
+///
+/// Errors: `ImageIsDefault`, `NotFound`.
+pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
+    store.trash_has_changed();
+    store.deleting(|| {
+        store.catalog.commit(|change| {
+            let mut image = live_image(change.model, serial)?.clone();
+            if change.model.default_image == Some(serial) {
+                if change.model.live_images().count() > 1 {
+                    return Err(Error::ImageIsDefault { image: image.name });
+                }
+                change.put(Row::Default { image: None, hidden: false });
+            }
+            image.trashed_at = Some(now());
+            image.trash_name = Some(change.model.free_trash_name(&image.name));
+            change.put(Row::Image(image));
+            Ok(())
+        })
+    })
+}
+
+/// What `.imgfs/trash/NAME` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trashed {
+    Image(u32),
+    Version(u32),
+}
+
+/// Finds an entry of the trash.
+pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
+    let (_, serial) = model.trash().find(|(n, _)| *n == name)?;
+    Some(if model.images.contains_key(&serial) { Trashed::Image(serial) } else { Trashed::Version(serial) })
+}
+
+/// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
+pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        refuse_taken(change.model, name.as_str())?;
+        let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        (image.trashed_at, image.trash_name) = (None, None);
+        image.name = name.to_string();
+        image.updated_at = now();
+        change.put(Row::Image(image));
+        if change.model.default_image.is_none() {
+            change.put(Row::Default { image: Some(serial), hidden: false });
+        }
+        Ok(())
+    })
+}
+
+/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number.
+pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
+        if version.image != into {
+            let home = change.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
+            // Not EINVAL: mv takes that for a directory moved into itself.
+            return Err(Error::Managed {
+                what: format!("the version {home}/{}", version.number),
+                why: "it can only go back into its image",
+            });
+        }
+        let mut image = live_image(change.model, into)?.clone();
+        (version.trashed_at, version.trash_name) = (None, None);
+        image.updated_at = now();
+        let number = version.number;
+        change.put(Row::Version(version));
+        change.put(Row::Image(image));
+        Ok(number)
+    })
+}
+
+/// `rm -r .imgfs/trash/web`, and the end of its time: gone for good. The caller runs gc.
+pub fn purge(store: &Store, what: Trashed) -> Result<()> {
+    let purged = store.deleting(|| {
+        store.catalog.commit(|change| {
+            let mut trees = Vec::new();
+            match what {
+                Trashed::Image(serial) => {
+                    for version in change.model.all_versions().filter(|v| v.image == serial) {
+                        trees.push(version.id.clone());
+                        change.put(Row::DropVersion(version.serial));
+                    }
+                    for alias in change.model.aliases.values().filter(|a| a.image == serial) {
+                        change.put(Row::DropAlias(alias.serial));
+                    }
+                    change.put(Row::DropImage(serial));
+                }
+                Trashed::Version(serial) => {
+                    trees.extend(change.model.versions.get(&serial).map(|v| v.id.clone()));
+                    change.put(Row::DropVersion(serial));
+                }
+            }
+            Ok(trees)
+        })
+    });
+    let trees = purged?;
+    // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
+    for id in trees {
+        let path = store.tree_path(&id);
+        if let Err(e) = fs::remove_file(&path) {
+            log::warn!("cannot remove {}: {e}; it goes at the next start", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
+pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
+    let limit =
+        now().saturating_sub(i64::try_from(store.settings.trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000));
+    let due = trash_by_age(&store.catalog.read(), |at| everything || at <= limit);
+    for (_, what) in &due {
+        purge(store, *what)?;
+    }
+    Ok(due.len())
+}
+
+/// Purges the oldest entry of the trash, for want of space. False if there is none.
+pub fn purge_oldest(store: &Store) -> Result<bool> {
+    let oldest = trash_by_age(&store.catalog.read(), |_| true).first().copied();
+    match oldest {
+        Some((_, what)) => purge(store, what).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn trash_by_age(model: &Model, due: impl Fn(i64) -> bool) -> Vec<(i64, Trashed)> {
+    let images = model.images.values().filter_map(|i| Some((i.trashed_at?, Trashed::Image(i.serial))));
+    let versions = model.versions.values().filter_map(|v| Some((v.trashed_at?, Trashed::Version(v.serial))));
+    // A version in the trash of an image in the trash goes with the image, or before it.
+    let mut all: Vec<_> = images.chain(versions).filter(|(at, _)| due(*at)).collect();
+    all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_))));
+    all
+}
+
+/// `mv MNT/web MNT/www`.
+pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
+    store.catalog.commit(|change| {
+        let mut image = live_image(change.model, serial)?.clone();
+        refuse_taken(change.model, to.as_str())?;
+        image.name = to.to_string();
+        image.updated_at = now();
+        change.put(Row::Image(image));
+        Ok(())
+    })
+}
+
+/// `ln -sfn web MNT/default`.
+pub fn set_default(store: &Store, target: LinkTarget) -> Result<()> {
+    store.catalog.commit(|change| put_default(change, target))
+}
+
+fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
+    let LinkTarget::Image(image) = target else {
+        return Err(Error::Invalid {
+            what: "default".into(),
+            why: "it names an image; a version is pinned with IMAGE/default".into(),
+        });
+    };
+    live_image(change.model, image)?;
+    change.put(Row::Default { image: Some(image), hidden: false });
+    Ok(())
+}
+
+/// `rm MNT/default`, as BusyBox's ln -sfn begins. What was default stays protected until another is named.
+pub fn hide_default(store: &Store) -> Result<()> {
+    store.catalog.commit(|change| {
+        change.put(Row::Default { image: change.model.default_image, hidden: true });
+        Ok(())
+    })
+}
+
+/// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (none).
+pub fn pin(store: &Store, image: u32, number: Option<u32>) -> Result<()> {
+    change_image(store, image, |model, image| {
+        if let Some(number) = number {
+            live_version(model, image.serial, number)?;
+        }
+        (image.pinned, image.default_hidden) = (number, false);
+        Ok(())
+    })
+}
+
+/// `rm MNT/web/default`; see `hide_default`.
+pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
+    change_image(store, image, |_, image| {
+        image.default_hidden = true;
+        Ok(())
+    })
+}
+
+/// `ln -s web MNT/jammy`, and with a name that is an alias already, `ln -sfn`.
+pub fn put_alias(store: &Store, name: &ImageName, target: LinkTarget) -> Result<()> {
+    store.catalog.commit(|change| {
+        let serial = match change.model.named(name.as_str()) {
+            Some(Named::Alias(serial)) => serial,
+            Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
+            None => change.serial(),
+        };
+        let (image, number) = match target {
+            LinkTarget::Image(image) => (image, None),
+            LinkTarget::Version { image, number } => (image, Some(number)),
+        };
+        live_image(change.model, image)?;
+        change.put(Row::Alias(Alias { serial, name: name.to_string(), image, number }));
+        Ok(())
+    })
+}
+
+/// `rm MNT/jammy`.
+pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
+    store.catalog.commit(|change| {
+        change.put(Row::DropAlias(serial));
+        Ok(())
+    })
+}
+
+/// `mv MNT/jammy MNT/lts`; over `default`, it becomes the default.
+pub fn rename_alias(store: &Store, serial: u32, to: Option<&ImageName>) -> Result<()> {
+    store.catalog.commit(|change| {
+        let mut alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?.clone();
+        match to {
+            None => {
+                put_default(change, target_of(&alias))?;
+                change.put(Row::DropAlias(serial));
+            }
+            Some(name) => {
+                match change.model.named(name.as_str()) {
+                    // Renaming over an alias replaces it, as for any file.
+                    Some(Named::Alias(old)) if old != serial => change.put(Row::DropAlias(old)),
+                    Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
+                    _ => {}
+                }
+                alias.name = name.to_string();
+                change.put(Row::Alias(alias));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `mv MNT/default MNT/default.~1~`, as ln --backup does: an alias to the same image; the link is hidden.
+pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
+    store.catalog.commit(|change| {
+        let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
+        refuse_taken(change.model, to.as_str())?;
+        let serial = change.serial();
+        change.put(Row::Alias(Alias { serial, name: to.to_string(), image, number: None }));
+        change.put(Row::Default { image: Some(image), hidden: true });
+        Ok(())
+    })
+}
+
+/// What an alias leads to.
+pub fn target_of(alias: &Alias) -> LinkTarget {
+    match alias.number {
+        Some(number) => LinkTarget::Version { image: alias.image, number },
+        None => LinkTarget::Image(alias.image),
+    }
+}
+
+/// A change of metadata.json, or of one key by an extended attribute.
+pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &Image) -> Result<Editable>) -> Result<()> {
+    change_image(store, image, |model, image| {
+        image.editable = change(model, image)?;
+        Ok(())
+    })
+}
+
+/// `chmod`, `chown` on an image.
+pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    change_image(store, image, |_, image| {
+        image.mode = mode.map_or(image.mode, |m| m & 0o7777);
+        (image.uid, image.gid) = (uid.unwrap_or(image.uid), gid.unwrap_or(image.gid));
+        Ok(())
+    })
+}
+
+fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image) -> Result<()>) -> Result<()> {
+    store.catalog.commit(|change| {
+        let before = live_image(change.model, serial)?;
+        let mut image = before.clone();
+        work(change.model, &mut image)?;
+        if image != *before {
+            image.updated_at = now();
+            change.put(Row::Image(image));
+        }
+        Ok(())
+    })
+}
+
+/// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
+pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option<crate::catalog::Receipt>)) -> Result<()> {
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+        work(&mut version.receipt);
+        change.put(Row::Version(version));
+        Ok(())
+    })
+}
+
+/// What a link in the root is to name: `web`, `./web`, `web/1`, or an absolute path into the mount.
+///
+/// Errors: `NotFound` for what is not there.
+pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
+    let missing = || Error::NotFound { what: format!("{target} to link to") };
+    let inside = match target.strip_prefix(mount_point) {
+        Some(rest) if !mount_point.is_empty() && (rest.is_empty() || rest.starts_with('/')) => rest,
+        _ if target.starts_with('/') => return Err(missing()),
+        _ => target,
+    };
+    let mut parts = inside.split('/').filter(|p| !p.is_empty() && *p != ".");
+    let (first, second, none) = (parts.next().ok_or_else(missing)?, parts.next(), parts.next());
+    let image = if first == "default" {
+        LinkTarget::Image(model.default_image.ok_or_else(missing)?)
+    } else {
+        match model.named(first).ok_or_else(missing)? {
+            Named::Image(serial) => LinkTarget::Image(serial),
+            Named::Alias(serial) => target_of(&model.aliases[&serial]),
+        }
+    };
+    match (image, second, none) {
+        (target, None, None) => Ok(target),
+        (LinkTarget::Image(image), Some(number), None) => {
+            let number = resolve_inner_link(model, image, number)?;
+            let number = number.or_else(|| model.latest(image).map(|v| v.number)).ok_or_else(missing)?;
+            Ok(LinkTarget::Version { image, number })
+        }
+        _ => Err(missing()),
+    }
+}
+
+/// What a link inside an image is to name: a version's number, or none for `latest`.
+pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Option<u32>> {
+    let missing = || Error::NotFound { what: format!("version {target} to link to") };
+    let target = target.strip_prefix("./").unwrap_or(target).trim_end_matches('/');
+    if target == "latest" {
+        return Ok(None);
+    }
+    let number = crate::name::parse_number(target.as_bytes()).ok_or_else(missing)?;
+    model.version(image, number).map(|v| Some(v.number)).ok_or_else(missing)
+}
+
+fn live_image(model: &Model, serial: u32) -> Result<&Image> {
+    model.live_image(serial).ok_or_else(|| not_found("such image"))
+}
+
+fn live_version(model: &Model, image: u32, number: u32) -> Result<(&Image, &Version)> {
+    let of = live_image(model, image)?;
+    let version =
+        model.version(image, number).ok_or_else(|| Error::NotFound { what: format!("version {number} of {}", of.name) })?;
+    Ok((of, version))
+}
+
+fn refuse_taken(model: &Model, name: &str) -> Result<()> {
+    if model.named(name).is_some() { Err(taken(model, name)) } else { Ok(()) }
+}
+
+fn taken(model: &Model, name: &str) -> Error {
+    let holder = match model.named(name) {
+        Some(Named::Alias(_)) => "it is an alias",
+        _ => "it is an image",
+    };
+    Error::Taken { name: name.to_owned(), holder: holder.into() }
+}
+
+fn not_found(what: &str) -> Error {
+    Error::NotFound { what: what.into() }
+}
+
+/// RENAME_EXCHANGE of two links of the root; one of them may be `default`.
+pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        let link = |name: &str| -> Result<(Option<Alias>, LinkTarget)> {
+            if name == "default" {
+                let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
+                return Ok((None, LinkTarget::Image(image)));
+            }
+            match change.model.named(name) {
+                Some(Named::Alias(serial)) => {
+                    let alias = change.model.aliases[&serial].clone();
+                    let target = target_of(&alias);
+                    Ok((Some(alias), target))
+                }
+                _ => Err(not_found("such link")),
+            }
+        };
+        let (a, b) = (link(first)?, link(second)?);
+        for (alias, target) in [(a.0, b.1), (b.0, a.1)] {
+            match alias {
+                None => put_default(change, target)?,
+                Some(alias) => {
+                    let (image, number) = match target {
+                        LinkTarget::Image(image) => (image, None),
+                        LinkTarget::Version { image, number } => (image, Some(number)),
+                    };
+                    change.put(Row::Alias(Alias { image, number, ..alias }));
+                }
+            }
+        }
+        Ok(())
+    })
+}
