@@ -7,6 +7,7 @@ pub mod digest;
 pub mod error;
 pub mod export;
 pub mod format;
+pub mod fs;
 pub mod fsck;
 pub mod gc;
 pub mod ingest;

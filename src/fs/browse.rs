@@ -1,0 +1,337 @@
+//! Journey 2, ls: which names there are, and what they lead to.
+
+use crate::catalog::{Image, Model, Named, Version};
+use crate::error::{Error, Result};
+use crate::fs::ghost::Object;
+use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
+use crate::fs::read::Opened;
+use crate::fs::stat::format_of;
+use crate::fs::upload::Place;
+use crate::fs::{Caller, DirEntry, Handle, ImageFs};
+use crate::name::{parse_number, strip_archive_suffix};
+use crate::tree::ROOT;
+
+fn not_found(name: &[u8]) -> Error {
+    Error::NotFound { what: String::from_utf8_lossy(name).into_owned() }
+}
+
+pub(super) fn stale() -> Error {
+    Error::NotFound { what: "such file any more".into() }
+}
+
+impl ImageFs {
+    /// Finds a name in a directory.
+    ///
+    /// Errors: `NotFound`, `NotDirectory`, `NameTooLong`; `Corrupt`, `Io`.
+    pub fn lookup(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+        if name.len() > crate::name::NAME_MAX {
+            return Err(Error::NameTooLong { len: name.len() });
+        }
+        match parent {
+            NodeId::Tree { serial, index } => {
+                let slot = self.store.tree(serial)?;
+                let directory = slot.tree.node(index)?;
+                let found = slot.tree.lookup(&directory, name)?.ok_or_else(|| not_found(name))?;
+                Ok(NodeId::Tree { serial, index: found })
+            }
+            NodeId::Root => self.lookup_in_root(caller, name),
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => self.lookup_in_image(caller, parent, serial, name),
+            NodeId::Version { serial, part: VersionPart::Dir, incarnation } => {
+                self.lookup_in_version(caller, serial, incarnation, name)
+            }
+            NodeId::Control(_) => self.lookup_in_control(parent, name),
+            NodeId::Version { part: VersionPart::UsedBy, .. } | NodeId::Ghost => Err(not_found(name)),
+            _ => Err(Error::NotDirectory { what: "it".into() }),
+        }
+    }
+
+    fn lookup_in_root(&self, caller: Caller, name: &[u8]) -> Result<NodeId> {
+        if name == b".imgfs" {
+            return Ok(NodeId::Control(Control::Dir));
+        }
+        if let Some(staged) = self.staged_link(Place::Root, name) {
+            return Ok(staged);
+        }
+        if let Ok(text) = std::str::from_utf8(name) {
+            let model = self.store.catalog.read();
+            if text == "default" {
+                let shown = model.default_image.filter(|_| !model.default_hidden);
+                return shown.map(|i| NodeId::Link(Link::Image(i))).ok_or_else(|| not_found(name));
+            }
+            match model.named(text) {
+                Some(Named::Image(serial)) => return Ok(self.image_node(serial)),
+                Some(Named::Alias(serial)) => {
+                    return Ok(NodeId::Link(alias_link(&model, serial).ok_or_else(|| not_found(name))?));
+                }
+                None => {}
+            }
+            drop(model);
+            if let Some(upload) = self.uploads.named(Place::Root, text) {
+                return Ok(NodeId::Upload(upload.number));
+            }
+            let model = self.store.catalog.read();
+            if let Some(image) = strip_archive_suffix(text).and_then(|stem| model.image_named(stem))
+                && let Some(version) = receipt_in(&model, image.serial, text, true)
+            {
+                return Ok(NodeId::Receipt(version.serial));
+            }
+        }
+        self.ghost_named(caller, NodeId::Root, name)
+    }
+
+    fn lookup_in_image(&self, caller: Caller, parent: NodeId, serial: u32, name: &[u8]) -> Result<NodeId> {
+        let incarnation = self.incarnation(serial);
+        let part = |part| Ok(NodeId::Image { serial, part, incarnation });
+        if let Some(staged) = self.staged_link(Place::Image(serial), name) {
+            return Ok(staged);
+        }
+        {
+            let model = self.store.catalog.read();
+            let Some(image) = model.images.get(&serial) else { return self.ghost_named(caller, parent, name) };
+            match name {
+                b".id" => {
+                    return if image.trashed_at.is_some() && self.deleted_by(caller, Object::Image(serial)) {
+                        Err(not_found(name))
+                    } else {
+                        part(ImagePart::Id)
+                    };
+                }
+                b"metadata.json" => return part(ImagePart::Metadata),
+                b"latest" => {
+                    let newest = model.latest(serial).ok_or_else(|| not_found(name))?;
+                    return Ok(NodeId::Link(Link::Number(newest.serial)));
+                }
+                b"default" => return default_link(&model, image).map(NodeId::Link).ok_or_else(|| not_found(name)),
+                _ => {}
+            }
+            if let Some(version) = parse_number(name).and_then(|n| model.version(serial, n)) {
+                return Ok(self.version_node(version.serial));
+            }
+        }
+        if let Ok(text) = std::str::from_utf8(name) {
+            if let Some(upload) = self.uploads.named(Place::Image(serial), text) {
+                return Ok(NodeId::Upload(upload.number));
+            }
+            if let Some(version) = receipt_in(&self.store.catalog.read(), serial, text, false) {
+                return Ok(NodeId::Receipt(version.serial));
+            }
+        }
+        self.ghost_named(caller, parent, name)
+    }
+
+    fn lookup_in_version(&self, caller: Caller, serial: u32, incarnation: u8, name: &[u8]) -> Result<NodeId> {
+        let part = |part| NodeId::Version { serial, part, incarnation };
+        let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+        let walker =
+            self.deleted_by(caller, Object::Version(serial)) || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)));
+        match name {
+            b".id" if walker => Err(not_found(name)),
+            b".id" => Ok(part(VersionPart::Id)),
+            b"metadata.json" => Ok(part(VersionPart::Metadata)),
+            b"rootfs.tar" => Ok(part(VersionPart::Tar)),
+            b"rootfs" | b"used_by" if walker => Ok(NodeId::Ghost),
+            b"used_by" => Ok(part(VersionPart::UsedBy)),
+            b"rootfs" => {
+                self.store.tree(serial)?;
+                Ok(NodeId::Tree { serial, index: ROOT })
+            }
+            _ => Err(not_found(name)),
+        }
+    }
+
+    fn deleted_by(&self, caller: Caller, object: Object) -> bool {
+        self.walkers.has_deleted(caller.pid, object)
+    }
+
+    /// A name that is gone for all but the process that deleted what was there.
+    fn ghost_named(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+        match self.walkers.ghost_named(caller.pid, parent.ino(), name) {
+            Some(Object::Image(serial)) => {
+                Ok(NodeId::Image { serial, part: ImagePart::Dir, incarnation: self.incarnation(serial).wrapping_sub(1) })
+            }
+            Some(Object::Version(serial)) => {
+                Ok(NodeId::Version { serial, part: VersionPart::Dir, incarnation: self.incarnation(serial).wrapping_sub(1) })
+            }
+            None => Err(not_found(name)),
+        }
+    }
+
+    pub(super) fn image_node(&self, serial: u32) -> NodeId {
+        NodeId::Image { serial, part: ImagePart::Dir, incarnation: self.incarnation(serial) }
+    }
+
+    pub(super) fn version_node(&self, serial: u32) -> NodeId {
+        NodeId::Version { serial, part: VersionPart::Dir, incarnation: self.incarnation(serial) }
+    }
+
+    /// Opens a directory: a listing of its own, or nothing for trees, which are read in place.
+    pub fn opendir(&self, caller: Caller, node: NodeId) -> Result<Opened> {
+        if let Some(object) = self.object_of(node)
+            && let Some(errno) = self.walkers.was_refused(caller.pid, object)
+        {
+            let source = std::io::Error::from_raw_os_error(errno);
+            return Err(Error::Io { doing: "list", path: "what may not be deleted".into(), source });
+        }
+        if let NodeId::Tree { .. } = node {
+            return Ok(Opened::Lasting);
+        }
+        Ok(Opened::Direct(self.open_handle(Handle::Directory(self.list(caller, node)?))))
+    }
+
+    /// The image or version that a directory belongs to, for walkers.
+    fn object_of(&self, node: NodeId) -> Option<Object> {
+        match node {
+            NodeId::Image { serial, .. } => Some(Object::Image(serial)),
+            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => Some(Object::Version(serial)),
+            _ => None,
+        }
+    }
+
+    fn list(&self, caller: Caller, node: NodeId) -> Result<Vec<DirEntry>> {
+        let (directory, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
+        let entry = |name: &str, node: NodeId, format: u32| DirEntry { name: name.as_bytes().to_vec(), node, format };
+        let mut all = vec![entry(".", node, directory), entry("..", self.parent_of(node), directory)];
+        match node {
+            NodeId::Root => {
+                let model = self.store.catalog.read();
+                if let Some(image) = model.default_image.filter(|_| !model.default_hidden) {
+                    all.push(entry("default", NodeId::Link(Link::Image(image)), link));
+                }
+                for (name, named) in model.names() {
+                    match named {
+                        Named::Image(serial) => all.push(entry(name, self.image_node(serial), directory)),
+                        Named::Alias(serial) => {
+                            all.extend(alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), link)));
+                        }
+                    }
+                }
+                drop(model);
+                for upload in self.uploads.under_way(Place::Root) {
+                    all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
+                }
+            }
+            NodeId::Image { serial, part: ImagePart::Dir, incarnation } => {
+                if self.deleted_by(caller, Object::Image(serial)) && incarnation != self.incarnation(serial) {
+                    return Ok(all);
+                }
+                let part = |part| NodeId::Image { serial, part, incarnation };
+                let model = self.store.catalog.read();
+                let Some(image) = model.images.get(&serial) else { return Ok(all) };
+                // First, so that rm -r meets it first.
+                all.push(entry(".id", part(ImagePart::Id), file));
+                all.push(entry("metadata.json", part(ImagePart::Metadata), file));
+                if let Some(newest) = model.latest(serial) {
+                    all.push(entry("latest", NodeId::Link(Link::Number(newest.serial)), link));
+                }
+                if let Some(target) = default_link(&model, image) {
+                    all.push(entry("default", NodeId::Link(target), link));
+                }
+                for version in model.versions_of(serial) {
+                    all.push(entry(&version.number.to_string(), self.version_node(version.serial), directory));
+                }
+                drop(model);
+                for upload in self.uploads.under_way(Place::Image(serial)) {
+                    all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
+                }
+            }
+            NodeId::Version { serial, part: VersionPart::Dir, incarnation } => {
+                let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+                let walker = self.deleted_by(caller, Object::Version(serial))
+                    || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)));
+                if walker || image.is_none() {
+                    return Ok(all);
+                }
+                let part = |part| NodeId::Version { serial, part, incarnation };
+                all.push(entry(".id", part(VersionPart::Id), file));
+                all.push(entry("metadata.json", part(VersionPart::Metadata), file));
+                all.push(entry("rootfs", NodeId::Tree { serial, index: ROOT }, directory));
+                all.push(entry("rootfs.tar", part(VersionPart::Tar), file));
+                all.push(entry("used_by", part(VersionPart::UsedBy), directory));
+            }
+            NodeId::Control(_) => self.list_control(node, &mut all)?,
+            NodeId::Ghost | NodeId::Version { part: VersionPart::UsedBy, .. } => {}
+            _ => return Err(Error::NotDirectory { what: "it".into() }),
+        }
+        Ok(all)
+    }
+
+    fn parent_of(&self, node: NodeId) -> NodeId {
+        match node {
+            NodeId::Version { serial, part: VersionPart::Dir, .. } => {
+                let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+                image.map_or(NodeId::Root, |i| self.image_node(i))
+            }
+            NodeId::Version { serial, .. } => self.version_node(serial),
+            NodeId::Control(c) if c != Control::Dir => NodeId::Control(Control::Dir),
+            _ => NodeId::Root,
+        }
+    }
+
+    /// Walks a listing from entry `from` on, until `add` says that the buffer is full. `add` gets the number that
+    /// the next listing would begin with.
+    pub fn list_entries(&self, node: NodeId, fh: u64, from: u64, mut add: impl FnMut(u64, &DirEntry) -> bool) -> Result<()> {
+        if let NodeId::Tree { serial, index } = node {
+            return self.list_tree(serial, index, from, add);
+        }
+        let handle = self.handle(fh)?;
+        let Handle::Directory(entries) = &*handle else { return Err(Error::NotDirectory { what: "it".into() }) };
+        for (n, entry) in entries.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+            if add(n as u64 + 1, entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_tree(&self, serial: u32, index: u32, from: u64, mut add: impl FnMut(u64, &DirEntry) -> bool) -> Result<()> {
+        let slot = self.store.tree(serial)?;
+        let tree = &slot.tree;
+        let directory = tree.node(index)?;
+        let up = if index == ROOT { self.version_node(serial) } else { NodeId::Tree { serial, index: tree.parent(&directory) } };
+        let mut n = from;
+        loop {
+            let entry = match n {
+                0 => DirEntry { name: b".".to_vec(), node: NodeId::Tree { serial, index }, format: libc::S_IFDIR },
+                1 => DirEntry { name: b"..".to_vec(), node: up, format: libc::S_IFDIR },
+                _ => {
+                    let at = u32::try_from(n - 2).map_err(|_| stale())?;
+                    let Some((name, child)) = tree.entry(&directory, at)? else { return Ok(()) };
+                    let format = format_of(&tree.node(child)?);
+                    DirEntry { name: name.to_vec(), node: NodeId::Tree { serial, index: child }, format }
+                }
+            };
+            n += 1;
+            if add(n, &entry) {
+                return Ok(());
+            }
+        }
+    }
+
+    pub fn close_directory(&self, fh: u64) {
+        self.handles.write().remove(&fh);
+    }
+}
+
+fn default_link(model: &Model, image: &Image) -> Option<Link> {
+    if image.default_hidden {
+        return None;
+    }
+    match image.pinned {
+        Some(number) => model.version(image.serial, number).map(|v| Link::Number(v.serial)),
+        None => model.latest(image.serial).map(|_| Link::Latest(image.serial)),
+    }
+}
+
+fn alias_link(model: &Model, serial: u32) -> Option<Link> {
+    let alias = model.aliases.get(&serial)?;
+    match alias.number {
+        Some(number) => model.version(alias.image, number).map(|v| Link::Version(v.serial)),
+        None => Some(Link::Image(alias.image)),
+    }
+}
+
+/// The newest version whose upload was written under this name.
+fn receipt_in<'m>(model: &'m Model, image: u32, name: &str, in_root: bool) -> Option<&'m Version> {
+    model.live_image(image)?;
+    model.versions_of(image).rev().find(|v| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root))
+}

@@ -1,0 +1,375 @@
+//! Journey 4, rmdir and rm; mkdir, chmod, touch; metadata.json edited in place.
+
+use std::sync::Arc;
+
+use crate::catalog::Named;
+use crate::describe;
+use crate::error::{Error, Result};
+use crate::fs::browse::stale;
+use crate::fs::ghost::Object;
+use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
+use crate::fs::read::frozen;
+use crate::fs::upload::Place;
+use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
+use crate::manifest::now;
+use crate::name::{ImageName, parse_number};
+use crate::versions::{self, Trashed};
+
+/// The times and modes that setattr may set.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    /// Nanoseconds since 1970.
+    pub mtime: Option<i64>,
+}
+
+pub(super) fn text_of(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+impl ImageFs {
+    pub(super) fn touch_root(&self) {
+        *self.root_changed.lock() = now();
+        self.with_kernel(|kernel| kernel.forget_attributes(super::node::ROOT_INO));
+    }
+
+    /// How a file is called in messages.
+    pub(super) fn path_in(&self, parent: NodeId, name: &[u8]) -> String {
+        let name = text_of(name);
+        let model = self.store.catalog.read();
+        match parent {
+            NodeId::Root => format!("/{name}"),
+            NodeId::Image { serial, .. } => format!("/{}/{name}", model.images.get(&serial).map_or("?", |i| i.name.as_str())),
+            NodeId::Version { serial, .. } => format!("/{}/{name}", self.store.path_of(&model, serial)),
+            NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
+            _ => format!("/.imgfs/{name}"),
+        }
+    }
+
+    /// `mkdir MNT/web`.
+    pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<NodeId> {
+        let made = match parent {
+            NodeId::Root if name.starts_with(b".") => Err(Error::Unsupported {
+                what: "a staging directory".into(),
+                instead: "copy the tarball as NAME.tar, or mkdir a name without a dot for an empty image",
+            }),
+            NodeId::Root => ImageName::parse(name).and_then(|name| {
+                if self
+                    .uploads
+                    .named(Place::Root, name.as_str())
+                    .is_some_and(|u| self.uploads.under_way(Place::Root).iter().any(|o| o.number == u.number))
+                {
+                    return Err(Error::Taken { name: name.to_string(), holder: "an upload under way".into() });
+                }
+                versions::make_image(&self.store, &name, caller.uid, caller.gid, mode)
+            }),
+            NodeId::Image { part: ImagePart::Dir, .. } if parse_number(name).is_some() => Err(Error::Managed {
+                what: format!("the number {}", text_of(name)),
+                why: "a tarball copied into the image gets the next one",
+            }),
+            NodeId::Image { part: ImagePart::Dir, .. } => Err(Error::Managed {
+                what: "what an image holds".into(),
+                why: "versions come by copying tarballs in, not by making directories",
+            }),
+            NodeId::Version { part: VersionPart::UsedBy, .. } => Err(Error::Unsupported {
+                what: "a lease".into(),
+                instead: "leases are not there yet; the trash keeps what is deleted for a while",
+            }),
+            NodeId::Version { .. } | NodeId::Tree { .. } | NodeId::Ghost => Err(Error::Frozen { what: "a version".into() }),
+            _ => Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }),
+        };
+        let serial = made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e))?;
+        self.store.journal.log(caller.uid, "mkdir", &text_of(name), "made");
+        *self.root_changed.lock() = now();
+        Ok(self.image_node(serial))
+    }
+
+    /// `rmdir MNT/web`, `rmdir MNT/web/1`, and the last step of a walker.
+    pub fn rmdir(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        let path = self.path_in(parent, name);
+        self.rmdir_inner(caller, parent, name).map_err(|e| self.refused(caller, "rmdir", &path, e))
+    }
+
+    fn rmdir_inner(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        match parent {
+            NodeId::Ghost => return Ok(()),
+            // What its own process has deleted goes at once.
+            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } if self.has_deleted(caller, serial) => return Ok(()),
+            NodeId::Tree { .. } | NodeId::Version { .. } => return Err(Error::Frozen { what: "a version".into() }),
+            _ => {}
+        }
+        match self.lookup(caller, parent, name)? {
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => {
+                if self.walkers.ghost_named(caller.pid, parent.ino(), name) == Some(Object::Image(serial)) {
+                    self.walkers.end(caller.pid, parent.ino(), name);
+                    return Ok(());
+                }
+                self.delete_image(caller, serial, parent)
+            }
+            NodeId::Version { serial, part: VersionPart::Dir, .. } => {
+                if self.walkers.ghost_named(caller.pid, parent.ino(), name) == Some(Object::Version(serial)) {
+                    self.walkers.end(caller.pid, parent.ino(), name);
+                    return Ok(());
+                }
+                if let NodeId::Image { serial: image, .. } = parent
+                    && self.walkers.has_deleted(caller.pid, Object::Image(image))
+                {
+                    return Ok(());
+                }
+                self.delete_version(caller, serial, parent)
+            }
+            NodeId::Control(_) => Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" }),
+            _ => Err(Error::NotDirectory { what: text_of(name) }),
+        }
+    }
+
+    /// Whether this process has deleted the version, or its image.
+    fn has_deleted(&self, caller: Caller, serial: u32) -> bool {
+        let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+        self.walkers.has_deleted(caller.pid, Object::Version(serial))
+            || image.is_some_and(|i| self.walkers.has_deleted(caller.pid, Object::Image(i)))
+    }
+
+    fn count_incarnation(&self, serials: impl IntoIterator<Item = u32>) {
+        let mut all = self.incarnations.lock();
+        for serial in serials {
+            let count = all.entry(serial).or_insert(0);
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    /// Deletes an image: into the trash, or out of it for good.
+    fn delete_image(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
+        let name = self.store.catalog.read().images.get(&serial).ok_or_else(stale)?.name.clone();
+        if parent == NodeId::Control(Control::Trash) {
+            versions::purge(&self.store, Trashed::Image(serial))?;
+            self.store.journal.log(caller.uid, "purge", &name, "gone");
+            return Ok(());
+        }
+        versions::delete_image(&self.store, serial)?;
+        let below: Vec<u32> = self.store.catalog.read().all_versions().filter(|v| v.image == serial).map(|v| v.serial).collect();
+        self.count_incarnation(below.into_iter().chain([serial]));
+        *self.root_changed.lock() = now();
+        self.store.journal.log(caller.uid, "delete", &name, "in the trash");
+        Ok(())
+    }
+
+    fn delete_version(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
+        let (image, number, path) = {
+            let model = self.store.catalog.read();
+            let version = model.versions.get(&serial).ok_or_else(stale)?;
+            (version.image, version.number, self.store.path_of(&model, serial))
+        };
+        if parent == NodeId::Control(Control::Trash) {
+            versions::purge(&self.store, Trashed::Version(serial))?;
+            self.store.journal.log(caller.uid, "purge", &path, "gone");
+            return Ok(());
+        }
+        if self.store.catalog.read().live_image(image).is_none() {
+            return Err(Error::Frozen { what: "what is in the trash".into() });
+        }
+        versions::delete_version(&self.store, image, number)?;
+        self.count_incarnation([serial]);
+        self.store.journal.log(caller.uid, "delete", &path, "in the trash");
+        Ok(())
+    }
+
+    /// `rm`: of a link, an upload, a receipt; of `.id`, which is how rm -r begins.
+    pub fn unlink(self: &Arc<Self>, caller: Caller, parent: NodeId, name: &[u8], reply: Reply<()>) {
+        if name == b".id" {
+            // Tells the kernel about the parent of a directory that this very call has locked: elsewhere.
+            let name = name.to_vec();
+            return self.offload(reply, move |fs| {
+                let path = fs.path_in(parent, &name);
+                fs.unlink_id(caller, parent).map_err(|e| fs.refused(caller, "rm -r", &path, e))
+            });
+        }
+        let path = self.path_in(parent, name);
+        reply(self.unlink_inner(caller, parent, name).map_err(|e| self.refused(caller, "rm", &path, e)));
+    }
+
+    /// Removing `.id` is deleting the directory it is in.
+    fn unlink_id(&self, caller: Caller, directory: NodeId) -> Result<()> {
+        let (object, parent, name) = {
+            let model = self.store.catalog.read();
+            let place = |trash_name: &Option<String>, live: NodeId, name: String| match trash_name {
+                Some(trash) => (NodeId::Control(Control::Trash), trash.clone()),
+                None => (live, name),
+            };
+            match directory {
+                NodeId::Image { serial, .. } => {
+                    let image = model.images.get(&serial).ok_or_else(stale)?;
+                    let (parent, name) = place(&image.trash_name, NodeId::Root, image.name.clone());
+                    (Object::Image(serial), parent, name)
+                }
+                NodeId::Version { serial, .. } => {
+                    let version = model.versions.get(&serial).ok_or_else(stale)?;
+                    let home = self.image_node(version.image);
+                    let (parent, name) = place(&version.trash_name, home, version.number.to_string());
+                    (Object::Version(serial), parent, name)
+                }
+                _ => return Err(Error::NotFound { what: ".id".into() }),
+            }
+        };
+        // Their own directories: the walker knows them by the numbers they have now.
+        let deleted = match object {
+            Object::Image(serial) => self.delete_image(caller, serial, parent),
+            Object::Version(serial) => self.delete_version(caller, serial, parent),
+        };
+        let refused = deleted.as_ref().err().map(Error::errno);
+        self.walkers.note(caller.pid, object, parent.ino(), name.as_bytes(), refused);
+        if deleted.is_ok() {
+            self.with_kernel(|kernel| kernel.forget_name(parent.ino(), name.as_bytes()));
+            self.touch_root();
+        }
+        deleted
+    }
+
+    fn unlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        match parent {
+            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } => {
+                return if self.has_deleted(caller, serial) { Ok(()) } else { Err(Error::Frozen { what: "a version".into() }) };
+            }
+            NodeId::Image { serial, .. } if self.walkers.has_deleted(caller.pid, Object::Image(serial)) => return Ok(()),
+            NodeId::Ghost => return Ok(()),
+            NodeId::Control(Control::Failed) => {
+                let known = self.store.journal.forget_failed(&text_of(name));
+                return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };
+            }
+            NodeId::Control(_) => return Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" }),
+            _ => {}
+        }
+        let place = self.place_of(parent)?;
+        if self.take_staged_link(place, name).is_some() {
+            return Ok(());
+        }
+        match (place, name) {
+            (Place::Root, b"default") => {
+                self.lookup(caller, parent, name)?;
+                versions::hide_default(&self.store)
+            }
+            (Place::Image(serial), b"default") => {
+                self.lookup(caller, parent, name)?;
+                versions::hide_image_default(&self.store, serial)
+            }
+            (Place::Image(_), b"latest") => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
+            (Place::Image(_), b"metadata.json") => {
+                Err(Error::Managed { what: "metadata.json".into(), why: "it may be edited, or replaced by mv, but not removed" })
+            }
+            _ => match self.lookup(caller, parent, name)? {
+                NodeId::Upload(number) => {
+                    let upload = self.uploads.by_number(number).ok_or_else(stale)?;
+                    self.unlink_upload(&upload)
+                }
+                NodeId::Receipt(version) => self.unlink_receipt(version, &text_of(name)),
+                NodeId::Link(_) => {
+                    let alias = match self.store.catalog.read().named(&text_of(name)) {
+                        Some(Named::Alias(serial)) => serial,
+                        _ => return Err(stale()),
+                    };
+                    versions::drop_alias(&self.store, alias)?;
+                    self.store.journal.log(caller.uid, "unalias", &text_of(name), "dropped");
+                    Ok(())
+                }
+                _ => Err(Error::IsDirectory { what: text_of(name) }),
+            },
+        }
+    }
+
+    /// Changes what stat shows; gives the new values.
+    pub fn setattr(&self, caller: Caller, node: NodeId, fh: Option<u64>, changes: Changes) -> Result<Attr> {
+        if let Some(size) = changes.size {
+            self.set_size(caller, node, fh, size)?;
+        }
+        let rights = changes.mode.is_some() || changes.uid.is_some() || changes.gid.is_some();
+        let refused = |e| Err(self.refused(caller, "chmod", "", e));
+        let handle = fh.map(|fh| self.handle(fh)).transpose()?;
+        if let Some(Handle::Upload { upload, .. }) = handle.as_deref() {
+            // The handle may stand for a new upload over the receipt that the name still shows.
+            self.set_upload(upload, changes.mode, changes.mtime)?;
+            return Ok(upload.attr(node.ino()));
+        }
+        match node {
+            NodeId::Upload(number) => {
+                let upload = self.uploads.by_number(number).ok_or_else(stale)?;
+                self.set_upload(&upload, changes.mode, changes.mtime)?;
+            }
+            NodeId::Receipt(version) => self.set_receipt(version, changes.mode, changes.mtime)?,
+            NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
+                versions::set_owner(&self.store, serial, changes.mode, changes.uid, changes.gid)?;
+                self.store.journal.log(caller.uid, "chmod", &self.path_in(NodeId::Root, b""), "changed");
+            }
+            // They follow the image.
+            NodeId::Image { .. } | NodeId::Link(_) | NodeId::StagedLink(_) => {}
+            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } if !self.has_deleted(caller, serial) => {
+                return refused(Error::Frozen { what: "a version".into() });
+            }
+            NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => {}
+            _ if rights => {
+                return refused(Error::Managed { what: "this file".into(), why: "its owner and mode follow the mount's" });
+            }
+            _ => {}
+        }
+        self.attr(node)
+    }
+
+    fn set_size(&self, caller: Caller, node: NodeId, fh: Option<u64>, size: u64) -> Result<()> {
+        let handle = fh.map(|fh| self.handle(fh)).transpose()?;
+        match handle.as_deref() {
+            Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
+            Some(Handle::Edit(edit)) => return edit.lock().truncate(size),
+            _ => {}
+        }
+        match node {
+            NodeId::Upload(number) => {
+                let upload = self.uploads.by_number(number).ok_or_else(stale)?;
+                self.truncate_upload(caller, &upload, size)
+            }
+            // `: > metadata.json` writes nothing, and nothing is no document.
+            NodeId::Image { part: ImagePart::Metadata, .. } | NodeId::Receipt(_) if size == 0 => Ok(()),
+            other => Err(frozen(other)),
+        }
+    }
+
+    /// `write(2)` to metadata.json.
+    pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let Handle::Edit(edit) = &*handle else {
+            return Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() });
+        };
+        edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "metadata.json", e))?;
+        Ok(data.len() as u32)
+    }
+
+    /// `fsync(2)` and `close(2)` of metadata.json: judges the whole document.
+    pub fn flush_edit(&self, caller: Caller, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let Handle::Edit(edit) = &*handle else { return Ok(()) };
+        let mut edit = edit.lock();
+        let Some(text) = edit.pending() else { return Ok(()) };
+        let image = edit.image;
+        self.edit_metadata(image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
+        edit.accepted();
+        Ok(())
+    }
+
+    pub(super) fn edit_metadata(&self, image: u32, text: &[u8]) -> Result<()> {
+        versions::edit(&self.store, image, |model, image| describe::edited(model, image, text))?;
+        self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
+        Ok(())
+    }
+
+    /// Size of what an open handle shows; for a stat of the descriptor.
+    pub fn handle_attr(&self, node: NodeId, fh: u64) -> Result<Attr> {
+        let handle = self.handles.read().get(&fh).cloned();
+        match handle.as_deref() {
+            Some(Handle::Upload { upload, .. }) => Ok(upload.attr(node.ino())),
+            Some(Handle::Edit(edit)) => Ok(Attr { size: edit.lock().len(), ..self.attr(node)? }),
+            Some(Handle::Text(text)) => Ok(Attr { size: text.len() as u64, ..self.attr(node)? }),
+            _ => self.attr(node),
+        }
+    }
+}

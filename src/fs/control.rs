@@ -1,0 +1,200 @@
+//! `.imgfs`: the store itself, as files.
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fs::browse::stale;
+use crate::fs::node::{Control, Link, NodeId};
+use crate::fs::{DirEntry, ImageFs};
+use crate::manifest;
+use crate::versions::{self, Trashed};
+
+const README: &str = include_str!("gestures.txt");
+
+/// The fewest digits of a digest that by-digest takes.
+const PREFIX_MIN: usize = 12;
+
+const FILES: &[(&str, Control)] = &[
+    ("README", Control::Readme),
+    ("status.json", Control::Status),
+    ("errors", Control::Errors),
+    ("log", Control::Log),
+    ("jobs", Control::Jobs),
+    ("failed", Control::Failed),
+    ("trash", Control::Trash),
+    ("by-id", Control::ById),
+    ("by-digest", Control::ByDigest),
+];
+
+fn is_directory(control: Control) -> bool {
+    use Control::{ByDigest, ById, Dir, Failed, Jobs, Trash};
+    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest)
+}
+
+fn failed_node(name: &str) -> NodeId {
+    let digest = Digest::of(name.as_bytes()).0;
+    NodeId::Failed(u64::from_le_bytes(digest[..8].try_into().expect("eight bytes")) >> 8)
+}
+
+impl ImageFs {
+    pub(super) fn lookup_in_control(&self, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+        let missing = || Error::NotFound { what: String::from_utf8_lossy(name).into_owned() };
+        let name = std::str::from_utf8(name).map_err(|_| missing())?;
+        let NodeId::Control(directory) = parent else { return Err(missing()) };
+        match directory {
+            Control::Dir => FILES.iter().find(|(n, _)| *n == name).map(|(_, c)| NodeId::Control(*c)).ok_or_else(missing),
+            Control::Jobs => {
+                let id = name.strip_suffix(".json").and_then(|id| id.parse().ok()).ok_or_else(missing)?;
+                self.store.journal.job_text(id).map(|_| NodeId::Job(id)).ok_or_else(missing)
+            }
+            Control::Failed => self.store.journal.failed_text(name).map(|_| failed_node(name)).ok_or_else(missing),
+            Control::Trash => match versions::trashed(&self.store.catalog.read(), name).ok_or_else(missing)? {
+                Trashed::Image(serial) => Ok(self.image_node(serial)),
+                Trashed::Version(serial) => Ok(self.version_node(serial)),
+            },
+            Control::ById => {
+                let model = self.store.catalog.read();
+                if let Some(image) = model.live_images().find(|i| i.id == name) {
+                    return Ok(NodeId::Link(Link::DeepImage(image.serial)));
+                }
+                let version = model.all_versions().find(|v| v.id == name && model.is_live(v)).ok_or_else(missing)?;
+                Ok(NodeId::Link(Link::DeepVersion(version.serial)))
+            }
+            Control::ByDigest => self.by_digest(name),
+            _ => Err(Error::NotDirectory { what: name.into() }),
+        }
+    }
+
+    /// Any prefix of 12 digits or more of a sha256 of rootfs.tar or upload, if one content has it.
+    fn by_digest(&self, prefix: &str) -> Result<NodeId> {
+        let missing = || Error::NotFound { what: format!("version with digest {prefix}") };
+        let prefix = prefix.strip_prefix("sha256:").unwrap_or(prefix);
+        if prefix.len() < PREFIX_MIN || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(missing());
+        }
+        let model = self.store.catalog.read();
+        let mut found: Vec<(&str, u32)> = Vec::new();
+        for version in model.all_versions().filter(|v| model.is_live(v)) {
+            for digest in [tar_sha256(&version.facts.digest), &version.facts.upload_sha256] {
+                if digest.starts_with(prefix) {
+                    found.push((digest, version.serial));
+                }
+            }
+        }
+        found.sort_unstable();
+        let (first, serial) = *found.first().ok_or_else(missing)?;
+        if found.iter().any(|(digest, _)| *digest != first) {
+            let candidates = found.iter().map(|(d, _)| &d[..d.len().min(16)]).collect::<Vec<_>>().join(", ");
+            return Err(Error::Ambiguous { prefix: prefix.into(), candidates });
+        }
+        Ok(NodeId::Link(Link::DeepVersion(serial)))
+    }
+
+    pub(super) fn list_control(&self, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+        let NodeId::Control(directory) = node else { return Err(stale()) };
+        let (dir, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
+        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
+        match directory {
+            Control::Dir => {
+                for (name, control) in FILES {
+                    add(name, NodeId::Control(*control), if is_directory(*control) { dir } else { file });
+                }
+            }
+            Control::Jobs => {
+                for id in self.store.journal.job_ids() {
+                    add(&format!("{id}.json"), NodeId::Job(id), file);
+                }
+            }
+            Control::Failed => {
+                for name in self.store.journal.failed_names() {
+                    add(&name, failed_node(&name), file);
+                }
+            }
+            Control::Trash => {
+                let model = self.store.catalog.read();
+                for (name, _) in model.trash() {
+                    match versions::trashed(&model, name) {
+                        Some(Trashed::Image(serial)) => add(name, self.image_node(serial), dir),
+                        Some(Trashed::Version(serial)) => add(name, self.version_node(serial), dir),
+                        None => {}
+                    }
+                }
+            }
+            Control::ById => {
+                let model = self.store.catalog.read();
+                for image in model.live_images() {
+                    add(&image.id, NodeId::Link(Link::DeepImage(image.serial)), link);
+                }
+                for version in model.all_versions().filter(|v| model.is_live(v)) {
+                    add(&version.id, NodeId::Link(Link::DeepVersion(version.serial)), link);
+                }
+            }
+            Control::ByDigest => {
+                let model = self.store.catalog.read();
+                let mut seen = std::collections::BTreeMap::new();
+                for version in model.all_versions().filter(|v| model.is_live(v)) {
+                    for digest in [tar_sha256(&version.facts.digest), &version.facts.upload_sha256] {
+                        seen.entry(digest.to_owned()).or_insert(version.serial);
+                    }
+                }
+                for (digest, serial) in seen {
+                    add(&digest, NodeId::Link(Link::DeepVersion(serial)), link);
+                }
+            }
+            _ => return Err(Error::NotDirectory { what: "it".into() }),
+        }
+        Ok(())
+    }
+
+    /// Type bits and size of a file or directory of `.imgfs`.
+    pub(super) fn control_shape(&self, node: NodeId) -> Result<(u32, u64)> {
+        match node {
+            NodeId::Control(control) if is_directory(control) => Ok((libc::S_IFDIR, 4096)),
+            _ => Ok((libc::S_IFREG, self.control_text(node)?.len() as u64)),
+        }
+    }
+
+    /// The content of a file of `.imgfs`, as it is now.
+    pub(super) fn control_text(&self, node: NodeId) -> Result<String> {
+        match node {
+            NodeId::Control(Control::Readme) => Ok(README.into()),
+            NodeId::Control(Control::Status) => self.status_text(),
+            NodeId::Control(Control::Errors) => Ok(self.store.journal.errors_text()),
+            NodeId::Control(Control::Log) => {
+                let path = self.store.dir.join("log");
+                std::fs::read_to_string(&path).map_err(Error::io("read", &path))
+            }
+            NodeId::Job(id) => self.store.journal.job_text(id).ok_or_else(stale),
+            NodeId::Failed(_) => {
+                let journal = &self.store.journal;
+                let name = journal.failed_names().into_iter().find(|n| failed_node(n) == node);
+                name.and_then(|n| journal.failed_text(&n)).ok_or_else(stale)
+            }
+            _ => Err(Error::IsDirectory { what: "it".into() }),
+        }
+    }
+
+    fn status_text(&self) -> Result<String> {
+        let mut status = crate::status::status(&self.store)?;
+        status["uptime_seconds"] = self.started.elapsed().as_secs().into();
+        status["uploads"] = self.uploads.count().into();
+        status["mount_point"] = self.view.mount_point.clone().into();
+        Ok(manifest::pretty(&status))
+    }
+
+    /// Total and free space, in bytes. What the trash holds counts as free: it is emptied when space is needed.
+    pub fn space(&self) -> Result<(u64, u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.store.dir).map_err(|e| Error::Io {
+            doing: "stat",
+            path: self.store.dir.clone(),
+            source: e.into(),
+        })?;
+        let total = stat.f_blocks * stat.f_frsize;
+        let free = stat.f_bavail * stat.f_frsize + self.store.trash_bytes()?;
+        Ok((total, free.min(total), self.store.blobs.id_bound().into()))
+    }
+}
+
+/// The hex digits of a `sha256:HEX`.
+pub(super) fn tar_sha256(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}

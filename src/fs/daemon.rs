@@ -1,0 +1,128 @@
+//! The process behind a mount: start, background work, end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::error::{Error, Result};
+use crate::fs::latency::Latency;
+use crate::fs::mount::{self, Flags};
+use crate::fs::{ImageFs, View, fuse};
+use crate::store::{Settings, Store};
+use crate::{gc, remote};
+
+/// Between two looks at the trash and at what can be freed.
+const TICK: Duration = Duration::from_secs(10);
+/// What was staged under a temporary name and never renamed goes after this.
+const STAGED_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long open files of others may hold up the end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(2);
+
+pub struct Options {
+    pub store: PathBuf,
+    pub point: PathBuf,
+    pub flags: Flags,
+    pub settings: Settings,
+    /// Event loops.
+    pub threads: usize,
+    /// Whether idle CPUs are kept awake during bursts of requests.
+    pub latency: bool,
+}
+
+/// Mounts, calls `ready` with a line for the user, and serves until the mount is gone.
+///
+/// Errors: what keeps it from starting, or broke the connection to the kernel.
+pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
+    crate::sys::limit_heaps();
+    let point = prepare_point(&options.point)?;
+    let store = Store::open(&options.store, options.settings)?;
+    let weak = Arc::downgrade(&store);
+    store.blobs.when_full(Arc::new(move || weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))));
+    let view = View {
+        mount_point: point.display().to_string(),
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    };
+    store.mounted_on(&view.mount_point)?;
+    remote::listen(store.clone())?;
+    let fs = ImageFs::new(store.clone(), view);
+    let fd = mount::mount(&point, &store.dir, &options.flags)?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    start_background(&fs, &stopping)?;
+    stop_on_signals(&point, &stopping)?;
+    let line = {
+        let model = store.catalog.read();
+        let (images, versions) = (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
+        format!("{} shows {} ({images} images, {versions} versions)", point.display(), store.dir.display())
+    };
+    let latency = if options.latency { Latency::start() } else { None };
+    let served = fuse::serve(&fs, fd, options.threads, options.flags.allow_other, latency, || {
+        if let Some(mounted) = mount::mounted_on(&point) {
+            mount::raise_readahead(&mounted);
+        }
+        ready(&line);
+    });
+    stopping.store(true, Ordering::Release);
+    let _ = std::fs::remove_file(store.dir.join("control"));
+    log::info!("unmounted from {}", point.display());
+    served.map_err(Error::io("serve", &point))
+}
+
+/// The mount point as an absolute path; a dead daemon's mount on it is cleared away.
+fn prepare_point(point: &Path) -> Result<PathBuf> {
+    if let Some(mounted) = mount::mounted_on(point) {
+        if !mount::is_dead(&mounted.point) {
+            return Err(Error::Taken {
+                name: mounted.point.display().to_string(),
+                holder: format!("{} is mounted there", mounted.source.display()),
+            });
+        }
+        log::warn!("the daemon behind {} is gone: unmounting it", mounted.point.display());
+        mount::unmount(&mounted.point, true)?;
+    }
+    std::fs::canonicalize(point).map_err(Error::io("open", point))
+}
+
+/// Ends the trash's time, gives space back, drops what nobody claims.
+fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()> {
+    let (fs, stopping) = (fs.clone(), stopping.clone());
+    let work = move || {
+        while !stopping.load(Ordering::Acquire) {
+            if let Err(e) = gc::tick(&fs.store) {
+                log::error!("background work: {e}");
+            }
+            fs.reap_staged(STAGED_IDLE);
+            std::thread::sleep(TICK);
+        }
+    };
+    let made = std::thread::Builder::new().name("background".into()).spawn(work);
+    made.map(drop).map_err(Error::io("start a thread for", Path::new("background work")))
+}
+
+/// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
+fn stop_on_signals(point: &Path, stopping: &Arc<AtomicBool>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
+    let (point, stopping) = (point.to_owned(), stopping.clone());
+    let work = move || {
+        if let Some(signal) = signals.forever().next() {
+            log::info!("signal {signal}: unmounting {}", point.display());
+            if mount::unmount(&point, false).is_err()
+                && let Err(e) = mount::unmount(&point, true)
+            {
+                log::error!("{e}");
+            }
+            std::thread::sleep(GRACE);
+            if !stopping.load(Ordering::Acquire) {
+                // Detached, but somebody keeps a file open: what was closed is durable, the rest is cut off.
+                log::warn!("files are still open: ending without them");
+            }
+            std::process::exit(0);
+        }
+    };
+    let made = std::thread::Builder::new().name("signals".into()).spawn(work);
+    made.map(drop).map_err(Error::io("start a thread for", Path::new("signals")))
+}

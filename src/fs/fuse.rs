@@ -1,0 +1,665 @@
+//! The only file that names fuser: requests in, replies out, and no decision of its own.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+};
+
+use crate::blob::ReadBuf;
+use crate::error::{Error, Result};
+use crate::fs::change::Changes;
+use crate::fs::latency::Latency;
+use crate::fs::node::NodeId;
+use crate::fs::read::{OpenMode, Opened};
+use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel};
+use crate::manifest::now;
+
+/// The largest write the kernel sends, in bytes; what it allows by default.
+const WRITE_MAX: u32 = 1 << 20;
+/// Requests the kernel may have under way before it holds back readahead.
+const BACKGROUND: u16 = 64;
+
+thread_local! {
+    /// Buffers of an event loop, reused from read to read.
+    static BUFFERS: RefCell<(ReadBuf, Vec<u8>)> = RefCell::default();
+}
+
+#[derive(Clone)]
+struct Adapter(Arc<ImageFs>, Option<Arc<Latency>>);
+
+/// The way back to the kernel.
+struct ToKernel(Notifier);
+
+impl Kernel for ToKernel {
+    fn forget_name(&self, parent: u64, name: &[u8]) {
+        if let Err(e) = self.0.inval_entry(INodeNo(parent), OsStr::from_bytes(name)) {
+            log::debug!("cannot invalidate a name: {e}");
+        }
+    }
+
+    fn forget_attributes(&self, ino: u64) {
+        // A negative offset: attributes only.
+        if let Err(e) = self.0.inval_inode(INodeNo(ino), -1, 0) {
+            log::debug!("cannot invalidate attributes: {e}");
+        }
+    }
+}
+
+/// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been greeted.
+///
+/// Errors: what the descriptor fails with.
+pub fn serve(
+    fs: &Arc<ImageFs>,
+    fd: OwnedFd,
+    threads: usize,
+    allow_other: bool,
+    latency: Option<Arc<Latency>>,
+    ready: impl FnOnce(),
+) -> io::Result<()> {
+    let mut config = Config::default();
+    // The kernel checks who may; fuser's own check would refuse root on a user's mount.
+    let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.acl = acl;
+    config.n_threads = Some(threads);
+    // A loop of its own descriptor wakes alone; opening /dev/fuse again takes permission.
+    config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    let session = Session::from_fd(Adapter(fs.clone(), latency), fd, acl, config)?;
+    fs.connect(Some(Arc::new(ToKernel(session.notifier()))));
+    ready();
+    let ended = session.run();
+    fs.connect(None);
+    ended
+}
+
+fn errno(e: &Error) -> Errno {
+    Errno::from_i32(e.errno())
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+fn node(ino: INodeNo) -> Result<NodeId> {
+    NodeId::from_ino(ino.0).ok_or_else(|| Error::NotFound { what: format!("inode {}", ino.0) })
+}
+
+fn time((seconds, nanoseconds): (i64, u32)) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let base = if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(whole) } else { SystemTime::UNIX_EPOCH.checked_add(whole) };
+    base.and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.into()))).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn nanoseconds(time: TimeOrNow) -> i64 {
+    match time {
+        TimeOrNow::Now => now(),
+        TimeOrNow::SpecificTime(t) => {
+            let clamp = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
+            t.duration_since(SystemTime::UNIX_EPOCH).map_or_else(|before| -clamp(before.duration()), clamp)
+        }
+    }
+}
+
+fn file_type(format: u32) -> FileType {
+    match format & libc::S_IFMT {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        libc::S_IFIFO => FileType::NamedPipe,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    let kind = file_type(attr.mode);
+    // Never from what is shared or compressed: tools guess holes from it.
+    let blocks = match kind {
+        FileType::RegularFile | FileType::Directory => attr.data.div_ceil(4096) * 8,
+        _ => 0,
+    };
+    let mtime = time(attr.mtime);
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks,
+        atime: mtime,
+        mtime,
+        ctime: time(attr.ctime),
+        crtime: mtime,
+        kind,
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.links,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: device_number(attr.device),
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// FUSE carries 32 bits: 12 of the major, 20 of the minor number, as the kernel's new_encode_dev packs them.
+fn device_number((major, minor): (u32, u32)) -> u32 {
+    minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12
+}
+
+fn lasting(yes: bool) -> Duration {
+    if yes { FOREVER } else { Duration::ZERO }
+}
+
+/// Runs a handler; a panic becomes EIO for this request alone, because the dropped reply says so.
+fn guarded(what: &'static str, handler: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+        log::error!("a {what} request stopped by a panic; this is a bug");
+    }
+}
+
+impl Adapter {
+    /// Counts a request of those that come in bursts.
+    fn count(&self) {
+        if let Some(latency) = &self.1 {
+            latency.count();
+        }
+    }
+
+    /// The attributes of a node; counts it as known to the kernel.
+    fn entry(&self, id: NodeId) -> Result<Attr> {
+        let attr = self.0.attr(id)?;
+        self.0.hold_node(id, 1);
+        Ok(attr)
+    }
+
+    fn reply_entry(&self, found: Result<NodeId>, reply: ReplyEntry) {
+        match found.and_then(|id| self.entry(id)) {
+            Ok(attr) => {
+                reply.entry_with_ttls(&lasting(attr.lasting), &lasting(attr.lasting_name), &file_attr(&attr), Generation(0))
+            }
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+}
+
+fn answer_empty(reply: ReplyEmpty, result: Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is a saving; a kernel without it works as well.
+        for capability in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_MAX_PAGES,
+        ] {
+            let _ = config.add_capabilities(capability);
+        }
+        let _ = config.set_max_write(WRITE_MAX);
+        let _ = config.set_max_readahead(WRITE_MAX);
+        let _ = config.set_max_background(BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count();
+        guarded("lookup", || {
+            let directory = node(parent);
+            let found = directory.and_then(|p| self.0.lookup(caller(req), p, name.as_bytes()));
+            if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
+                // What is not in a version never will be: inode 0 lets the kernel remember that.
+                let none = Attr { ino: 0, ..EMPTY };
+                return reply.entry(&FOREVER, &file_attr(&none), Generation(0));
+            }
+            self.reply_entry(found, reply);
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        if let Some(id) = NodeId::from_ino(ino.0) {
+            self.0.hold_node(id, -i64::try_from(nlookup).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.count();
+        guarded("getattr", || {
+            let attr = node(ino).and_then(|id| match fh {
+                Some(fh) if !matches!(id, NodeId::Tree { .. }) => self.0.handle_attr(id, fh.0),
+                _ => self.0.attr(id),
+            });
+            match attr {
+                Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (fs, who) = (self.0.clone(), caller(req));
+        let changes = Changes { mode, uid, gid, size, mtime: mtime.map(nanoseconds) };
+        let answer = move |result: Result<Attr>| match result {
+            Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
+            Err(e) => reply.error(errno(&e)),
+        };
+        // Truncating may end an upload's threads, and a receipt's time is a row: not in the loop.
+        self.0.offload(Box::new(answer), move |_| fs.setattr(who, node(ino)?, fh.map(|f| f.0), changes));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.count();
+        guarded("readlink", || match node(ino).and_then(|id| self.0.readlink(id)) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+        guarded("mknod", || {
+            let e = match NodeId::from_ino(parent.0) {
+                Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
+                _ => Error::Managed { what: "a device, pipe or socket".into(), why: "only tarballs bring them" },
+            };
+            reply.error(errno(&self.0.refuse(caller(req), "mknod", name.as_bytes(), e)));
+        });
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        guarded("mkdir", || {
+            let made = node(parent).and_then(|p| self.0.mkdir(caller(req), p, name.as_bytes(), mode & !umask));
+            self.reply_entry(made, reply);
+        });
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("unlink", || match node(parent) {
+            Ok(p) => self.0.unlink(caller(req), p, name.as_bytes(), Box::new(|result| answer_empty(reply, result))),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (who, name) = (caller(req), name.as_bytes().to_vec());
+        self.0.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.rmdir(who, node(parent)?, &name));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        guarded("symlink", || {
+            let target = target.as_os_str().as_bytes();
+            let made = node(parent).and_then(|p| self.0.symlink(caller(req), p, link_name.as_bytes(), target));
+            self.reply_entry(made, reply);
+        });
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        guarded("rename", || match (node(parent), node(newparent)) {
+            (Ok(from), Ok(to)) => {
+                let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
+                self.0.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));
+            }
+            (Err(e), _) | (_, Err(e)) => reply.error(errno(&e)),
+        });
+    }
+
+    fn link(&self, req: &Request, _ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        guarded("link", || {
+            let e = match NodeId::from_ino(newparent.0) {
+                Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
+                _ => Error::Managed { what: "a hard link".into(), why: "use ln -s for an alias" },
+            };
+            reply.error(errno(&self.0.refuse(caller(req), "ln", newname.as_bytes(), e)));
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.count();
+        let (who, fs) = (caller(req), &self.0);
+        let mode = OpenMode { writes: flags.acc_mode() != OpenAccMode::O_RDONLY, truncates: flags.0 & libc::O_TRUNC != 0 };
+        let answer = |opened: Result<Opened>| match opened {
+            Ok(Opened::Lasting) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            Ok(Opened::Cached(fh)) => {
+                reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
+            Err(e) => reply.error(errno(&e)),
+        };
+        if !mode.writes {
+            return guarded("open", || answer(node(ino).and_then(|id| fs.open(who, id, mode))));
+        }
+        // It may truncate an upload, or wait for one to be closed.
+        fs.offload(Box::new(answer), move |fs| {
+            fs.once_closed(|| fs.open(who, node(ino)?, mode)).map_err(|e| fs.refuse(who, "open", b"", e))
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.count();
+        guarded("read", || {
+            BUFFERS.with_borrow_mut(|(buf, out)| {
+                out.clear();
+                let found = match node(ino) {
+                    Ok(NodeId::Tree { serial, index }) => self.0.read_tree(serial, index, (offset, size as usize), buf, out),
+                    Ok(id) => self.0.read(id, fh.0, offset, size as usize, out).map(|()| &out[..]),
+                    Err(e) => Err(e),
+                };
+                match found {
+                    Ok(bytes) => reply.data(bytes),
+                    Err(e) => reply.error(errno(&e)),
+                }
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        guarded("write", || {
+            let answer = |result: Result<u32>| match result {
+                Ok(n) => reply.written(n),
+                Err(e) => reply.error(errno(&e)),
+            };
+            match self.0.handle(fh.0).as_deref() {
+                Ok(Handle::Upload { upload, writes: true }) => {
+                    self.0.write_upload(caller(req), upload, offset, data, Box::new(answer));
+                }
+                Ok(Handle::Edit(_)) => answer(self.0.write_edit(caller(req), fh.0, offset, data)),
+                _ => answer(Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() })),
+            }
+        });
+    }
+
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        guarded("flush", || match self.0.handle(fh.0).as_deref() {
+            Ok(Handle::Upload { upload, writes: true }) => {
+                let upload = upload.clone();
+                self.0.flush_upload(caller(req), upload, Box::new(|result| answer_empty(reply, result)));
+            }
+            Ok(Handle::Edit(_)) => answer_empty(reply, self.0.flush_edit(caller(req), fh.0)),
+            _ => reply.ok(),
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if fh.0 == 0 {
+            return reply.ok();
+        }
+        if matches!(self.0.handle(fh.0).as_deref(), Ok(Handle::Upload { .. })) {
+            // Dropping an upload waits for its threads.
+            return self.0.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
+                fs.release_upload(fh.0);
+                Ok(())
+            });
+        }
+        self.0.close_directory(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // An upload is made durable by its close; an editor's fsync asks whether the document is good.
+        guarded("fsync", || answer_empty(reply, if fh.0 == 0 { Ok(()) } else { self.0.flush_edit(caller(req), fh.0) }));
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count();
+        guarded("opendir", || match node(ino).and_then(|id| self.0.opendir(caller(req), id)) {
+            Ok(Opened::Direct(fh) | Opened::Cached(fh)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Ok(Opened::Lasting) => reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        guarded("readdir", || {
+            let listed = node(ino).and_then(|id| {
+                self.0.list_entries(id, fh.0, offset, |next, entry| {
+                    reply.add(INodeNo(entry.node.ino()), next, file_type(entry.format), OsStr::from_bytes(&entry.name))
+                })
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.count();
+        guarded("readdirplus", || {
+            let listed = node(ino).and_then(|id| {
+                self.0.list_entries(id, fh.0, offset, |next, entry| {
+                    // The kernel takes no reference on these two, and ignores the rest of what is gone meanwhile.
+                    let dots = matches!(entry.name.as_slice(), b"." | b"..");
+                    let attr = self.0.attr(entry.node).unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
+                    let ttl = lasting(attr.lasting && attr.lasting_name);
+                    let full = reply.add(
+                        INodeNo(attr.ino),
+                        next,
+                        OsStr::from_bytes(&entry.name),
+                        &ttl,
+                        &file_attr(&attr),
+                        Generation(0),
+                    );
+                    if !full && !dots {
+                        self.0.hold_node(entry.node, 1);
+                    }
+                    full
+                })
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        if fh.0 != 0 {
+            self.0.close_directory(fh.0);
+        }
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Every change was durable when it was answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // It may count what the trash holds.
+        let answer = |result| match result {
+            Ok((total, free, files)) => {
+                reply.statfs(total / 4096, free / 4096, free / 4096, files + (1 << 28), 1 << 28, 4096, 255, 4096);
+            }
+            Err(e) => reply.error(errno(&e)),
+        };
+        self.0.offload(Box::new(answer), |fs| fs.space());
+    }
+
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
+        guarded("setxattr", || {
+            answer_empty(reply, node(ino).and_then(|id| self.0.setxattr(caller(req), id, name.as_bytes(), value)));
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.count();
+        guarded("getxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.0.getxattr(id, name.as_bytes()))));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guarded("listxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.0.listxattr(id))));
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("removexattr", || {
+            answer_empty(reply, node(ino).and_then(|id| self.0.removexattr(caller(req), id, name.as_bytes())));
+        });
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // Meant for the life of the mount: the kernel decides, or everything is the user's own.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, _flags: i32, reply: ReplyCreate) {
+        let (who, name, adapter) = (caller(req), name.as_bytes().to_vec(), self.clone());
+        let make = move |fs: &ImageFs| {
+            fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| fs.refuse(who, "create", &name, e))
+        };
+        let answer = move |made: Result<(NodeId, u64)>| match made.and_then(|(id, fh)| Ok((adapter.entry(id)?, fh))) {
+            // Cached writes would cost a getxattr each.
+            Ok((attr, fh)) => {
+                let flags = FopenFlags::FOPEN_DIRECT_IO;
+                reply.created(&Duration::ZERO, &file_attr(&attr), Generation(0), FileHandle(fh), flags);
+            }
+            Err(e) => reply.error(errno(&e)),
+        };
+        self.0.offload(Box::new(answer), move |fs| make(fs));
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // What a program asks of a terminal or a tape.
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        guarded("lseek", || {
+            let data = match whence {
+                libc::SEEK_DATA => true,
+                libc::SEEK_HOLE => false,
+                _ => return reply.error(Errno::EINVAL),
+            };
+            let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+            match node(ino).and_then(|id| self.0.seek(id, fh.0, offset, data)) {
+                Ok(Some(found)) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+                Ok(None) => reply.error(Errno::ENXIO),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    #[rustfmt::skip]
+    fn copy_file_range(&self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64, _ino_out: INodeNo,
+        _fh_out: FileHandle, _offset_out: u64, _len: u64, _flags: fuser::CopyFileRangeFlags, reply: ReplyWrite) {
+        // cp then reads and writes, which is how an upload is checked.
+        reply.error(Errno::EOPNOTSUPP);
+    }
+}
+
+const EMPTY: Attr = Attr {
+    ino: 0,
+    mode: 0,
+    links: 0,
+    uid: 0,
+    gid: 0,
+    size: 0,
+    data: 0,
+    mtime: (0, 0),
+    ctime: (0, 0),
+    device: (0, 0),
+    lasting_name: false,
+    lasting: false,
+};

@@ -1,0 +1,92 @@
+//! rm -r: what a walker sees of what it has just deleted.
+//!
+//! `rm -r web/1` lists, then removes leaf after leaf. The first leaf is `.id`, and removing it is the deletion, at
+//! once and whole. What the walker still does there must succeed: for its process the directories are empty, the
+//! names resolve until it removes them, and every removal is answered with success. Everybody else sees the version
+//! gone; who has a file or directory of it open goes on.
+//!
+//! If the deletion is refused, the walker finds every directory below closed, so that it complains a few times and
+//! not once for each of 30,000 files.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// A walker that was last heard of longer ago has ended, or does something else now.
+const FORGET: Duration = Duration::from_secs(60);
+/// A refused walker must not find directories closed when it looks again later.
+const CLOSED: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    Image(u32),
+    Version(u32),
+}
+
+#[derive(Clone, Debug)]
+struct Walk {
+    object: Object,
+    /// The directory it was in, and its name there.
+    parent: u64,
+    name: Vec<u8>,
+    /// The errno of a refused deletion.
+    refused: Option<i32>,
+    last: Instant,
+}
+
+/// Processes that remove something recursively, by thread.
+#[derive(Default)]
+pub struct Walkers(Mutex<HashMap<u32, Vec<Walk>>>);
+
+impl Walkers {
+    /// Notes that a process has deleted an object by its `.id`, or was refused.
+    pub fn note(&self, pid: u32, object: Object, parent: u64, name: &[u8], refused: Option<i32>) {
+        if pid == 0 {
+            return;
+        }
+        let mut all = self.0.lock();
+        all.retain(|_, walks| walks.iter().any(|w| w.last.elapsed() < FORGET));
+        let walks = all.entry(pid).or_default();
+        walks.retain(|w| w.object != object && w.last.elapsed() < FORGET);
+        walks.push(Walk { object, parent, name: name.to_vec(), refused, last: Instant::now() });
+    }
+
+    /// Whether this process has deleted the object.
+    pub fn has_deleted(&self, pid: u32, object: Object) -> bool {
+        self.touch(pid, |w| w.object == object && w.refused.is_none()).is_some()
+    }
+
+    /// The errno that this process was refused the object's deletion with, a moment ago.
+    pub fn was_refused(&self, pid: u32, object: Object) -> Option<i32> {
+        let mut all = self.0.lock();
+        let walk = all.get_mut(&pid)?.iter_mut().find(|w| w.object == object)?;
+        if walk.last.elapsed() > CLOSED {
+            return None;
+        }
+        walk.last = Instant::now();
+        walk.refused
+    }
+
+    /// The deleted object that this process still knows under a name.
+    pub fn ghost_named(&self, pid: u32, parent: u64, name: &[u8]) -> Option<Object> {
+        self.touch(pid, |w| w.refused.is_none() && w.parent == parent && w.name == name)
+    }
+
+    /// The walker has removed the name itself: the walk is over.
+    pub fn end(&self, pid: u32, parent: u64, name: &[u8]) {
+        if let Some(walks) = self.0.lock().get_mut(&pid) {
+            walks.retain(|w| !(w.parent == parent && w.name == name));
+        }
+    }
+
+    fn touch(&self, pid: u32, is: impl Fn(&Walk) -> bool) -> Option<Object> {
+        if pid == 0 {
+            return None;
+        }
+        let mut all = self.0.lock();
+        let walk = all.get_mut(&pid)?.iter_mut().find(|w| is(w) && w.last.elapsed() < FORGET)?;
+        walk.last = Instant::now();
+        Some(walk.object)
+    }
+}

@@ -1,0 +1,315 @@
+//! Journey 3, ln -sfn and mv: links are made, switched and renamed; images are renamed, and come back from the trash.
+
+use std::sync::Arc;
+
+use crate::catalog::Named;
+use crate::error::{Error, Result};
+use crate::fs::browse::stale;
+use crate::fs::change::text_of;
+use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
+use crate::fs::read::frozen;
+use crate::fs::upload::Place;
+use crate::fs::{Caller, ImageFs, Reply};
+use crate::manifest::now;
+use crate::name::{ImageName, is_ln_temporary};
+use crate::versions::{self, LinkTarget};
+
+/// Staged links that are remembered; a link is renamed at once or never.
+const STAGED_LINKS: usize = 256;
+
+/// A symlink under a temporary name, as GNU `ln -sfn` makes one before it renames it over the real name.
+pub(super) struct StagedLink {
+    number: u64,
+    place: Place,
+    name: Vec<u8>,
+    text: Vec<u8>,
+}
+
+impl ImageFs {
+    pub(super) fn staged_link(&self, place: Place, name: &[u8]) -> Option<NodeId> {
+        let staged = self.staged_links.lock();
+        staged.iter().find(|l| l.place == place && l.name == name).map(|l| NodeId::StagedLink(l.number))
+    }
+
+    pub(super) fn take_staged_link(&self, place: Place, name: &[u8]) -> Option<Vec<u8>> {
+        let mut staged = self.staged_links.lock();
+        let at = staged.iter().position(|l| l.place == place && l.name == name)?;
+        Some(staged.remove(at).text)
+    }
+
+    pub(super) fn staged_target(&self, number: u64) -> Result<Vec<u8>> {
+        self.staged_links.lock().iter().find(|l| l.number == number).map(|l| l.text.clone()).ok_or_else(stale)
+    }
+
+    /// `ln -s web MNT/jammy`, and the first half of `ln -sfn`.
+    pub fn symlink(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
+        let made = self.symlink_inner(caller, parent, name, target);
+        made.map_err(|e| self.refused(caller, "ln -s", &self.path_in(parent, name), e))
+    }
+
+    pub(super) fn symlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
+        if let NodeId::Version { part: VersionPart::UsedBy, .. } = parent {
+            return Err(Error::Unsupported {
+                what: "a lease".into(),
+                instead: "leases are not there yet; the trash keeps what is deleted for a while",
+            });
+        }
+        let place = self.place_of(parent)?;
+        let target_text = std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
+        let mount_point = &self.view.mount_point;
+        match place {
+            Place::Root => {
+                let to = versions::resolve_root_link(&self.store.catalog.read(), target_text, mount_point)?;
+                if is_temporary(name) {
+                    return Ok(self.stage_link(place, name, target));
+                }
+                if name == b"default" {
+                    self.switch_default(caller, to)?;
+                } else {
+                    let name = ImageName::parse(name)?;
+                    if self.store.catalog.read().named(name.as_str()).is_some() {
+                        return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
+                    }
+                    versions::put_alias(&self.store, &name, to)?;
+                    self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(target));
+                }
+                *self.root_changed.lock() = now();
+            }
+            Place::Image(serial) => {
+                let to = versions::resolve_inner_link(&self.store.catalog.read(), serial, target_text)?;
+                if is_temporary(name) {
+                    return Ok(self.stage_link(place, name, target));
+                }
+                match name {
+                    b"default" => self.pin(caller, serial, to)?,
+                    b"latest" => return Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
+                    _ if name.starts_with(b"@") => {
+                        return Err(Error::Unsupported {
+                            what: "a label".into(),
+                            instead: "pin the version: ln -sfn N IMAGE/default, or alias it: ln -s IMAGE/N NAME",
+                        });
+                    }
+                    // `ln -s 1 default` without -n falls into the image.
+                    _ => return Err(Error::NotFound { what: format!("link {} in an image; use ln -sfn", text_of(name)) }),
+                }
+            }
+        }
+        self.lookup(caller, parent, name)
+    }
+
+    pub(super) fn stage_link(&self, place: Place, name: &[u8], text: &[u8]) -> NodeId {
+        let mut staged = self.staged_links.lock();
+        staged.retain(|l| !(l.place == place && l.name == name));
+        if staged.len() >= STAGED_LINKS {
+            staged.remove(0);
+        }
+        let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        staged.push(StagedLink { number, place, name: name.to_vec(), text: text.to_vec() });
+        NodeId::StagedLink(number)
+    }
+
+    pub(super) fn switch_default(&self, caller: Caller, to: LinkTarget) -> Result<()> {
+        versions::set_default(&self.store, to)?;
+        let model = self.store.catalog.read();
+        let name = model.default_image.and_then(|i| model.images.get(&i)).map_or("?", |i| i.name.as_str()).to_owned();
+        drop(model);
+        self.store.journal.log(caller.uid, "default", &name, "is the default image");
+        Ok(())
+    }
+
+    pub(super) fn pin(&self, caller: Caller, image: u32, to: Option<u32>) -> Result<()> {
+        versions::pin(&self.store, image, to)?;
+        let name = self.store.catalog.read().images.get(&image).map(|i| i.name.clone()).unwrap_or_default();
+        self.store.journal.log(caller.uid, "pin", &name, &to.map_or("latest".into(), |n| n.to_string()));
+        Ok(())
+    }
+
+    /// `mv`, and the second half of `ln -sfn`, rsync and editors.
+    pub fn rename(
+        self: &Arc<Self>,
+        caller: Caller,
+        from: (NodeId, Vec<u8>),
+        to: (NodeId, Vec<u8>),
+        flags: u32,
+        reply: Reply<()>,
+    ) {
+        // It may publish an upload, which takes as long as that takes.
+        let upload = self.place_of(from.0).ok().and_then(|place| self.uploads.named(place, &text_of(&from.1)));
+        let path = self.path_in(from.0, &from.1);
+        if let Some(upload) = upload {
+            return self.offload(reply, move |fs| {
+                let place = fs.place_of(to.0);
+                let renamed = place.and_then(|place| {
+                    fs.check_upload_target(caller, to.0, &to.1)?;
+                    fs.rename_upload(caller, &upload, place, &text_of(&to.1))
+                });
+                // The kernel now shows the upload under the new name: let it look again.
+                if renamed.is_ok() {
+                    let (parent, name) = (to.0.ino(), to.1.clone());
+                    let later = fs.clone();
+                    let _ = std::thread::Builder::new()
+                        .name("forget".into())
+                        .spawn(move || later.with_kernel(|k| k.forget_name(parent, &name)));
+                }
+                renamed
+            });
+        }
+        reply(self.rename_inner(caller, &from, &to, flags).map_err(|e| self.refused(caller, "mv", &path, e)));
+    }
+
+    pub(super) fn check_upload_target(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        match self.lookup(caller, parent, name) {
+            Ok(NodeId::Image { part: ImagePart::Dir, .. } | NodeId::Version { .. }) => {
+                Err(Error::IsDirectory { what: text_of(name) })
+            }
+            Ok(NodeId::Link(_)) => Err(Error::Taken { name: text_of(name), holder: "it is a link".into() }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn rename_inner(
+        &self,
+        caller: Caller,
+        from: &(NodeId, Vec<u8>),
+        to: &(NodeId, Vec<u8>),
+        flags: u32,
+    ) -> Result<()> {
+        if flags & libc::RENAME_WHITEOUT != 0 {
+            return Err(Error::Invalid { what: "a whiteout".into(), why: "there are none here".into() });
+        }
+        if flags & libc::RENAME_EXCHANGE != 0 {
+            return self.exchange(caller, from, to);
+        }
+        let node = self.lookup(caller, from.0, &from.1)?;
+        if let NodeId::Control(Control::Trash) = from.0 {
+            return self.restore(caller, node, to);
+        }
+        match node {
+            NodeId::StagedLink(_) => self.rename_staged_link(caller, from, to),
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => match to.0 {
+                NodeId::Root => {
+                    let name = ImageName::parse(&to.1)?;
+                    versions::rename_image(&self.store, serial, &name)?;
+                    *self.root_changed.lock() = now();
+                    self.store.journal.log(caller.uid, "rename", &text_of(&from.1), name.as_str());
+                    Ok(())
+                }
+                _ => Err(Error::Invalid { what: text_of(&from.1), why: "an image can only be renamed within the root".into() }),
+            },
+            NodeId::Version { part: VersionPart::Dir, .. } => {
+                Err(Error::Managed { what: "a version's number and image".into(), why: "versions do not move" })
+            }
+            NodeId::Link(link) => self.rename_link(caller, from, to, link),
+            NodeId::Receipt(_) => Err(Error::Managed { what: text_of(&from.1), why: "it is the receipt of an upload" }),
+            NodeId::Image { part: ImagePart::Metadata, .. } => {
+                Err(Error::Managed { what: "metadata.json".into(), why: "it stays where it is" })
+            }
+            other => Err(frozen(other)),
+        }
+    }
+
+    pub(super) fn rename_staged_link(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>)) -> Result<()> {
+        if from.0 != to.0 {
+            return Err(Error::Invalid { what: text_of(&from.1), why: "a link is renamed within its directory".into() });
+        }
+        let place = self.place_of(from.0)?;
+        let text = self.take_staged_link(place, &from.1).ok_or_else(stale)?;
+        let target = String::from_utf8(text.clone()).map_err(|_| stale())?;
+        let result = match place {
+            Place::Root => {
+                let link = versions::resolve_root_link(&self.store.catalog.read(), &target, &self.view.mount_point);
+                link.and_then(|link| {
+                    if to.1 == b"default" {
+                        self.switch_default(caller, link)
+                    } else if is_temporary(&to.1) {
+                        self.stage_link(place, &to.1, &text);
+                        Ok(())
+                    } else {
+                        versions::put_alias(&self.store, &ImageName::parse(&to.1)?, link)?;
+                        self.store.journal.log(caller.uid, "alias", &text_of(&to.1), &target);
+                        Ok(())
+                    }
+                })
+            }
+            Place::Image(serial) => {
+                let link = versions::resolve_inner_link(&self.store.catalog.read(), serial, &target);
+                link.and_then(|number| match to.1.as_slice() {
+                    b"default" => self.pin(caller, serial, number),
+                    b"latest" => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
+                    _ if to.1.starts_with(b"@") => {
+                        Err(Error::Unsupported { what: "a label".into(), instead: "pin the version: ln -sfn N IMAGE/default" })
+                    }
+                    _ => Err(Error::NotFound { what: format!("link {} in an image", text_of(&to.1)) }),
+                })
+            }
+        };
+        if result.is_err() {
+            // As before: the tool removes its temporary link itself.
+            self.stage_link(place, &from.1, &text);
+        }
+        *self.root_changed.lock() = now();
+        result
+    }
+
+    pub(super) fn rename_link(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>), link: Link) -> Result<()> {
+        if (from.0, to.0) != (NodeId::Root, NodeId::Root) {
+            return Err(Error::Managed { what: text_of(&from.1), why: "it is changed with ln -sfn" });
+        }
+        let target = ImageName::parse(&to.1);
+        if from.1 == b"default" {
+            // ln --backup puts the old link aside.
+            let Link::Image(_) = link else { return Err(stale()) };
+            return versions::default_to_alias(&self.store, &target?);
+        }
+        let Some(Named::Alias(serial)) = self.store.catalog.read().named(&text_of(&from.1)) else { return Err(stale()) };
+        let name = if to.1 == b"default" { None } else { Some(target?) };
+        versions::rename_alias(&self.store, serial, name.as_ref())?;
+        self.store.journal.log(caller.uid, "rename", &text_of(&from.1), &text_of(&to.1));
+        *self.root_changed.lock() = now();
+        Ok(())
+    }
+
+    /// RENAME_EXCHANGE: two links of the root swap what they lead to, at once.
+    pub(super) fn exchange(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>)) -> Result<()> {
+        let links = [from, to].map(|(parent, name)| match (parent, self.lookup(caller, *parent, name)) {
+            (NodeId::Root, Ok(NodeId::Link(_))) => Ok(text_of(name)),
+            _ => Err(Error::Invalid { what: text_of(name), why: "only links of the root can be exchanged".into() }),
+        });
+        let [first, second] = links;
+        versions::exchange_links(&self.store, &first?, &second?)
+    }
+
+    /// `mv .imgfs/trash/web MNT/`, `mv .imgfs/trash/web.1 MNT/web/`: undo.
+    pub(super) fn restore(&self, caller: Caller, node: NodeId, to: &(NodeId, Vec<u8>)) -> Result<()> {
+        match (node, to.0) {
+            (NodeId::Image { serial, .. }, NodeId::Root) => {
+                versions::restore_image(&self.store, serial, &ImageName::parse(&to.1)?)?;
+            }
+            (NodeId::Version { serial, .. }, NodeId::Image { serial: image, part: ImagePart::Dir, .. }) => {
+                versions::restore_version(&self.store, serial, image)?;
+                // It shows under its number, not under the name it was moved to.
+                let (parent, name) = (to.0.ino(), to.1.clone());
+                self.forget_later(parent, name);
+            }
+            (NodeId::Image { .. }, _) => {
+                return Err(Error::Invalid { what: "an image".into(), why: "it comes back into the root of the mount".into() });
+            }
+            _ => return Err(Error::Invalid { what: "a version".into(), why: "it comes back into its image".into() }),
+        }
+        *self.root_changed.lock() = now();
+        self.store.journal.log(caller.uid, "restore", &text_of(&to.1), "back from the trash");
+        Ok(())
+    }
+
+    /// Tells the kernel about a name whose directory the current call has locked: after the answer.
+    fn forget_later(&self, parent: u64, name: Vec<u8>) {
+        if let Some(kernel) = self.kernel.read().clone() {
+            let _ = std::thread::Builder::new().name("forget".into()).spawn(move || kernel.forget_name(parent, &name));
+        }
+    }
+}
+
+/// A name that is renamed at once: dotted, or GNU ln's own.
+fn is_temporary(name: &[u8]) -> bool {
+    name.starts_with(b".") || std::str::from_utf8(name).is_ok_and(is_ln_temporary)
+}

@@ -1,0 +1,242 @@
+//! The mount: what the kernel asks, answered from the store.
+//!
+//! ```text
+//! fuse.rs      the only file that names fuser: requests in, replies out
+//! browse.rs    ls: names; stat.rs: what they are; read.rs: cat
+//! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
+//! upload/      cp in: an upload from its first byte to its receipt
+//! edit.rs      metadata.json being written
+//! control.rs   the files of .imgfs
+//! ghost.rs     rm -r: what a walker sees of what it has just deleted
+//! xattr.rs     getfattr, setfattr
+//! latency.rs   idle CPUs kept awake during bursts
+//! mount.rs     mount(2), fusermount3, umount
+//! daemon.rs    the process behind a mount: start, background work, end
+//! ```
+//!
+//! Slow work leaves the event loops: such operations take a `Reply` and answer it from a thread of their own.
+
+mod browse;
+mod change;
+mod control;
+pub mod daemon;
+mod edit;
+mod fuse;
+mod ghost;
+mod latency;
+mod links;
+pub mod mount;
+mod node;
+mod read;
+mod stat;
+mod upload;
+mod xattr;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::{Error, Result};
+use crate::export::TarReader;
+use crate::store::Store;
+use edit::Edit;
+use ghost::Walkers;
+use node::NodeId;
+use upload::{Upload, Uploads};
+
+/// Answers a request; may be called from any thread, once.
+pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    /// The thread in the daemon's process namespace; 0 if it is in another.
+    pub pid: u32,
+}
+
+/// How long the kernel may believe what it was told, without asking again.
+const FOREVER: Duration = Duration::from_secs(1 << 31);
+
+/// How long the end of a closed file may take to arrive.
+const CLOSING: Duration = Duration::from_millis(200);
+
+/// What stat shows, and for how long it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    pub ino: u64,
+    /// Type and permission bits, as in st_mode.
+    pub mode: u32,
+    pub links: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub size: u64,
+    /// Bytes that are no hole; what st_blocks counts.
+    pub data: u64,
+    pub mtime: (i64, u32),
+    pub ctime: (i64, u32),
+    /// Device number: major, minor.
+    pub device: (u32, u32),
+    /// Whether the name, and these values, hold until the kernel is told otherwise.
+    pub lasting_name: bool,
+    pub lasting: bool,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    pub name: Vec<u8>,
+    pub node: NodeId,
+    /// Type bits of st_mode.
+    pub format: u32,
+}
+
+/// An open file or directory that needs memory of its own. Files of trees do not.
+enum Handle {
+    Upload {
+        upload: Arc<Upload>,
+        writes: bool,
+    },
+    /// A text made at the time of open.
+    Text(Vec<u8>),
+    Edit(Mutex<Edit>),
+    Tar(Mutex<TarReader>),
+    Directory(Vec<DirEntry>),
+}
+
+/// Tells the kernel to forget what changed behind its back.
+pub trait Kernel: Send + Sync {
+    fn forget_name(&self, parent: u64, name: &[u8]);
+    fn forget_attributes(&self, ino: u64);
+}
+
+/// How the mount was made.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Absolute path of the mount point, for links that name it.
+    pub mount_point: String,
+    /// Owner of the root directory.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The file system.
+pub struct ImageFs {
+    pub store: Arc<Store>,
+    view: View,
+    uploads: Uploads,
+    walkers: Walkers,
+    handles: RwLock<HashMap<u64, Arc<Handle>>>,
+    next_handle: AtomicU64,
+    /// Symlinks under temporary names: number, directory and name, target.
+    staged_links: Mutex<Vec<links::StagedLink>>,
+    /// Deletions of each image or version since the mount; see `NodeId::Image`.
+    incarnations: Mutex<HashMap<u32, u8>>,
+    /// When the root last changed.
+    root_changed: Mutex<i64>,
+    kernel: RwLock<Option<Arc<dyn Kernel>>>,
+    started: std::time::Instant,
+}
+
+impl ImageFs {
+    pub fn new(store: Arc<Store>, view: View) -> Arc<ImageFs> {
+        Arc::new(ImageFs {
+            store,
+            view,
+            uploads: Uploads::default(),
+            walkers: Walkers::default(),
+            handles: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            staged_links: Mutex::default(),
+            incarnations: Mutex::default(),
+            root_changed: Mutex::new(crate::manifest::now()),
+            kernel: RwLock::new(None),
+            started: std::time::Instant::now(),
+        })
+    }
+
+    /// Connects the way back to the kernel, once there is one.
+    pub fn connect(&self, kernel: Option<Arc<dyn Kernel>>) {
+        *self.kernel.write() = kernel;
+    }
+
+    fn with_kernel(&self, tell: impl FnOnce(&dyn Kernel)) {
+        let kernel = self.kernel.read().clone();
+        if let Some(kernel) = kernel {
+            tell(&*kernel);
+        }
+    }
+
+    fn open_handle(&self, handle: Handle) -> u64 {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.write().insert(fh, Arc::new(handle));
+        fh
+    }
+
+    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        let found = self.handles.read().get(&fh).cloned();
+        found.ok_or_else(|| Error::Invalid { what: "the file handle".into(), why: "it is not open".into() })
+    }
+
+    fn incarnation(&self, serial: u32) -> u8 {
+        self.incarnations.lock().get(&serial).copied().unwrap_or(0)
+    }
+
+    /// Notes a refusal where the user can read it, and passes it on.
+    fn refused(&self, caller: Caller, gesture: &'static str, path: &str, e: Error) -> Error {
+        self.store.journal.refuse(caller.uid, gesture, path, &e);
+        e
+    }
+
+    /// Notes a refusal of something that has only a name.
+    pub fn refuse(&self, caller: Caller, gesture: &'static str, name: &[u8], e: Error) -> Error {
+        self.refused(caller, gesture, &String::from_utf8_lossy(name), e)
+    }
+
+    /// Counts inodes that the kernel was told of (or, negative, has forgotten): a version's content stays as long as
+    /// any of its inodes is known.
+    pub fn hold_node(&self, node: NodeId, inodes: i64) {
+        if let NodeId::Tree { serial, .. } = node {
+            self.store.hold(serial, inodes);
+        }
+    }
+
+    /// Tries again while an upload of the same name is being closed: the kernel sends the end of a file after
+    /// close(2) has returned, and the next command may be faster.
+    pub fn once_closed<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        let begun = std::time::Instant::now();
+        loop {
+            match work() {
+                Err(Error::UploadBusy { .. }) if begun.elapsed() < CLOSING => std::thread::sleep(Duration::from_millis(1)),
+                other => return other,
+            }
+        }
+    }
+
+    /// Runs work that may take long in a thread of its own; `reply` is answered in any case.
+    fn offload<T: Send + 'static>(
+        self: &Arc<Self>,
+        reply: Reply<T>,
+        work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
+    ) {
+        let fs = self.clone();
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let answer = {
+            let reply = reply.clone();
+            move |result| {
+                if let Some(reply) = reply.lock().take() {
+                    reply(result);
+                }
+            }
+        };
+        let failed = answer.clone();
+        let spawned = std::thread::Builder::new().name("work".into()).spawn(move || answer(work(&fs)));
+        if let Err(source) = spawned {
+            failed(Err(Error::Io { doing: "start a thread for", path: "a request".into(), source }));
+        }
+    }
+}

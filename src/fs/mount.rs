@@ -1,0 +1,221 @@
+//! mount(2) and umount(2): as root directly, as a user through fusermount3.
+//!
+//! The descriptor is ours and handed to fuser: its own teardown unmounts a path again after somebody else did, and
+//! may hit another file system.
+
+use std::fs::{self, File};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::error::{Error, Result};
+
+/// The type that df and findmnt show.
+const FS_TYPE: &str = "fuse.imgfs";
+
+/// What `-o` may say about the mount itself.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    pub allow_other: bool,
+    pub suid: bool,
+    pub dev: bool,
+    pub noexec: bool,
+}
+
+/// Mounts on `point`; the descriptor is to be served at once.
+///
+/// Errors: `Io` with what mount(2) said; `Invalid` with what fusermount3 said.
+pub fn mount(point: &Path, source: &Path, flags: &Flags) -> Result<OwnedFd> {
+    let meta = fs::metadata(point).map_err(Error::io("stat", point))?;
+    if !meta.is_dir() {
+        return Err(Error::NotDirectory { what: point.display().to_string() });
+    }
+    // A name, for df and mount: commas would begin another option.
+    let source = source.display().to_string().replace(',', "\\,");
+    if rustix::process::geteuid().is_root() {
+        mount_directly(point, &source, flags, meta.mode())
+    } else {
+        mount_by_helper(point, &source, flags)
+    }
+}
+
+fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Result<OwnedFd> {
+    let device = Path::new("/dev/fuse");
+    let fd = File::options().read(true).write(true).open(device).map_err(Error::io("open", device))?;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut options = format!("fd={},rootmode={:o},user_id={uid},group_id={gid}", fd.as_raw_fd(), mode & libc::S_IFMT);
+    if flags.allow_other {
+        // For others the kernel checks permissions. A mount of one user is all that user's.
+        options.push_str(",allow_other,default_permissions");
+    }
+    let mut bits = MountFlags::empty();
+    bits.set(MountFlags::NOSUID, !flags.suid);
+    bits.set(MountFlags::NODEV, !flags.dev);
+    bits.set(MountFlags::NOEXEC, flags.noexec);
+    let options = std::ffi::CString::new(options).expect("numbers and words");
+    let source =
+        std::ffi::CString::new(source).map_err(|_| Error::Invalid { what: source.into(), why: "it has a zero byte".into() })?;
+    rustix::mount::mount(&source, point, FS_TYPE, bits, Some(options.as_c_str())).map_err(|e| Error::Io {
+        doing: "mount on",
+        path: point.to_owned(),
+        source: e.into(),
+    })?;
+    Ok(fd.into())
+}
+
+fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd> {
+    let failed = |why: String| Error::Invalid { what: format!("cannot mount on {}", point.display()), why };
+    let (ours, theirs) = UnixStream::pair().map_err(|e| failed(e.to_string()))?;
+    let mut options = format!("fsname={source},subtype=imgfs,nosuid,nodev");
+    if flags.allow_other {
+        options.push_str(",allow_other,default_permissions");
+    }
+    if flags.noexec {
+        options.push_str(",noexec");
+    }
+    // The helper finds its end of the pair under this number.
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(|e| failed(e.to_string()))?;
+    let helper = Command::new("fusermount3")
+        .args(["-o", &options, "--"])
+        .arg(point)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed(format!("fusermount3 (package fuse3): {e}")))?;
+    drop(theirs);
+    let fd = receive_fd(&ours);
+    let output = helper.wait_with_output().map_err(|e| failed(e.to_string()))?;
+    match fd {
+        Some(fd) if output.status.success() => Ok(fd),
+        _ => Err(failed(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))),
+    }
+}
+
+fn receive_fd(socket: &UnixStream) -> Option<OwnedFd> {
+    let mut byte = [0u8; 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+    ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    })
+}
+
+/// Unmounts. `lazy` detaches at once and lets the users of open files finish.
+///
+/// Errors: EBUSY as `Io` while files are open.
+pub fn unmount(point: &Path, lazy: bool) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        return rustix::mount::unmount(point, flags | UnmountFlags::NOFOLLOW).map_err(|e| Error::Io {
+            doing: "unmount",
+            path: point.to_owned(),
+            source: e.into(),
+        });
+    }
+    let mut command = Command::new("fusermount3");
+    command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(point).process_group(0);
+    let output = command.output().map_err(|e| Error::Invalid { what: "fusermount3".into(), why: e.to_string() })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if why.contains("busy") {
+        let source = std::io::Error::from_raw_os_error(libc::EBUSY);
+        return Err(Error::Io { doing: "unmount", path: point.to_owned(), source });
+    }
+    Err(Error::Invalid { what: format!("cannot unmount {}", point.display()), why })
+}
+
+/// A mount as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    pub point: PathBuf,
+    /// What is mounted: for imgfs the store's directory.
+    pub source: PathBuf,
+    /// `MAJOR:MINOR` of the file system.
+    pub device: String,
+}
+
+/// The imgfs mounts there are, newest last. Source: proc(5), mountinfo.
+pub fn mounts() -> Vec<Mounted> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().filter_map(parse_mount).collect()
+}
+
+fn parse_mount(line: &str) -> Option<Mounted> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    if right.next()? != FS_TYPE {
+        return None;
+    }
+    let mut left = left.split(' ').skip(2);
+    let device = left.next()?.to_owned();
+    Some(Mounted { point: unescape(left.nth(1)?), source: unescape(&right.next()?.replace("\\,", ",")), device })
+}
+
+/// Octal escapes stand for blanks and backslashes.
+fn unescape(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::new(), 0);
+    while at < bytes.len() {
+        let code = (bytes[at] == b'\\').then(|| bytes.get(at + 1..at + 4)).flatten();
+        match code.and_then(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                at += 4;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(out))
+}
+
+/// The imgfs mount on `point`, if there is one; found in the list, so that a dead daemon's mount does not hang us.
+pub fn mounted_on(point: &Path) -> Option<Mounted> {
+    let absolute = std::path::absolute(point).ok()?;
+    let parent = absolute.parent().and_then(|p| fs::canonicalize(p).ok());
+    let resolved = parent.zip(absolute.file_name()).map_or(absolute.clone(), |(p, n)| p.join(n));
+    mounts().into_iter().rev().find(|m| m.point == resolved || m.point == absolute)
+}
+
+/// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
+pub fn is_dead(point: &Path) -> bool {
+    rustix::fs::statvfs(point).err() == Some(rustix::io::Errno::NOTCONN)
+}
+
+/// Lets the kernel read ahead a megabyte; its default caps reads at 128 KiB. Root only, and only a saving.
+pub fn raise_readahead(mounted: &Mounted) {
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device);
+    if let Err(e) = fs::write(&path, "1024") {
+        log::debug!("cannot set {path}: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines_are_read_with_their_escapes() {
+        let line = r"40 25 0:53 / /tmp/a\040b rw,nosuid,nodev,relatime shared:1 - fuse.imgfs /var/lib/imgfs rw,user_id=0";
+        let mounted = parse_mount(line).unwrap();
+        assert_eq!((mounted.point, mounted.source), ("/tmp/a b".into(), "/var/lib/imgfs".into()));
+        assert_eq!(mounted.device, "0:53");
+        assert_eq!(parse_mount("1 2 0:1 / /x rw - ext4 /dev/sda rw"), None);
+    }
+}

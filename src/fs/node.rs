@@ -1,0 +1,184 @@
+//! Inode numbers: arithmetic on what a node is, so that there is nothing to count, to remember or to look up.
+//!
+//! The top four bits below the sign say the kind, the rest what it is of. A symlink's number follows from its
+//! target: a link that `ln -sfn` renamed over another is, for the kernel and for us, the same node.
+
+use crate::tree::NodeIndex;
+
+/// The root of the mount; FUSE's own number.
+pub const ROOT_INO: u64 = 1;
+
+/// What an inode number stands for. Serials are below 2^28.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NodeId {
+    Root,
+    Control(Control),
+    /// `incarnation` counts deletions: a directory that was removed is dead for the kernel, even if it comes back.
+    Image {
+        serial: u32,
+        part: ImagePart,
+        incarnation: u8,
+    },
+    Version {
+        serial: u32,
+        part: VersionPart,
+        incarnation: u8,
+    },
+    /// A node of a version's tree; `rootfs` is index 0.
+    Tree {
+        serial: u32,
+        index: NodeIndex,
+    },
+    Link(Link),
+    /// An upload, a scratch file, or the receipt of one, by its number since the mount.
+    Upload(u64),
+    /// The receipt of a version's upload, from the catalog.
+    Receipt(u32),
+    Job(u64),
+    Failed(u64),
+    /// A symlink under a temporary name, by its number since the mount.
+    StagedLink(u64),
+    /// What a walker still sees of a directory it has deleted.
+    Ghost,
+}
+
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $number:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($variant),* }
+
+        impl $name {
+            fn number(self) -> u64 {
+                match self { $($name::$variant => $number),* }
+            }
+
+            fn from_number(number: u64) -> Option<$name> {
+                match number { $($number => Some($name::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+numbered!(
+    /// The files and directories of `.imgfs`.
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11 }
+);
+numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
+numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4 });
+
+/// A symlink, by what it leads to and from where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// `web`, in the root.
+    Image(u32),
+    /// `web/1`, in the root.
+    Version(u32),
+    /// `1`, in the image.
+    Number(u32),
+    /// `latest`, in the image with this serial.
+    Latest(u32),
+    /// `../../web`, in a directory of `.imgfs`.
+    DeepImage(u32),
+    /// `../../web/1`, in a directory of `.imgfs`.
+    DeepVersion(u32),
+}
+
+const KIND: u32 = 56;
+
+impl NodeId {
+    pub fn ino(self) -> u64 {
+        let pack = |kind: u64, payload: u64| kind << KIND | payload;
+        match self {
+            NodeId::Root => ROOT_INO,
+            NodeId::Control(c) => c.number(),
+            NodeId::Ghost => 12,
+            NodeId::Image { serial, part, incarnation } => {
+                pack(1, u64::from(serial) << 12 | u64::from(incarnation) << 4 | part.number())
+            }
+            NodeId::Version { serial, part, incarnation } => {
+                pack(2, u64::from(serial) << 12 | u64::from(incarnation) << 4 | part.number())
+            }
+            NodeId::Tree { serial, index } => pack(3, u64::from(serial) << 28 | u64::from(index)),
+            NodeId::Link(link) => {
+                let (which, serial) = match link {
+                    Link::Image(s) => (0, s),
+                    Link::Version(s) => (1, s),
+                    Link::Number(s) => (2, s),
+                    Link::Latest(s) => (3, s),
+                    Link::DeepImage(s) => (4, s),
+                    Link::DeepVersion(s) => (5, s),
+                };
+                pack(4, u64::from(serial) << 4 | which)
+            }
+            NodeId::Upload(n) => pack(5, n),
+            NodeId::Receipt(serial) => pack(6, u64::from(serial)),
+            NodeId::Job(n) => pack(7, n),
+            NodeId::Failed(n) => pack(8, n & ((1 << KIND) - 1)),
+            NodeId::StagedLink(n) => pack(9, n),
+        }
+    }
+
+    pub fn from_ino(ino: u64) -> Option<NodeId> {
+        let payload = ino & ((1 << KIND) - 1);
+        let serial_at = |shift: u32| u32::try_from(payload >> shift).ok();
+        let incarnation = (payload >> 4 & 0xff) as u8;
+        Some(match ino >> KIND {
+            0 if ino == ROOT_INO => NodeId::Root,
+            0 if ino == 12 => NodeId::Ghost,
+            0 => NodeId::Control(Control::from_number(ino)?),
+            1 => NodeId::Image { serial: serial_at(12)?, part: ImagePart::from_number(payload & 15)?, incarnation },
+            2 => NodeId::Version { serial: serial_at(12)?, part: VersionPart::from_number(payload & 15)?, incarnation },
+            3 => NodeId::Tree { serial: serial_at(28)?, index: (payload & ((1 << 28) - 1)) as NodeIndex },
+            4 => {
+                let serial = serial_at(4)?;
+                NodeId::Link(match payload & 15 {
+                    0 => Link::Image(serial),
+                    1 => Link::Version(serial),
+                    2 => Link::Number(serial),
+                    3 => Link::Latest(serial),
+                    4 => Link::DeepImage(serial),
+                    5 => Link::DeepVersion(serial),
+                    _ => return None,
+                })
+            }
+            5 => NodeId::Upload(payload),
+            6 => NodeId::Receipt(serial_at(0)?),
+            7 => NodeId::Job(payload),
+            8 => NodeId::Failed(payload),
+            9 => NodeId::StagedLink(payload),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_has_a_number_of_its_own() {
+        let mut nodes = vec![NodeId::Root, NodeId::Ghost];
+        nodes.extend((2..12).filter_map(Control::from_number).map(NodeId::Control));
+        for serial in [1, 77, (1 << 28) - 1] {
+            for incarnation in [0, 255] {
+                nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
+                nodes.extend((0..5).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
+                    serial,
+                    part,
+                    incarnation,
+                }));
+            }
+            nodes.extend([0, 5, (1 << 28) - 1].map(|index| NodeId::Tree { serial, index }));
+            nodes.extend([Link::Image(serial), Link::Version(serial), Link::Number(serial)].map(NodeId::Link));
+            nodes.extend([Link::Latest(serial), Link::DeepImage(serial), Link::DeepVersion(serial)].map(NodeId::Link));
+            nodes.extend([NodeId::Receipt(serial), NodeId::Upload(serial.into()), NodeId::Job(serial.into())]);
+            nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
+        }
+        let mut seen = std::collections::HashSet::new();
+        for node in nodes {
+            assert!(seen.insert(node.ino()), "{node:?}");
+            assert_eq!(NodeId::from_ino(node.ino()), Some(node));
+        }
+    }
+}

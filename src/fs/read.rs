@@ -1,0 +1,165 @@
+//! Journey 2, cat: open, read and seek.
+
+use crate::blob::ReadBuf;
+use crate::describe;
+use crate::error::{Error, Result};
+use crate::export::{self, TarReader};
+use crate::fs::browse::stale;
+use crate::fs::edit::Edit;
+use crate::fs::node::{ImagePart, NodeId, VersionPart};
+use crate::fs::{Caller, Handle, ImageFs};
+use crate::manifest;
+use crate::tree::{Kind, ROOT};
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenMode {
+    pub writes: bool,
+    /// O_TRUNC: what is there is to go first.
+    pub truncates: bool,
+}
+
+/// What an open asks of the kernel's caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// The content never changes: pages may stay.
+    Lasting,
+    /// Every read and write comes here.
+    Direct(u64),
+    /// A handle, with the kernel's cache.
+    Cached(u64),
+}
+
+impl ImageFs {
+    /// Opens a file for reading, or metadata.json or an upload also for writing.
+    pub fn open(&self, caller: Caller, node: NodeId, mode: OpenMode) -> Result<Opened> {
+        let text = |text: String| Ok(Opened::Direct(self.open_handle(Handle::Text(text.into_bytes()))));
+        match node {
+            NodeId::Image { serial, part: ImagePart::Metadata, .. } => {
+                let model = self.store.catalog.read();
+                let image = model.images.get(&serial).ok_or_else(stale)?;
+                let now = manifest::pretty(&describe::image(&model, image));
+                if !mode.writes {
+                    drop(model);
+                    return text(now);
+                }
+                if image.trashed_at.is_some() {
+                    return Err(Error::Frozen { what: "what is in the trash".into() });
+                }
+                Ok(Opened::Direct(self.open_handle(Handle::Edit(parking_lot::Mutex::new(Edit::new(
+                    serial,
+                    if mode.truncates { String::new() } else { now },
+                ))))))
+            }
+            NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
+            _ if mode.writes => Err(frozen(node)),
+            NodeId::Tree { .. } => Ok(Opened::Lasting),
+            NodeId::Version { serial, part: VersionPart::Tar, .. } => {
+                self.store.tree(serial)?;
+                Ok(Opened::Cached(self.open_handle(Handle::Tar(parking_lot::Mutex::new(TarReader::default())))))
+            }
+            NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
+            NodeId::Version { serial, part: VersionPart::Id, .. } => {
+                let id = self.store.catalog.read().versions.get(&serial).map(|v| v.id.clone());
+                text(format!("{}\n", id.ok_or_else(stale)?))
+            }
+            NodeId::Image { serial, part: ImagePart::Id, .. } => {
+                let id = self.store.catalog.read().images.get(&serial).map(|i| i.id.clone());
+                text(format!("{}\n", id.ok_or_else(stale)?))
+            }
+            NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => text(self.control_text(node)?),
+            _ => Err(Error::IsDirectory { what: "it".into() }),
+        }
+    }
+
+    /// A version's metadata.json.
+    pub(super) fn version_text(&self, serial: u32) -> Result<String> {
+        let version = self.store.catalog.read().versions.get(&serial).cloned().ok_or_else(stale)?;
+        let cost = self.store.cost(&version)?;
+        Ok(manifest::pretty(&describe::version(&self.store.catalog.read(), &version, cost)))
+    }
+
+    /// Reads from a file of a tree. The bytes are in one of the two buffers. Less than `len` only at its end.
+    pub fn read_tree<'b>(
+        &self,
+        serial: u32,
+        index: u32,
+        range: (u64, usize),
+        buf: &'b mut ReadBuf,
+        out: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8]> {
+        let slot = self.store.tree(serial)?;
+        let node = slot.tree.node(index)?;
+        let (offset, len) = range;
+        let read = match node.kind {
+            // Most files: straight from the blob.
+            Kind::File { blob, sparse: false } if blob != 0 => self.store.blobs.read(blob, offset, len, buf),
+            _ => export::read_file(&self.store, &slot.tree, &node, offset, len, buf, out).map(|()| &out[..]),
+        };
+        read.map_err(|e| self.damage(serial, index, e))
+    }
+
+    /// Reads from a file that has a handle; appends to `out`. Less than `len` only at its end.
+    pub fn read(&self, node: NodeId, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let handle = self.handle(fh)?;
+        match &*handle {
+            Handle::Tar(reader) => {
+                let NodeId::Version { serial, .. } = node else { return Err(stale()) };
+                let slot = self.store.tree(serial)?;
+                let read = reader.lock().read(&self.store, &slot.tree, offset, len, out);
+                read.map_err(|e| self.damage(serial, ROOT, e))
+            }
+            Handle::Text(text) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+                out.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
+                Ok(())
+            }
+            Handle::Edit(edit) => {
+                out.extend_from_slice(edit.lock().read(offset, len));
+                Ok(())
+            }
+            Handle::Upload { upload, .. } => self.read_upload(upload, offset, len, out),
+            Handle::Directory(_) => Err(Error::IsDirectory { what: "it".into() }),
+        }
+    }
+
+    /// Says which image, version and path a damaged blob hits, and keeps the sentence.
+    pub(super) fn damage(&self, serial: u32, index: u32, e: Error) -> Error {
+        let what = self.store.path_of(&self.store.catalog.read(), serial);
+        let e = match e {
+            Error::Corrupt { what: blob, why } => Error::Corrupt { what: format!("{what} (node {index}, {blob})"), why },
+            other => other,
+        };
+        self.store.journal.refuse(0, "read", &what, &e);
+        e
+    }
+
+    /// SEEK_DATA, SEEK_HOLE. `None`: there is no data from `offset` on.
+    pub fn seek(&self, node: NodeId, fh: u64, offset: u64, data: bool) -> Result<Option<u64>> {
+        let size = match node {
+            NodeId::Tree { serial, index } => {
+                let slot = self.store.tree(serial)?;
+                return export::seek(&self.store, &slot.tree, &slot.tree.node(index)?, offset, data);
+            }
+            _ => match self.handles.read().get(&fh).map(|h| &**h) {
+                Some(Handle::Text(text)) => text.len() as u64,
+                _ => self.attr(node)?.size,
+            },
+        };
+        Ok(if offset >= size {
+            None
+        } else if data {
+            Some(offset)
+        } else {
+            Some(size)
+        })
+    }
+}
+
+/// Writing to what is not writable: inside versions EROFS, elsewhere EPERM.
+pub(super) fn frozen(node: NodeId) -> Error {
+    match node {
+        NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => Error::Frozen { what: "a version".into() },
+        _ => Error::Managed { what: "this file".into(), why: "it is only read" },
+    }
+}

@@ -1,0 +1,187 @@
+//! Journey 2, ls -l: what stat and readlink show of a node.
+
+use crate::catalog::{Image, Model, Version};
+use crate::describe;
+use crate::error::{Error, Result};
+use crate::fs::browse::stale;
+use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
+use crate::fs::{Attr, ImageFs};
+use crate::manifest;
+use crate::tree::{Kind, Node, ROOT};
+
+impl ImageFs {
+    /// What stat shows of a node.
+    pub fn attr(&self, node: NodeId) -> Result<Attr> {
+        let ino = node.ino();
+        let own = |mode: u32, size: u64, at: i64| Attr {
+            ino,
+            mode,
+            links: if mode & libc::S_IFMT == libc::S_IFDIR { 2 } else { 1 },
+            uid: self.view.uid,
+            gid: self.view.gid,
+            size,
+            data: size,
+            mtime: split_time(at),
+            ctime: split_time(at),
+            device: (0, 0),
+            lasting_name: false,
+            lasting: false,
+        };
+        let (directory, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK | 0o777);
+        match node {
+            NodeId::Tree { serial, index } => {
+                let slot = self.store.tree(serial)?;
+                let found = slot.tree.node(index)?;
+                let mut attr = tree_attr(node, &found, index);
+                if let Kind::File { sparse: true, .. } = found.kind {
+                    attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum();
+                }
+                Ok(attr)
+            }
+            NodeId::Root => {
+                let images = self.store.catalog.read().live_images().count();
+                let links = u32::try_from(images).unwrap_or(u32::MAX - 2) + 2;
+                Ok(Attr { links, lasting: true, ..own(directory | 0o755, 4096, *self.root_changed.lock()) })
+            }
+            NodeId::Image { serial, part, .. } => {
+                let model = self.store.catalog.read();
+                let Some(image) = model.images.get(&serial) else {
+                    return Ok(own(if part == ImagePart::Dir { directory | 0o555 } else { file | 0o444 }, 0, 0));
+                };
+                let owned = |attr: Attr| Attr { uid: image.uid, gid: image.gid, ..attr };
+                let live = image.trashed_at.is_none();
+                Ok(match part {
+                    ImagePart::Dir => {
+                        let links = u32::try_from(model.versions_of(serial).count()).unwrap_or(0) + 2;
+                        let attr = own(directory | image.mode, 4096, image.updated_at);
+                        Attr { links, lasting_name: live, lasting: live, ..owned(attr) }
+                    }
+                    ImagePart::Id => owned(own(file | image.mode & 0o444, image.id.len() as u64 + 1, image.created_at)),
+                    ImagePart::Metadata => {
+                        let size = manifest::pretty(&describe::image(&model, image)).len() as u64;
+                        owned(own(file | image.mode & 0o666, size, image.updated_at))
+                    }
+                })
+            }
+            NodeId::Version { serial, part, .. } => {
+                if part == VersionPart::Metadata {
+                    let text = self.version_text(serial)?;
+                    let model = self.store.catalog.read();
+                    let (image, version) = version_of(&model, serial)?;
+                    let attr = own(file | image.mode & 0o444, text.len() as u64, version.created_at);
+                    return Ok(Attr { uid: image.uid, gid: image.gid, ..attr });
+                }
+                let model = self.store.catalog.read();
+                let Ok((image, version)) = version_of(&model, serial) else {
+                    let mode =
+                        if matches!(part, VersionPart::Dir | VersionPart::UsedBy) { directory | 0o555 } else { file | 0o444 };
+                    return Ok(own(mode, 0, 0));
+                };
+                let live = model.is_live(version);
+                let attr = match part {
+                    VersionPart::Dir => {
+                        let attr = own(directory | image.mode & 0o555, 4096, version.created_at);
+                        Attr { links: 4, lasting_name: live, lasting: live, ..attr }
+                    }
+                    VersionPart::Id => own(file | image.mode & 0o444, version.id.len() as u64 + 1, version.created_at),
+                    VersionPart::Tar => Attr {
+                        lasting: live,
+                        lasting_name: live,
+                        ..own(file | image.mode & 0o444, version.facts.size, version.created_at)
+                    },
+                    VersionPart::UsedBy => own(directory | image.mode & 0o555, 4096, version.created_at),
+                    VersionPart::Metadata => return Err(stale()),
+                };
+                Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
+            }
+            NodeId::Link(_) | NodeId::StagedLink(_) => {
+                Ok(own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()))
+            }
+            NodeId::Upload(number) => Ok(self.uploads.by_number(number).ok_or_else(stale)?.attr(ino)),
+            NodeId::Receipt(serial) => {
+                let model = self.store.catalog.read();
+                let version = model.versions.get(&serial).ok_or_else(stale)?;
+                let receipt = version.receipt.as_ref().ok_or_else(stale)?;
+                let attr = own(file | receipt.mode & 0o7777, version.facts.upload_size, receipt.mtime);
+                Ok(Attr { uid: version.facts.uid, ..attr })
+            }
+            NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
+            NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => {
+                let (format, size) = self.control_shape(node)?;
+                let mode = if format == directory { directory | 0o755 } else { file | 0o444 };
+                Ok(own(mode, size, *self.root_changed.lock()))
+            }
+        }
+    }
+
+    /// A symlink's target.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let model = self.store.catalog.read();
+        let name = |image: u32| model.images.get(&image).map(|i| i.name.clone()).ok_or_else(stale);
+        let versioned = |serial: u32| {
+            let version = model.versions.get(&serial).ok_or_else(stale)?;
+            Ok::<_, Error>(format!("{}/{}", name(version.image)?, version.number))
+        };
+        let text = match node {
+            NodeId::Tree { serial, index } => {
+                drop(model);
+                let slot = self.store.tree(serial)?;
+                return Ok(slot.tree.symlink(&slot.tree.node(index)?)?.to_vec());
+            }
+            NodeId::StagedLink(number) => return self.staged_target(number),
+            NodeId::Link(Link::Image(serial)) => name(serial)?,
+            NodeId::Link(Link::Version(serial)) => versioned(serial)?,
+            NodeId::Link(Link::Number(serial)) => model.versions.get(&serial).ok_or_else(stale)?.number.to_string(),
+            NodeId::Link(Link::Latest(_)) => "latest".into(),
+            NodeId::Link(Link::DeepImage(serial)) => format!("../../{}", name(serial)?),
+            NodeId::Link(Link::DeepVersion(serial)) => format!("../../{}", versioned(serial)?),
+            _ => return Err(Error::Invalid { what: "it".into(), why: "it is no symlink".into() }),
+        };
+        Ok(text.into_bytes())
+    }
+}
+
+/// The type bits of a tree's node.
+pub(super) fn format_of(node: &Node) -> u32 {
+    match node.kind {
+        Kind::File { .. } => libc::S_IFREG,
+        Kind::Directory { .. } => libc::S_IFDIR,
+        Kind::Symlink => libc::S_IFLNK,
+        Kind::CharDevice { .. } => libc::S_IFCHR,
+        Kind::BlockDevice { .. } => libc::S_IFBLK,
+        Kind::Fifo => libc::S_IFIFO,
+    }
+}
+
+fn tree_attr(id: NodeId, node: &Node, index: u32) -> Attr {
+    let device = match node.kind {
+        Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => (major, minor),
+        _ => (0, 0),
+    };
+    let size = if matches!(node.kind, Kind::Directory { .. }) { 4096 } else { node.size };
+    Attr {
+        ino: id.ino(),
+        mode: format_of(node) | node.mode,
+        links: node.links,
+        uid: node.uid,
+        gid: node.gid,
+        size,
+        data: size,
+        mtime: node.mtime,
+        ctime: node.mtime,
+        device,
+        // A walker that deletes the version must not take the directory that a chroot stands in: its name is
+        // asked for each time.
+        lasting_name: index != ROOT,
+        lasting: true,
+    }
+}
+
+pub(super) fn version_of(model: &Model, serial: u32) -> Result<(&Image, &Version)> {
+    let version = model.versions.get(&serial).ok_or_else(stale)?;
+    Ok((model.images.get(&version.image).ok_or_else(stale)?, version))
+}
+
+fn split_time(nanoseconds: i64) -> (i64, u32) {
+    (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000) as u32)
+}

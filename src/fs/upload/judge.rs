@@ -1,0 +1,359 @@
+//! cp in, the second half: close(2) judges what was written, rename(2) commits what was staged.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::{Error, Result};
+use crate::fs::upload::{PIECE, Phase, Place, State, Upload, kind_of, repeated};
+use crate::fs::{Caller, Handle, ImageFs, Reply};
+use crate::ingest::{self, Ingest, Published, Settled, Source, Target};
+use crate::name::{ImageName, Promise, promise_of};
+use crate::tar;
+
+/// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any other,
+/// but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and SEGV.
+fn is_killed(pid: u32) -> bool {
+    const PF_SIGNALED: u64 = 0x400;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The command's name may hold anything but ends at the last parenthesis; flags are the 7th field behind it.
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|f| f & PF_SIGNALED != 0)
+}
+
+/// The process (thread group) of a thread; requests carry the thread.
+pub(super) fn process_of(thread: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    status.lines().find_map(|l| l.strip_prefix("Tgid:")?.trim().parse().ok()).unwrap_or(thread)
+}
+
+impl ImageFs {
+    /// `close(2)`: judges what was written, and publishes what is complete.
+    pub fn flush_upload(self: &Arc<Self>, caller: Caller, upload: Arc<Upload>, reply: Reply<()>) {
+        if upload.size() == 0 || upload.is_published() {
+            return reply(Ok(()));
+        }
+        // Looked at now: when the answer is sent, the process has gone on.
+        let killed = is_killed(caller.pid);
+        self.offload(reply, move |fs| fs.judge_at_close(caller, &upload, killed));
+    }
+
+    pub(super) fn judge_at_close(&self, caller: Caller, upload: &Arc<Upload>, killed: bool) -> Result<()> {
+        let path = self.path_name(upload);
+        let mut state = upload.state.lock();
+        if state.before.is_some() || matches!(state.phase, Phase::Published(_)) {
+            return Ok(());
+        }
+        if let Phase::Failed(errno, sentence) = &state.phase {
+            return Err(repeated(*errno, sentence));
+        }
+        let result = if killed {
+            Err(Error::WriterKilled { name: upload.name() })
+        } else {
+            match self.wanted(upload, &state) {
+                Wanted::Publish => self.judge(upload, &mut state, &upload.name(), false),
+                Wanted::Staged => Ok(()),
+                Wanted::Refuse(e) => Err(e),
+            }
+        };
+        let incomplete = matches!(&result, Err(Error::Truncated { .. }));
+        if let Err(e) = &result
+            && !incomplete
+        {
+            self.fail(upload, &mut state, e);
+        }
+        let published = published_in(&state);
+        drop(state);
+        if let Some(published) = published {
+            self.after_publish(upload, &published);
+        }
+        match result {
+            // Another process of a pipeline or a shell list may go on where this one stopped.
+            Err(_) if incomplete && caller.pid != 0 && process_of(caller.pid) != upload.opener => Ok(()),
+            other => other.map_err(|e| self.refused(caller, "close", &path, e)),
+        }
+    }
+
+    /// What a close of this name and content means.
+    fn wanted(&self, upload: &Upload, state: &State) -> Wanted {
+        let promise = upload.promise();
+        if promise == Promise::Dotted || matches!(state.phase, Phase::Failed(..)) {
+            return if let Phase::Failed(errno, sentence) = &state.phase {
+                Wanted::Refuse(repeated(*errno, sentence))
+            } else {
+                Wanted::Staged
+            };
+        }
+        if let Promise::Archive(_) = promise {
+            return Wanted::Publish;
+        }
+        let head = self.head_of(state);
+        let archive = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..)) || kind_of(&head) == Some(true);
+        match upload.place {
+            // Inside an image any archive is its next version, whatever it is called.
+            Place::Image(_) if archive => Wanted::Publish,
+            // An editor's copy of metadata.json, to be renamed over it.
+            Place::Image(_) if head.trim_ascii_start().starts_with(b"{") => Wanted::Staged,
+            // `web.tar.xz.part` and the like: the rename that follows says what it is.
+            Place::Root if archive => Wanted::Staged,
+            _ => Wanted::Refuse(Error::NotTar { what: upload.name(), looks: tar::looks_like(&head) }),
+        }
+    }
+
+    pub(super) fn head_of(&self, state: &State) -> Vec<u8> {
+        match &state.phase {
+            Phase::Head(head) => head.clone(),
+            _ => {
+                let mut head = vec![0; tar::BLOCK];
+                let got = state.spool.as_ref().and_then(|s| s.file.read_at(&mut head, 0).ok()).unwrap_or(0);
+                head.truncate(got);
+                head
+            }
+        }
+    }
+
+    /// Unpacks what is not yet, and publishes if the archive is complete. `commit`: an archive without end marker
+    /// is taken, because a rename says that it is whole.
+    pub(super) fn judge(&self, upload: &Upload, state: &mut State, name: &str, commit: bool) -> Result<()> {
+        if let Phase::Head(_) = state.phase {
+            self.begin_spool(upload, state)?;
+        }
+        if let Phase::Spooled = state.phase {
+            let head = self.head_of(state);
+            if kind_of(&head) != Some(true) {
+                return Err(Error::NotTar { what: upload.name(), looks: tar::looks_like(&head) });
+            }
+            let staging = format!("upload-{}", upload.number);
+            let ingest = Ingest::start(&self.store, &staging, &head, self.store.settings.limits)?;
+            state.phase = Phase::Gapped(ingest, 0);
+        }
+        if let Phase::Gapped(..) = state.phase {
+            let Phase::Gapped(mut ingest, from) = std::mem::replace(&mut state.phase, Phase::Moving) else {
+                unreachable!("matched")
+            };
+            feed_spool(state, &mut ingest, from, upload.size())?;
+            state.phase = Phase::Streaming(ingest);
+        }
+        match &state.phase {
+            Phase::Published(_) => return Ok(()),
+            Phase::Failed(errno, sentence) => return Err(repeated(*errno, sentence)),
+            Phase::Streaming(_) => {}
+            _ => return Err(Error::Stopping),
+        }
+        let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else { unreachable!("matched") };
+        match ingest.settle() {
+            Settled::Complete | Settled::Failed => {}
+            Settled::Unmarked(_) if commit => {}
+            Settled::Unmarked(e) | Settled::Incomplete(e) => {
+                state.phase = Phase::Streaming(ingest);
+                return Err(e);
+            }
+        }
+        upload.job.phase("publishing");
+        let unpacked = ingest.finish()?;
+        let published = ingest::publish(&self.store, unpacked, &self.source(upload, name)?)?;
+        let version = self.store.catalog.read().version(published.image, published.number).map(|v| v.serial);
+        {
+            let mut info = upload.info.lock();
+            (info.version, info.published) = (version, true);
+        }
+        state.phase = Phase::Published(published);
+        state.spool = None;
+        Ok(())
+    }
+
+    pub(super) fn source(&self, upload: &Upload, name: &str) -> Result<Source> {
+        let target = match upload.place {
+            Place::Image(serial) => Target::Image(serial),
+            Place::Root => match promise_of(name) {
+                Promise::Archive(stem) => Target::Named(ImageName::parse(stem.as_bytes())?),
+                _ => Target::Named(ImageName::parse(name.as_bytes())?),
+            },
+        };
+        let info = upload.info.lock();
+        Ok(Source {
+            target,
+            file_name: name.to_owned(),
+            uid: upload.uid,
+            gid: upload.gid,
+            mode: 0o755,
+            file_mtime: info.mtime,
+            file_mode: info.mode,
+        })
+    }
+
+    /// Everything that follows a publish: the log, the job, what the kernel knows.
+    pub(super) fn after_publish(&self, upload: &Upload, published: &Published) {
+        let what = format!("{}/{}", published.name, published.number);
+        let outcome = if published.new { "added" } else { "the newest version already is this" };
+        self.store.journal.log(upload.uid, "upload", &what, outcome);
+        upload.job.end(&format!("{what}: {outcome}"));
+        self.uploads.keep_receipt(upload);
+        self.touch_root();
+        let image = self.image_node(published.image).ino();
+        self.with_kernel(|kernel| kernel.forget_attributes(image));
+        crate::sys::trim_memory();
+    }
+
+    pub(super) fn fail(&self, upload: &Upload, state: &mut State, e: &Error) {
+        let old = std::mem::replace(&mut state.phase, Phase::Failed(e.errno(), e.to_string()));
+        if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = old {
+            ingest.abort();
+        }
+        state.spool = None;
+        upload.job.end(&format!("refused: {e}"));
+    }
+
+    pub(super) fn path_name(&self, upload: &Upload) -> String {
+        let name = upload.name();
+        match upload.place {
+            Place::Root => format!("/{name}"),
+            Place::Image(serial) => {
+                let model = self.store.catalog.read();
+                format!("/{}/{name}", model.images.get(&serial).map_or("?", |i| i.name.as_str()))
+            }
+        }
+    }
+
+    /// The last close. What is not published is dropped, unless a rename may publish it.
+    pub fn release_upload(self: &Arc<Self>, fh: u64) {
+        let Some(handle) = self.handles.write().remove(&fh) else { return };
+        let Handle::Upload { upload, writes: true } = &*handle else { return };
+        if upload.writers.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let mut state = upload.state.lock();
+        if state.before.take().is_some() {
+            // Opened and closed: the receipt in the catalog is what it was.
+            drop(state);
+            upload.job.end("nothing was written");
+            self.uploads.remove(upload);
+            return;
+        }
+        let staged = match upload.promise() {
+            Promise::Dotted | Promise::Foreign => true,
+            Promise::Archive(_) => false,
+        };
+        let (why, keep) = match &state.phase {
+            Phase::Published(_) => return,
+            Phase::Failed(_, sentence) => (Some(sentence.clone()), false),
+            Phase::Empty => (None, staged),
+            _ if staged => (None, true),
+            Phase::Streaming(ingest) => (
+                Some(ingest.failure().map_or_else(|| "it was closed before the archive was complete".into(), |e| e.to_string())),
+                false,
+            ),
+            _ => (Some("it was closed before the archive was complete".into()), false),
+        };
+        if keep {
+            return;
+        }
+        let name = upload.name();
+        if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
+            ingest.abort();
+        }
+        state.spool = None;
+        drop(state);
+        match why {
+            Some(why) => {
+                self.store.journal.fail(&name, &why);
+                upload.job.end(&format!("dropped: {why}"));
+            }
+            None => upload.job.end("nothing was written"),
+        }
+        self.uploads.remove(upload);
+    }
+
+    /// `mv MNT/.web.tar.xz.Ab12 MNT/web.tar.xz`, and inside an image: the rename publishes.
+    pub(in crate::fs) fn rename_upload(&self, caller: Caller, upload: &Arc<Upload>, to: Place, name: &str) -> Result<()> {
+        if to != upload.place {
+            let why = "a staged file is renamed within its directory".into();
+            return Err(Error::Invalid { what: upload.name(), why });
+        }
+        let mut state = upload.state.lock();
+        let path = self.path_name(upload);
+        if let Phase::Published(_) = state.phase {
+            return Err(Error::Managed { what: upload.name(), why: "it is the receipt of an upload" });
+        }
+        if let (Place::Image(image), "metadata.json") = (to, name) {
+            let text = self.scratch_text(upload, &state)?;
+            drop(state);
+            self.edit_metadata(image, &text).map_err(|e| self.refused(caller, "rename", &path, e))?;
+            upload.job.end("metadata.json was changed");
+            self.uploads.remove(upload);
+            return Ok(());
+        }
+        let still_staged = match promise_of(name) {
+            Promise::Dotted => true,
+            Promise::Foreign => to == Place::Root,
+            Promise::Archive(_) => false,
+        };
+        if still_staged || upload.size() == 0 {
+            drop(state);
+            self.uploads.rename(upload, name);
+            return Ok(());
+        }
+        let result = self.judge(upload, &mut state, name, true);
+        if let Err(e) = &result
+            && !matches!(e, Error::Truncated { .. })
+        {
+            self.fail(upload, &mut state, e);
+        }
+        let published = published_in(&state);
+        drop(state);
+        if let Some(published) = published {
+            self.uploads.rename(upload, name);
+            self.after_publish(upload, &published);
+        }
+        result.map_err(|e| self.refused(caller, "rename", &path, e))
+    }
+
+    pub(super) fn scratch_text(&self, upload: &Upload, state: &State) -> Result<Vec<u8>> {
+        if upload.size() > crate::manifest::METADATA_MAX as u64 {
+            return Err(Error::BadMetadata { why: format!("it is over {} bytes", crate::manifest::METADATA_MAX) });
+        }
+        match &state.phase {
+            Phase::Head(head) => Ok(head.clone()),
+            Phase::Spooled => {
+                let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+                let mut text = vec![0; upload.size() as usize];
+                spool.file.read_exact_at(&mut text, 0).map_err(Error::io("read", &spool.path))?;
+                Ok(text)
+            }
+            Phase::Empty => Ok(Vec::new()),
+            _ => Err(Error::BadMetadata { why: "it is no JSON".into() }),
+        }
+    }
+}
+
+enum Wanted {
+    Publish,
+    Staged,
+    Refuse(Error),
+}
+
+fn published_in(state: &State) -> Option<Published> {
+    if let Phase::Published(published) = &state.phase { Some(published.clone()) } else { None }
+}
+
+/// Gives the rest of the file to the unpacker; what was never written is zeros.
+fn feed_spool(state: &State, ingest: &mut Ingest, from: u64, size: u64) -> Result<()> {
+    let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+    let mut at = from;
+    while at < size && !ingest.has_failed() {
+        let want = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
+        let mut piece = vec![0; want];
+        let mut got = 0;
+        while got < want {
+            match spool.file.read_at(&mut piece[got..], at + got as u64).map_err(Error::io("read", &spool.path))? {
+                0 => break,
+                n => got += n,
+            }
+        }
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        ingest.push(Arc::new(piece), Box::new(move || sender.send(()).unwrap_or_default()));
+        let _ = receiver.recv();
+        at += want as u64;
+    }
+    Ok(())
+}

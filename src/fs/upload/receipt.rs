@@ -1,0 +1,137 @@
+//! After the close: what a written name still answers, and the end of what nobody claims.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::{Error, Result};
+use crate::export::TarReader;
+use crate::fs::ImageFs;
+use crate::fs::upload::{Phase, Upload};
+use crate::manifest::now;
+use crate::name::{Promise, promise_of};
+
+impl ImageFs {
+    /// Reads back what was written, or what a receipt stands for.
+    pub(in crate::fs) fn read_upload(&self, upload: &Upload, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let name = upload.name();
+        // Being judged: there is nothing to read back then.
+        let Some(state) = upload.state.try_lock() else { return Err(Error::UploadBusy { name }) };
+        let cannot = |name: &str, why: &str| Error::Unsupported {
+            what: format!("reading {name}: {why}"),
+            instead: "read rootfs.tar of the version",
+        };
+        let version = match (&state.phase, state.before) {
+            (_, Some(before)) => Some(before.version),
+            (Phase::Published(_), None) => upload.info.lock().version,
+            (Phase::Empty, None) => return Ok(()),
+            (Phase::Head(head), None) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
+                out.extend_from_slice(&head[from..head.len().min(from.saturating_add(len))]);
+                return Ok(());
+            }
+            (Phase::Spooled, None) => {
+                let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+                let want = usize::try_from(upload.size().saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+                let begin = out.len();
+                out.resize(begin + want, 0);
+                let mut got = 0;
+                while got < want {
+                    match spool
+                        .file
+                        .read_at(&mut out[begin + got..], offset + got as u64)
+                        .map_err(Error::io("read", &spool.path))?
+                    {
+                        0 => break,
+                        n => got += n,
+                    }
+                }
+                return Ok(());
+            }
+            _ => return Err(cannot(&name, "it is being unpacked")),
+        };
+        drop(state);
+        let version = version.ok_or_else(|| cannot(&name, "its version is gone"))?;
+        let plain = self.store.catalog.read().versions.get(&version).is_some_and(|v| v.facts.compression == "none");
+        if !plain {
+            return Err(cannot(&name, "its compressed bytes are not kept"));
+        }
+        let slot = self.store.tree(version)?;
+        TarReader::default().read(&self.store, &slot.tree, offset, len, out)
+    }
+
+    /// `rm` of an upload, a scratch file or a receipt.
+    pub(in crate::fs) fn unlink_upload(&self, upload: &Arc<Upload>) -> Result<()> {
+        let (version, name) = {
+            let info = upload.info.lock();
+            (info.version.filter(|_| info.published || info.untouched), info.name.clone())
+        };
+        if version.is_none()
+            && !upload.is_published()
+            && upload.writers.load(Ordering::Acquire) > 0
+            && promise_of(&name) != Promise::Dotted
+        {
+            return Err(Error::UploadBusy { name });
+        }
+        if let Some(version) = version {
+            self.unlink_receipt(version, &name)?;
+        }
+        upload.job.end("removed");
+        self.uploads.remove(upload);
+        Ok(())
+    }
+
+    /// Hides the receipt of a version, if it is under this name.
+    pub(in crate::fs) fn unlink_receipt(&self, version: u32, name: &str) -> Result<()> {
+        let has =
+            self.store.catalog.read().versions.get(&version).is_some_and(|v| v.receipt.as_ref().is_some_and(|r| r.name == name));
+        if has { crate::versions::change_receipt(&self.store, version, |receipt| *receipt = None) } else { Ok(()) }
+    }
+
+    /// `touch`, `chmod` and `cp -p` on an upload or its receipt.
+    pub(in crate::fs) fn set_upload(&self, upload: &Upload, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
+        let version = {
+            let mut info = upload.info.lock();
+            info.mode = mode.map_or(info.mode, |m| m & 0o7777);
+            info.mtime = mtime.unwrap_or(info.mtime);
+            info.version.filter(|_| info.published || info.untouched).map(|v| (v, info.name.clone()))
+        };
+        let Some((version, name)) = version else { return Ok(()) };
+        let mine =
+            self.store.catalog.read().versions.get(&version).is_some_and(|v| v.receipt.as_ref().is_some_and(|r| r.name == name));
+        if mine { self.set_receipt(version, mode, mtime) } else { Ok(()) }
+    }
+
+    pub(in crate::fs) fn set_receipt(&self, version: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
+        crate::versions::change_receipt(&self.store, version, |receipt| {
+            if let Some(receipt) = receipt {
+                receipt.mode = mode.map_or(receipt.mode, |m| m & 0o7777);
+                receipt.mtime = mtime.unwrap_or(receipt.mtime);
+            }
+        })
+    }
+
+    /// Drops staged files that nobody has touched for `idle`.
+    pub fn reap_staged(&self, idle: std::time::Duration) {
+        let limit = now().saturating_sub(i64::try_from(idle.as_nanos()).unwrap_or(i64::MAX));
+        let all: Vec<_> = self.uploads.all.lock().by_number.values().cloned().collect();
+        for upload in all {
+            let old = {
+                let info = upload.info.lock();
+                !info.published && info.mtime < limit
+            };
+            if old && upload.writers.load(Ordering::Acquire) == 0 {
+                let mut state = upload.state.lock();
+                if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
+                    ingest.abort();
+                }
+                state.spool = None;
+                let name = upload.name();
+                drop(state);
+                self.store.journal.fail(&name, "nobody renamed it for a long time");
+                upload.job.end("dropped");
+                self.uploads.remove(&upload);
+            }
+        }
+    }
+}

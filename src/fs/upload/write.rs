@@ -1,0 +1,399 @@
+//! cp in, the first half: creat(2), write(2), ftruncate(2) of an upload.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::export::TarReader;
+use crate::fs::browse::stale;
+use crate::fs::node::NodeId;
+use crate::fs::read::{OpenMode, Opened};
+use crate::fs::upload::judge::process_of;
+use crate::fs::upload::{Before, Info, PIECE, Phase, Place, Spool, State, Upload, kind_of, repeated};
+use crate::fs::{Caller, Handle, ImageFs, Reply};
+use crate::gc;
+use crate::ingest::{Ingest, Published};
+use crate::manifest::now;
+use crate::name::{ImageName, Promise, promise_of};
+use crate::store::Store;
+use crate::tar;
+
+impl ImageFs {
+    /// `creat(2)`: a new upload or scratch file.
+    ///
+    /// Errors: `BadName`, `NameTooLong`, `Taken`, `UploadBusy`.
+    pub fn create(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<(NodeId, u64)> {
+        let place = self.place_of(parent)?;
+        let text = std::str::from_utf8(name).map_err(|_| bad_name(name, "it is not UTF-8"))?;
+        if name.len() > crate::name::NAME_MAX {
+            return Err(Error::NameTooLong { len: name.len() });
+        }
+        if text.chars().any(char::is_control) {
+            return Err(bad_name(name, "it has a control character"));
+        }
+        match (place, promise_of(text)) {
+            (Place::Root, Promise::Archive(stem)) => drop(ImageName::parse(stem.as_bytes())?),
+            (_, Promise::Dotted) => {}
+            (Place::Root, Promise::Foreign) => drop(ImageName::parse(name)?),
+            // Inside an image a file may be called anything that no entry of it is.
+            (Place::Image(_), _) if text == "default" || text == "latest" || crate::name::parse_number(name).is_some() => {
+                return Err(Error::Managed { what: text.to_owned(), why: "imgfs gives these names" });
+            }
+            (Place::Image(_), _) => {}
+        }
+        if let Place::Image(serial) = place {
+            self.store.catalog.read().live_image(serial).ok_or_else(stale)?;
+        }
+        if self.uploads.named(place, text).is_some_and(|u| !u.is_published()) {
+            return Err(Error::UploadBusy { name: text.to_owned() });
+        }
+        let upload = self.new_upload(caller, place, text, mode, None, None);
+        let fh = self.open_handle(Handle::Upload { upload: upload.clone(), writes: true });
+        Ok((NodeId::Upload(upload.number), fh))
+    }
+
+    pub(super) fn new_upload(
+        &self,
+        caller: Caller,
+        place: Place,
+        name: &str,
+        mode: u32,
+        before: Option<Before>,
+        number: Option<u64>,
+    ) -> Arc<Upload> {
+        let upload = Arc::new(Upload {
+            // Over a receipt it keeps the number: the kernel has the file open under that.
+            number: number.unwrap_or_else(|| self.uploads.next.fetch_add(1, Ordering::Relaxed) + 1),
+            place,
+            uid: caller.uid,
+            gid: caller.gid,
+            opener: process_of(caller.pid),
+            writers: AtomicUsize::new(1),
+            job: self.store.journal.start_job("upload", name, caller.uid),
+            info: Mutex::new(Info {
+                name: name.to_owned(),
+                size: before.map_or(0, |b| b.size),
+                mtime: before.map_or_else(now, |b| b.mtime),
+                mode: mode & 0o7777,
+                published: false,
+                untouched: before.is_some(),
+                version: before.map(|b| b.version),
+            }),
+            state: Mutex::new(State { phase: Phase::Empty, spool: None, before }),
+        });
+        self.uploads.insert(upload.clone(), name.to_owned());
+        upload
+    }
+
+    pub(in crate::fs) fn place_of(&self, parent: NodeId) -> Result<Place> {
+        use crate::fs::node::ImagePart;
+        match parent {
+            NodeId::Root => Ok(Place::Root),
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => Ok(Place::Image(serial)),
+            _ => Err(crate::fs::read::frozen(parent)),
+        }
+    }
+
+    /// Opens an upload that is there: a staged one, one that another process writes, or a receipt.
+    pub(in crate::fs) fn open_upload(&self, caller: Caller, node: NodeId, open: OpenMode) -> Result<Opened> {
+        let writes = open.writes;
+        let upload = match node {
+            NodeId::Upload(number) => {
+                let upload = self.uploads.by_number(number).ok_or_else(stale)?;
+                let version = {
+                    let info = upload.info.lock();
+                    info.published.then(|| (info.version, info.size, info.name.clone(), info.mode, info.mtime))
+                };
+                match version {
+                    Some((version, size, name, mode, mtime)) if writes => {
+                        let before = version.filter(|_| !open.truncates).map(|version| Before { version, size, mtime });
+                        self.new_upload(caller, upload.place, &name, mode, before, Some(upload.number))
+                    }
+                    None if writes && upload.writers.load(Ordering::Acquire) > 0 && upload.promise() != Promise::Dotted => {
+                        return Err(Error::UploadBusy { name: upload.name() });
+                    }
+                    _ => {
+                        if writes {
+                            if open.truncates {
+                                self.truncate_upload(caller, &upload, 0)?;
+                            }
+                            upload.writers.fetch_add(1, Ordering::AcqRel);
+                        }
+                        upload
+                    }
+                }
+            }
+            NodeId::Receipt(serial) => {
+                let (place, name, size, mode, mtime, facts) = {
+                    let model = self.store.catalog.read();
+                    let version = model.versions.get(&serial).ok_or_else(stale)?;
+                    let receipt = version.receipt.as_ref().ok_or_else(stale)?;
+                    let place = if receipt.in_root { Place::Root } else { Place::Image(version.image) };
+                    let image = model.images.get(&version.image).map(|i| i.name.clone()).unwrap_or_default();
+                    let published =
+                        Published { image: version.image, name: image, number: version.number, new: true, new_bytes: 0 };
+                    (place, receipt.name.clone(), version.facts.upload_size, receipt.mode, receipt.mtime, published)
+                };
+                if writes {
+                    self.new_upload(
+                        caller,
+                        place,
+                        &name,
+                        mode,
+                        (!open.truncates).then_some(Before { version: serial, size, mtime }),
+                        None,
+                    )
+                } else {
+                    let upload = self.new_upload(caller, place, &name, mode, None, None);
+                    upload.writers.store(0, Ordering::Release);
+                    upload.job.end("a receipt was opened");
+                    upload.state.lock().phase = Phase::Published(facts);
+                    {
+                        let mut info = upload.info.lock();
+                        (info.size, info.mtime, info.version, info.published) = (size, mtime, Some(serial), true);
+                    }
+                    self.uploads.keep_receipt(&upload);
+                    upload
+                }
+            }
+            _ => return Err(stale()),
+        };
+        Ok(Opened::Direct(self.open_handle(Handle::Upload { upload, writes })))
+    }
+
+    /// `write(2)` to an upload. Answered when there is room for more.
+    pub fn write_upload(self: &Arc<Self>, caller: Caller, upload: &Arc<Upload>, offset: u64, data: &[u8], reply: Reply<u32>) {
+        let Some(mut state) = upload.state.try_lock() else {
+            // It is being judged, for another descriptor: wait for that elsewhere.
+            let (upload, data) = (upload.clone(), data.to_vec());
+            return self.offload(reply, move |fs| {
+                let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+                let mut state = upload.state.lock();
+                fs.take_write(caller, &upload, &mut state, offset, &data, Box::new(move |result| drop(sender.send(result))));
+                drop(state);
+                receiver.recv().map_err(|_| Error::Stopping)?
+            });
+        };
+        self.take_write(caller, upload, &mut state, offset, data, reply);
+    }
+
+    pub(super) fn take_write(
+        &self,
+        caller: Caller,
+        upload: &Arc<Upload>,
+        state: &mut State,
+        offset: u64,
+        data: &[u8],
+        reply: Reply<u32>,
+    ) {
+        let len = data.len() as u32;
+        if let Err(e) = self.prepare_write(upload, state, offset, data) {
+            let path = self.path_name(upload);
+            if !matches!(state.phase, Phase::Published(_)) {
+                self.fail(upload, state, &e);
+            }
+            return reply(Err(self.refused(caller, "write", &path, e)));
+        }
+        {
+            let mut info = upload.info.lock();
+            info.size = info.size.max(offset + data.len() as u64);
+            info.mtime = now();
+            upload.job.bytes_done.store(info.size, Ordering::Relaxed);
+        }
+        match &mut state.phase {
+            Phase::Streaming(ingest) => ingest.push(Arc::new(data.to_vec()), Box::new(move || reply(Ok(len)))),
+            _ => reply(Ok(len)),
+        }
+    }
+
+    /// Brings the upload into the phase that takes this write. Streaming data is pushed by the caller, all other
+    /// is kept here.
+    pub(super) fn prepare_write(&self, upload: &Upload, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
+        if let Some(before) = state.before.take() {
+            upload.touch();
+            self.seed(upload, state, before)?;
+        }
+        loop {
+            match &mut state.phase {
+                Phase::Failed(errno, sentence) => return Err(repeated(*errno, sentence)),
+                Phase::Published(_) => {
+                    let why = "it is published already: copy the whole file in one go".into();
+                    return Err(Error::Invalid { what: upload.name(), why });
+                }
+                Phase::Empty if offset == 0 => state.phase = Phase::Head(Vec::new()),
+                Phase::Head(head) if offset == head.len() as u64 => {
+                    // What was collected, with the new bytes, may be enough to tell.
+                    let all = [head.as_slice(), data].concat();
+                    match kind_of(&all) {
+                        Some(true) => {
+                            let first = std::mem::take(head);
+                            self.begin_stream(upload, state, &all)?;
+                            if let Phase::Streaming(ingest) = &mut state.phase
+                                && !first.is_empty()
+                            {
+                                ingest.push(Arc::new(first), Box::new(|| {}));
+                            }
+                            return Ok(());
+                        }
+                        None => {
+                            *head = all;
+                            return Ok(());
+                        }
+                        Some(false) if matches!(upload.promise(), Promise::Archive(_)) => {
+                            return Err(Error::NotTar { what: upload.name(), looks: tar::looks_like(&all) });
+                        }
+                        Some(false) => self.begin_spool(upload, state)?,
+                    }
+                }
+                Phase::Empty | Phase::Head(_) => self.begin_spool(upload, state)?,
+                Phase::Streaming(ingest) => {
+                    if ingest.has_failed() {
+                        let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else {
+                            unreachable!("matched")
+                        };
+                        return Err(ingest.finish().err().unwrap_or(Error::Stopping));
+                    }
+                    if offset == upload.size() {
+                        return Ok(());
+                    }
+                    let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else {
+                        unreachable!("matched")
+                    };
+                    state.phase = Phase::Gapped(ingest, upload.size());
+                    self.make_spool(upload, state)?;
+                }
+                Phase::Gapped(_, from) => {
+                    if offset < *from {
+                        return Err(Error::WrittenTwice { name: upload.name(), at: offset });
+                    }
+                    return write_spool(&self.store, state, offset, data);
+                }
+                Phase::Spooled => return write_spool(&self.store, state, offset, data),
+                Phase::Moving => return Err(Error::Stopping),
+            }
+        }
+    }
+
+    pub(super) fn begin_stream(&self, upload: &Upload, state: &mut State, head: &[u8]) -> Result<()> {
+        upload.job.phase("unpacking");
+        let staging = format!("upload-{}", upload.number);
+        state.phase = Phase::Streaming(Ingest::start(&self.store, &staging, head, self.store.settings.limits)?);
+        Ok(())
+    }
+
+    pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
+        if state.spool.is_none() {
+            upload.job.phase("spooling");
+            let path = self.store.dir.join("staging").join(format!("spool-{}", upload.number));
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)
+                .map_err(Error::io("create", &path))?;
+            state.spool = Some(Spool { file, path });
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
+        self.make_spool(upload, state)?;
+        if let Phase::Head(head) = std::mem::replace(&mut state.phase, Phase::Spooled) {
+            write_spool(&self.store, state, 0, &head)?;
+        }
+        Ok(())
+    }
+
+    /// A write without truncation over a receipt goes on with what was there, if that can be made: `tar -r`.
+    pub(super) fn seed(&self, upload: &Upload, state: &mut State, before: Before) -> Result<()> {
+        let plain = self.store.catalog.read().versions.get(&before.version).is_some_and(|v| v.facts.compression == "none");
+        if !plain {
+            return Err(Error::Unsupported {
+                what: format!("changing {} in place: its compressed bytes are not kept", upload.name()),
+                instead: "copy the whole file",
+            });
+        }
+        self.make_spool(upload, state)?;
+        let slot = self.store.tree(before.version)?;
+        let (mut reader, mut at, mut out) = (TarReader::default(), 0, Vec::new());
+        while at < before.size {
+            out.clear();
+            reader.read(&self.store, &slot.tree, at, PIECE, &mut out)?;
+            write_spool(&self.store, state, at, &out)?;
+            at += out.len() as u64;
+        }
+        upload.info.lock().size = before.size;
+        state.phase = Phase::Spooled;
+        Ok(())
+    }
+
+    /// `ftruncate(2)`, and `O_TRUNC` as the kernel sends it.
+    pub fn truncate_upload(&self, caller: Caller, upload: &Arc<Upload>, size: u64) -> Result<()> {
+        let Some(mut state) = upload.state.try_lock() else { return Err(Error::UploadBusy { name: upload.name() }) };
+        self.truncate(upload, &mut state, size).map_err(|e| self.refused(caller, "truncate", &self.path_name(upload), e))
+    }
+
+    pub(super) fn truncate(&self, upload: &Upload, state: &mut State, size: u64) -> Result<()> {
+        if let Some(before) = state.before.take() {
+            upload.touch();
+            if size > 0 {
+                self.seed(upload, state, before)?;
+            } else {
+                upload.info.lock().size = 0;
+            }
+        }
+        if size == upload.size() {
+            return Ok(());
+        }
+        if size == 0 {
+            if let Phase::Published(_) = state.phase {
+                return Err(Error::Invalid { what: upload.name(), why: "it is published already".into() });
+            }
+            if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
+                ingest.abort();
+            }
+            state.spool = None;
+            upload.info.lock().size = 0;
+            return Ok(());
+        }
+        match &state.phase {
+            Phase::Empty | Phase::Head(_) => self.begin_spool(upload, state)?,
+            Phase::Streaming(_) if size > upload.size() => {
+                let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else {
+                    unreachable!("matched")
+                };
+                state.phase = Phase::Gapped(ingest, upload.size());
+                self.make_spool(upload, state)?;
+            }
+            Phase::Gapped(_, from) if size < *from => return Err(Error::WrittenTwice { name: upload.name(), at: size }),
+            Phase::Streaming(_) => return Err(Error::WrittenTwice { name: upload.name(), at: size }),
+            Phase::Spooled | Phase::Gapped(..) => {}
+            Phase::Published(_) => return Err(Error::Invalid { what: upload.name(), why: "it is published already".into() }),
+            Phase::Failed(errno, sentence) => return Err(repeated(*errno, sentence)),
+            Phase::Moving => return Err(Error::Stopping),
+        }
+        let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+        spool.file.set_len(size).map_err(Error::io("write", &spool.path))?;
+        upload.info.lock().size = size;
+        Ok(())
+    }
+}
+
+fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]) -> Result<()> {
+    let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+    loop {
+        match spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)) {
+            Err(e) if e.is_no_space() && gc::make_room(store)? => {}
+            other => return other,
+        }
+    }
+}
+
+fn bad_name(name: &[u8], why: &'static str) -> Error {
+    Error::BadName { name: String::from_utf8_lossy(name).into_owned(), why }
+}

@@ -1,0 +1,149 @@
+//! getfattr and setfattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its files.
+
+use crate::describe;
+use crate::error::{Error, Result};
+use crate::fs::browse::stale;
+use crate::fs::node::{ImagePart, NodeId, VersionPart};
+use crate::fs::stat::version_of;
+use crate::fs::{Caller, ImageFs};
+use crate::tree::Kind;
+use crate::versions;
+
+const PREFIX: &str = "user.imgfs.";
+/// ACLs say no more than the mode here; setting one is what cp -a does to every file.
+const ACLS: &[&str] = &["system.posix_acl_access", "system.posix_acl_default"];
+
+/// Names and values.
+type Attributes = Vec<(String, Vec<u8>)>;
+
+impl ImageFs {
+    /// The attributes of a node: those that getfattr -d lists, and those that are there by name only, so that
+    /// cp -a and rsync -X do not carry them off.
+    fn attributes(&self, node: NodeId) -> Result<(Attributes, Attributes)> {
+        let named = |name: &str, value: String| (format!("{PREFIX}{name}"), value.into_bytes());
+        Ok(match node {
+            NodeId::Tree { serial, index } => {
+                let slot = self.store.tree(serial)?;
+                let found = slot.tree.node(index)?;
+                let own = slot.tree.xattrs(&found).map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
+                let mut hidden = Vec::new();
+                if let Kind::File { blob, .. } = found.kind
+                    && blob != 0
+                {
+                    hidden.push(named("digest", format!("blake3:{}", self.store.blobs.record(blob)?.digest.hex())));
+                }
+                (own, hidden)
+            }
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => {
+                let model = self.store.catalog.read();
+                let image = model.images.get(&serial).ok_or_else(stale)?;
+                let e = &image.editable;
+                let mut all = vec![named("id", image.id.clone())];
+                for (key, value) in [
+                    ("description", &e.description),
+                    ("type", &e.kind),
+                    ("os", &e.os),
+                    ("release", &e.release),
+                    ("architecture", &e.architecture),
+                    ("variant", &e.variant),
+                    ("tags", &e.tags.join(",")),
+                ] {
+                    if !value.is_empty() {
+                        all.push(named(key, value.clone()));
+                    }
+                }
+                all.extend(e.properties.iter().map(|(k, v)| named(&format!("properties.{k}"), v.clone())));
+                (all, Vec::new())
+            }
+            NodeId::Version { serial, part: VersionPart::Dir, .. } => {
+                let version = {
+                    let model = self.store.catalog.read();
+                    version_of(&model, serial)?.1.clone()
+                };
+                let cost = self.store.cost(&version)?;
+                let all = vec![
+                    named("id", version.id),
+                    named("digest", version.facts.digest),
+                    named("logical_bytes", version.facts.logical_bytes.to_string()),
+                    named("unique_bytes", cost.unique_bytes.to_string()),
+                    named("stored_bytes", cost.stored_bytes.to_string()),
+                ];
+                (all, Vec::new())
+            }
+            NodeId::Version { serial, part: VersionPart::Tar, .. } => {
+                let digest = self.store.catalog.read().versions.get(&serial).ok_or_else(stale)?.facts.digest.clone();
+                (Vec::new(), vec![named("digest", digest)])
+            }
+            _ => (Vec::new(), Vec::new()),
+        })
+    }
+
+    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let missing = || Error::NoAttribute { name: String::from_utf8_lossy(name).into_owned() };
+        // What ls asks of every file, and no archive may bring.
+        if name.starts_with(b"system.posix_acl") || (name == b"security.selinux" && !matches!(node, NodeId::Tree { .. })) {
+            return Err(missing());
+        }
+        if let NodeId::Tree { serial, index } = node
+            && !name.starts_with(PREFIX.as_bytes())
+        {
+            let slot = self.store.tree(serial)?;
+            let found = slot.tree.node(index)?;
+            return slot.tree.xattrs(&found).find(|(n, _)| *n == name).map(|(_, v)| v.to_vec()).ok_or_else(missing);
+        }
+        let (listed, hidden) = self.attributes(node)?;
+        listed.into_iter().chain(hidden).find(|(n, _)| n.as_bytes() == name).map(|(_, v)| v).ok_or_else(missing)
+    }
+
+    /// All listed names, each with a zero byte behind it.
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        if let NodeId::Tree { serial, index } = node {
+            let slot = self.store.tree(serial)?;
+            let found = slot.tree.node(index)?;
+            return Ok(slot.tree.xattrs(&found).flat_map(|(n, _)| [n, b"\0"].concat()).collect());
+        }
+        Ok(self.attributes(node)?.0.into_iter().flat_map(|(n, _)| [n.as_bytes(), b"\0"].concat()).collect())
+    }
+
+    /// `setfattr -n user.imgfs.description -v TEXT MNT/web`: the editable keys of metadata.json, one by one.
+    pub fn setxattr(&self, caller: Caller, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
+        let text = String::from_utf8_lossy(name).into_owned();
+        if ACLS.contains(&text.as_str()) && matches!(node, NodeId::Upload(_) | NodeId::Receipt(_)) {
+            return Ok(());
+        }
+        let result = match (node, text.strip_prefix(PREFIX)) {
+            (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
+            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => match std::str::from_utf8(value) {
+                Ok(value) => versions::edit(&self.store, serial, |_, image| describe::edited_key(image, key, value)),
+                Err(_) => Err(Error::BadMetadata { why: format!("{key} is not UTF-8") }),
+            },
+            _ => Err(Error::Unsupported {
+                what: format!("the attribute {text}"),
+                instead: "images take user.imgfs.KEY for the editable keys of metadata.json",
+            }),
+        };
+        result.map_err(|e| self.refused(caller, "setfattr", &text, e))
+    }
+
+    pub fn removexattr(&self, caller: Caller, node: NodeId, name: &[u8]) -> Result<()> {
+        let text = String::from_utf8_lossy(name).into_owned();
+        let result = match (node, text.strip_prefix(PREFIX)) {
+            // cp -a drops a default ACL that is not there.
+            _ if ACLS.contains(&text.as_str()) => Err(Error::NoAttribute { name: text.clone() }),
+            (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
+            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => versions::edit(&self.store, serial, |_, image| {
+                let mut editable = image.editable.clone();
+                match key.strip_prefix("properties.") {
+                    Some(property) => drop(editable.properties.remove(property)),
+                    None => editable = describe::edited_key(image, key, "")?,
+                }
+                Ok(editable)
+            }),
+            _ => Err(Error::NoAttribute { name: text.clone() }),
+        };
+        match result {
+            Err(Error::NoAttribute { name }) => Err(Error::NoAttribute { name }),
+            other => other.map_err(|e| self.refused(caller, "setfattr", &text, e)),
+        }
+    }
+}
