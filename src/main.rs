@@ -1,3 +1,5 @@
 //! The imgfs program; see lib.rs for the code map.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    imgfs::cli::main(std::env::args_os().collect())
+}

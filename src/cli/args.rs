@@ -1,0 +1,243 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use crate::fs::mount::Flags;
+use crate::store::Settings;
+
+/// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
+#[derive(Parser)]
+#[command(name = "imgfs", version, after_help = "Exit status: 0 done, 1 refused or failed, 2 wrong usage.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args, Clone)]
+pub struct StoreArg {
+    /// Directory of the store [default: /var/lib/imgfs for root, else $XDG_DATA_HOME/imgfs]
+    #[arg(long = "store", value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl StoreArg {
+    pub fn dir(&self) -> Result<PathBuf> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok("/var/lib/imgfs".into());
+        }
+        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+        let data = data.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")));
+        let missing = || Error::Invalid {
+            what: "the default store".into(),
+            why: "neither XDG_DATA_HOME nor HOME is set: give --store".into(),
+        };
+        Ok(data.ok_or_else(missing)?.join("imgfs"))
+    }
+}
+
+#[derive(Args, Clone)]
+pub struct MountArgs {
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), threads=N, latency=auto|off, max_size=BYTES, max_entries=N
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Stay in front, log to standard error
+    #[arg(short = 'f', long)]
+    pub foreground: bool,
+    /// Started by `imgfs mount`: report on standard output, then go on in the background
+    #[arg(long, hide = true)]
+    pub background_child: bool,
+    /// Where to mount
+    #[arg(value_name = "MNT")]
+    pub point: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Mount a store; returns when the mount answers
+    #[command(after_help = "Exit status: 0 mounted, 1 refused or failed, 2 wrong usage.")]
+    Mount(MountArgs),
+    /// Unmount, and wait until the daemon has ended
+    #[command(after_help = "Exit status: 0 unmounted, 1 refused (something is open there) or failed, 2 wrong usage.")]
+    Umount {
+        /// Detach at once, even if files are open
+        #[arg(short, long)]
+        lazy: bool,
+        #[arg(value_name = "MNT")]
+        point: PathBuf,
+    },
+    /// Show what a store holds and what it costs
+    #[command(after_help = "Exit status: 0 shown, 1 failed, 2 wrong usage.")]
+    Status {
+        #[command(flatten)]
+        store: StoreArg,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List images; KEY=VALUE compares a key of metadata.json, a bare WORD is part of a name, alias or architecture
+    #[command(after_help = "Exit status: 0 some image matched, 1 none did or it failed, 2 wrong usage.")]
+    Ls {
+        #[command(flatten)]
+        store: StoreArg,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[arg(value_name = "FILTER")]
+        filters: Vec<String>,
+    },
+    /// Check every invariant of the store
+    #[command(after_help = "Exit status: 0 nothing wrong, 1 could not check, 2 wrong usage, 4 damage was found.")]
+    Fsck {
+        #[command(flatten)]
+        store: StoreArg,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give back the space that nothing needs
+    #[command(after_help = "Exit status: 0 done, 1 failed, 2 wrong usage.")]
+    Gc {
+        #[command(flatten)]
+        store: StoreArg,
+        /// Empty the trash first
+        #[arg(long)]
+        trash: bool,
+    },
+    /// Write segments that hold freed content anew
+    #[command(after_help = "Exit status: 0 done, 1 failed, 2 wrong usage.")]
+    Repack {
+        #[command(flatten)]
+        store: StoreArg,
+    },
+    /// Print a completion script
+    Completions { shell: clap_complete::Shell },
+    /// Print the man page
+    Man,
+}
+
+/// What `-o` said.
+pub struct Parsed {
+    pub flags: Flags,
+    pub settings: Settings,
+    pub threads: usize,
+    pub latency: bool,
+}
+
+/// Reads `-o`; unknown words are refused, those of fstab and mount(8) that mean nothing here are passed over.
+pub fn parse_options(lists: &[String]) -> Result<Parsed> {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let mut parsed = Parsed { flags: Flags::default(), settings: Settings::default(), threads: cores.clamp(2, 4), latency: true };
+    for option in lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty()) {
+        let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
+        let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
+        let number = || value.and_then(|v| v.parse::<u64>().ok()).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number"));
+        match key {
+            "allow_other" => parsed.flags.allow_other = true,
+            "suid" => parsed.flags.suid = true,
+            "dev" => parsed.flags.dev = true,
+            "noexec" => parsed.flags.noexec = true,
+            "nosuid" => parsed.flags.suid = false,
+            "nodev" => parsed.flags.dev = false,
+            "trash" => {
+                parsed.settings.trash_seconds =
+                    value.and_then(duration).ok_or_else(|| bad("it takes a time: 30m, 24h, 7d, or 0"))?.as_secs()
+            }
+            "threads" => parsed.threads = number()?.min(64) as usize,
+            "latency" => match value {
+                Some("auto") => parsed.latency = true,
+                Some("off") => parsed.latency = false,
+                _ => return Err(bad("it takes auto or off")),
+            },
+            "max_size" => parsed.settings.limits.tar_size = number()?,
+            "max_entries" => parsed.settings.limits.entries = number()?.min(200_000_000),
+            "rw" | "exec" | "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "nofail" | "_netdev" | "noatime"
+            | "relatime" => {}
+            _ if key.starts_with("x-") || key == "comment" => {}
+            _ => return Err(bad("there is no such option")),
+        }
+    }
+    Ok(parsed)
+}
+
+/// `90`, `90s`, `30m`, `24h`, `7d`.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit).map(Duration::from_secs)
+}
+
+/// Whether mount(8) runs us, by the name it looks for: `mount -t fuse.imgfs STORE MNT`.
+pub fn called_by_mount(arguments: &[OsString]) -> bool {
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|n| n == "mount.fuse.imgfs" || n == "mount.imgfs")
+}
+
+/// `mount.fuse.imgfs STORE MNT [-sfnv] [-o OPTIONS]` as our own words.
+pub fn from_mount(arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut ours: Vec<OsString> = vec!["imgfs".into(), "mount".into()];
+    let mut plain: Vec<OsString> = Vec::new();
+    let mut rest = arguments.into_iter().skip(1);
+    while let Some(argument) = rest.next() {
+        match argument.to_str() {
+            Some("-o") => {
+                ours.push("-o".into());
+                ours.extend(rest.next());
+            }
+            // Sloppy, fake, no mtab, verbose: nothing to us.
+            Some(flag) if flag.starts_with('-') => {}
+            _ => plain.push(argument),
+        }
+    }
+    let mut plain = plain.into_iter();
+    if let Some(store) = plain.next().filter(|s| s != "none" && s != "imgfs") {
+        ours.push("--store".into());
+        ours.push(store);
+    }
+    ours.extend(plain);
+    ours
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_mount_and_fstab_are_understood() {
+        let parsed = parse_options(&["rw,allow_other,trash=7d".into(), "max_size=5,x-systemd.automount".into()]).unwrap();
+        assert!(parsed.flags.allow_other && !parsed.flags.suid);
+        assert_eq!((parsed.settings.trash_seconds, parsed.settings.limits.tar_size), (7 * 86400, 5));
+        for bad in ["trash=soon", "trash", "threads=0", "max_size=-1", "magic"] {
+            assert!(parse_options(&[bad.into()]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mount_calls_become_our_own() {
+        let words = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
+        let called = words(&["/sbin/mount.fuse.imgfs", "/srv/store", "/mnt", "-n", "-o", "rw,allow_other"]);
+        assert!(called_by_mount(&called));
+        assert_eq!(from_mount(called), words(&["imgfs", "mount", "-o", "rw,allow_other", "--store", "/srv/store", "/mnt"]));
+    }
+}

@@ -1,0 +1,184 @@
+//! imgfs status, ls, fsck, gc, repack, man: on a store, mounted or not.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use crate::cli::args::{Cli, StoreArg};
+use crate::cli::text::{bytes, table};
+use crate::error::{Error, Result};
+use crate::remote::{self, Answer, Request};
+use crate::store::{Settings, Store, StoreLock};
+
+/// Has a request carried out: by the daemon that holds the store, or here.
+fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {
+    let dir = store.dir()?;
+    if !dir.join("format").exists() {
+        return Err(Error::NotAStore { store: dir, why: "there is no store yet".into() });
+    }
+    let bar = progress_bar(what);
+    let progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let answer = if StoreLock::holder(&dir).is_some() {
+        remote::ask(&dir, request, progress)?
+    } else {
+        remote::perform(&*open(&dir)?, request, progress)?
+    };
+    bar.finish_and_clear();
+    match answer {
+        Answer::Failed { why } => Err(Error::Invalid { what: what.into(), why }),
+        answer => Ok(answer),
+    }
+}
+
+fn open(dir: &Path) -> Result<std::sync::Arc<Store>> {
+    Store::open(dir, Settings::default())
+}
+
+fn progress_bar(what: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}").expect("a constant template");
+    ProgressBar::no_length().with_message(what).with_style(style)
+}
+
+fn unexpected() -> Error {
+    Error::Invalid { what: "the daemon's answer".into(), why: "it answers another question".into() }
+}
+
+pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
+    let Answer::Document { document } = perform(store, Request::Status, "status")? else { return Err(unexpected()) };
+    if json {
+        println!("{document:#}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let number = |key: &str| document[key].as_u64().unwrap_or(0);
+    println!("store       {}", document["store"].as_str().unwrap_or("?"));
+    if let Some((pid, mounted)) = StoreLock::holder(&store.dir()?) {
+        println!("mounted     {mounted} (process {pid})");
+    }
+    println!(
+        "images      {} with {} versions, {} in the trash",
+        number("images"),
+        number("versions"),
+        number("versions_in_trash")
+    );
+    println!("tarballs    {}", bytes(number("tar_bytes")));
+    println!("unique      {}", bytes(number("unique_bytes")));
+    println!("on disk     {} ({}x less)", bytes(number("stored_bytes")), document["dedup_ratio"]);
+    println!("trash       {}", bytes(number("trash_bytes")));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn ls(store: &StoreArg, json: bool, filters: &[String]) -> Result<ExitCode> {
+    let Answer::Document { document: Value::Array(images) } = perform(store, Request::List, "ls")? else {
+        return Err(unexpected());
+    };
+    let found: Vec<Value> = images.into_iter().filter(|image| filters.iter().all(|f| matches(image, f))).collect();
+    let code = if found.is_empty() && !filters.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    if json {
+        println!("{:#}", Value::Array(found));
+        return Ok(code);
+    }
+    let mut rows = vec![["NAME", "DEFAULT", "VERSIONS", "LATEST", "SIZE", "OS", "RELEASE", "ARCH", "ALIASES"].map(String::from)];
+    for image in &found {
+        let text = |key: &str| image[key].as_str().unwrap_or_default().to_owned();
+        let versions = image["versions"].as_array().map_or(0, Vec::len);
+        let size = image["versions"].as_array().and_then(|v| v.last()).and_then(|v| v["size"].as_u64());
+        let aliases: Vec<&str> = image["aliases"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        rows.push([
+            text("name"),
+            if image["is_default"] == true { "yes".into() } else { String::new() },
+            versions.to_string(),
+            image["latest_version"].as_u64().map(|n| n.to_string()).unwrap_or_default(),
+            size.map(bytes).unwrap_or_default(),
+            text("os"),
+            text("release"),
+            text("architecture"),
+            aliases.join(","),
+        ]);
+    }
+    print!("{}", table(&rows));
+    Ok(code)
+}
+
+/// `os=ubuntu` compares a key or a property; a bare word is part of the name, of an alias, or an architecture.
+fn matches(image: &Value, filter: &str) -> bool {
+    if let Some((key, wanted)) = filter.split_once('=') {
+        let value = image.get(key).filter(|v| !v.is_object()).or_else(|| image["properties"].get(key));
+        return match value {
+            Some(Value::String(text)) => text == wanted,
+            Some(Value::Array(list)) => list.iter().any(|v| v == wanted),
+            Some(other) => serde_json::from_str::<Value>(wanted).is_ok_and(|wanted| wanted == *other),
+            None => false,
+        };
+    }
+    let alternative = match filter {
+        "amd64" => "x86_64",
+        "arm64" => "aarch64",
+        "i386" => "i686",
+        "armhf" => "armv7l",
+        other => other,
+    };
+    let part = |v: &Value| v.as_str().is_some_and(|t| t.contains(filter));
+    part(&image["name"])
+        || image["aliases"].as_array().is_some_and(|a| a.iter().any(part))
+        || image["architecture"] == alternative
+}
+
+pub fn fsck(store: &StoreArg, json: bool) -> Result<ExitCode> {
+    let Answer::Checked { findings } = perform(store, Request::Fsck, "fsck")? else { return Err(unexpected()) };
+    if json {
+        println!("{:#}", serde_json::to_value(&findings).expect("plain structs"));
+    } else {
+        for finding in &findings {
+            println!("invariant {}: {}", finding.invariant, finding.what);
+        }
+        println!("{}", if findings.is_empty() { "clean".into() } else { format!("{} problems", findings.len()) });
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(4) })
+}
+
+pub fn gc(store: &StoreArg, trash: bool) -> Result<ExitCode> {
+    let Answer::Swept { purged, blobs, bytes: freed } = perform(store, Request::Gc { trash }, "gc")? else {
+        return Err(unexpected());
+    };
+    println!("removed {blobs} blobs, {}; {purged} entries of the trash are gone", bytes(freed));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn repack(store: &StoreArg) -> Result<ExitCode> {
+    let Answer::Swept { bytes: freed, .. } = perform(store, Request::Repack, "repack")? else { return Err(unexpected()) };
+    println!("gave back {}", bytes(freed));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn man() -> Result<ExitCode> {
+    let page = clap_mangen::Man::new(Cli::command());
+    page.render(&mut std::io::stdout()).map_err(Error::io("write", Path::new("standard output")))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_compare_keys_and_find_words() {
+        let image = serde_json::json!({"name": "jammy", "os": "ubuntu", "architecture": "x86_64", "aliases": ["lts"],
+            "tags": ["a"], "is_default": true, "properties": {"support": "yes"}});
+        for yes in ["os=ubuntu", "amd64", "x86_64", "jam", "lts", "support=yes", "tags=a", "is_default=true"] {
+            assert!(matches(&image, yes), "{yes}");
+        }
+        for no in ["os=ubunt", "arm64", "focal", "support=no", "nothing=x"] {
+            assert!(!matches(&image, no), "{no}");
+        }
+    }
+}

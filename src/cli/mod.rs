@@ -1,0 +1,52 @@
+//! The command line: what files cannot say.
+
+mod args;
+mod commands;
+mod mounting;
+mod text;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+pub use args::Cli;
+use args::Command;
+
+use crate::error::Result;
+
+/// Runs the program on its arguments.
+pub fn main(mut arguments: Vec<OsString>) -> ExitCode {
+    if args::called_by_mount(&arguments) {
+        arguments = args::from_mount(arguments);
+    }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("imgfs: {e}");
+            eprintln!("imgfs: {}", e.remedy());
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Mount(options) => mounting::mount(&options),
+        Command::Umount { point, lazy } => mounting::umount(&point, lazy),
+        Command::Status { store, json } => commands::status(&store, json),
+        Command::Ls { store, json, filters } => commands::ls(&store, json, &filters),
+        Command::Fsck { store, json } => commands::fsck(&store, json),
+        Command::Gc { store, trash } => commands::gc(&store, trash),
+        Command::Repack { store } => commands::repack(&store),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "imgfs", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => commands::man(),
+    }
+}

@@ -1,0 +1,145 @@
+//! imgfs mount, imgfs umount.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cli::args::{MountArgs, parse_options};
+use crate::error::{Error, Result};
+use crate::fs::daemon;
+use crate::fs::mount;
+use crate::store::StoreLock;
+
+/// How long a daemon may take to end after its mount is gone.
+const END: Duration = Duration::from_secs(60);
+
+pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
+    let parsed = parse_options(&arguments.options)?;
+    let store = arguments.store.dir()?;
+    if !arguments.foreground && !arguments.background_child {
+        return start_in_background(arguments, &store);
+    }
+    let options = daemon::Options {
+        store,
+        point: arguments.point.clone(),
+        flags: parsed.flags,
+        settings: parsed.settings,
+        threads: parsed.threads,
+        latency: parsed.latency,
+    };
+    if arguments.foreground {
+        start_log(None);
+        daemon::run(&options, |line| println!("imgfs: {line}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A session of its own: a ^C at the terminal is not meant for it.
+    let _ = rustix::process::setsid();
+    let report = |line: &str| {
+        println!("{line}");
+        let _ = std::io::stdout().flush();
+        // The parent waits for the end of this.
+        if let Ok(null) = File::options().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+    };
+    start_log(Some(&options.store));
+    match daemon::run(&options, |line| report(&format!("ok {line}"))) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(e) => {
+            log::error!("{e}");
+            report(&format!("error {e}\n{}", e.remedy()));
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+/// Logs to a file in the store, or to standard error.
+fn start_log(store: Option<&Path>) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Info).parse_env("IMGFS_LOG");
+    builder.format(|out, record| {
+        writeln!(
+            out,
+            "{} {} {}",
+            crate::manifest::time_text(crate::manifest::now()),
+            record.level().as_str().to_lowercase(),
+            record.args()
+        )
+    });
+    let file = store.and_then(|dir| {
+        std::fs::create_dir_all(dir).ok()?;
+        File::options().create(true).append(true).open(dir.join("daemon.log")).ok()
+    });
+    if let Some(file) = file {
+        builder.target(env_logger::Target::Pipe(Box::new(file)));
+    }
+    builder.init();
+}
+
+/// Starts the daemon and waits for its first line.
+fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> {
+    let program = std::env::current_exe().map_err(Error::io("find", Path::new("imgfs")))?;
+    let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
+    let mut command = Command::new(&program);
+    command.args(["mount", "--background-child", "--store"]).arg(absolute(store)?);
+    for options in &arguments.options {
+        command.args(["-o", options]);
+    }
+    command.arg("--").arg(absolute(&arguments.point)?);
+    let mut child = command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(Error::io("start", &program))?;
+    let stdout = child.stdout.take().expect("it was piped");
+    let lines: Vec<String> = BufReader::new(stdout).lines().map_while(std::result::Result::ok).collect();
+    match lines.first().and_then(|line| line.split_once(' ')) {
+        Some(("ok", line)) => {
+            // Answers now: the first stat goes through the daemon.
+            std::fs::metadata(&arguments.point).map_err(Error::io("stat", &arguments.point))?;
+            println!("imgfs: {line}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(("error", line)) => {
+            eprintln!("imgfs: {line}");
+            lines.iter().skip(1).for_each(|remedy| eprintln!("imgfs: {remedy}"));
+            Ok(ExitCode::from(1))
+        }
+        _ => {
+            eprintln!("imgfs: the daemon ended before it was ready: see {}", store.join("daemon.log").display());
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
+    let mounted =
+        mount::mounted_on(point).ok_or_else(|| Error::NotFound { what: format!("imgfs mount on {}", point.display()) })?;
+    let dead = mount::is_dead(&mounted.point);
+    match mount::unmount(&mounted.point, lazy || dead) {
+        Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+            let point = mounted.point.display();
+            eprintln!("imgfs: {point} is in use: somebody works there or has a file open (fuser -vm {point})");
+            eprintln!("imgfs: end that, or detach it with imgfs umount --lazy {point}");
+            return Ok(ExitCode::from(1));
+        }
+        other => other?,
+    }
+    if dead || lazy {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Whoever mounts or copies the store next shall find it free.
+    let begun = Instant::now();
+    while StoreLock::holder(&mounted.source).is_some() {
+        if begun.elapsed() > END {
+            eprintln!("imgfs: unmounted, but the daemon has not ended yet");
+            return Ok(ExitCode::from(1));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(ExitCode::SUCCESS)
+}
