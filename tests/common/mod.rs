@@ -1,0 +1,185 @@
+//! A real mount of a throw-away store, and real tools to use it with.
+
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The program under test.
+pub const IMGFS: &str = env!("CARGO_BIN_EXE_imgfs");
+
+/// A mounted store in a temporary directory: `mnt`, `store`, and `src` with archives to copy in.
+pub struct Mount {
+    pub dir: tempfile::TempDir,
+    mounted: bool,
+    options: Vec<String>,
+}
+
+/// What a script did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Mount {
+    /// Mounts with default options.
+    pub fn new() -> Mount {
+        Mount::with(&[])
+    }
+
+    pub fn with(options: &[&str]) -> Mount {
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse");
+        let dir = tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap();
+        for sub in ["mnt", "src"] {
+            std::fs::create_dir(dir.path().join(sub)).unwrap();
+        }
+        let mut mount = Mount { dir, mounted: false, options: options.iter().map(|o| (*o).to_owned()).collect() };
+        mount.make_archives();
+        mount.mount();
+        mount
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn mnt(&self) -> PathBuf {
+        self.path("mnt")
+    }
+
+    pub fn mount(&mut self) {
+        let mut command = Command::new(IMGFS);
+        command.arg("mount").arg("--store").arg(self.path("store"));
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        let output = command.arg(self.mnt()).output().unwrap();
+        assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
+        self.mounted = true;
+    }
+
+    pub fn unmount(&mut self) {
+        let output = Command::new(IMGFS).arg("umount").arg(self.mnt()).output().unwrap();
+        assert!(output.status.success(), "umount: {}", String::from_utf8_lossy(&output.stderr));
+        self.mounted = false;
+    }
+
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// The daemon's process.
+    pub fn daemon(&self) -> u32 {
+        let text = std::fs::read_to_string(self.path("store/lock")).unwrap();
+        text.lines().next().unwrap().parse().unwrap()
+    }
+
+    /// Kills the daemon as a crash would.
+    pub fn kill(&mut self) {
+        let _ = Command::new("kill").args(["-9", &self.daemon().to_string()]).status();
+        while std::process::Command::new("kill").args(["-0", &self.daemon().to_string()]).output().unwrap().status.success() {
+            std::thread::yield_now();
+        }
+        self.mounted = false;
+    }
+
+    /// `a.tar`, `b.tar`, `c.tar`, `d.tar`: small roots (one file differs); `a.tar.gz` and so on; `not.tar`, `cut.tar`.
+    /// Made once, copied for each mount.
+    fn make_archives(&self) {
+        static MADE: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
+        let made = MADE.get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let script = "
+                mkdir -p a/etc a/bin; echo one > a/etc/motd; ln a/etc/motd a/etc/hard; ln -s motd a/etc/l
+                head -c 300000 /dev/urandom > a/bin/tool; echo 'ID=test' > a/etc/os-release
+                for n in a b c d; do [ $n = a ] || { cp -a a $n; echo $n > $n/etc/motd; }; tar -C $n -cf $n.tar .; done
+                gzip -k a.tar; xz -k a.tar; bzip2 -k a.tar; zstd -q -k a.tar; lz4 -q a.tar a.tar.lz4
+                echo 'this is a text that goes on for a while and is no tarball' > not.tar
+                head -c 100000 a.tar > cut.tar
+            ";
+            let ran = sh(dir.path(), script);
+            assert_eq!(ran.code, 0, "{ran:?}");
+            dir
+        });
+        let ran = sh(self.dir.path(), &format!("cp -a {}/. src/", made.path().display()));
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+
+    /// Runs a script in the mount; `$S` is the directory of archives, `$MNT` the mount.
+    pub fn sh(&self, script: &str) -> Ran {
+        sh(
+            &self.mnt(),
+            &format!(
+                "S={}; MNT={}; STORE={}; {script}",
+                self.path("src").display(),
+                self.mnt().display(),
+                self.path("store").display()
+            ),
+        )
+    }
+
+    /// Runs a script that must succeed; gives its output.
+    #[track_caller]
+    pub fn ok(&self, script: &str) -> String {
+        let ran = self.sh(script);
+        assert_eq!(ran.code, 0, "`{script}`: {}{}\nerrors: {}", ran.out, ran.err, self.errors());
+        ran.out
+    }
+
+    /// Runs a script that must fail with a message that has `wanted` in it, and leave a line in `.imgfs/errors`.
+    #[track_caller]
+    pub fn refused(&self, script: &str, wanted: &str) -> Ran {
+        let before = self.errors();
+        let ran = self.sh(script);
+        assert_ne!(ran.code, 0, "`{script}` succeeded");
+        assert!(ran.err.contains(wanted), "`{script}` said {:?}, not {wanted:?}\nerrors: {}", ran.err, self.errors());
+        assert_ne!(self.errors(), before, "`{script}` left no sentence");
+        ran
+    }
+
+    /// `.imgfs/errors`.
+    pub fn errors(&self) -> String {
+        std::fs::read_to_string(self.mnt().join(".imgfs/errors")).unwrap_or_default()
+    }
+
+    /// metadata.json below the mount.
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        let text = std::fs::read_to_string(self.mnt().join(path).join("metadata.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Checks the store's invariants.
+    #[track_caller]
+    pub fn fsck(&self) {
+        let output = Command::new(IMGFS).args(["fsck", "--store"]).arg(self.path("store")).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "fsck: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.mounted {
+            let output = Command::new(IMGFS).arg("umount").arg(self.mnt()).output();
+            if output.is_ok_and(|o| !o.status.success()) {
+                let _ = Command::new(IMGFS).args(["umount", "--lazy"]).arg(self.mnt()).output();
+            }
+        } else {
+            let _ = Command::new("umount").arg("-l").arg(self.mnt()).output();
+        }
+    }
+}
+
+/// Runs a script in a directory.
+pub fn sh(dir: &Path, script: &str) -> Ran {
+    let Output { status, stdout, stderr } =
+        Command::new("bash").args(["-o", "pipefail", "-c", script]).current_dir(dir).env("LC_ALL", "C").output().unwrap();
+    Ran {
+        code: status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&stdout).into_owned(),
+        err: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}

@@ -1,0 +1,584 @@
+//! The four journeys, and the ways tools really take them: real mounts, real coreutils.
+
+mod common;
+
+use common::Mount;
+
+// ---- journey 1: cp in
+
+#[test]
+fn cp_adds_an_image_and_its_next_version() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    assert_eq!(m.ok("ls"), "default\nweb\n");
+    assert_eq!(m.ok("readlink default web/default web/latest"), "web\nlatest\n0\n");
+    assert_eq!(
+        m.ok("ls -A web web/0"),
+        "web:\n.id\n0\ndefault\nlatest\nmetadata.json\n\nweb/0:\n.id\nmetadata.json\nrootfs\nrootfs.tar\nused_by\n"
+    );
+    m.ok("cmp $S/a.tar web/0/rootfs.tar && diff -r $S/a web/0/rootfs");
+    m.ok("cp $S/b.tar web/; cmp $S/b.tar web/1/rootfs.tar");
+    assert_eq!(m.ok("readlink web/latest; cat web/default/rootfs/etc/motd"), "1\nb\n");
+    m.ok("cp $S/c.tar default/");
+    assert_eq!(m.ok("cat web/2/rootfs/etc/motd"), "c\n");
+    m.fsck();
+}
+
+#[test]
+fn every_compression_is_taken_by_its_magic() {
+    let m = Mount::new();
+    for suffix in ["gz", "xz", "bz2", "zst", "lz4"] {
+        m.ok(&format!("cp $S/a.tar.{suffix} img-{suffix}.tar.{suffix}; cmp $S/a.tar img-{suffix}/0/rootfs.tar"));
+        let meta = m.json(&format!("img-{suffix}/0"));
+        let codec = match suffix {
+            "gz" => "gzip",
+            "bz2" => "bzip2",
+            "zst" => "zstd",
+            other => other,
+        };
+        assert_eq!(meta["upload"]["compression"], codec);
+        let sha256 = m.ok(&format!("sha256sum < $S/a.tar.{suffix} | cut -d' ' -f1"));
+        let sha1 = m.ok(&format!("sha1sum < $S/a.tar.{suffix} | cut -d' ' -f1"));
+        assert_eq!(meta["upload"]["sha256"], sha256.trim());
+        assert_eq!(meta["upload"]["sha1"], sha1.trim());
+    }
+    // The suffix lies, the content does not.
+    m.ok("cp $S/a.tar.xz lie.tar.gz; cmp $S/a.tar lie/0/rootfs.tar");
+    // Several members, streams, frames.
+    for (suffix, tool) in [("gz", "gzip"), ("xz", "xz"), ("bz2", "bzip2"), ("zst", "zstd -q"), ("lz4", "lz4 -q")] {
+        m.ok(&format!(
+            "head -c 70000 $S/a.tar | {tool} > $S/two.{suffix}; tail -c +70001 $S/a.tar | {tool} >> $S/two.{suffix};
+             cp $S/two.{suffix} two-{suffix}.tar; cmp $S/a.tar two-{suffix}/0/rootfs.tar"
+        ));
+    }
+    m.fsck();
+}
+
+#[test]
+fn the_same_bytes_again_make_no_new_version() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/a.tar web.tar; cp $S/a.tar.xz web/");
+    assert_eq!(m.json("web")["versions"].as_array().unwrap().len(), 1);
+    assert!(m.ok("cat .imgfs/jobs/*.json").contains("already is this"));
+    m.ok("cp $S/b.tar web/; cp $S/a.tar web/");
+    assert_eq!(m.json("web")["latest_version"], 2, "equal to an older one is a new version");
+}
+
+#[test]
+fn all_the_ways_of_writing_a_file() {
+    let m = Mount::new();
+    for (name, script) in [
+        ("cat", "cat $S/a.tar > cat.tar"),
+        ("dd", "dd if=$S/a.tar of=dd.tar bs=64k status=none"),
+        ("ddsync", "dd if=$S/a.tar of=ddsync.tar bs=64k status=none conv=fsync"),
+        ("tee", "tee tee.tar < $S/a.tar > /dev/null"),
+        ("install", "install -m 600 $S/a.tar install.tar"),
+        ("mv", "cp $S/a.tar $S/m.tar; mv $S/m.tar mv.tar; ! test -e $S/m.tar"),
+        ("cpa", "cp -a $S/a.tar cpa.tar"),
+        ("curl", "curl -s -o curl.tar file://$S/a.tar"),
+        ("rsync", "rsync $S/a.tar rsync.tar"),
+        ("rsynca", "rsync -a $S/a.tar rsynca.tar"),
+        ("rsynci", "rsync --inplace $S/a.tar rsynci.tar"),
+        ("tar", "tar -C $S/a -cf tar.tar ."),
+        ("targz", "tar -C $S/a -czf targz.tar.gz ."),
+        ("tarzst", "tar -C $S/a --zstd -cf tarzst.tar.zst ."),
+        ("pipe", "tar -C $S/a -c . | zstd -q > pipe.tar.zst"),
+        ("dot", "cp $S/a.tar .t && mv .t dot.tar"),
+        ("part", "cp $S/a.tar part.tar.part && mv part.tar.part part.tar"),
+        ("lists", "{ head -c 1000 $S/a.tar; tail -c +1001 $S/a.tar; } > lists.tar"),
+        ("append", "head -c 1000 $S/a.tar > .ap; tail -c +1001 $S/a.tar >> .ap; mv .ap append.tar"),
+        ("python", "python3 -c 'import shutil,sys;shutil.copyfile(sys.argv[1],\"python.tar\")' $S/a.tar"),
+        ("busybox", "busybox cp $S/a.tar busybox.tar"),
+        (
+            "reverse",
+            "dd if=$S/a.tar of=reverse.tar bs=1000 skip=1 seek=1 status=none; cmp $S/a.tar reverse.tar 2>/dev/null; true",
+        ),
+        ("tiny", "dd if=$S/a.tar of=tiny.tar bs=100 status=none"),
+        ("sparse", "cp --sparse=always $S/a.tar sparse.tar"),
+    ] {
+        let ran = m.sh(script);
+        if name == "reverse" {
+            continue;
+        }
+        assert_eq!(ran.code, 0, "{name}: {ran:?} {}", m.errors());
+        m.ok(&format!("diff -r $S/a {name}/0/rootfs"));
+    }
+    assert_eq!(m.ok("ls -A | grep -F . || true"), "", "no upload is left under its own name");
+    m.fsck();
+}
+
+#[test]
+fn writes_out_of_order_are_judged_at_close() {
+    let m = Mount::new();
+    m.ok("python3 - $S/a.tar <<'EOF'
+import os, random, sys
+data = open(sys.argv[1], 'rb').read()
+random.seed(7)
+pieces = list(range(0, len(data), 5000))
+random.shuffle(pieces)
+fd = os.open('mixed.tar', os.O_CREAT | os.O_WRONLY)
+for at in pieces:
+    os.pwrite(fd, data[at:at + 5000], at)
+os.close(fd)
+# In order at first, then a gap that is filled later.
+fd = os.open('gap.tar', os.O_CREAT | os.O_WRONLY)
+os.pwrite(fd, data[:20000], 0)
+os.pwrite(fd, data[40000:], 40000)
+os.pwrite(fd, data[20000:40000], 20000)
+os.close(fd)
+EOF");
+    m.ok("cmp $S/a.tar mixed/0/rootfs.tar && cmp $S/a.tar gap/0/rootfs.tar");
+}
+
+#[test]
+fn what_is_no_whole_archive_is_refused_and_leaves_nothing() {
+    let m = Mount::new();
+    m.refused("cp $S/not.tar web.tar", "Invalid argument");
+    m.refused("cp $S/cut.tar web.tar", "Invalid argument");
+    m.refused("head -c 5000 $S/a.tar.gz > $S/cut.gz; cp $S/cut.gz web.tar.gz", "Invalid argument");
+    for suffix in ["gz", "xz", "bz2", "zst", "lz4"] {
+        m.refused(&format!("head -c -7 $S/a.tar.{suffix} > $S/cut; cp $S/cut web.tar"), "Invalid argument");
+        m.refused(
+            &format!(
+                "cp $S/a.tar.{suffix} $S/bad; printf x | dd of=$S/bad bs=1 seek=20000 conv=notrunc status=none; cp $S/bad web.tar"
+            ),
+            "Invalid argument",
+        );
+        m.refused(&format!("(cat $S/a.tar.{suffix}; echo trailing) > $S/more; cp $S/more web.tar"), "Invalid argument");
+    }
+    assert_eq!(m.ok("ls -A; ls -A .imgfs/trash"), "");
+    assert_eq!(m.ok("ls $STORE/loose $STORE/trees $STORE/staging | grep -v : || true").trim(), "");
+    assert!(m.errors().lines().next().unwrap().contains("trailing") || m.errors().contains("something else follows"));
+}
+
+#[test]
+fn a_tar_cut_between_entries_is_refused_but_a_rename_may_commit_it() {
+    let m = Mount::new();
+    // Without the end marker: GNU tar takes it silently.
+    m.ok("python3 -c \"d=open('$S/a.tar','rb').read().rstrip(b'\\\\0'); n=-(-len(d)//512)*512; open('$S/unmarked.tar','wb').write(d+b'\\\\0'*(n-len(d)))\"; tar tf $S/unmarked.tar");
+    m.refused("cp $S/unmarked.tar web.tar", "Invalid argument");
+    m.ok("cp $S/unmarked.tar .x; mv .x web.tar; diff -r $S/a web/0/rootfs; cmp $S/unmarked.tar web/0/rootfs.tar");
+}
+
+#[test]
+fn empty_files_are_never_images_and_never_errors() {
+    let m = Mount::new();
+    m.ok("touch web.tar; : > x.tar; wget -q -O y.tar http://127.0.0.1:1/x; true");
+    assert_eq!(m.ok("ls -A"), "");
+}
+
+#[test]
+fn killed_writers_publish_nothing() {
+    let m = Mount::new();
+    // All bytes are written: only the signal tells that the writer did not mean to end.
+    for signal in ["KILL", "TERM", "INT"] {
+        m.ok(&format!(
+            "python3 - $S/a.tar <<'EOF'
+import os, signal, sys
+if os.fork() == 0:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fd = os.open('killed.tar', os.O_CREAT | os.O_WRONLY)
+    os.write(fd, open(sys.argv[1], 'rb').read())
+    os.kill(os.getpid(), signal.SIG{signal})
+    os._exit(0)
+os.wait()
+EOF"
+        ));
+    }
+    m.ok("for i in 1 2 3 4 5 6 7 8 9 10; do [ -e .imgfs/failed/killed.tar ] && break; sleep 0.1; done; cat .imgfs/failed/killed.tar");
+    assert_eq!(m.ok("ls -A"), "");
+    // A normal exit without close publishes.
+    m.ok("python3 -c \"import os; fd=os.open('exits.tar',os.O_CREAT|os.O_WRONLY); os.write(fd,open('$S/a.tar','rb').read()); os._exit(0)\"");
+    assert_eq!(m.ok("ls -A"), "default\nexits\n");
+}
+
+#[test]
+fn an_upload_shows_under_its_name_until_it_is_done() {
+    let m = Mount::new();
+    m.ok("exec 7> web.tar; head -c 20000 $S/a.tar >&7; ls; stat -c %s web.tar; ls .imgfs/jobs; tail -c +20001 $S/a.tar >&7; exec 7>&-; ls; test -d web/0");
+    m.refused("exec 7> x.tar; head -c 2000 $S/a.tar >&7; cp $S/a.tar x.tar", "Device or resource busy");
+}
+
+#[test]
+fn receipts_let_tools_end_well() {
+    let mut m = Mount::new();
+    m.ok("cp -p $S/a.tar web.tar; test $(stat -c %s web.tar) = $(stat -c %s $S/a.tar); test web.tar -nt $S/x -o ! web.tar -ot $S/a.tar");
+    assert_eq!(m.ok("ls"), "default\nweb\n", "not listed");
+    m.ok("chmod 600 web.tar; touch -d 2020-01-01 web.tar; test $(stat -c %Y web.tar) = 1577836800");
+    m.ok("cmp $S/a.tar web.tar");
+    m.remount();
+    m.ok("test $(stat -c %Y web.tar) = 1577836800; cmp $S/a.tar web.tar");
+    m.ok("rsync -t $S/b.tar web.tar; rsync -ti $S/b.tar web.tar > $S/out; ! grep -q f $S/out");
+    assert_eq!(m.json("web")["latest_version"], 1);
+    m.ok("cp $S/a.tar.xz other.tar.xz; rm other.tar.xz; ! test -e other.tar.xz; test -d other/0");
+    m.ok("cp $S/a.tar.gz z.tar.gz; ! cat z.tar.gz");
+    m.ok("cp $S/c.tar g.tar; gzip g.tar; ! test -e g.tar; test -e g/0 -a ! -e g/1");
+}
+
+#[test]
+fn tar_append_over_a_receipt_makes_the_next_version() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; tar -C $S -rf web.tar not.tar; cmp $S/not.tar web/1/rootfs/not.tar");
+}
+
+#[test]
+fn twenty_uploads_at_once() {
+    let m = Mount::new();
+    m.ok("for i in $(seq 20); do cp $S/a.tar.zst img$i.tar.zst & done; wait; test $(ls -d img* | wc -l) = 20");
+    m.ok("for i in $(seq 20); do cmp $S/a.tar img$i/0/rootfs.tar || exit 1; done");
+    m.ok("for i in $(seq 20); do cp -a $S/a $S/v$i; echo $i > $S/v$i/n; tar -C $S/v$i -cf $S/v$i.tar .; done; for i in $(seq 20); do cp $S/v$i.tar img1/ & done; wait");
+    assert_eq!(m.json("img1")["versions"].as_array().unwrap().len(), 21);
+    let stored = m.json("img1/0")["stored_bytes"].as_u64().unwrap();
+    assert!(stored < 100_000, "content is stored once: {stored}");
+    m.fsck();
+}
+
+// ---- journey 2: cat
+
+#[test]
+fn versions_are_read_only_whoever_asks() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    m.refused("echo x > web/0/rootfs/etc/motd", "Read-only file system");
+    m.refused("rm web/0/rootfs/etc/motd", "Read-only file system");
+    m.refused("mkdir web/0/rootfs/x", "Read-only file system");
+    m.refused("touch web/0/rootfs/new", "Read-only file system");
+    m.refused("chmod 777 web/0/rootfs/etc/motd", "Read-only file system");
+    m.refused("ln -s a web/0/rootfs/b", "Read-only file system");
+    m.refused("mv web/0/rootfs/etc/motd web/0/rootfs/etc/m2", "Read-only file system");
+    m.refused("echo > web/0/rootfs.tar", "Read-only file system");
+    m.refused("setfattr -n user.x -v 1 web/0/rootfs/etc/motd", "Read-only file system");
+    m.ok("diff -r $S/a web/0/rootfs");
+}
+
+#[test]
+fn rootfs_tar_reads_at_random() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar.zst web.tar.zst");
+    m.ok("python3 - $S/a.tar web/0/rootfs.tar <<'EOF'
+import os, random, sys
+random.seed(3)
+want = open(sys.argv[1], 'rb').read()
+fd = os.open(sys.argv[2], os.O_RDONLY)
+assert os.fstat(fd).st_size == len(want)
+for _ in range(500):
+    at = random.randrange(len(want) + 10)
+    n = random.randrange(40000)
+    assert os.pread(fd, n, at) == want[at:at + n], (at, n)
+EOF");
+    m.ok("mkdir $S/x; tar xf web/0/rootfs.tar -C $S/x; diff -r $S/a $S/x");
+}
+
+#[test]
+fn du_and_stat_make_sense() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/");
+    m.ok("test $(stat -c %i web/0/rootfs/bin/tool) != $(stat -c %i web/1/rootfs/bin/tool)");
+    m.ok("test $(stat -c %i web/0/rootfs/etc/motd) = $(stat -c %i web/0/rootfs/etc/hard); test $(stat -c %h web/0/rootfs/etc/motd) = 2");
+    m.ok("test $(stat -c %b web/0/rootfs/bin/tool) -ge $((300000 / 512))");
+    m.ok("a=$(du -s --apparent-size $S/a | cut -f1); b=$(du -s --apparent-size web/0/rootfs | cut -f1); test $a = $b");
+    m.ok("df . | grep -q fuse.imgfs || df -T . | grep -q fuse.imgfs");
+    assert!(m.ok("find . -name .imgfs; du -a . | grep -c imgfs || true").trim().ends_with('0'));
+}
+
+#[test]
+fn holes_are_served_as_holes() {
+    let m = Mount::new();
+    m.ok("mkdir $S/h; truncate -s 40G $S/h/hole; printf end | dd of=$S/h/hole bs=1 seek=20G conv=notrunc status=none; tar -C $S/h -S -cf h.tar .");
+    m.ok("timeout 20 cp --sparse=auto h/0/rootfs/hole $S/copy; test $(stat -c %s $S/copy) = $((40 << 30)); test $(stat -c %b $S/copy) -lt 1000");
+    m.ok("test \"$(dd if=h/0/rootfs/hole bs=1 skip=20G count=3 status=none)\" = end");
+    m.ok("head -c 8M /dev/zero > $S/h/hole; printf x >> $S/h/hole; tar -C $S/h -cf z.tar .; test $(du -k $STORE/loose | cut -f1) -lt 400; cmp $S/h/hole z/0/rootfs/hole");
+}
+
+// ---- journey 3: ln -sfn
+
+#[test]
+fn the_default_image_is_switched_by_a_link() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");
+    assert_eq!(m.ok("readlink default"), "web\n");
+    m.ok("ln -sfn db default; test $(readlink default) = db; ln -sfT web default; test $(readlink default) = web");
+    m.ok("busybox ln -sfn db default; test $(readlink default) = db");
+    m.ok("python3 -c \"import os;os.symlink('web','.t');os.replace('.t','default')\"; test $(readlink default) = web");
+    m.ok("ln -sfn $MNT/db default; test $(readlink default) = db");
+    m.ok("ln --backup=numbered -sfn web default; test $(readlink default) = web; test $(readlink default.~1~) = db");
+    m.refused("ln -sfn nothing default", "No such file or directory");
+    assert_eq!(m.ok("readlink default"), "web\n");
+    m.refused("ln -sf db default", "No such file or directory");
+    m.refused("ln -s db default", "No such file or directory");
+}
+
+#[test]
+fn versions_are_pinned_and_followed() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; ln -sfn 0 web/default; test $(cat web/default/rootfs/etc/motd) = one");
+    m.ok("cp $S/c.tar web/; test $(cat web/default/rootfs/etc/motd) = one; test $(readlink web/latest) = 2");
+    assert_eq!(m.json("web")["default_version"], 0);
+    m.ok("ln -sfn latest web/default; test $(cat web/default/rootfs/etc/motd) = c");
+    m.ok("busybox ln -sfn 1 web/default; test $(readlink web/default) = 1");
+    m.refused("ln -sfn 9 web/default", "No such file or directory");
+    m.refused("ln -sfn 0 web/latest", "Operation not permitted");
+    assert_eq!(m.ok("readlink web/default"), "1\n");
+}
+
+#[test]
+fn readers_of_default_never_see_it_dangling() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");
+    m.ok("( while [ ! -e $S/stop ]; do cat default/0/rootfs/etc/os-release > /dev/null || echo dangling >> $S/bad; done ) &
+         for i in $(seq 200); do ln -sfn web default; ln -sfn db default; done; touch $S/stop; wait; ! test -e $S/bad");
+}
+
+#[test]
+fn aliases_come_go_and_follow_renames() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; ln -s web jammy; ln -s web/0 old; ln -s ./web dot");
+    assert_eq!(m.ok("readlink jammy old dot; cat old/rootfs/etc/motd"), "web\nweb/0\nweb\none\n");
+    assert_eq!(m.json("web")["aliases"], serde_json::json!(["dot", "jammy", "old"]));
+    m.ok("id=$(cat web/.id); mv web www; test $(readlink jammy) = www; test $(readlink old) = www/0; test $(readlink default) = www; test $(cat www/.id) = $id; test $(readlink .imgfs/by-id/$id) = ../../www");
+    m.ok("rm jammy; mv old older; test $(readlink older) = www/0; ! test -e jammy");
+    m.refused("ln -s nothing x", "No such file or directory");
+    m.refused("cp $S/a.tar older.tar", "File exists");
+    // The kernel answers this one itself.
+    m.ok("! mkdir older 2> $S/err; grep -q 'File exists' $S/err");
+    m.ok("cp $S/c.tar other.tar");
+    m.refused("mv -T www other", "File exists");
+    m.ok("ln -sfn other older; test $(readlink older) = other");
+}
+
+// ---- journey 4: rmdir
+
+#[test]
+fn rmdir_deletes_a_version_or_an_image_at_once() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; cp $S/c.tar db.tar");
+    m.ok("rmdir web/1; ! test -e web/1; test $(readlink web/latest) = 0");
+    m.refused("rmdir web/0", "Device or resource busy");
+    m.refused("rmdir web", "Device or resource busy");
+    m.ok("ln -sfn db default; rmdir web; ! test -e web; rmdir db");
+    assert_eq!(m.ok("ls -A"), "");
+    m.ok("cp $S/a.tar web.tar; test -d web/0; test $(readlink default) = web");
+    m.fsck();
+}
+
+#[test]
+fn a_number_is_never_used_twice() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; rmdir web/1; cp $S/c.tar web/");
+    assert_eq!(m.ok("ls web"), "0\n2\ndefault\nlatest\nmetadata.json\n");
+}
+
+#[test]
+fn recursive_removal_by_every_tool() {
+    let m = Mount::new();
+    for tool in ["rm -r", "rm -rf", "busybox rm -rf", "find"] {
+        let command = |path: &str| if tool == "find" { format!("find {path} -delete") } else { format!("{tool} {path}") };
+        m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; cp $S/c.tar web/");
+        let ran = m.sh(&command("web/1"));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{tool} of a version");
+        m.ok("! test -e web/1; test -d web/0 -a -d web/2; test -e .imgfs/trash/web.1/rootfs/etc/motd; diff -r $S/b .imgfs/trash/web.1/rootfs");
+        let ran = m.sh(&command("web"));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{tool} of an image");
+        m.ok("! test -e web; test \"$(ls -A)\" = ''; test -e .imgfs/trash/web");
+        m.ok("rm -r .imgfs/trash/web.1 .imgfs/trash/web; test \"$(ls -A .imgfs/trash)\" = ''");
+    }
+    for script in ["python3 -c 'import shutil;shutil.rmtree(\"web\")'", "perl -MFile::Path -e 'rmtree(\"web\")'"] {
+        m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/");
+        m.ok(&format!("{script}; ! test -e web"));
+    }
+    m.fsck();
+}
+
+#[test]
+fn a_refused_recursive_removal_leaves_everything_and_says_little() {
+    let m = Mount::new();
+    m.ok("for i in $(seq 300); do echo $i > $S/a/etc/f$i; done; tar -C $S/a -cf web.tar .; cp $S/b.tar db.tar");
+    for target in ["web", "web/0"] {
+        let ran = m.refused(&format!("rm -r {target}"), "Device or resource busy");
+        assert!(ran.err.lines().count() < 12, "{} lines", ran.err.lines().count());
+        m.ok("diff -r $S/a web/0/rootfs");
+    }
+}
+
+#[test]
+fn who_stands_in_a_deleted_version_goes_on() {
+    let m = Mount::new();
+    m.ok("mkdir -p $S/root/bin $S/root/d; cp $(which busybox) $S/root/bin/busybox; for t in sh cat ls sleep; do ln -s busybox $S/root/bin/$t; done; echo here > $S/root/d/f; tar -C $S/root -cf web.tar .; cp $S/a.tar web/; cp $S/b.tar db.tar");
+    m.ok("mkdir -p $S/up $S/work $S/merged; mount -t overlay overlay -o lowerdir=web/0/rootfs,upperdir=$S/up,workdir=$S/work $S/merged");
+    // A chroot, a working directory, an open file, an overlay: all in the version that goes.
+    m.ok(
+        "mkfifo $S/go $S/go2; ( chroot web/0/rootfs /bin/sh -c 'read x; cat /d/f; ls /d' < $S/go > $S/chrooted 2>&1 ) & a=$!
+         ( cd web/0/rootfs/d; exec 5< f; read x < $S/go2; cat f <&5 > $S/cwd; ls >> $S/cwd; cat f >> $S/cwd ) & b=$!
+         exec 8> $S/go 9> $S/go2
+         rm -r web/0; ! test -e web/0
+         echo >&8; echo >&9; wait $a $b; cat $S/chrooted $S/cwd; test \"$(cat $S/chrooted)\" = \"$(printf 'here\\nf')\"; test \"$(cat $S/cwd)\" = \"$(printf 'here\\nf\\nhere')\"",
+    );
+    m.ok("cat $S/merged/d/f; chroot $S/merged /bin/ls /d");
+    // Also when it is gone for good.
+    m.ok("rm -r .imgfs/trash/web.0; $(which true); cat $S/merged/d/f; chroot $S/merged /bin/cat /d/f; umount $S/merged");
+    m.fsck();
+}
+
+#[test]
+fn the_trash_gives_back_what_was_deleted() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; cp $S/c.tar web/; ln -s web prod; rmdir web/1; ls .imgfs/trash");
+    m.remount();
+    m.ok("mv .imgfs/trash/web.1 web/; test -d web/1; ! test -e web/web.1; diff -r $S/b web/1/rootfs; test \"$(ls -A .imgfs/trash)\" = ''");
+    m.ok("rm -r web; ! test -e prod; mv .imgfs/trash/web .; diff -r $S/b web/1/rootfs; test $(readlink prod) = web; test $(readlink default) = web");
+    m.ok("rm -r web; cp $S/a.tar web.tar; rm -r web; ls .imgfs/trash; mv .imgfs/trash/web first; mv .imgfs/trash/web~2 second; test $(ls -d first/? | wc -l) = 3");
+    m.refused("cp $S/a.tar web.tar; cp $S/b.tar web/; rmdir web/1; mv .imgfs/trash/web.1 first/", "Operation not permitted");
+    m.fsck();
+}
+
+#[test]
+fn the_trash_ends_after_its_time_and_the_space_comes_back() {
+    let m = Mount::with(&["trash=1s"]);
+    m.ok("cp $S/a.tar web.tar; rmdir web; for i in $(seq 300); do [ -z \"$(ls -A .imgfs/trash)\" ] && [ -z \"$(ls $STORE/loose $STORE/trees | grep -v :)\" ] && exit 0; sleep 0.1; done; exit 1");
+    let kept = Mount::new();
+    kept.ok("cp $S/a.tar web.tar; rmdir web");
+    let ran = kept.sh(&format!("{} gc --trash --store $STORE; du -sk $STORE | cut -f1", common::IMGFS));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let kib: u64 = ran.out.lines().last().unwrap().trim().parse().unwrap();
+    assert!(kib < 1024, "{kib} KiB");
+}
+
+// ---- metadata.json
+
+#[test]
+fn metadata_is_edited_in_every_usual_way() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    m.ok("jq '.description=\"by jq\"' web/metadata.json > web/.t && mv web/.t web/metadata.json");
+    assert_eq!(m.json("web")["description"], "by jq");
+    m.ok("sed -i 's/by jq/by sed/' web/metadata.json");
+    assert_eq!(m.json("web")["description"], "by sed");
+    m.ok("perl -pi -e 's/by sed/by perl/' web/metadata.json");
+    assert_eq!(m.json("web")["description"], "by perl");
+    m.ok("vim -u NONE -es -c 's/xx/yy/e' -c '%s/by perl/by vim/' -c wq web/metadata.json");
+    assert_eq!(m.json("web")["description"], "by vim");
+    m.ok("jq '.tags=[\"a\",\"b\"]|.properties={k:\"v\"}|.type=\"vm\"|.variant=\"x\"' web/metadata.json > $S/t.json; cp $S/t.json web/metadata.json");
+    assert_eq!(m.json("web")["tags"], serde_json::json!(["a", "b"]));
+    m.ok("python3 -c \"import json;d=json.load(open('web/metadata.json'));d['os']='plan9';json.dump(d,open('web/metadata.json','w'))\"");
+    assert_eq!(m.json("web")["os"], "plan9");
+    m.ok("echo '{\"release\": \"4\"}' > web/metadata.json");
+    assert_eq!((m.json("web")["release"].clone(), m.json("web")["os"].clone()), ("4".into(), "plan9".into()));
+    m.ok("setfattr -n user.imgfs.description -v 'by xattr' web; test \"$(getfattr --only-values -n user.imgfs.description web)\" = 'by xattr'");
+    m.ok("rsync $S/t.json web/metadata.json 2>/dev/null || true; ls -A web > $S/ls; ! grep -q '[.]t$' $S/ls");
+    let text = m.ok("cat web/metadata.json");
+    assert!(text.ends_with("}\n") && text.starts_with("{\n  \"id\": "));
+}
+
+#[test]
+fn bad_edits_are_refused_whole() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    let before = m.ok("cat web/metadata.json");
+    m.refused("printf '{bad' > $S/j; cp $S/j web/metadata.json", "Invalid argument");
+    m.refused("jq '.name=\"x\"' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
+    m.refused("jq '.nonsense=1' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
+    m.refused("jq '.description=1' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
+    m.refused("jq '.description=\"y\"|.size=1' web/metadata.json > web/.t; mv web/.t web/metadata.json", "cannot move");
+    m.refused("rm web/metadata.json", "Operation not permitted");
+    m.refused("echo x > web/0/metadata.json", "Read-only file system");
+    assert_eq!(m.ok("cat web/metadata.json"), before);
+    m.ok(": > web/metadata.json");
+    assert_eq!(m.ok("cat web/metadata.json"), before, "an empty document is none");
+}
+
+#[test]
+fn the_system_is_told_from_the_image() {
+    let m = Mount::new();
+    m.ok("mkdir -p $S/r/usr/bin $S/r/etc $S/r/usr/lib; ln -s usr/bin $S/r/bin; cp /bin/true $S/r/usr/bin/dash; ln -s dash $S/r/usr/bin/sh; ln -s ../usr/lib/os-release $S/r/etc/os-release; printf 'ID=\"debian\"\\nVERSION_CODENAME=bookworm\\n' > $S/r/usr/lib/os-release; tar -C $S/r -cf r.tar .");
+    let meta = m.json("r");
+    assert_eq!((&meta["os"], &meta["release"]), (&"debian".into(), &"bookworm".into()));
+    assert_eq!(meta["architecture"], m.ok("uname -m").trim());
+    assert_eq!(m.json("r/0")["os"], "debian");
+}
+
+// ---- the store itself
+
+#[test]
+fn control_files_tell_the_store() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar.x web/ 2>/dev/null; cp $S/not.tar web/ 2>/dev/null; true");
+    m.ok("grep -q gestures .imgfs/README; jq -e '.images == 1 and .versions == 1' .imgfs/status.json; grep -q 'no tarball\\|not a tarball' .imgfs/errors; grep -q added .imgfs/log");
+    m.ok("d=$(jq -r .digest web/0/metadata.json | cut -d: -f2); test $(readlink .imgfs/by-digest/$d) = ../../web/0; test -d .imgfs/by-digest/$(echo $d | cut -c1-12)/rootfs; ! test -e .imgfs/by-digest/$(echo $d | cut -c1-11)");
+    m.ok("test -d .imgfs/by-id/$(cat web/.id)/0; test -d .imgfs/by-id/$(cat web/0/.id)/rootfs");
+    m.ok("test $(stat -c %s .imgfs/status.json) -gt 10; test \"$(stat -c %s web/metadata.json)\" = \"$(wc -c < web/metadata.json)\"");
+}
+
+#[test]
+fn a_second_daemon_is_refused_with_the_first_ones_number() {
+    let m = Mount::new();
+    let ran = m.sh(&format!("mkdir $S/m2; {} mount --store $STORE $S/m2", common::IMGFS));
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains(&m.daemon().to_string()), "{}", ran.err);
+}
+
+#[test]
+fn what_was_copied_survives_a_crash_and_the_rest_left_no_trace() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; ln -s web prod; ln -sfn 0 web/default");
+    let mut open = std::process::Command::new("bash");
+    let writer = format!("exec 7> x.tar; head -c 50000 {}/c.tar >&7; sleep 60", m.path("src").display());
+    let mut child = open.args(["-c", &writer]).current_dir(m.mnt()).spawn().unwrap();
+    m.ok("while ! test -e x.tar; do :; done");
+    m.kill();
+    let _ = child.kill();
+    let _ = child.wait();
+    m.mount();
+    assert_eq!(m.ok("ls; readlink prod web/default"), "default\nprod\nweb\nweb\n0\n");
+    m.ok("cmp $S/b.tar web/1/rootfs.tar; test -z \"$(ls -A $STORE/staging)\"");
+    m.fsck();
+}
+
+#[test]
+fn a_terminated_daemon_unmounts() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    let pid = m.daemon();
+    m.ok(&format!("kill {pid}; for i in $(seq 100); do mountpoint -q $MNT || exit 0; sleep 0.1; done; exit 1"));
+    m.ok(&format!("for i in $(seq 100); do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.1; done; exit 1"));
+    m.mount();
+    m.ok("cmp $S/a.tar web/0/rootfs.tar");
+}
+
+#[test]
+fn commands_work_mounted_and_not() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");
+    let imgfs = common::IMGFS;
+    for _ in 0..2 {
+        let (ls, status) = (m.sh(&format!("{imgfs} ls --store $STORE")), m.sh(&format!("{imgfs} status --json --store $STORE")));
+        assert!(ls.out.contains("web") && ls.out.contains("db"), "{ls:?}");
+        assert!(status.out.contains("\"images\": 2"), "{status:?}");
+        assert_eq!(m.sh(&format!("{imgfs} ls --store $STORE --json os=test | jq length")).out, "2\n");
+        assert_eq!(m.sh(&format!("{imgfs} ls --store $STORE os=none")).code, 1);
+        assert_eq!(
+            m.sh(&format!("{imgfs} gc --store $STORE && {imgfs} repack --store $STORE && {imgfs} fsck --store $STORE")).code,
+            0
+        );
+        if m.mnt().join("web").exists() {
+            m.unmount();
+        }
+    }
+    m.mount();
+}
+
+#[test]
+fn mount_reports_what_is_wrong() {
+    let m = Mount::new();
+    let imgfs = common::IMGFS;
+    for (script, wanted) in [
+        (format!("{imgfs} mount --store $S/s2 /nowhere"), "No such file"),
+        (format!("{imgfs} mount -o magic --store $S/s2 $S/a"), "no such option"),
+        (format!("{imgfs} mount --store $S $S/a"), "not an imgfs store"),
+        (format!("{imgfs} mount --store $S/s3 $MNT"), "is mounted there"),
+        (format!("{imgfs} umount $S"), "there is no imgfs mount"),
+        (format!("mkdir $S/new; echo imgfs 99 > $S/new/format; {imgfs} mount --store $S/new $S/a"), "99"),
+    ] {
+        let ran = m.sh(&script);
+        assert!(ran.code != 0 && ran.err.contains(wanted), "{script}: {ran:?}");
+    }
+}

@@ -1,0 +1,86 @@
+//! The house: who may use whom. Nobody imports upward.
+
+use std::path::{Path, PathBuf};
+
+/// Modules from the ground up; a module may use those of its own row and of the rows before.
+const LAYERS: &[&[&str]] = &[
+    &["error", "sys", "digest", "name", "manifest", "format", "journal", "tar", "tree"],
+    &["blob", "catalog"],
+    &["store"],
+    &["describe", "export", "fsck", "gc", "ingest", "remote", "status", "versions"],
+    &["fs"],
+    &["cli"],
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    found
+        .into_iter()
+        .map(|path| (path.strip_prefix(&root).unwrap().display().to_string(), std::fs::read_to_string(&path).unwrap()))
+        .collect()
+}
+
+/// The code of a file: without comments, and without its tests.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn layer_of(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|row| row.contains(&module))
+}
+
+#[test]
+fn nobody_imports_upward() {
+    for (path, text) in all() {
+        let module = path.split(['/', '.']).next().unwrap();
+        let Some(layer) = layer_of(module) else {
+            assert!(["lib", "main"].contains(&module), "{path} is in no layer: add it here");
+            continue;
+        };
+        for used in code(&text).split("crate::").skip(1) {
+            let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if let Some(theirs) = layer_of(&used) {
+                assert!(theirs <= layer, "{path} uses {used}, which is above it");
+                let pair = [module, used.as_str()];
+                assert!(
+                    !(pair.contains(&"blob") && pair.contains(&"catalog")),
+                    "{path}: blob and catalog do not know each other"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_foreign_library_has_one_home() {
+    for (path, text) in all() {
+        let code = code(&text);
+        for (word, home) in [("fuser::", "fs/fuse.rs"), ("rusqlite", "catalog/"), ("unsafe ", "sys.rs")] {
+            assert!(!code.contains(word) || path.starts_with(home), "{path} names {word}, which belongs into {home}");
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_stays_readable() {
+    for (path, text) in all() {
+        assert!(text.starts_with("//! "), "{path} does not begin with what it is for");
+        for word in ["todo!", "unimplemented!", "FIXME", "XXX"] {
+            assert!(!text.contains(word), "{path} has {word}");
+        }
+    }
+}
