@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds imgfs, puts it in the PATH and mounts the default store.
+# Usage: mount.sh MNT [OPTIONS of imgfs mount...]
+set -euo pipefail
+[ $# -ge 1 ] || { echo "usage: $0 MNT [OPTIONS of imgfs mount...]" >&2; exit 2; }
+point=$1; shift
+here=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$point"
+
+"$here/scripts/setup.sh" build
+cargo build --release --quiet --manifest-path "$here/Cargo.toml"
+program=${CARGO_TARGET_DIR:-$here/target}/release/imgfs
+
+# The program, its man page and completions, and the name that mount(8) and fstab look for.
+if ((EUID == 0)); then prefix=/usr/local; else prefix=$HOME/.local; fi
+mkdir -p "$prefix/bin" "$prefix/share/man/man1" "$prefix/share/bash-completion/completions"
+install -m 755 "$program" "$prefix/bin/imgfs"
+"$program" man > "$prefix/share/man/man1/imgfs.1"
+"$program" completions bash > "$prefix/share/bash-completion/completions/imgfs"
+if ((EUID == 0)); then ln -sfn "$prefix/bin/imgfs" /sbin/mount.fuse.imgfs; fi
+case :$PATH: in *:"$prefix/bin":*) ;; *) echo "add $prefix/bin to your PATH to call imgfs by its name" >&2 ;; esac
+
+exec "$prefix/bin/imgfs" mount "$@" "$point"
