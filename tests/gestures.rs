@@ -215,6 +215,14 @@ fn receipts_let_tools_end_well() {
     m.ok("cp $S/c.tar g.tar; gzip g.tar; ! test -e g.tar; test -e g/0 -a ! -e g/1");
 }
 
+/// A second rsync after `rm -r` found the receipt, sent nothing, and the image stayed gone.
+#[test]
+fn receipts_go_with_their_version() {
+    let m = Mount::new();
+    m.ok("cp -p $S/a.tar web.tar; rm -r web; ! test -e web.tar; rsync -t $S/a.tar web.tar; test -d web/0");
+    m.ok("mv web www; ! test -e web.tar; cp $S/b.tar web.tar; test -d web/0; cp $S/c.tar web/x.tar; rmdir web/0; test -e web/x.tar; ln -sfn 1 web/default");
+}
+
 #[test]
 fn tar_append_over_a_receipt_makes_the_next_version() {
     let m = Mount::new();

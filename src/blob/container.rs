@@ -4,8 +4,34 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::blob::table::Place;
+use rustix::fs::FallocateFlags;
+
 use crate::error::{Error, Result};
+
+/// What a container is, and with it how a record's offset is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Among others in a segment, at the record's offset; its outline lies right before it.
+    Segment,
+    /// A file of its own; its outline lies in the segment `outline_in`, at the record's offset.
+    Object,
+}
+
+impl Place {
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Place::Segment => "seg",
+            Place::Object => "obj",
+        }
+    }
+
+    pub fn code(self) -> u8 {
+        match self {
+            Place::Segment => 1,
+            Place::Object => 2,
+        }
+    }
+}
 
 pub struct Container {
     pub file: File,
@@ -53,4 +79,13 @@ fn parse_name(name: &str) -> Option<(u32, Place)> {
     let (number, suffix) = name.split_once('.')?;
     let place = [Place::Segment, Place::Object].into_iter().find(|p| p.suffix() == suffix)?;
     Some((u32::from_str_radix(number, 16).ok()?, place))
+}
+
+/// Gives a range of a file back to the disk; it reads as zeros then.
+pub fn punch(file: &File, path: &Path, from: u64, len: u64) -> Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, len) {
+        // A file system without holes keeps the space until the file goes.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(e) => Err(Error::Io { doing: "punch", path: path.to_owned(), source: e.into() }),
+    }
 }

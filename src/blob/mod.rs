@@ -15,9 +15,10 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
+pub use container::Place;
 pub use read::ReadBuf;
 pub use sweep::{IdSet, MarkToken, Swept};
-pub use table::{Place, Record};
+pub use table::Record;
 pub use writer::{Large, Sealed, Writer};
 
 use crate::digest::BlobId;

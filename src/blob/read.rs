@@ -6,7 +6,8 @@ use std::sync::Arc;
 use blake3::hazmat::ChainingValue;
 
 use crate::blob::BlobStore;
-use crate::blob::table::{Place, Record};
+use crate::blob::container::Place;
+use crate::blob::table::Record;
 use crate::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
 

@@ -8,12 +8,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
-
 use crate::blob::BlobStore;
-use crate::blob::container::{self, Container};
+use crate::blob::container::{self, Container, Place, punch};
 use crate::blob::read::ReadBuf;
-use crate::blob::table::{Place, Record};
+use crate::blob::table::Record;
 use crate::blob::writer::Segment;
 use crate::digest::{BlobId, CV_LEN, GROUP, Outline};
 use crate::error::{Error, Result};
@@ -260,14 +258,6 @@ fn list_offset(segment: &Container, len: u64) -> u64 {
 fn punch_between(file: &File, path: &Path, from: u64, to: u64) -> Result<()> {
     let (from, to) = (from.div_ceil(4096) * 4096, to / 4096 * 4096);
     if from < to { punch(file, path, from, to - from) } else { Ok(()) }
-}
-
-pub(super) fn punch(file: &File, path: &Path, from: u64, len: u64) -> Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, len) {
-        // A file system without holes keeps the space until the file goes.
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-        Err(e) => Err(Error::Io { doing: "punch", path: path.to_owned(), source: e.into() }),
-    }
 }
 
 #[cfg(test)]

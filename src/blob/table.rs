@@ -7,34 +7,11 @@ use std::path::{Path, PathBuf};
 use hashbrown::HashTable;
 use memmap2::Mmap;
 
+use crate::blob::container::{self, Place};
 use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::format::{RECORD_LEN, TABLE_MAGIC};
 use crate::sys;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Among others in a segment, at the record's offset; its outline lies right before it.
-    Segment,
-    /// A file of its own; its outline lies in the segment `outline_in`, at the record's offset.
-    Object,
-}
-
-impl Place {
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Place::Segment => "seg",
-            Place::Object => "obj",
-        }
-    }
-
-    fn code(self) -> u8 {
-        match self {
-            Place::Segment => 1,
-            Place::Object => 2,
-        }
-    }
-}
 
 /// What is known of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +192,7 @@ impl Table {
         for page in 1..self.len() / per_page {
             let (from, to) = (page as usize * 4096, page as usize * 4096 + 4096);
             if self.map.get(from..to).is_some_and(|p| p.iter().all(|b| *b == 0)) {
-                super::sweep::punch(&self.file, &self.path, from as u64, 4096)?;
+                container::punch(&self.file, &self.path, from as u64, 4096)?;
             }
         }
         Ok(())

@@ -9,9 +9,9 @@ use blake3::hazmat::ChainingValue;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 
-use crate::blob::container::Container;
+use crate::blob::container::{Container, Place};
 use crate::blob::read::ReadBuf;
-use crate::blob::table::{Place, Record, digest_key};
+use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
 use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, GroupHasher, Outline};
 use crate::error::{Error, Result};

@@ -7,16 +7,12 @@ use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
-use crate::fs::{Caller, DirEntry, Handle, ImageFs};
+use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
 use crate::name::{parse_number, strip_archive_suffix};
 use crate::tree::ROOT;
 
 fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: String::from_utf8_lossy(name).into_owned() }
-}
-
-pub(super) fn stale() -> Error {
-    Error::NotFound { what: "such file any more".into() }
 }
 
 impl ImageFs {
@@ -66,7 +62,7 @@ impl ImageFs {
                 None => {}
             }
             drop(model);
-            if let Some(upload) = self.uploads.named(Place::Root, text) {
+            if let Some(upload) = self.uploads.named(Place::Root, text).filter(|u| self.shows(u)) {
                 return Ok(NodeId::Upload(upload.number));
             }
             let model = self.store.catalog.read();
@@ -109,7 +105,7 @@ impl ImageFs {
             }
         }
         if let Ok(text) = std::str::from_utf8(name) {
-            if let Some(upload) = self.uploads.named(Place::Image(serial), text) {
+            if let Some(upload) = self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(u)) {
                 return Ok(NodeId::Upload(upload.number));
             }
             if let Some(version) = receipt_in(&self.store.catalog.read(), serial, text, false) {

@@ -2,8 +2,8 @@
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fs::browse::stale;
 use crate::fs::node::{Control, Link, NodeId};
+use crate::fs::stale;
 use crate::fs::{DirEntry, ImageFs};
 use crate::manifest;
 use crate::versions::{self, Trashed};

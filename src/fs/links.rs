@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::catalog::Named;
 use crate::error::{Error, Result};
-use crate::fs::browse::stale;
 use crate::fs::change::text_of;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::frozen;
+use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Reply};
 use crate::manifest::now;

@@ -124,6 +124,11 @@ pub struct View {
     pub gid: u32,
 }
 
+/// The answer for a node that was, and is no more.
+fn stale() -> Error {
+    Error::NotFound { what: "such file any more".into() }
+}
+
 /// The file system.
 pub struct ImageFs {
     pub store: Arc<Store>,

@@ -3,8 +3,8 @@
 use crate::catalog::{Image, Model, Version};
 use crate::describe;
 use crate::error::{Error, Result};
-use crate::fs::browse::stale;
 use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
+use crate::fs::stale;
 use crate::fs::{Attr, ImageFs};
 use crate::manifest;
 use crate::tree::{Kind, Node, ROOT};

@@ -2,8 +2,8 @@
 
 use crate::describe;
 use crate::error::{Error, Result};
-use crate::fs::browse::stale;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
+use crate::fs::stale;
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
 use crate::tree::Kind;

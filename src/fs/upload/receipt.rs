@@ -7,11 +7,29 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, Result};
 use crate::export::TarReader;
 use crate::fs::ImageFs;
-use crate::fs::upload::{Phase, Upload};
+use crate::fs::upload::{Phase, Place, Upload};
 use crate::manifest::now;
 use crate::name::{Promise, promise_of};
 
 impl ImageFs {
+    /// Whether a name still shows: an upload always, a receipt as long as the version is where the name says. A
+    /// second rsync must not take the receipt of a deleted image for the image.
+    pub(in crate::fs) fn shows(&self, upload: &Upload) -> bool {
+        let (name, version) = {
+            let info = upload.info.lock();
+            if !info.published {
+                return true;
+            }
+            (info.name.clone(), info.version)
+        };
+        let model = self.store.catalog.read();
+        let Some(version) = version.and_then(|v| model.versions.get(&v)).filter(|v| model.is_live(v)) else { return false };
+        match (upload.place, promise_of(&name)) {
+            (Place::Root, Promise::Archive(stem)) => model.image_named(&stem).is_some_and(|i| i.serial == version.image),
+            _ => true,
+        }
+    }
+
     /// Reads back what was written, or what a receipt stands for.
     pub(in crate::fs) fn read_upload(&self, upload: &Upload, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let name = upload.name();

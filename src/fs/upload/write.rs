@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::catalog::Named;
 use crate::error::{Error, Result};
 use crate::export::TarReader;
-use crate::fs::browse::stale;
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
+use crate::fs::stale;
 use crate::fs::upload::judge::process_of;
 use crate::fs::upload::{Before, Info, PIECE, Phase, Place, Spool, State, Upload, kind_of, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
@@ -36,7 +37,13 @@ impl ImageFs {
             return Err(bad_name(name, "it has a control character"));
         }
         match (place, promise_of(text)) {
-            (Place::Root, Promise::Archive(stem)) => drop(ImageName::parse(stem.as_bytes())?),
+            (Place::Root, Promise::Archive(stem)) => {
+                let stem = ImageName::parse(stem.as_bytes())?;
+                // Said now, not after a gigabyte.
+                if let Some(Named::Alias(_)) = self.store.catalog.read().named(stem.as_str()) {
+                    return Err(Error::Taken { name: stem.to_string(), holder: "it is an alias".into() });
+                }
+            }
             (_, Promise::Dotted) => {}
             (Place::Root, Promise::Foreign) => drop(ImageName::parse(name)?),
             // Inside an image a file may be called anything that no entry of it is.
