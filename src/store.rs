@@ -47,6 +47,8 @@ pub struct Store {
     /// Bytes that emptying the trash would give back, counted when asked after a change.
     trash_bytes: AtomicU64,
     trash_changed: AtomicBool,
+    /// Whether there may be content that nothing holds.
+    garbage: AtomicBool,
     /// Held for the life of the process.
     lock: StoreLock,
 }
@@ -136,6 +138,8 @@ impl Store {
             gc: Mutex::default(),
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
+            // A crash may have left some.
+            garbage: AtomicBool::new(true),
             lock,
             dir,
         };
@@ -224,16 +228,32 @@ impl Store {
         }
     }
 
+    /// Says that there may be content that nothing holds.
+    pub fn has_garbage(&self) {
+        self.garbage.store(true, Ordering::Release);
+    }
+
+    /// Whether there may be, since the last time this was asked.
+    pub fn take_garbage(&self) -> bool {
+        self.garbage.swap(false, Ordering::AcqRel)
+    }
+
     /// Closes trees that nobody uses: all that were deleted, and others when there are many.
     pub fn close_idle_trees(&self, keep: usize) {
         let model = self.catalog.read();
         let mut slots = self.slots.write();
         let many = slots.len() > keep;
+        let mut freed = false;
         slots.retain(|serial, slot| {
-            slot.lookups.load(Ordering::Acquire) > 0
-                || (!many && model.versions.contains_key(serial))
-                || Arc::strong_count(slot) > 1
+            let used = slot.lookups.load(Ordering::Acquire) > 0 || Arc::strong_count(slot) > 1;
+            let there = model.versions.contains_key(serial);
+            freed |= !used && !there;
+            used || (there && !many)
         });
+        if freed {
+            // The last user of a deleted version has gone.
+            self.has_garbage();
+        }
     }
 
     /// Every blob that a version, the trash, or an inode the kernel still knows needs.

@@ -161,6 +161,7 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
         })
     });
     let trees = purged?;
+    store.has_garbage();
     // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
     for id in trees {
         let path = store.tree_path(&id);

@@ -92,6 +92,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
         Err(e) => {
             // No row names it: a stray that the next start would sweep, too.
             let _ = std::fs::remove_file(&path);
+            store.has_garbage();
             Err(e)
         }
     }
