@@ -70,11 +70,18 @@ pub const SEGMENT_FOOTER_LEN: usize = 64;
 pub const SEGMENT_ENTRY_LEN: usize = 68;
 pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 
+/// Makes the directory of a store, if it is not there: for its owner alone, because it holds what in the images only
+/// root may read.
+pub fn make_dir(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))
+}
+
 /// Makes `dir` a store, or checks that it is one this program can read.
 ///
 /// Errors: `StoreNewer`; `NotAStore` if it holds other things; `Io`.
 pub fn open(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    make_dir(dir)?;
     let path = dir.join("format");
     let not = |why: &str| Error::NotAStore { store: dir.to_owned(), why: why.into() };
     match fs::read_to_string(&path) {

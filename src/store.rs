@@ -115,7 +115,7 @@ impl Store {
     ///
     /// Errors: `Locked`, `StoreNewer`, `NotAStore`, `Corrupt`, `Catalog`, `Io`.
     pub fn open(dir: &Path, settings: Settings) -> Result<Arc<Store>> {
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        format::make_dir(dir)?;
         let dir = fs::canonicalize(dir).map_err(Error::io("open", dir))?;
         let lock = StoreLock::take(&dir)?;
         lock.describe("")?;

@@ -37,7 +37,7 @@ fn an_ordinary_user_has_everything_of_an_own_store() {
     std::fs::copy(common::IMGFS, &imgfs).unwrap();
     let ran = as_user(
         dir.path(),
-        "./imgfs mount mnt; test -d .local/share/imgfs/loose
+        "./imgfs mount mnt; test -d .local/share/imgfs/loose; test $(stat -c %a .local/share/imgfs) = 700
          cp a.tar mnt/web.tar; cp b.tar mnt/web/; cmp a.tar mnt/web/0/rootfs.tar
          test $(stat -c %u:%a mnt/web/0/rootfs/etc/shadow) = 0:600; test $(cat mnt/web/0/rootfs/etc/shadow) = secret
          ln -sfn 0 mnt/web/default; ln -s web mnt/prod; test $(stat -c %u mnt/web) = $(id -u)

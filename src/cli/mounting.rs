@@ -69,7 +69,7 @@ fn start_log(store: Option<&Path>) {
         )
     });
     let file = store.and_then(|dir| {
-        std::fs::create_dir_all(dir).ok()?;
+        crate::format::make_dir(dir).ok()?;
         File::options().create(true).append(true).open(dir.join("daemon.log")).ok()
     });
     if let Some(file) = file {
