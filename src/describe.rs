@@ -63,12 +63,12 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("sha1", f.upload_sha1.clone().into()),
     ]);
     let counts = object([
-        ("files", f.files.into()),
-        ("directories", f.directories.into()),
-        ("symlinks", f.symlinks.into()),
-        ("hard_links", f.hard_links.into()),
-        ("devices", f.devices.into()),
-        ("fifos", f.fifos.into()),
+        ("files", f.counts.files.into()),
+        ("directories", f.counts.directories.into()),
+        ("symlinks", f.counts.symlinks.into()),
+        ("hard_links", f.counts.hard_links.into()),
+        ("devices", f.counts.devices.into()),
+        ("fifos", f.counts.fifos.into()),
     ]);
     object([
         ("id", version.id.clone().into()),
@@ -79,7 +79,7 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("digest", f.digest.clone().into()),
         ("upload", upload),
         ("counts", counts),
-        ("logical_bytes", f.logical_bytes.into()),
+        ("logical_bytes", f.counts.logical_bytes.into()),
         ("unique_bytes", cost.unique_bytes.into()),
         ("stored_bytes", cost.stored_bytes.into()),
         ("os", f.os.clone().into()),

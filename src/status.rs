@@ -14,7 +14,7 @@ pub fn status(store: &Store) -> Result<serde_json::Value> {
         for version in model.all_versions() {
             if model.is_live(version) {
                 versions += 1;
-                logical += version.facts.logical_bytes;
+                logical += version.facts.counts.logical_bytes;
                 tar_bytes += version.facts.size;
             } else {
                 in_trash += 1;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::Row;
 use crate::digest::Digest;
 use crate::manifest::Editable;
+use crate::tree::Counts;
 
 /// An image: a named series of versions.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,13 +42,8 @@ pub struct VersionFacts {
     pub upload_sha1: String,
     /// `none` or the codec's name.
     pub compression: String,
-    pub files: u64,
-    pub directories: u64,
-    pub symlinks: u64,
-    pub hard_links: u64,
-    pub devices: u64,
-    pub fifos: u64,
-    pub logical_bytes: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
     pub os: String,
     pub release: String,
     pub architecture: String,

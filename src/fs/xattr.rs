@@ -64,7 +64,7 @@ impl ImageFs {
                 let all = vec![
                     named("id", version.id),
                     named("digest", version.facts.digest),
-                    named("logical_bytes", version.facts.logical_bytes.to_string()),
+                    named("logical_bytes", version.facts.counts.logical_bytes.to_string()),
                     named("unique_bytes", cost.unique_bytes.to_string()),
                     named("stored_bytes", cost.stored_bytes.to_string()),
                 ];

@@ -73,7 +73,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     };
     let digest = write_tree(&path, |path| {
         let stored = |counts: &Counts| {
-            fill(&mut facts, counts);
+            facts.counts = *counts;
             serde_json::to_vec(&facts).expect("plain structs of text and numbers")
         };
         builder.finish(path, recipe, |content| sealed.id(content), stored)
@@ -100,16 +100,6 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
 
 fn write_tree(path: &std::path::Path, write: impl FnOnce(&std::path::Path) -> Result<(Digest, Counts)>) -> Result<Digest> {
     write(path).map(|(digest, _)| digest)
-}
-
-fn fill(facts: &mut VersionFacts, counts: &Counts) {
-    facts.files = counts.files;
-    facts.directories = counts.directories;
-    facts.symlinks = counts.symlinks;
-    facts.hard_links = counts.hard_links;
-    facts.devices = counts.devices;
-    facts.fifos = counts.fifos;
-    facts.logical_bytes = counts.logical_bytes;
 }
 
 fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Result<Option<Published>> {

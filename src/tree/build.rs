@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use hashbrown::HashTable;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::{BlobId, Content, Digest};
 use crate::error::{Error, Result};
@@ -485,7 +486,7 @@ impl Builder {
 }
 
 /// What a tree holds, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub files: u64,
     pub directories: u64,
