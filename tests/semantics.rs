@@ -136,6 +136,28 @@ fn df_counts_what_the_trash_holds_as_free() {
     assert!(after - before > 30_000, "{before} and then {after} KiB");
 }
 
+// ---- stories of the systems that imgfs replaces
+
+/// Anbox: add, default, show; update; delete a version, never the last; delete the default only when another is.
+#[test]
+fn anbox_stories_run_as_they_are_told() {
+    let m = Mount::new();
+    for tool in ["", "busybox "] {
+        m.ok(&format!("cp $S/a.tar.xz $S/anbox-lxd-bionic_1.7_amd64.tar.xz; {tool}cp $S/anbox-lxd-bionic_1.7_amd64.tar.xz bionic.tar.xz; test $(readlink default) = bionic; test -d bionic/0"));
+        let meta = m.json("bionic");
+        let version = &meta["versions"][0];
+        assert!(meta["id"].as_str().is_some_and(|id| id.len() == 20) && meta["status"] == "active" && meta["is_default"] == true);
+        assert!(version["size"].as_u64() > Some(0) && version["created_at"].as_str().is_some_and(|t| t.ends_with('Z')));
+        m.ok(&format!("{tool}cp $S/b.tar bionic.tar; test -d bionic/1; {tool}rmdir bionic/0"));
+        m.refused(&format!("{tool}rmdir bionic/1"), "Device or resource busy");
+        m.ok(&format!("{tool}cp $S/c.tar nougat.tar"));
+        m.refused(&format!("{tool}rmdir bionic"), "Device or resource busy");
+        m.ok(&format!(
+            "{tool}ln -sfn nougat default; {tool}rmdir bionic; {tool}rmdir nougat; ! test -e default; ! test -e nougat"
+        ));
+    }
+}
+
 // ---- refusals
 
 #[test]
