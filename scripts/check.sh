@@ -3,8 +3,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh build test
+# All mounts of this run are below a directory of its own, so that none of another run is touched.
+TMPDIR=$(mktemp -d); export TMPDIR
+chmod 755 "$TMPDIR"
 cleanup() { # Mounts of tests that failed in the middle.
-  grep ' fuse.imgfs ' /proc/self/mounts 2> /dev/null | cut -d' ' -f2 | grep -E '/imgfs-test-|/tmp\.' | xargs -r -n1 umount -l || true
+  cut -d' ' -f2 /proc/self/mounts | grep -F "$TMPDIR/" | sort -r | xargs -r -n1 umount -l || true
+  rm -rf "$TMPDIR"
 }
 trap cleanup EXIT
 
