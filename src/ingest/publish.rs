@@ -52,7 +52,7 @@ pub struct Published {
 /// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an error
 /// nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
-    if let Some(same) = newest_is_same(store, &unpacked, source)? {
+    if let Some(same) = newest_is_same(store, &unpacked, source) {
         return Ok(same);
     }
     let Unpacked { writer, builder, recipe, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
@@ -71,14 +71,12 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
         uid: source.uid,
         ..VersionFacts::default()
     };
-    let digest = write_tree(&path, |path| {
-        let stored = |counts: &Counts| {
-            facts.counts = *counts;
-            serde_json::to_vec(&facts).expect("plain structs of text and numbers")
-        };
-        builder.finish(path, recipe, |content| sealed.id(content), stored)
-    });
-    let made = digest.and_then(|digest| {
+    let stored = |counts: &Counts| {
+        facts.counts = *counts;
+        serde_json::to_vec(&facts).expect("plain structs of text and numbers")
+    };
+    let written = builder.finish(&path, recipe, |content| sealed.id(content), stored);
+    let made = written.and_then(|(digest, _)| {
         sync_dir(path.parent().expect("trees/"))?;
         let system = detect(store, &Tree::open(&path, &digest)?);
         (facts.os, facts.release, facts.architecture) = (system.os, system.release, system.architecture);
@@ -98,22 +96,15 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     }
 }
 
-fn write_tree(path: &std::path::Path, write: impl FnOnce(&std::path::Path) -> Result<(Digest, Counts)>) -> Result<Digest> {
-    write(path).map(|(digest, _)| digest)
-}
-
-fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Result<Option<Published>> {
+fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option<Published> {
     let digest = format!("sha256:{}", unpacked.tar_sha256);
-    store.catalog.commit(|change| {
-        let image = match &source.target {
-            Target::Named(name) => change.model.image_named(name.as_str()),
-            Target::Image(serial) => change.model.live_image(*serial),
-        };
-        let Some(image) = image else { return Ok(None) };
-        let Some(newest) = change.model.latest(image.serial).filter(|v| v.facts.digest == digest) else { return Ok(None) };
-        let same = Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 };
-        Ok(Some(same))
-    })
+    let model = store.catalog.read();
+    let image = match &source.target {
+        Target::Named(name) => model.image_named(name.as_str()),
+        Target::Image(serial) => model.live_image(*serial),
+    }?;
+    let newest = model.latest(image.serial).filter(|v| v.facts.digest == digest)?;
+    Some(Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 })
 }
 
 fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: VersionFacts) -> Result<Published> {
