@@ -343,13 +343,7 @@ fn feed_spool(state: &State, ingest: &mut Ingest, from: u64, size: u64) -> Resul
     while at < size && !ingest.has_failed() {
         let want = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
         let mut piece = vec![0; want];
-        let mut got = 0;
-        while got < want {
-            match spool.file.read_at(&mut piece[got..], at + got as u64).map_err(Error::io("read", &spool.path))? {
-                0 => break,
-                n => got += n,
-            }
-        }
+        spool.read(at, &mut piece)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         ingest.push(Arc::new(piece), Box::new(move || sender.send(()).unwrap_or_default()));
         let _ = receiver.recv();

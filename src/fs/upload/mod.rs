@@ -20,13 +20,14 @@ mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use parking_lot::Mutex;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::fs::Attr;
 use crate::ingest::{Codec, Ingest, Published};
 use crate::journal::Job;
@@ -105,6 +106,20 @@ enum Phase {
 struct Spool {
     file: File,
     path: PathBuf,
+}
+
+impl Spool {
+    /// Fills `out` from `offset` on; what was never written is zeros.
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut got = 0;
+        while got < out.len() {
+            match self.file.read_at(&mut out[got..], offset + got as u64).map_err(Error::io("read", &self.path))? {
+                0 => break,
+                n => got += n,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Spool {

@@ -1,6 +1,5 @@
 //! After the close: what a written name still answers, and the end of what nobody claims.
 
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -53,25 +52,13 @@ impl ImageFs {
                 let want = usize::try_from(upload.size().saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
                 let begin = out.len();
                 out.resize(begin + want, 0);
-                let mut got = 0;
-                while got < want {
-                    match spool
-                        .file
-                        .read_at(&mut out[begin + got..], offset + got as u64)
-                        .map_err(Error::io("read", &spool.path))?
-                    {
-                        0 => break,
-                        n => got += n,
-                    }
-                }
-                return Ok(());
+                return spool.read(offset, &mut out[begin..]);
             }
             _ => return Err(cannot(&name, "it is being unpacked")),
         };
         drop(state);
         let version = version.ok_or_else(|| cannot(&name, "its version is gone"))?;
-        let plain = self.store.catalog.read().versions.get(&version).is_some_and(|v| v.facts.compression == "none");
-        if !plain {
+        if !self.came_plain(version) {
             return Err(cannot(&name, "its compressed bytes are not kept"));
         }
         let slot = self.store.tree(version)?;
@@ -99,11 +86,24 @@ impl ImageFs {
         Ok(())
     }
 
+    /// Whether the version's receipt is under this name.
+    fn has_receipt(&self, version: u32, name: &str) -> bool {
+        let model = self.store.catalog.read();
+        model.versions.get(&version).and_then(|v| v.receipt.as_ref()).is_some_and(|r| r.name == name)
+    }
+
+    /// Whether the version's upload was a plain tar, whose bytes can be made again.
+    pub(super) fn came_plain(&self, version: u32) -> bool {
+        self.store.catalog.read().versions.get(&version).is_some_and(|v| v.facts.compression == "none")
+    }
+
     /// Hides the receipt of a version, if it is under this name.
     pub(in crate::fs) fn unlink_receipt(&self, version: u32, name: &str) -> Result<()> {
-        let has =
-            self.store.catalog.read().versions.get(&version).is_some_and(|v| v.receipt.as_ref().is_some_and(|r| r.name == name));
-        if has { crate::versions::change_receipt(&self.store, version, |receipt| *receipt = None) } else { Ok(()) }
+        if self.has_receipt(version, name) {
+            crate::versions::change_receipt(&self.store, version, |receipt| *receipt = None)
+        } else {
+            Ok(())
+        }
     }
 
     /// `touch`, `chmod` and `cp -p` on an upload or its receipt.
@@ -115,9 +115,7 @@ impl ImageFs {
             info.version.filter(|_| info.published || info.untouched).map(|v| (v, info.name.clone()))
         };
         let Some((version, name)) = version else { return Ok(()) };
-        let mine =
-            self.store.catalog.read().versions.get(&version).is_some_and(|v| v.receipt.as_ref().is_some_and(|r| r.name == name));
-        if mine { self.set_receipt(version, mode, mtime) } else { Ok(()) }
+        if self.has_receipt(version, &name) { self.set_receipt(version, mode, mtime) } else { Ok(()) }
     }
 
     pub(in crate::fs) fn set_receipt(&self, version: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {

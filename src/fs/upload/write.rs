@@ -318,8 +318,7 @@ impl ImageFs {
 
     /// A write without truncation over a receipt goes on with what was there, if that can be made: `tar -r`.
     pub(super) fn seed(&self, upload: &Upload, state: &mut State, before: Before) -> Result<()> {
-        let plain = self.store.catalog.read().versions.get(&before.version).is_some_and(|v| v.facts.compression == "none");
-        if !plain {
+        if !self.came_plain(before.version) {
             return Err(Error::Unsupported {
                 what: format!("changing {} in place: its compressed bytes are not kept", upload.name()),
                 instead: "copy the whole file",
