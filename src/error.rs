@@ -29,6 +29,9 @@ pub enum Error {
     /// A limit that no real image meets.
     #[error("{what} is over the limit of {limit}")]
     OverLimit { what: String, limit: String },
+    /// Another upload has the memory that a large decoder needs.
+    #[error("decoding this {codec} stream takes {need} bytes of memory, and another upload that needs so much is under way")]
+    DecoderBusy { codec: &'static str, need: u64 },
     /// Understood, and not taken.
     #[error("{what} is not supported")]
     Unsupported { what: String, instead: &'static str },
@@ -119,6 +122,7 @@ impl Error {
             | Error::Invalid { .. }
             | Error::BadMetadata { .. } => libc::EINVAL,
             Error::OverLimit { .. } => libc::E2BIG,
+            Error::DecoderBusy { .. } => libc::EBUSY,
             Error::Unsupported { .. } | Error::WrittenTwice { .. } => libc::EOPNOTSUPP,
             Error::WriterKilled { .. } => libc::EINTR,
             Error::NameTooLong { .. } => libc::ENAMETOOLONG,
@@ -161,6 +165,7 @@ impl Error {
             Error::Truncated { .. } => "copy the whole file; an archive made without end marker goes in as .name, then mv",
             Error::LeavesRoot { .. } => "make the archive with tar -C ROOT -c .",
             Error::OverLimit { .. } => "see the limits in the README",
+            Error::DecoderBusy { .. } => "copy it again when the other upload is done",
             Error::Unsupported { instead, .. } => instead,
             Error::WriterKilled { .. } => "copy it again",
             Error::WrittenTwice { .. } => "write the file from its beginning to its end, or copy it from a local file",

@@ -141,6 +141,8 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
         let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
         let number = || value.and_then(|v| v.parse::<u64>().ok()).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number"));
+        let size = || value.and_then(bytes).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number, with K, M, G or T"));
+        let limits = &mut parsed.settings.limits;
         match key {
             "allow_other" => parsed.flags.allow_other = true,
             "suid" => parsed.flags.suid = true,
@@ -158,8 +160,14 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
                 Some("off") => parsed.latency = false,
                 _ => return Err(bad("it takes auto or off")),
             },
-            "max_size" => parsed.settings.limits.tar_size = number()?,
-            "max_entries" => parsed.settings.limits.entries = number()?.min(200_000_000),
+            "max_size" => limits.tar_size = size()?,
+            "max_entries" => limits.entries = size()?.min(200_000_000),
+            "max_depth" => limits.depth = size()?.min(1 << 20) as usize,
+            "max_header" => limits.header = size()?.min(1 << 30),
+            "max_xattrs" => limits.xattrs = size()?.min(1 << 24) as usize,
+            "max_pieces" => limits.pieces = size()?.min(1 << 24) as usize,
+            "max_window" => limits.window = size()?,
+            "max_ratio" => limits.ratio = size()?,
             "rw" | "exec" | "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "nofail" | "_netdev" | "noatime"
             | "relatime" => {}
             _ if key.starts_with("x-") || key == "comment" => {}
@@ -167,6 +175,18 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         }
     }
     Ok(parsed)
+}
+
+/// `4096`, `64K`, `1G`: powers of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.char_indices().last()? {
+        (at, 'K' | 'k') => (&text[..at], 10),
+        (at, 'M' | 'm') => (&text[..at], 20),
+        (at, 'G' | 'g') => (&text[..at], 30),
+        (at, 'T' | 't') => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// `90`, `90s`, `30m`, `24h`, `7d`.
@@ -225,10 +245,10 @@ mod tests {
 
     #[test]
     fn options_of_mount_and_fstab_are_understood() {
-        let parsed = parse_options(&["rw,allow_other,trash=7d".into(), "max_size=5,x-systemd.automount".into()]).unwrap();
+        let parsed = parse_options(&["rw,allow_other,trash=7d".into(), "max_size=5G,x-systemd.automount".into()]).unwrap();
         assert!(parsed.flags.allow_other && !parsed.flags.suid);
-        assert_eq!((parsed.settings.trash_seconds, parsed.settings.limits.tar_size), (7 * 86400, 5));
-        for bad in ["trash=soon", "trash", "threads=0", "max_size=-1", "magic"] {
+        assert_eq!((parsed.settings.trash_seconds, parsed.settings.limits.tar_size), (7 * 86400, 5 << 30));
+        for bad in ["trash=soon", "trash", "threads=0", "max_size=-1", "max_size=1X", "max_window=99999999999T", "magic"] {
             assert!(parse_options(&[bad.into()]).is_err(), "{bad}");
         }
     }

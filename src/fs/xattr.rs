@@ -80,8 +80,8 @@ impl ImageFs {
 
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: String::from_utf8_lossy(name).into_owned() };
-        // What ls asks of every file, and no archive may bring.
-        if name.starts_with(b"system.posix_acl") || (name == b"security.selinux" && !matches!(node, NodeId::Tree { .. })) {
+        // What ls asks of every file.
+        if (name.starts_with(b"system.posix_acl") || name == b"security.selinux") && !matches!(node, NodeId::Tree { .. }) {
             return Err(missing());
         }
         if let NodeId::Tree { serial, index } = node

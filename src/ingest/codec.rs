@@ -5,25 +5,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::FlushDecompress;
+use parking_lot::{Mutex, MutexGuard};
 use xz2::stream::{Action, MtStreamBuilder};
 use zstd::stream::raw::Operation;
 
 use crate::error::{Error, Result};
 use crate::ingest::pipe::{Pipe, PipeReader};
-use crate::tar::Source;
+use crate::tar::{Limits, RATIO_FLOOR, Source};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
     Gzip,
     Bzip2,
     Xz,
+    Lzma,
     Zstd,
     Lz4,
 }
 
 impl Codec {
     /// Bytes of a stream's beginning that `detect` needs.
-    pub const MAGIC_LEN: usize = 6;
+    pub const MAGIC_LEN: usize = 13;
 
     /// The compression that these bytes begin, if any.
     pub fn detect(head: &[u8]) -> Option<Codec> {
@@ -31,6 +33,15 @@ impl Codec {
             [0x1f, 0x8b, 8, ..] => Some(Codec::Gzip),
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Codec::Bzip2),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Codec::Xz),
+            // No magic of its own: the properties and dictionary sizes that lzma tools write, and a size that is
+            // unknown or below 2^40.
+            [0x5d, 0, 0, d, e, size @ ..]
+                if matches!((d, e), (0..=0x80, 0..=8))
+                    && u16::from_le_bytes([*d, *e]).is_power_of_two()
+                    && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || s[5..] == [0; 3]) =>
+            {
+                Some(Codec::Lzma)
+            }
             // A frame, or a skippable frame before one.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Codec::Zstd),
             [0x04, 0x22, 0x4d, 0x18, ..] => Some(Codec::Lz4),
@@ -43,6 +54,7 @@ impl Codec {
             Codec::Gzip => "gzip",
             Codec::Bzip2 => "bzip2",
             Codec::Xz => "xz",
+            Codec::Lzma => "lzma",
             Codec::Zstd => "zstd",
             Codec::Lz4 => "lz4",
         }
@@ -51,10 +63,14 @@ impl Codec {
 
 /// Bytes unpacked at a time.
 const OUT: usize = 256 * 1024;
-/// The largest window a zstd frame may ask for: 2^28 bytes.
-const ZSTD_WINDOW_LOG: u32 = 28;
-/// Memory an xz stream may ask for; above half of it, it is decoded by one thread.
+/// Memory from which on a decoder is a *large* one: there is one of them at a time.
+const LARGE: u64 = 256 << 20;
+
+/// Memory that an xz or lzma stream may ask for, within the limit; above `LARGE` it is decoded by one thread.
 const XZ_MEMORY: u64 = 512 << 20;
+
+/// Held by the one large decoder of the process, so that twenty uploads cannot ask for twenty times the window.
+static LARGE_DECODER: Mutex<()> = Mutex::new(());
 
 /// What a member's decoder did with some input.
 struct Step {
@@ -63,9 +79,16 @@ struct Step {
     ended: bool,
 }
 
+/// Why a decoder cannot go on.
+enum Fault {
+    Damaged(String),
+    /// It would need more memory than it may have.
+    Memory,
+}
+
 /// A decoder of one member: takes input, gives output, says when the member has ended and its checks held.
 trait Member {
-    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, String>;
+    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault>;
 }
 
 struct GzipMember(flate2::Decompress);
@@ -74,41 +97,89 @@ struct XzMember(xz2::stream::Stream);
 struct ZstdMember(zstd::stream::raw::Decoder<'static>);
 
 impl Member for GzipMember {
-    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, String> {
+    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault> {
         let (before_in, before_out) = (self.0.total_in(), self.0.total_out());
-        let status = self.0.decompress(input, out, FlushDecompress::None).map_err(|e| e.to_string())?;
+        let status = self.0.decompress(input, out, FlushDecompress::None).map_err(|e| Fault::Damaged(e.to_string()))?;
         let (used, made) = (self.0.total_in() - before_in, self.0.total_out() - before_out);
         Ok(Step { used: used as usize, made: made as usize, ended: status == flate2::Status::StreamEnd })
     }
 }
 
 impl Member for Bzip2Member {
-    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, String> {
+    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault> {
         let (before_in, before_out) = (self.0.total_in(), self.0.total_out());
-        let status = self.0.decompress(input, out).map_err(|e| e.to_string())?;
+        let status = self.0.decompress(input, out).map_err(|e| Fault::Damaged(e.to_string()))?;
         let (used, made) = (self.0.total_in() - before_in, self.0.total_out() - before_out);
         Ok(Step { used: used as usize, made: made as usize, ended: status == bzip2::Status::StreamEnd })
     }
 }
 
 impl Member for XzMember {
-    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, String> {
+    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault> {
         let (before_in, before_out) = (self.0.total_in(), self.0.total_out());
-        let status = self.0.process(input, out, Action::Run).map_err(|e| e.to_string())?;
+        let status = self.0.process(input, out, Action::Run).map_err(|e| match e {
+            xz2::stream::Error::MemLimit => Fault::Memory,
+            e => Fault::Damaged(e.to_string()),
+        })?;
         let (used, made) = (self.0.total_in() - before_in, self.0.total_out() - before_out);
         Ok(Step { used: used as usize, made: made as usize, ended: status == xz2::stream::Status::StreamEnd })
     }
 }
 
 impl Member for ZstdMember {
-    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, String> {
-        let status = self.0.run_on_buffers(input, out).map_err(|e| e.to_string())?;
+    fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault> {
+        let status = self.0.run_on_buffers(input, out).map_err(|e| Fault::Damaged(e.to_string()))?;
         // 0 remaining means: the frame has ended, its checksum held, and all of it was given out.
         Ok(Step { used: status.bytes_read, made: status.bytes_written, ended: status.remaining == 0 })
     }
 }
 
-fn member(codec: Codec) -> Result<Box<dyn Member>> {
+/// The largest power of two that is no more than `bytes`.
+fn log2(bytes: u64) -> u32 {
+    bytes.max(1).ilog2()
+}
+
+/// The window that a zstd frame beginning so asks for. Source: RFC 8878, 3.1.1.1.
+fn zstd_window(head: &[u8]) -> u64 {
+    let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return 0 };
+    let single_segment = descriptor & 0x20 != 0;
+    if !single_segment {
+        let Some(window) = rest.first() else { return 0 };
+        let base = 1u64 << (10 + u32::from(window >> 3));
+        return base + base / 8 * u64::from(window & 7);
+    }
+    // No window: the content, whose size follows the dictionary's id.
+    let at = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let size = |len: usize| {
+        let bytes = rest.get(at..at + len).unwrap_or_default();
+        bytes.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b))
+    };
+    match descriptor >> 6 {
+        0 => size(1),
+        1 => size(2) + 256,
+        2 => size(4),
+        _ => size(8),
+    }
+}
+
+fn over_memory(codec: Codec, limits: &Limits) -> Error {
+    let what = format!("the memory to decode this {} stream", codec.name());
+    Error::OverLimit { what, limit: format!("{} bytes (mount -o max_window=)", limits.window) }
+}
+
+/// Makes sure that a decoder of `need` bytes of memory may run. Gives the permit of a large one.
+fn permit(codec: Codec, need: u64, limits: &Limits) -> Result<Option<MutexGuard<'static, ()>>> {
+    if need > limits.window {
+        return Err(over_memory(codec, limits));
+    }
+    if need <= LARGE {
+        return Ok(None);
+    }
+    // Not waited for: its upload may take as long as its writer likes.
+    LARGE_DECODER.try_lock().map(Some).ok_or(Error::DecoderBusy { codec: codec.name(), need })
+}
+
+fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
     let failed = |e: String| Error::BadCompression { codec: codec.name(), at: 0, why: e };
     Ok(match codec {
         Codec::Gzip => Box::new(GzipMember(flate2::Decompress::new_gzip(15))),
@@ -117,15 +188,19 @@ fn member(codec: Codec) -> Result<Box<dyn Member>> {
             let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8)) as u32;
             let stream = MtStreamBuilder::new()
                 .threads(threads)
-                .memlimit_threading(XZ_MEMORY / 2)
-                .memlimit_stop(XZ_MEMORY)
+                .memlimit_threading(LARGE)
+                .memlimit_stop(limits.window.min(XZ_MEMORY))
                 .decoder()
                 .map_err(|e| failed(e.to_string()))?;
             Box::new(XzMember(stream))
         }
+        Codec::Lzma => {
+            let memory = limits.window.min(XZ_MEMORY);
+            Box::new(XzMember(xz2::stream::Stream::new_lzma_decoder(memory).map_err(|e| failed(e.to_string()))?))
+        }
         Codec::Zstd => {
             let mut decoder = zstd::stream::raw::Decoder::new().map_err(|e| failed(e.to_string()))?;
-            let window = zstd::stream::raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG);
+            let window = zstd::stream::raw::DParameter::WindowLogMax(log2(limits.window).clamp(10, 31));
             decoder.set_parameter(window).map_err(|e| failed(e.to_string()))?;
             Box::new(ZstdMember(decoder))
         }
@@ -137,8 +212,10 @@ fn member(codec: Codec) -> Result<Box<dyn Member>> {
 ///
 /// `at_end` is true while the stream could end here: every member so far came to its verified end.
 /// Errors: `BadCompression`, `Truncated`.
-pub fn decode(codec: Codec, input: &mut PipeReader, output: &Pipe, at_end: &AtomicBool) -> Result<()> {
+pub fn decode(codec: Codec, input: &mut PipeReader, output: &Pipe, limits: &Limits, at_end: &AtomicBool) -> Result<()> {
     let mut members = 0u64;
+    let mut sink = Sink { output, made: 0, ratio: limits.ratio };
+    let mut large = None;
     loop {
         // The first member's magic was seen; between members the stream may end at any time.
         let head = input.peek(Codec::MAGIC_LEN, |have| at_end.store(members > 0 && have == 0, Ordering::Release));
@@ -152,13 +229,27 @@ pub fn decode(codec: Codec, input: &mut PipeReader, output: &Pipe, at_end: &Atom
             input.consume(zeros);
             continue;
         }
+        if let Some(len) = skippable(head) {
+            if !skip(input, 8 + len)? {
+                return Err(Error::Truncated { at: input.taken, why: "a skippable frame is cut off".into() });
+            }
+            members += 1;
+            continue;
+        }
         let known = Codec::detect(head) == Some(codec);
         at_end.store(false, Ordering::Release);
         if !known {
             let why = "something else follows its end".into();
             return Err(Error::BadCompression { codec: codec.name(), at: input.taken, why });
         }
-        let whole = if codec == Codec::Lz4 { decode_lz4(input, output)? } else { decode_member(codec, input, output)? };
+        if codec == Codec::Zstd {
+            let window = zstd_window(input.peek(ZSTD_HEADER, |_| {}));
+            if window > LARGE && large.is_none() || window > limits.window {
+                large = permit(codec, window, limits)?;
+            }
+        }
+        let whole =
+            if codec == Codec::Lz4 { decode_lz4(input, &mut sink)? } else { decode_member(codec, input, &mut sink, limits)? };
         if !whole {
             return Ok(());
         }
@@ -166,9 +257,51 @@ pub fn decode(codec: Codec, input: &mut PipeReader, output: &Pipe, at_end: &Atom
     }
 }
 
+/// The length of the skippable frame (zstd's and lz4's are the same) that begins so. Source: RFC 8878, 3.1.2.
+fn skippable(head: &[u8]) -> Option<u64> {
+    let [0x50..=0x5f, 0x2a, 0x4d, 0x18, a, b, c, d, ..] = *head else { return None };
+    Some(u64::from(u32::from_le_bytes([a, b, c, d])))
+}
+
+/// Drops `len` bytes of the input. False if it ends before.
+fn skip(input: &mut PipeReader, mut len: u64) -> Result<bool> {
+    while len > 0 {
+        let have = input.fill()?.len() as u64;
+        if have == 0 {
+            return Ok(false);
+        }
+        let take = have.min(len);
+        input.consume(take as usize);
+        len -= take;
+    }
+    Ok(true)
+}
+
+/// Bytes of the longest header of a zstd frame.
+const ZSTD_HEADER: usize = 18;
+
+/// Where unpacked bytes go, measured against what came in.
+struct Sink<'p> {
+    output: &'p Pipe,
+    made: u64,
+    ratio: u64,
+}
+
+impl Sink<'_> {
+    /// Passes bytes on that `taken` compressed ones have become so far. False if nobody reads any more.
+    fn push(&mut self, bytes: Vec<u8>, taken: u64) -> Result<bool> {
+        self.made += bytes.len() as u64;
+        if self.made > RATIO_FLOOR && self.made / taken.max(1) > self.ratio {
+            let what = "what the compressed stream unpacks to, for each of its bytes,".into();
+            return Err(Error::OverLimit { what, limit: format!("{} (mount -o max_ratio=)", self.ratio) });
+        }
+        Ok(self.output.push(Arc::new(bytes)))
+    }
+}
+
 /// Unpacks one member. False if nobody reads the output any more.
-fn decode_member(codec: Codec, input: &mut PipeReader, output: &Pipe) -> Result<bool> {
-    let mut member = member(codec)?;
+fn decode_member(codec: Codec, input: &mut PipeReader, sink: &mut Sink<'_>, limits: &Limits) -> Result<bool> {
+    let mut member = member(codec, limits)?;
     let mut out = vec![0u8; OUT];
     let mut filled = 0;
     let mut pumped = false;
@@ -180,11 +313,11 @@ fn decode_member(codec: Codec, input: &mut PipeReader, output: &Pipe) -> Result<
             None => (input.fill()?, false),
         };
         let at_input_end = !dry && bytes.is_empty();
-        let step = member.run(bytes, &mut out[filled..]).map_err(|why| Error::BadCompression {
-            codec: codec.name(),
-            at: input.taken,
-            why,
-        })?;
+        let step = match member.run(bytes, &mut out[filled..]) {
+            Ok(step) => step,
+            Err(Fault::Damaged(why)) => return Err(Error::BadCompression { codec: codec.name(), at: input.taken, why }),
+            Err(Fault::Memory) => return Err(over_memory(codec, limits)),
+        };
         input.consume(step.used);
         filled += step.made;
         pumped = dry && step.made == 0;
@@ -194,7 +327,7 @@ fn decode_member(codec: Codec, input: &mut PipeReader, output: &Pipe) -> Result<
         // Give out what is there when full, at the end, and before waiting.
         if filled == OUT || step.ended || (pumped && filled > 0) {
             out.truncate(filled);
-            if filled > 0 && !output.push(Arc::new(std::mem::replace(&mut out, vec![0u8; OUT]))) {
+            if filled > 0 && !sink.push(std::mem::replace(&mut out, vec![0u8; OUT]), input.taken)? {
                 return Ok(false);
             }
             out.resize(OUT, 0);
@@ -220,7 +353,7 @@ impl Read for EndNoting<'_> {
     }
 }
 
-fn decode_lz4(input: &mut PipeReader, output: &Pipe) -> Result<bool> {
+fn decode_lz4(input: &mut PipeReader, sink: &mut Sink<'_>) -> Result<bool> {
     let begin = input.taken;
     let mut noting = EndNoting { input, ended: false };
     let mut decoder = lz4_flex::frame::FrameDecoder::new(&mut noting);
@@ -230,7 +363,7 @@ fn decode_lz4(input: &mut PipeReader, output: &Pipe) -> Result<bool> {
             Ok(0) => break,
             Ok(n) => {
                 out.truncate(n);
-                if !output.push(Arc::new(out)) {
+                if !sink.push(out, decoder.get_ref().input.taken)? {
                     return Ok(false);
                 }
             }

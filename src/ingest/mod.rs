@@ -113,7 +113,7 @@ impl Ingest {
                 let (mut input, output, failure) = (PipeReader::new(&archive), raw.clone(), failure.clone());
                 let decoded = decoded.clone();
                 decoder = Some(spawn("decode", move || {
-                    if let Err(e) = codec::decode(codec, &mut input, &output, &decoded) {
+                    if let Err(e) = codec::decode(codec, &mut input, &output, &limits, &decoded) {
                         note(&failure, e);
                     }
                     output.end();

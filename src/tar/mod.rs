@@ -3,12 +3,13 @@
 //! The reader keeps every byte that is no content in the recipe, so that `rootfs.tar` is the upload bit for bit,
 //! whatever odd writer made it. It allocates nothing by a size that a header claims.
 
+mod acl;
 mod header;
 mod pax;
 mod reader;
 mod sparse;
 
-pub use reader::{Entry, Kind, Limits, Reader, Source, Stage, begins_a_tar, looks_like};
+pub use reader::{Entry, Kind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar, not_a_tar};
 
 /// A tar is made of these.
 pub const BLOCK: usize = 512;

@@ -4,6 +4,16 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use crate::tar::acl;
+
+/// libarchive writes no padding; others do.
+const BASE64: GeneralPurpose =
+    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+
 /// The keys that matter, of one header or of all global ones.
 #[derive(Clone, Debug, Default)]
 pub struct Extensions {
@@ -74,6 +84,44 @@ impl Extensions {
     }
 }
 
+/// The xattrs in the spellings of star (raw), libarchive (names URL-encoded, values base64) and, for ACLs, of star
+/// again (words). Where an entry has one in two spellings, star's raw one counts.
+pub fn xattrs(all: &Extensions) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, &'static str> {
+    let mut found = BTreeMap::new();
+    for (key, name) in
+        [("SCHILY.acl.access", &b"system.posix_acl_access"[..]), ("SCHILY.acl.default", b"system.posix_acl_default")]
+    {
+        if let Some(value) = all.get(key).and_then(acl::to_xattr) {
+            found.insert(name.to_vec(), value);
+        }
+    }
+    for (name, value) in all.with_prefix("LIBARCHIVE.xattr.") {
+        let value = BASE64.decode(value).map_err(|_| "an xattr whose value is no base64")?;
+        found.insert(percent_decode(name), value);
+    }
+    found.extend(all.with_prefix("SCHILY.xattr.").map(|(name, value)| (name.to_vec(), value.to_vec())));
+    Ok(found)
+}
+
+/// `%2e` and so on; a lone % is itself, as libarchive reads it.
+fn percent_decode(text: &[u8]) -> Vec<u8> {
+    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16));
+    let (mut out, mut at) = (Vec::with_capacity(text.len()), 0);
+    while let Some(&byte) = text.get(at) {
+        match (byte, hex(text.get(at + 1)), hex(text.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
 /// An unsigned decimal number.
 pub fn decimal(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
@@ -115,6 +163,21 @@ mod tests {
         for bad in [&b""[..], b".", b"-", b"1e5", b"0x1", b"1.2.3", b"99999999999999999999"] {
             assert_eq!(time(bad), None);
         }
+    }
+
+    #[test]
+    fn xattrs_in_every_spelling() {
+        let mut all = Extensions::default();
+        all.take(b"35 LIBARCHIVE.xattr.user.a%2eb=aGk\n").unwrap();
+        all.take(b"32 LIBARCHIVE.xattr.user.c=aGk=\n25 SCHILY.xattr.user.c=x\n").unwrap();
+        all.take(b"53 SCHILY.acl.access=user::rw-,group::r--,other::---\n").unwrap();
+        let found = xattrs(&all).unwrap();
+        assert_eq!(found.get(&b"user.a.b"[..]), Some(&b"hi".to_vec()));
+        assert_eq!(found.get(&b"user.c"[..]), Some(&b"x".to_vec()));
+        assert_eq!(found.get(&b"system.posix_acl_access"[..]).map(Vec::len), Some(28));
+        let mut bad = Extensions::default();
+        bad.take(b"29 LIBARCHIVE.xattr.user.c=!\n").unwrap();
+        assert!(xattrs(&bad).is_err());
     }
 
     #[test]

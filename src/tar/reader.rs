@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use crate::digest::Content;
 use crate::error::{Error, Result};
 use crate::tar::BLOCK;
-use crate::tar::header::{Header, Style, number};
+use crate::tar::header::{Header, number};
 use crate::tar::pax::{self, Extensions};
 use crate::tar::sparse::{self, Map, MapReader};
 use crate::tree::recipe::RecipeBuilder;
@@ -39,11 +39,28 @@ pub struct Limits {
     pub xattrs: usize,
     /// Pieces of a sparse file.
     pub pieces: usize,
+    /// Bytes of memory that a compressed stream may ask its decoder to keep: zstd's window, xz's dictionary.
+    pub window: u64,
+    /// Unpacked bytes for each compressed one, of streams that unpack to more than `RATIO_FLOOR`.
+    pub ratio: u64,
 }
+
+/// Streams that unpack to less are not measured: what they can do is small.
+pub const RATIO_FLOOR: u64 = 1 << 30;
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { tar_size: 1 << 42, entries: 20_000_000, depth: 2048, header: 1 << 20, xattrs: 1 << 20, pieces: 1 << 20 }
+        Limits {
+            tar_size: 1 << 42,
+            entries: 20_000_000,
+            depth: 2048,
+            header: 1 << 20,
+            xattrs: 1 << 20,
+            pieces: 1 << 20,
+            window: 1 << 31,
+            // Zeros: gzip 1,000, xz 7,000, zstd 32,000.
+            ratio: 100_000,
+        }
     }
 }
 
@@ -159,7 +176,7 @@ impl<S: Source> Reader<S> {
             let header = Header(&block);
             if !header.checksum_holds() {
                 if at == 0 {
-                    return Err(Error::NotTar { what: "the upload".into(), looks: looks_like(&block) });
+                    return Err(not_a_tar("the upload".into(), &block));
                 }
                 return self.bad(b"", "the checksum of a header is wrong");
             }
@@ -245,13 +262,13 @@ impl<S: Source> Reader<S> {
             b'5' | b'D' => Kind::Directory,
             b'6' => Kind::Fifo,
             // V7 has no type for directories, only a slash.
-            0 | b'0' if path.ends_with(b"/") => Kind::Directory,
+            0 | b'0' | b'7' if path.ends_with(b"/") => Kind::Directory,
             // Contiguous files, sparse ones, and types nobody knows are files, as POSIX says.
             _ => Kind::File,
         };
-        if matches!(kind, Kind::HardLink | Kind::Symlink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo) {
-            // GNU tar: such entries have no content, whatever the field says.
-            size = if kind == Kind::HardLink { 0 } else { size };
+        if kind == Kind::HardLink && all.get("size").is_none() {
+            // Old writers put the target's size there. A pax record counts: `pax -o linkdata` brings content.
+            size = 0;
         }
         let id = |reader: &Self, key: &str, field: usize, what: &str| match all.get(key) {
             Some(text) => match pax::decimal(text).and_then(|n| u32::try_from(n).ok()) {
@@ -307,20 +324,21 @@ impl<S: Source> Reader<S> {
     fn sparse_map(&mut self, header: &Header<'_>, path: &[u8], all: &Extensions) -> Result<Option<Map>> {
         let refuse = |reader: &Self, why: &str| reader.bad::<Option<Map>>(path, why);
         let limit = self.limits.pieces;
-        let map = if header.typeflag() == b'S' && header.style() == Style::Gnu {
+        let old = if header.typeflag() == b'S' { sparse::Old::of(header.style()) } else { None };
+        let map = if let Some(old) = old {
             let mut pieces = Vec::new();
-            let size = match sparse::old_gnu_size(header) {
+            let size = match old.size(header) {
                 Ok(size) => size,
                 Err(why) => return refuse(self, why),
             };
-            if let Err(why) = sparse::old_gnu_pieces(header.field(386, 96), &mut pieces) {
+            if let Err(why) = sparse::old_pieces(header.field(old.pieces_at, 96), &mut pieces) {
                 return refuse(self, why);
             }
-            let mut more = header.0[482] != 0;
+            let mut more = header.0[old.more_at] != 0;
             while more {
                 // Not part of the size in the header.
                 let Some(block) = self.block(true)? else { return refuse(self, "a sparse map that is cut off") };
-                if let Err(why) = sparse::old_gnu_pieces(&block[..504], &mut pieces) {
+                if let Err(why) = sparse::old_pieces(&block[..504], &mut pieces) {
                     return refuse(self, why);
                 }
                 if pieces.len() > limit {
@@ -360,9 +378,12 @@ impl<S: Source> Reader<S> {
     }
 
     fn xattrs(&self, path: &[u8], all: &Extensions) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let found = match pax::xattrs(all) {
+            Ok(found) => found,
+            Err(why) => return self.bad(path, why),
+        };
         let mut bytes = 0;
-        for (name, value) in all.with_prefix("SCHILY.xattr.") {
+        for (name, value) in &found {
             if name.is_empty() || name.len() > 255 || name.contains(&0) {
                 return self.bad(path, "an xattr with an impossible name");
             }
@@ -370,9 +391,8 @@ impl<S: Source> Reader<S> {
             if value.len() > 65536 || bytes > self.limits.xattrs {
                 return Err(over("the size of the xattrs of an entry", self.limits.xattrs as u64));
             }
-            found.push((name.to_vec(), value.to_vec()));
         }
-        Ok(found)
+        Ok(found.into_iter().collect())
     }
 
     fn unsigned(&self, header: &Header<'_>, at: usize, len: usize, what: &str) -> Result<u64> {
@@ -510,23 +530,37 @@ pub fn begins_a_tar(bytes: &[u8]) -> bool {
     bytes.first_chunk::<BLOCK>().is_some_and(|block| block.iter().all(|b| *b == 0) || Header(block).checksum_holds())
 }
 
-/// A few words for the beginning of something that is no tar.
-pub fn looks_like(bytes: &[u8]) -> String {
-    const KNOWN: &[(&[u8], &str)] = &[
-        (b"PK\x03\x04", "a zip archive"),
+/// Why something that begins so, and is called `what`, is no tar: unknown, or known and not taken.
+pub fn not_a_tar(what: String, head: &[u8]) -> Error {
+    match KNOWN.iter().find(|(magic, _)| head.starts_with(magic)) {
+        Some((_, kind)) => Error::Unsupported { what: format!("{what}: {kind}"), instead: "unpack it, and copy a tarball" },
+        None => Error::NotTar { what, looks: looks_like(head) },
+    }
+}
+
+/// Formats that hold files and are not taken.
+const KNOWN: &[(&[u8], &str)] = &[
+    (b"PK\x03\x04", "a zip archive"),
+    (b"LZIP", "lzip data"),
+    (b"\x1f\x9d", "data of compress (.Z)"),
+    (b"\x89LZO", "lzop data"),
+    (b"Rar!", "a rar archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"!<arch>", "a Debian package or ar archive"),
+    (b"070701", "a cpio archive"),
+];
+
+/// A few words for the beginning of something that nobody knows.
+fn looks_like(bytes: &[u8]) -> String {
+    const SEEN: &[(&[u8], &str)] = &[
         (b"\x7fELF", "a program (ELF)"),
-        (b"QFI\xfb", "a qcow2 disk image"),
-        (b"hsqs", "a squashfs image"),
-        (b"7z\xbc\xaf", "a 7z archive"),
-        (b"!<arch>", "a Debian package or ar archive"),
-        (b"070701", "a cpio archive"),
         (b"%PDF", "a PDF"),
         (b"\x89PNG", "a picture"),
         (b"#!", "a script"),
         (b"<", "HTML or XML"),
         (b"{", "JSON"),
     ];
-    if let Some((_, what)) = KNOWN.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+    if let Some((_, what)) = SEEN.iter().find(|(magic, _)| bytes.starts_with(magic)) {
         return (*what).into();
     }
     let head = &bytes[..bytes.len().min(16)];

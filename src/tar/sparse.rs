@@ -1,9 +1,9 @@
-//! Sparse files: where the bytes in the archive lie in the file. GNU's four formats, one result.
+//! Sparse files: where the bytes in the archive lie in the file. GNU's four formats and star's, one result.
 //!
-//! Source: GNU tar manual, "Storing Sparse Files".
+//! Source: GNU tar manual, "Storing Sparse Files"; GNU tar, src/tar.h, `struct star_in_header`.
 
 use crate::tar::BLOCK;
-use crate::tar::header::{Header, number};
+use crate::tar::header::{Header, Style, number};
 use crate::tar::pax::{Extensions, decimal};
 
 /// Pieces of a sparse file, (offset, length), and its whole size.
@@ -37,8 +37,32 @@ impl Map {
     }
 }
 
-/// The pieces in an old GNU header (four, at 386) or one of its extension blocks (21, at 0).
-pub fn old_gnu_pieces(fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<(), &'static str> {
+/// Where the headers of the old formats have their maps: GNU's, and star's.
+pub struct Old {
+    /// Four pieces.
+    pub pieces_at: usize,
+    /// Whether blocks with 21 more follow.
+    pub more_at: usize,
+    size_at: usize,
+}
+
+impl Old {
+    pub fn of(style: Style) -> Option<Old> {
+        match style {
+            Style::Gnu => Some(Old { pieces_at: 386, more_at: 482, size_at: 483 }),
+            Style::Star => Some(Old { pieces_at: 356, more_at: 355, size_at: 452 }),
+            Style::Old | Style::Posix => None,
+        }
+    }
+
+    /// The whole size.
+    pub fn size(&self, header: &Header<'_>) -> Result<u64, &'static str> {
+        u64::try_from(number(header.field(self.size_at, 12))?).map_err(|_| "a negative size")
+    }
+}
+
+/// The pieces in an old header or one of its extension blocks.
+pub fn old_pieces(fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<(), &'static str> {
     for piece in fields.chunks_exact(24) {
         if piece[0] == 0 {
             break;
@@ -48,11 +72,6 @@ pub fn old_gnu_pieces(fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<(),
         pieces.push((unsigned(offset)?, unsigned(len)?));
     }
     Ok(())
-}
-
-/// The whole size in an old GNU header.
-pub fn old_gnu_size(header: &Header<'_>) -> Result<u64, &'static str> {
-    u64::try_from(number(header.field(483, 12))?).map_err(|_| "a negative size")
 }
 
 /// The map that pax records 0.0 and 0.1 give; nothing if the file is not sparse that way.

@@ -96,7 +96,7 @@ impl ImageFs {
             Place::Image(_) if head.trim_ascii_start().starts_with(b"{") => Wanted::Staged,
             // `web.tar.xz.part` and the like: the rename that follows says what it is.
             Place::Root if archive => Wanted::Staged,
-            _ => Wanted::Refuse(Error::NotTar { what: upload.name(), looks: tar::looks_like(&head) }),
+            _ => Wanted::Refuse(tar::not_a_tar(upload.name(), &head)),
         }
     }
 
@@ -121,7 +121,7 @@ impl ImageFs {
         if let Phase::Spooled = state.phase {
             let head = self.head_of(state);
             if kind_of(&head) != Some(true) {
-                return Err(Error::NotTar { what: upload.name(), looks: tar::looks_like(&head) });
+                return Err(tar::not_a_tar(upload.name(), &head));
             }
             let staging = format!("upload-{}", upload.number);
             let ingest = Ingest::start(&self.store, &staging, &head, self.store.settings.limits)?;

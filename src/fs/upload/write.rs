@@ -251,7 +251,7 @@ impl ImageFs {
                             return Ok(());
                         }
                         Some(false) if matches!(upload.promise(), Promise::Archive(_)) => {
-                            return Err(Error::NotTar { what: upload.name(), looks: tar::looks_like(&all) });
+                            return Err(tar::not_a_tar(upload.name(), &all));
                         }
                         Some(false) => self.begin_spool(upload, state)?,
                     }
