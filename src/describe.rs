@@ -70,7 +70,7 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("devices", f.counts.devices.into()),
         ("fifos", f.counts.fifos.into()),
     ]);
-    object([
+    let mut document = object([
         ("id", version.id.clone().into()),
         ("version", version.number.into()),
         ("status", if model.is_live(version) { "active" } else { "deleting" }.into()),
@@ -85,7 +85,22 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("os", f.os.clone().into()),
         ("release", f.release.clone().into()),
         ("architecture", f.architecture.clone().into()),
-    ])
+    ]);
+    // Only of what has them: most versions are the tar of a rootfs.
+    let mut add = |key: &str, there: bool, value: Value| {
+        if there {
+            document[key] = value;
+        }
+    };
+    add("format", !f.format.is_empty(), f.format.clone().into());
+    add("image_size", f.image_size > 0, f.image_size.into());
+    add("image_digest", !f.image_digest.is_empty(), f.image_digest.clone().into());
+    add("fingerprint", !f.fingerprint.is_empty(), f.fingerprint.clone().into());
+    add("properties", !f.properties.is_empty(), serde_json::to_value(&f.properties).unwrap_or_default());
+    add("config", !f.config.is_null(), f.config.clone());
+    add("uuid", !f.uuid.is_empty(), f.uuid.clone().into());
+    add("origin", !f.origin.is_empty(), f.origin.clone().into());
+    document
 }
 
 /// Works out what a new text of an image's metadata.json changes.

@@ -36,25 +36,17 @@ impl fmt::Debug for Digest {
 /// A blob's number in its store: dense, from 1, never given out twice.
 pub type BlobId = u32;
 
-/// Content on its way into a store: a blob that it has, or the n-th new one of an upload.
+/// Content on its way into a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Content(u32);
-
-const FRESH: u32 = 1 << 31;
-
-impl Content {
-    pub fn known(id: BlobId) -> Content {
-        Content(id & !FRESH)
-    }
-
-    pub fn fresh(n: u32) -> Content {
-        Content(n | FRESH)
-    }
-
-    /// The id of what the store has, or else the number of what is new.
-    pub fn place(self) -> Result<BlobId, usize> {
-        if self.0 & FRESH == 0 { Ok(self.0) } else { Err((self.0 & !FRESH) as usize) }
-    }
+pub enum Content {
+    /// A blob that the store has.
+    Known(BlobId),
+    /// The n-th new blob of an upload.
+    Fresh(u32),
+    /// What the n-th recipe of the same version makes.
+    Recipe(u32),
+    /// Zeros.
+    Hole,
 }
 
 /// Lower-case hex.

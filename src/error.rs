@@ -29,6 +29,9 @@ pub enum Error {
     /// A limit that no real image meets.
     #[error("{what} is over the limit of {limit}")]
     OverLimit { what: String, limit: String },
+    /// Not what was announced: a digest, a size.
+    #[error("{what} should be {wanted}, and is {found}")]
+    Mismatch { what: String, wanted: String, found: String },
     /// Another upload has the memory that a large decoder needs.
     #[error("decoding this {codec} stream takes {need} bytes of memory, and another upload that needs so much is under way")]
     DecoderBusy { codec: &'static str, need: u64 },
@@ -123,6 +126,7 @@ impl Error {
             | Error::BadMetadata { .. } => libc::EINVAL,
             Error::OverLimit { .. } => libc::E2BIG,
             Error::DecoderBusy { .. } => libc::EBUSY,
+            Error::Mismatch { .. } => libc::EBADMSG,
             Error::Unsupported { .. } | Error::WrittenTwice { .. } => libc::EOPNOTSUPP,
             Error::WriterKilled { .. } => libc::EINTR,
             Error::NameTooLong { .. } => libc::ENAMETOOLONG,
@@ -165,6 +169,7 @@ impl Error {
             Error::Truncated { .. } => "copy the whole file; an archive made without end marker goes in as .name, then mv",
             Error::LeavesRoot { .. } => "make the archive with tar -C ROOT -c .",
             Error::OverLimit { .. } => "see the limits in the README",
+            Error::Mismatch { .. } => "fetch it again, or correct what announces it",
             Error::DecoderBusy { .. } => "copy it again when the other upload is done",
             Error::Unsupported { instead, .. } => instead,
             Error::WriterKilled { .. } => "copy it again",

@@ -1,33 +1,76 @@
-//! cat web/1/rootfs.tar: the upload's tar, bit for bit, from the recipe and the blobs; and ranges of sparse files.
+//! cat web/1/rootfs.tar, image.tar, disk.raw: made bit for bit from a recipe and the blobs; and ranges of sparse files.
+
+use std::collections::HashMap;
+
+use sha2::{Digest as _, Sha256};
 
 use crate::blob::ReadBuf;
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::tree::recipe::{Cursor, Piece};
-use crate::tree::{Kind, Node, Tree};
+use crate::tree::{Bytes, Kind, Node, Tree};
 
-/// Where a reader of a rootfs.tar stands.
+/// Where a reader of a file that a recipe makes stands: of rootfs.tar, or of a disk image.
 #[derive(Default)]
-pub struct TarReader {
-    cursor: Cursor,
+pub struct RecipeReader {
+    /// By the number of the recipe: one may be made of others.
+    cursors: HashMap<u32, Cursor>,
     buf: ReadBuf,
 }
 
-impl TarReader {
-    /// Appends up to `len` bytes of the tar from `offset` on to `out`; less only at its end.
+impl RecipeReader {
+    /// Appends up to `len` bytes of what recipe `number` makes, from `offset` on, to `out`; less only at its end.
     ///
     /// Errors: `Corrupt`, `Io`.
-    pub fn read(&mut self, store: &Store, tree: &Tree, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        let recipe = tree.recipe()?;
-        let buf = &mut self.buf;
-        recipe.walk(&mut self.cursor, offset, len as u64, |piece, inline| {
+    pub fn read(&mut self, store: &Store, tree: &Tree, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let recipe = tree.recipe(number)?;
+        let mut cursor = self.cursors.remove(&number).unwrap_or_default();
+        let walked = recipe.walk(&mut cursor, offset, len as u64, |piece, inline| {
             match piece {
                 Piece::Inline => out.extend_from_slice(inline),
-                Piece::Blob { id, offset, len } => append_blob(store, id, offset, len, buf, out)?,
+                Piece::Blob { id, offset, len } => append_blob(store, id, offset, len, &mut self.buf, out)?,
+                Piece::Hole { len } => out.resize(out.len() + memory(len)?, 0),
+                // Upward only, so that it ends.
+                Piece::Recipe { number: nested, offset, len } if nested > number => {
+                    let (before, len) = (out.len(), memory(len)?);
+                    self.read(store, tree, nested, offset, len, out)?;
+                    if out.len() != before + len {
+                        return Err(Error::Corrupt { what: format!("recipe {nested}"), why: "it is too short".into() });
+                    }
+                }
+                Piece::Recipe { number: nested, .. } => {
+                    return Err(Error::Corrupt { what: format!("recipe {number}"), why: format!("it is made of {nested}") });
+                }
             }
             Ok(())
-        })
+        });
+        self.cursors.insert(number, cursor);
+        walked
     }
+}
+
+/// The sha256 of all that a recipe makes, in hex.
+///
+/// Errors: `Corrupt`, `Io`.
+pub fn sha256(store: &Store, tree: &Tree, recipe: u32) -> Result<String> {
+    let size = tree.recipe(recipe)?.tar_size;
+    let (mut reader, mut hasher, mut at, mut out) = (RecipeReader::default(), Sha256::new(), 0, Vec::new());
+    while at < size {
+        out.clear();
+        reader.read(store, tree, recipe, at, 1 << 20, &mut out)?;
+        if out.is_empty() {
+            return Err(Error::Corrupt { what: format!("recipe {recipe}"), why: format!("it ends at byte {at} of {size}") });
+        }
+        hasher.update(&out);
+        at += out.len() as u64;
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+/// A length that a caller of `read` asked for, at most.
+fn memory(len: u64) -> Result<usize> {
+    usize::try_from(len).map_err(|_| Error::OverLimit { what: "a read".into(), limit: "memory".into() })
 }
 
 fn append_blob(store: &Store, id: u32, offset: u64, len: u64, buf: &mut ReadBuf, out: &mut Vec<u8>) -> Result<()> {
@@ -55,14 +98,17 @@ pub fn read_file(
     buf: &mut ReadBuf,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    let Kind::File { blob, sparse } = node.kind else { return Err(Error::IsDirectory { what: "it".into() }) };
+    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "it".into() }) };
     let end = node.size.min(offset.saturating_add(len as u64));
     if offset >= end {
         return Ok(());
     }
-    if !sparse {
-        return append_blob(store, blob, offset, end - offset, buf, out);
-    }
+    let blob = match bytes {
+        Bytes::None => return Err(Error::Corrupt { what: "a file".into(), why: "it has a size and no content".into() }),
+        Bytes::Blob(blob) => return append_blob(store, blob, offset, end - offset, buf, out),
+        Bytes::Recipe(n) => return RecipeReader::default().read(store, tree, n, offset, memory(end - offset)?, out),
+        Bytes::Sparse(blob) => blob,
+    };
     let pieces = tree.sparse_map(node)?;
     let mut packed = 0;
     let mut at = offset;
@@ -84,12 +130,17 @@ pub fn read_file(
 
 /// SEEK_DATA and SEEK_HOLE in a file of a tree: the offset found, or nothing past the last data.
 pub fn seek(store: &Store, tree: &Tree, node: &Node, offset: u64, data: bool) -> Result<Option<u64>> {
-    let Kind::File { blob, sparse } = node.kind else { return Err(Error::IsDirectory { what: "it".into() }) };
+    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "it".into() }) };
     if offset >= node.size {
         return Ok(None);
     }
-    if !sparse {
-        let found = if blob == 0 { node.size } else { store.blobs.seek(blob, offset, data)? };
+    let found = match bytes {
+        Bytes::None => Some(node.size),
+        Bytes::Blob(blob) => Some(store.blobs.seek(blob, offset, data)?),
+        Bytes::Recipe(n) => Some(tree.recipe(n)?.seek_data(offset, data)?),
+        Bytes::Sparse(_) => None,
+    };
+    if let Some(found) = found {
         return Ok(if data && found >= node.size { None } else { Some(found) });
     }
     let mut at = offset;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/
-//! |-- format        "imgfs 1\n"; a store newer than the program is refused with both numbers
+//! |-- format        "imgfs 2\n"; a store newer than the program is refused with both numbers
 //! |-- lock          held with flock by the one daemon; holds its process id and mount point
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
 //! |-- catalog.db    SQLite: images, versions, aliases, settings. One row each; see catalog/schema.sql
@@ -51,6 +51,8 @@
 //! # History
 //!
 //! 1: the first.
+//! 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are read as they are, so
+//!    a store of format 1 is taken by writing its new number.
 
 use std::fs;
 use std::path::Path;
@@ -58,7 +60,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// The format this program writes, and the newest it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;
@@ -68,7 +70,8 @@ pub const SEGMENT_MAGIC: &[u8; 16] = b"imgfs segment 1\n";
 pub const SEGMENT_END: &[u8; 16] = b"imgfs seg list\n\0";
 pub const SEGMENT_FOOTER_LEN: usize = 64;
 pub const SEGMENT_ENTRY_LEN: usize = 68;
-pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
+pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 2\n\0\0\0";
+pub const TREE_MAGIC_1: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 
 /// Makes the directory of a store, if it is not there: for its owner alone, because it holds what in the images only
 /// root may read.
@@ -90,6 +93,9 @@ pub fn open(dir: &Path) -> Result<()> {
             let found: u32 = found.ok_or_else(|| not("its format file says something else"))?;
             if found > FORMAT {
                 return Err(Error::StoreNewer { store: dir.to_owned(), found, known: FORMAT });
+            }
+            if found < FORMAT {
+                write_durably(&path, format!("imgfs {FORMAT}\n").as_bytes())?;
             }
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {

@@ -2,12 +2,10 @@
 
 use std::collections::HashMap;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::blob::ReadBuf;
-use crate::digest::{BlobId, hex};
+use crate::digest::BlobId;
 use crate::error::Result;
-use crate::export::TarReader;
+use crate::export;
 use crate::store::Store;
 
 /// One broken rule.
@@ -70,8 +68,17 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
                 whole = false;
             }
         }
-        if whole && let Err(what) = replay(store, &slot.tree, &version.facts.digest) {
-            say(7, format!("{name}: {what}"));
+        let facts = &version.facts;
+        let replays = [(0, &facts.digest), (1, &facts.image_digest)];
+        for (recipe, digest) in replays {
+            let there = if recipe == 0 { slot.tree.has_rootfs() } else { slot.tree.more_recipes() > 0 };
+            if whole
+                && there
+                && !digest.is_empty()
+                && let Err(what) = replay(store, &slot.tree, recipe, digest)
+            {
+                say(7, format!("{name}: {what}"));
+            }
         }
         done += version.facts.size;
         progress(done, total);
@@ -118,18 +125,8 @@ fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {
     }
 }
 
-fn replay(store: &Store, tree: &crate::tree::Tree, digest: &str) -> std::result::Result<(), String> {
-    let size = tree.recipe().map_err(|e| e.to_string())?.tar_size;
-    let (mut reader, mut hasher, mut at, mut out) = (TarReader::default(), Sha256::new(), 0, Vec::new());
-    while at < size {
-        out.clear();
-        reader.read(store, tree, at, 1 << 20, &mut out).map_err(|e| e.to_string())?;
-        if out.is_empty() {
-            return Err(format!("rootfs.tar ends at byte {at} of {size}"));
-        }
-        hasher.update(&out);
-        at += out.len() as u64;
-    }
-    let found = format!("sha256:{}", hex(&hasher.finalize()));
-    if found == digest { Ok(()) } else { Err(format!("rootfs.tar has digest {found}, and the catalog says {digest}")) }
+/// Checks that a recipe makes what the catalog says.
+fn replay(store: &Store, tree: &crate::tree::Tree, recipe: u32, digest: &str) -> std::result::Result<(), String> {
+    let found = format!("sha256:{}", export::sha256(store, tree, recipe).map_err(|e| e.to_string())?);
+    if found == digest { Ok(()) } else { Err(format!("recipe {recipe} makes {found}, and the catalog says {digest}")) }
 }

@@ -11,6 +11,12 @@ pub const NAME_MAX: usize = 255;
 const ARCHIVE_SUFFIXES: &[&str] =
     &[".tar.bz2", ".tar.lz4", ".tar.zst", ".tar.gz", ".tar.xz", ".tbz2", ".tzst", ".tgz", ".txz", ".tar"];
 
+/// The suffixes of what is no archive and is an image all the same: disk and file system images, streams of zfs.
+const PAYLOAD_SUFFIXES: &[&str] = &[".qcow2", ".img", ".raw", ".squashfs", ".sqfs", ".sqsh", ".erofs", ".iso", ".zfs", ".zvol"];
+
+/// The suffixes of compressed files.
+const COMPRESSED_SUFFIXES: &[&str] = &[".gz", ".bz2", ".xz", ".zst", ".lz4"];
+
 /// The name of an image, an alias or a root-level link: valid by construction.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName(String);
@@ -82,9 +88,18 @@ pub fn promise_of(name: &str) -> Promise {
     }
 }
 
-/// `web.tar.xz` gives `web`; a name that is only a suffix, or has none, gives nothing.
+/// `web.tar.xz`, `web.qcow2` and `web.img.zst` give `web`; a name that is only a suffix, or has none, gives nothing.
 pub fn strip_archive_suffix(name: &str) -> Option<&str> {
-    ARCHIVE_SUFFIXES.iter().find_map(|suffix| {
+    strip(name, ARCHIVE_SUFFIXES).or_else(|| strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), PAYLOAD_SUFFIXES))
+}
+
+/// Whether a name says that its bytes are a disk image, whatever they look like.
+pub fn means_raw_disk(name: &str) -> bool {
+    strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".img", ".raw"]).is_some()
+}
+
+fn strip<'n>(name: &'n str, suffixes: &[&str]) -> Option<&'n str> {
+    suffixes.iter().find_map(|suffix| {
         let at = name.len().checked_sub(suffix.len())?;
         let tail = name.get(at..)?;
         (at > 0 && tail.eq_ignore_ascii_case(suffix)).then(|| &name[..at])
@@ -95,6 +110,30 @@ pub fn strip_archive_suffix(name: &str) -> Option<&str> {
 /// Source: coreutils 9.1, lib/force-link.c.
 pub fn is_ln_temporary(name: &str) -> bool {
     name.len() == 8 && name.starts_with("Cu") && name.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// The one spelling of an architecture that imgfs uses, as uname(1) and LXD have it, for all that are in use.
+pub fn architecture(word: &str) -> Option<&'static str> {
+    const KNOWN: &[(&str, &[&str])] = &[
+        ("x86_64", &["amd64", "x86-64", "generic_64"]),
+        ("i686", &["i386", "i586", "386", "x86", "generic_32"]),
+        ("aarch64", &["arm64"]),
+        ("armv7l", &["armhf", "armv7", "armhfp"]),
+        ("armv6l", &["armel", "arm", "armv6"]),
+        ("ppc64le", &["ppc64el", "powerpc64le", "ppc64-le"]),
+        ("ppc64", &["powerpc64"]),
+        ("ppc", &["powerpc"]),
+        ("s390x", &[]),
+        ("riscv64", &[]),
+        ("riscv32", &[]),
+        ("loongarch64", &["loong64"]),
+        ("mips64el", &["mips64le", "mips64-le"]),
+        ("mipsel", &["mipsle", "mips-le"]),
+        ("mips64", &[]),
+        ("mips", &[]),
+    ];
+    let lower = word.to_ascii_lowercase();
+    KNOWN.iter().find(|(name, others)| *name == lower || others.contains(&lower.as_str())).map(|(name, _)| *name)
 }
 
 /// A new id: 20 characters of `0-9a-v`, 100 random bits, safe in URLs and file names.
@@ -131,6 +170,10 @@ mod tests {
         assert_eq!(promise_of("web.tar.xz.part"), Promise::Foreign);
         assert_eq!(promise_of("web"), Promise::Foreign);
         assert_eq!(promise_of("é.tar"), Promise::Archive("é".into()));
+        assert_eq!(promise_of("vm.qcow2"), Promise::Archive("vm".into()));
+        assert_eq!(promise_of("image_name.zfs.gz"), Promise::Archive("image_name".into()));
+        assert_eq!(promise_of("notes.gz"), Promise::Foreign);
+        assert!(means_raw_disk("a.img.xz") && means_raw_disk("a.RAW") && !means_raw_disk("a.iso"));
         assert_eq!(strip_archive_suffix("é"), None);
     }
 

@@ -19,7 +19,7 @@ pub use container::Place;
 pub use read::ReadBuf;
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{Large, Sealed, Writer};
+pub use writer::{ContentReader, Large, PieceReader, Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;

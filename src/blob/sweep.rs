@@ -318,7 +318,7 @@ mod tests {
             assert_eq!(put(&mut writer, content), *first, "twice in one upload");
         }
         let sealed = writer.seal().unwrap();
-        let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p)).collect();
+        let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p).unwrap()).collect();
         drop(sealed);
         for (id, content) in ids.iter().zip(&contents) {
             assert_eq!(&read_all(&store, *id), content);
@@ -362,7 +362,7 @@ mod tests {
         let contents: Vec<_> = (0..200).map(|i| noise(i, 20_000)).chain([noise(500, 1_200_000)]).collect();
         let puts: Vec<_> = contents.iter().map(|c| put(&mut writer, c)).collect();
         let sealed = writer.seal().unwrap();
-        let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p)).collect();
+        let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p).unwrap()).collect();
         // While the upload is under way, nothing of it goes, live or not.
         assert_eq!(store.sweep(store.begin_mark(), &IdSet::default()).unwrap(), Swept::default());
         drop(sealed);
@@ -387,12 +387,12 @@ mod tests {
         let mut writer = store.writer("a").unwrap();
         let p = writer.put(b"x").unwrap();
         let sealed = writer.seal().unwrap();
-        let id = sealed.id(p);
+        let id = sealed.id(p).unwrap();
         drop(sealed);
         let token = store.begin_mark();
         // An upload finds the blob, publishes and ends while the mark looks elsewhere.
         let mut late = store.writer("b").unwrap();
-        assert_eq!(late.put(b"x").unwrap(), Content::known(id));
+        assert_eq!(late.put(b"x").unwrap(), Content::Known(id));
         drop(late.seal().unwrap());
         assert_eq!(store.sweep(token, &IdSet::default()).unwrap().blobs, 0);
         assert_eq!(store.sweep(store.begin_mark(), &IdSet::default()).unwrap().blobs, 1);

@@ -49,6 +49,45 @@ pub struct VersionFacts {
     pub architecture: String,
     /// Who uploaded it.
     pub uid: u32,
+    /// What it came as, if not as a tar of its rootfs: `lxd`, `oci`, `docker`, `qcow2`, `raw` and so on.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub format: String,
+    /// Bytes and sha256 of what was uploaded, unpacked, where that is not rootfs.tar: of image.tar or the disk image.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub image_size: u64,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub image_digest: String,
+    /// LXD's: sha256 in hex of the files as they came, metadata first.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fingerprint: String,
+    /// What the image says of itself: metadata.yaml's properties, an OCI config's labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+    /// How a container of it starts: of an OCI config.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub config: serde_json::Value,
+    /// IMGAPI: its own uuid, and that of the version it is a delta over.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uuid: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub origin: String,
+}
+
+impl VersionFacts {
+    /// The digest of what was uploaded, unpacked.
+    pub fn content_digest(&self) -> &str {
+        if self.image_digest.is_empty() { &self.digest } else { &self.image_digest }
+    }
+
+    /// Every sha256 that the version is known by, in hex.
+    pub fn sha256s(&self) -> impl Iterator<Item = &str> {
+        let prefixed = [&self.digest, &self.image_digest].map(|d| d.strip_prefix("sha256:").unwrap_or(d));
+        prefixed.into_iter().chain([self.upload_sha256.as_str(), &self.fingerprint]).filter(|d| !d.is_empty())
+    }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// How the name of an upload still shows after its publish.

@@ -120,13 +120,7 @@ fn matches(image: &Value, filter: &str) -> bool {
             None => false,
         };
     }
-    let alternative = match filter {
-        "amd64" => "x86_64",
-        "arm64" => "aarch64",
-        "i386" => "i686",
-        "armhf" => "armv7l",
-        other => other,
-    };
+    let alternative = crate::name::architecture(filter).unwrap_or(filter);
     let part = |v: &Value| v.as_str().is_some_and(|t| t.contains(filter));
     part(&image["name"])
         || image["aliases"].as_array().is_some_and(|a| a.iter().any(part))

@@ -9,7 +9,7 @@ use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
 use crate::name::{parse_number, strip_archive_suffix};
-use crate::tree::ROOT;
+use crate::tree::{ROOT, Tree};
 
 fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: String::from_utf8_lossy(name).into_owned() }
@@ -124,14 +124,21 @@ impl ImageFs {
             b".id" if walker => Err(not_found(name)),
             b".id" => Ok(part(VersionPart::Id)),
             b"metadata.json" => Ok(part(VersionPart::Metadata)),
-            b"rootfs.tar" => Ok(part(VersionPart::Tar)),
             b"rootfs" | b"used_by" if walker => Ok(NodeId::Ghost),
             b"used_by" => Ok(part(VersionPart::UsedBy)),
-            b"rootfs" => {
-                self.store.tree(serial)?;
-                Ok(NodeId::Tree { serial, index: ROOT })
+            _ => {
+                let slot = self.store.tree(serial)?;
+                match name {
+                    b"rootfs.tar" if slot.tree.has_rootfs() => Ok(part(VersionPart::Tar)),
+                    b"rootfs" if slot.tree.has_rootfs() => Ok(NodeId::Tree { serial, index: ROOT }),
+                    _ => {
+                        let beside = slot.tree.beside().map(|index| slot.tree.node(index)).transpose()?;
+                        let found = beside.and_then(|beside| slot.tree.lookup(&beside, name).transpose()).transpose()?;
+                        let index = found.ok_or_else(|| not_found(name))?;
+                        Ok(NodeId::Tree { serial, index })
+                    }
+                }
             }
-            _ => Err(not_found(name)),
         }
     }
 
@@ -240,8 +247,11 @@ impl ImageFs {
                 let part = |part| NodeId::Version { serial, part, incarnation };
                 all.push(entry(".id", part(VersionPart::Id), file));
                 all.push(entry("metadata.json", part(VersionPart::Metadata), file));
-                all.push(entry("rootfs", NodeId::Tree { serial, index: ROOT }, directory));
-                all.push(entry("rootfs.tar", part(VersionPart::Tar), file));
+                match self.store.tree(serial) {
+                    Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), &mut all)?,
+                    // A damaged tree: the version can still be looked at, and deleted.
+                    Err(e) => drop(self.damage(serial, ROOT, e)),
+                }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }
             NodeId::Control(_) => self.list_control(node, &mut all)?,
@@ -283,7 +293,9 @@ impl ImageFs {
         let slot = self.store.tree(serial)?;
         let tree = &slot.tree;
         let directory = tree.node(index)?;
-        let up = if index == ROOT { self.version_node(serial) } else { NodeId::Tree { serial, index: tree.parent(&directory) } };
+        let parent = tree.parent(&directory);
+        let outermost = index == ROOT || Some(parent) == tree.beside();
+        let up = if outermost { self.version_node(serial) } else { NodeId::Tree { serial, index: parent } };
         let mut n = from;
         loop {
             let entry = match n {
@@ -316,6 +328,23 @@ fn default_link(model: &Model, image: &Image) -> Option<Link> {
         Some(number) => model.version(image.serial, number).map(|v| Link::Number(v.serial)),
         None => model.latest(image.serial).map(|_| Link::Latest(image.serial)),
     }
+}
+
+/// What a version's tree shows in the version: rootfs and its tar, and what lies beside them.
+fn list_content(serial: u32, tree: &Tree, tar: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+    let mut add = |name: &[u8], node: NodeId, format: u32| all.push(DirEntry { name: name.to_vec(), node, format });
+    if tree.has_rootfs() {
+        add(b"rootfs", NodeId::Tree { serial, index: ROOT }, libc::S_IFDIR);
+        add(b"rootfs.tar", tar, libc::S_IFREG);
+    }
+    let Some(index) = tree.beside() else { return Ok(()) };
+    let beside = tree.node(index)?;
+    let mut n = 0;
+    while let Some((name, index)) = tree.entry(&beside, n)? {
+        add(name, NodeId::Tree { serial, index }, format_of(&tree.node(index)?));
+        n += 1;
+    }
+    Ok(())
 }
 
 fn alias_link(model: &Model, serial: u32) -> Option<Link> {

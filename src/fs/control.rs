@@ -74,7 +74,7 @@ impl ImageFs {
         let model = self.store.catalog.read();
         let mut found: Vec<(&str, u32)> = Vec::new();
         for version in model.all_versions().filter(|v| model.is_live(v)) {
-            for digest in [tar_sha256(&version.facts.digest), &version.facts.upload_sha256] {
+            for digest in version.facts.sha256s() {
                 if digest.starts_with(prefix) {
                     found.push((digest, version.serial));
                 }
@@ -132,7 +132,7 @@ impl ImageFs {
                 let model = self.store.catalog.read();
                 let mut seen = std::collections::BTreeMap::new();
                 for version in model.all_versions().filter(|v| model.is_live(v)) {
-                    for digest in [tar_sha256(&version.facts.digest), &version.facts.upload_sha256] {
+                    for digest in version.facts.sha256s() {
                         seen.entry(digest.to_owned()).or_insert(version.serial);
                     }
                 }
@@ -192,9 +192,4 @@ impl ImageFs {
         let free = stat.f_bavail * stat.f_frsize + self.store.trash_bytes()?;
         Ok((total, free.min(total), self.store.blobs.id_bound().into()))
     }
-}
-
-/// The hex digits of a `sha256:HEX`.
-pub(super) fn tar_sha256(digest: &str) -> &str {
-    digest.strip_prefix("sha256:").unwrap_or(digest)
 }

@@ -400,8 +400,10 @@ impl Filesystem for Adapter {
             BUFFERS.with_borrow_mut(|(buf, out)| {
                 out.clear();
                 let found = match node(ino) {
-                    Ok(NodeId::Tree { serial, index }) => self.0.read_tree(serial, index, (offset, size as usize), buf, out),
-                    Ok(id) => self.0.read(id, fh.0, offset, size as usize, out).map(|()| &out[..]),
+                    Ok(NodeId::Tree { serial, index }) if fh.0 == 0 => {
+                        self.0.read_tree(serial, index, (offset, size as usize), buf, out)
+                    }
+                    Ok(_) => self.0.read(fh.0, offset, size as usize, out).map(|()| &out[..]),
                     Err(e) => Err(e),
                 };
                 match found {

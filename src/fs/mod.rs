@@ -40,7 +40,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
-use crate::export::TarReader;
+use crate::export::RecipeReader;
 use crate::store::Store;
 use edit::Edit;
 use ghost::Walkers;
@@ -104,7 +104,12 @@ enum Handle {
     /// A text made at the time of open.
     Text(Vec<u8>),
     Edit(Mutex<Edit>),
-    Tar(Mutex<TarReader>),
+    /// A file that a recipe of a version makes: the version, the recipe.
+    Made {
+        serial: u32,
+        recipe: u32,
+        reader: Mutex<RecipeReader>,
+    },
     Directory(Vec<DirEntry>),
 }
 

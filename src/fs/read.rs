@@ -1,15 +1,17 @@
 //! Journey 2, cat: open, read and seek.
 
+use parking_lot::Mutex;
+
 use crate::blob::ReadBuf;
 use crate::describe;
 use crate::error::{Error, Result};
-use crate::export::{self, TarReader};
+use crate::export::{self, RecipeReader};
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Caller, Handle, ImageFs};
 use crate::manifest;
-use crate::tree::{Kind, ROOT};
+use crate::tree::{Bytes, Kind, ROOT};
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug)]
@@ -46,17 +48,22 @@ impl ImageFs {
                 if image.trashed_at.is_some() {
                     return Err(Error::Frozen { what: "what is in the trash".into() });
                 }
-                Ok(Opened::Direct(self.open_handle(Handle::Edit(parking_lot::Mutex::new(Edit::new(
-                    serial,
-                    if mode.truncates { String::new() } else { now },
-                ))))))
+                Ok(Opened::Direct(
+                    self.open_handle(Handle::Edit(Mutex::new(Edit::new(
+                        serial,
+                        if mode.truncates { String::new() } else { now },
+                    )))),
+                ))
             }
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
             _ if mode.writes => Err(frozen(node)),
-            NodeId::Tree { .. } => Ok(Opened::Lasting),
+            NodeId::Tree { serial, index } => match self.store.tree(serial)?.tree.node(index)?.kind {
+                Kind::File(Bytes::Recipe(recipe)) => Ok(self.open_made(serial, recipe)),
+                _ => Ok(Opened::Lasting),
+            },
             NodeId::Version { serial, part: VersionPart::Tar, .. } => {
                 self.store.tree(serial)?;
-                Ok(Opened::Cached(self.open_handle(Handle::Tar(parking_lot::Mutex::new(TarReader::default())))))
+                Ok(self.open_made(serial, 0))
             }
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Id, .. } => {
@@ -70,6 +77,10 @@ impl ImageFs {
             NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => text(self.control_text(node)?),
             _ => Err(Error::IsDirectory { what: "it".into() }),
         }
+    }
+
+    fn open_made(&self, serial: u32, recipe: u32) -> Opened {
+        Opened::Cached(self.open_handle(Handle::Made { serial, recipe, reader: Mutex::new(RecipeReader::default()) }))
     }
 
     /// A version's metadata.json.
@@ -93,21 +104,20 @@ impl ImageFs {
         let (offset, len) = range;
         let read = match node.kind {
             // Most files: straight from the blob.
-            Kind::File { blob, sparse: false } if blob != 0 => self.store.blobs.read(blob, offset, len, buf),
+            Kind::File(Bytes::Blob(blob)) => self.store.blobs.read(blob, offset, len, buf),
             _ => export::read_file(&self.store, &slot.tree, &node, offset, len, buf, out).map(|()| &out[..]),
         };
         read.map_err(|e| self.damage(serial, index, e))
     }
 
     /// Reads from a file that has a handle; appends to `out`. Less than `len` only at its end.
-    pub fn read(&self, node: NodeId, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    pub fn read(&self, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let handle = self.handle(fh)?;
         match &*handle {
-            Handle::Tar(reader) => {
-                let NodeId::Version { serial, .. } = node else { return Err(stale()) };
-                let slot = self.store.tree(serial)?;
-                let read = reader.lock().read(&self.store, &slot.tree, offset, len, out);
-                read.map_err(|e| self.damage(serial, ROOT, e))
+            Handle::Made { serial, recipe, reader } => {
+                let slot = self.store.tree(*serial)?;
+                let read = reader.lock().read(&self.store, &slot.tree, *recipe, offset, len, out);
+                read.map_err(|e| self.damage(*serial, ROOT, e))
             }
             Handle::Text(text) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());

@@ -7,7 +7,7 @@ use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, ImageFs};
 use crate::manifest;
-use crate::tree::{Kind, Node, ROOT};
+use crate::tree::{Bytes, Kind, Node, ROOT};
 
 impl ImageFs {
     /// What stat shows of a node.
@@ -33,8 +33,10 @@ impl ImageFs {
                 let slot = self.store.tree(serial)?;
                 let found = slot.tree.node(index)?;
                 let mut attr = tree_attr(node, &found, index);
-                if let Kind::File { sparse: true, .. } = found.kind {
-                    attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum();
+                match found.kind {
+                    Kind::File(Bytes::Sparse(_)) => attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum(),
+                    Kind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
+                    _ => {}
                 }
                 Ok(attr)
             }

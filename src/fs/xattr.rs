@@ -6,7 +6,7 @@ use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
-use crate::tree::Kind;
+use crate::tree::{Bytes, Kind};
 use crate::versions;
 
 const PREFIX: &str = "user.imgfs.";
@@ -27,7 +27,7 @@ impl ImageFs {
                 let found = slot.tree.node(index)?;
                 let own = slot.tree.xattrs(&found).map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
                 let mut hidden = Vec::new();
-                if let Kind::File { blob, .. } = found.kind
+                if let Kind::File(Bytes::Blob(blob) | Bytes::Sparse(blob)) = found.kind
                     && blob != 0
                 {
                     hidden.push(named("digest", format!("blake3:{}", self.store.blobs.record(blob)?.digest.hex())));

@@ -33,15 +33,9 @@ impl Codec {
             [0x1f, 0x8b, 8, ..] => Some(Codec::Gzip),
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Codec::Bzip2),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Codec::Xz),
-            // No magic of its own: the properties and dictionary sizes that lzma tools write, and a size that is
-            // unknown or below 2^40.
-            [0x5d, 0, 0, d, e, size @ ..]
-                if matches!((d, e), (0..=0x80, 0..=8))
-                    && u16::from_le_bytes([*d, *e]).is_power_of_two()
-                    && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || s[5..] == [0; 3]) =>
-            {
-                Some(Codec::Lzma)
-            }
+            // No magic of its own: properties, a dictionary's size as lzma tools choose it, and a size that is unknown
+            // or below 2^40.
+            [0..225, a, b, c, d, size @ ..] if is_lzma(u32::from_le_bytes([*a, *b, *c, *d]), size) => Some(Codec::Lzma),
             // A frame, or a skippable frame before one.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Codec::Zstd),
             [0x04, 0x22, 0x4d, 0x18, ..] => Some(Codec::Lz4),
@@ -59,6 +53,13 @@ impl Codec {
             Codec::Lz4 => "lz4",
         }
     }
+}
+
+fn is_lzma(dictionary: u32, size: &[u8]) -> bool {
+    // 2^n or 2^n + 2^(n-1), of 4 KiB or more.
+    let top = 1u32.checked_shl(dictionary.checked_ilog2().unwrap_or(0)).unwrap_or(0);
+    let plausible = dictionary >= 1 << 12 && (dictionary == top || dictionary == top | top >> 1);
+    plausible && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || (s[5..] == [0; 3] && s[..5] != [0; 5]))
 }
 
 /// Bytes unpacked at a time.
@@ -210,15 +211,18 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
 
 /// Unpacks all members from `input` into `output`, and ends it.
 ///
+/// `found` is what the first bytes say, and is put right if later ones know better.
 /// `at_end` is true while the stream could end here: every member so far came to its verified end.
 /// Errors: `BadCompression`, `Truncated`.
-pub fn decode(codec: Codec, input: &mut PipeReader, output: &Pipe, limits: &Limits, at_end: &AtomicBool) -> Result<()> {
+pub fn decode(found: &Mutex<Codec>, input: &mut PipeReader, output: &Pipe, limits: &Limits, at_end: &AtomicBool) -> Result<()> {
+    let mut codec = *found.lock();
     let mut members = 0u64;
     let mut sink = Sink { output, made: 0, ratio: limits.ratio };
     let mut large = None;
     loop {
         // The first member's magic was seen; between members the stream may end at any time.
-        let head = input.peek(Codec::MAGIC_LEN, |have| at_end.store(members > 0 && have == 0, Ordering::Release));
+        let enough = if members == 0 { Codec::MAGIC_LEN } else { NEXT_LEN };
+        let head = input.peek(enough, |have| at_end.store(members > 0 && have == 0, Ordering::Release));
         if head.is_empty() {
             output.end();
             return Ok(());
@@ -233,8 +237,12 @@ pub fn decode(codec: Codec, input: &mut PipeReader, output: &Pipe, limits: &Limi
             if !skip(input, 8 + len)? {
                 return Err(Error::Truncated { at: input.taken, why: "a skippable frame is cut off".into() });
             }
-            members += 1;
             continue;
+        }
+        // zstd and lz4 skip the same frames: which it is shows at the first other one.
+        if members == 0 && codec == Codec::Zstd && Codec::detect(head) == Some(Codec::Lz4) {
+            codec = Codec::Lz4;
+            *found.lock() = codec;
         }
         let known = Codec::detect(head) == Some(codec);
         at_end.store(false, Ordering::Release);
@@ -277,6 +285,70 @@ fn skip(input: &mut PipeReader, mut len: u64) -> Result<bool> {
     Ok(true)
 }
 
+/// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball.
+///
+/// Errors: `Unsupported` for lzma, which nobody packs layers with.
+pub fn unpacked<'r>(codec: Option<Codec>, from: impl Read + 'r, limits: &Limits) -> Result<Box<dyn Read + 'r>> {
+    let failed = |codec: Codec| move |e: std::io::Error| Error::BadCompression { codec: codec.name(), at: 0, why: e.to_string() };
+    Ok(match codec {
+        None => Box::new(from),
+        Some(Codec::Gzip) => Box::new(flate2::read::MultiGzDecoder::new(from)),
+        Some(Codec::Bzip2) => Box::new(bzip2::read::MultiBzDecoder::new(from)),
+        Some(codec @ Codec::Xz) => {
+            let stream = xz2::stream::Stream::new_stream_decoder(limits.window.min(XZ_MEMORY), xz2::stream::CONCATENATED);
+            Box::new(xz2::read::XzDecoder::new_stream(from, stream.map_err(|e| failed(codec)(e.into()))?))
+        }
+        Some(codec @ Codec::Zstd) => {
+            let mut decoder = zstd::stream::read::Decoder::new(from).map_err(failed(codec))?;
+            decoder.window_log_max(log2(limits.window.min(LARGE)).clamp(10, 31)).map_err(failed(codec))?;
+            Box::new(decoder)
+        }
+        Some(Codec::Lz4) => Box::new(lz4_flex::frame::FrameDecoder::new(from)),
+        Some(Codec::Lzma) => {
+            return Err(Error::Unsupported {
+                what: "lzma inside of an image".into(),
+                instead: "compress it with gzip, xz or zstd",
+            });
+        }
+    })
+}
+
+/// A reader as the source of an archive reader.
+pub struct ReadSource<R> {
+    from: R,
+    buffer: Vec<u8>,
+    at: usize,
+    filled: usize,
+}
+
+impl<R: Read> ReadSource<R> {
+    pub fn new(from: R) -> ReadSource<R> {
+        ReadSource { from, buffer: vec![0; OUT], at: 0, filled: 0 }
+    }
+}
+
+impl<R: Read> Source for ReadSource<R> {
+    fn fill(&mut self) -> Result<&[u8]> {
+        while self.at == self.filled {
+            match self.from.read(&mut self.buffer) {
+                Ok(n) => (self.at, self.filled) = (0, n),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::BadArchive { at: 0, entry: String::new(), why: e.to_string() }),
+            }
+            if self.filled == 0 {
+                break;
+            }
+        }
+        Ok(&self.buffer[self.at..self.filled])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n;
+    }
+}
+
+/// Bytes that tell another member, or a skippable frame, from garbage.
+const NEXT_LEN: usize = 8;
 /// Bytes of the longest header of a zstd frame.
 const ZSTD_HEADER: usize = 18;
 

@@ -11,9 +11,14 @@
 //! `publish` makes it a version. Dropped at any time before, it leaves nothing.
 
 mod codec;
+mod derive;
 mod detect;
+mod lxd;
+mod oci;
+mod payload;
 mod pipe;
 mod publish;
+mod squashfs;
 mod unpack;
 
 use std::sync::Arc;
@@ -25,16 +30,15 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 pub use codec::Codec;
+pub use payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
 pub use publish::{Published, Source, Target, new_image, publish};
+pub use unpack::{Draft, Hint, place};
 
-use crate::blob::Writer;
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::tar::{Limits, Reader, Stage};
-use crate::tree::Builder;
-use crate::tree::recipe::RecipeBuilder;
+use crate::tar::{Limits, Stage};
 use pipe::{Pipe, PipeReader};
 
 /// Bytes an upload may have in flight before its writer waits.
@@ -44,7 +48,8 @@ const TAR_PIPE: usize = 2 << 20;
 
 /// An upload being unpacked.
 pub struct Ingest {
-    codec: Option<Codec>,
+    /// What the decoder found; put right by it.
+    codec: Option<Arc<Mutex<Codec>>>,
     /// Where the bytes of the upload go.
     inputs: Vec<Arc<Pipe>>,
     /// In the order to settle them.
@@ -63,7 +68,7 @@ struct Parts {
     upload_sha1: JoinHandle<String>,
     tar: Option<JoinHandle<String>>,
     decoder: Option<JoinHandle<()>>,
-    unpacker: JoinHandle<Option<(Writer, Builder, RecipeBuilder)>>,
+    unpacker: JoinHandle<Option<Draft>>,
 }
 
 /// Whether an upload could end here.
@@ -79,9 +84,7 @@ pub enum Settled {
 
 /// An upload unpacked to its end, not yet a version.
 pub struct Unpacked {
-    writer: Writer,
-    builder: Builder,
-    recipe: RecipeBuilder,
+    pub draft: Draft,
     pub codec: Option<Codec>,
     pub size: u64,
     pub upload_sha256: String,
@@ -91,8 +94,8 @@ pub struct Unpacked {
 
 impl Ingest {
     /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has them).
-    pub fn start(store: &Store, staging: &str, head: &[u8], limits: Limits) -> Result<Ingest> {
-        let codec = Codec::detect(head);
+    pub fn start(store: &Store, staging: &str, head: &[u8], limits: Limits, hint: Hint) -> Result<Ingest> {
+        let codec = Codec::detect(head).map(|codec| Arc::new(Mutex::new(codec)));
         let writer = store.blobs.writer(staging)?;
         let (stage, decoded) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicBool::new(false)));
         let failure = Arc::new(Mutex::new(None));
@@ -103,7 +106,7 @@ impl Ingest {
         let upload_sha256 = spawn_hash::<Sha256>("sha256", &for_sha256)?;
         let upload_sha1 = spawn_hash::<Sha1>("sha1", &for_sha1)?;
         let (mut tar, mut decoder) = (None, None);
-        let unpacked_pipe = match codec {
+        let unpacked_pipe = match codec.clone() {
             None => archive.clone(),
             Some(codec) => {
                 // The decoder feeds a relay that hashes and passes on, so that a block is shared and not copied.
@@ -113,7 +116,7 @@ impl Ingest {
                 let (mut input, output, failure) = (PipeReader::new(&archive), raw.clone(), failure.clone());
                 let decoded = decoded.clone();
                 decoder = Some(spawn("decode", move || {
-                    if let Err(e) = codec::decode(codec, &mut input, &output, &limits, &decoded) {
+                    if let Err(e) = codec::decode(&codec, &mut input, &output, &limits, &decoded) {
                         note(&failure, e);
                     }
                     output.end();
@@ -135,13 +138,10 @@ impl Ingest {
             }
         };
         let unpacker = {
-            let (input, stage, failure) = (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
-            let mut writer = writer;
+            let (mut input, stage, failure) = (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
+            // A failure is noted before the reader goes: whoever waits for that looks for the failure then.
             spawn("unpack", move || {
-                // A failure is noted before the reader goes: whoever waits for that looks for the failure then.
-                let mut reader = Reader::new(input, limits, stage).map_err(|e| note(&failure, e)).ok()?;
-                let builder = unpack::unpack(&mut reader, &mut writer).map_err(|e| note(&failure, e)).ok()?;
-                Some((writer, builder, reader.into_recipe()))
+                unpack::unpack(&mut input, writer, &limits, &stage, hint).map_err(|e| note(&failure, e)).ok()
             })?
         };
         let parts = Parts { upload_sha256, upload_sha1, tar, decoder, unpacker };
@@ -220,9 +220,10 @@ impl Ingest {
         if let Some(e) = self.failure.lock().take() {
             return Err(e);
         }
-        let (writer, builder, recipe) = unpacked.ok_or(Error::Stopping)?;
+        let draft = unpacked.ok_or(Error::Stopping)?;
         let tar_sha256 = tar.unwrap_or_else(|| upload_sha256.clone());
-        Ok(Unpacked { writer, builder, recipe, codec: self.codec, size: self.size, upload_sha256, upload_sha1, tar_sha256 })
+        let codec = self.codec.map(|codec| *codec.lock());
+        Ok(Unpacked { draft, codec, size: self.size, upload_sha256, upload_sha1, tar_sha256 })
     }
 
     /// Gives the upload up: its threads end, what they staged goes.

@@ -5,10 +5,11 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
 use crate::ingest::detect::detect;
-use crate::ingest::{Codec, Unpacked};
+use crate::ingest::{Codec, Draft, Unpacked};
 use crate::manifest::{Editable, now};
 use crate::name::{ImageName, new_id};
 use crate::store::Store;
+use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Counts, Tree};
 
 /// Where an upload goes.
@@ -55,31 +56,41 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     if let Some(same) = newest_is_same(store, &unpacked, source) {
         return Ok(same);
     }
-    let Unpacked { writer, builder, recipe, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
-    let tar_size = recipe.tar_size();
+    let Unpacked { draft, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
+    let Draft { writer, builder, tar, more, mut facts } = draft;
+    let came = more.first().or(tar.as_ref()).map_or(0, RecipeBuilder::tar_size);
     let sealed = writer.seal()?;
     let id = new_id()?;
     let path = store.tree_path(&id);
-    let mut facts = VersionFacts {
-        size: tar_size,
-        digest: format!("sha256:{tar_sha256}"),
-        upload_name: source.file_name.clone(),
-        upload_size: size,
-        upload_sha256,
-        upload_sha1,
-        compression: codec.map_or("none", Codec::name).into(),
-        uid: source.uid,
-        ..VersionFacts::default()
-    };
+    let digest = format!("sha256:{tar_sha256}");
+    if !more.is_empty() {
+        (facts.image_size, facts.image_digest) = (came, digest.clone());
+    }
+    if facts.digest.is_empty() {
+        (facts.size, facts.digest) = (came, digest);
+    }
+    if facts.format == "lxd" && facts.fingerprint.is_empty() {
+        facts.fingerprint.clone_from(&upload_sha256);
+    }
+    facts.upload_name.clone_from(&source.file_name);
+    facts.compression = codec.map_or("none", Codec::name).into();
+    (facts.upload_size, facts.upload_sha256, facts.upload_sha1, facts.uid) = (size, upload_sha256, upload_sha1, source.uid);
     let stored = |counts: &Counts| {
         facts.counts = *counts;
         serde_json::to_vec(&facts).expect("plain structs of text and numbers")
     };
-    let written = builder.finish(&path, recipe, |content| sealed.id(content), stored);
+    let written = builder.finish(&path, tar, more, |content| sealed.id(content), stored);
     let made = written.and_then(|(digest, _)| {
         sync_dir(path.parent().expect("trees/"))?;
         let system = detect(store, &Tree::open(&path, &digest)?);
-        (facts.os, facts.release, facts.architecture) = (system.os, system.release, system.architecture);
+        for (field, found) in
+            [(&mut facts.os, system.os), (&mut facts.release, system.release), (&mut facts.architecture, system.architecture)]
+        {
+            // What came with the image says more than what lies in it.
+            if field.is_empty() {
+                *field = found;
+            }
+        }
         add_rows(store, source, id, digest, facts)
     });
     match made {
@@ -103,7 +114,7 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
         Target::Named(name) => model.image_named(name.as_str()),
         Target::Image(serial) => model.live_image(*serial),
     }?;
-    let newest = model.latest(image.serial).filter(|v| v.facts.digest == digest)?;
+    let newest = model.latest(image.serial).filter(|v| v.facts.content_digest() == digest)?;
     Some(Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 })
 }
 
@@ -122,7 +133,7 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
                 None => (new_image(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true),
             },
         };
-        let number = image.next_number;
+        let (number, newest_is_first) = (image.next_number, image.next_number == 0);
         image.next_number += 1;
         image.updated_at = at;
         for (field, found) in [
@@ -134,6 +145,15 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             if field.is_empty() {
                 field.clone_from(found);
             }
+        }
+        for (key, value) in &facts.properties {
+            image.editable.properties.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        if let Some(description) = facts.properties.get("description").filter(|_| image.editable.description.is_empty()) {
+            image.editable.description.clone_from(description);
+        }
+        if newest_is_first && is_disk(&facts.format) {
+            image.editable.kind = "vm".into();
         }
         let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
         let receipt = Receipt { name: source.file_name.clone(), in_root, mtime: source.file_mtime, mode: source.file_mode };
@@ -157,6 +177,11 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         }));
         Ok(published)
     })
+}
+
+/// Whether a virtual machine starts from this format.
+fn is_disk(format: &str) -> bool {
+    matches!(format, "qcow2" | "raw" | "iso")
 }
 
 /// An image without versions.

@@ -82,6 +82,8 @@ pub fn number(field: &[u8]) -> Result<i64, &'static str> {
         }
         return i64::try_from(value).map_err(|_| "a number that is too large");
     }
+    // AIX begins with a zero byte, which GNU tar passes over.
+    let field = if first == 0 { rest } else { field };
     let text = field.strip_suffix(b"\0").unwrap_or(field);
     let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
     let text = text[..end].trim_ascii();
@@ -105,6 +107,7 @@ mod tests {
         assert_eq!(number(b"   644 \0"), Ok(0o644));
         assert_eq!(number(b"644     "), Ok(0o644));
         assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Ok(0));
+        assert_eq!(number(b"\0000644\0"), Ok(0o644));
         assert_eq!(number(b"77777777"), Ok(0o77777777));
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]), Ok(1 << 32));
         assert_eq!(number(&[0xff; 12]), Ok(-1));

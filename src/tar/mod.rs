@@ -8,8 +8,10 @@ mod header;
 mod pax;
 mod reader;
 mod sparse;
+mod write;
 
 pub use reader::{Entry, Kind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar, not_a_tar};
+pub use write::NewEntry;
 
 /// A tar is made of these.
 pub const BLOCK: usize = 512;

@@ -99,8 +99,31 @@ pub fn xattrs(all: &Extensions) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, &'static s
         let value = BASE64.decode(value).map_err(|_| "an xattr whose value is no base64")?;
         found.insert(percent_decode(name), value);
     }
-    found.extend(all.with_prefix("SCHILY.xattr.").map(|(name, value)| (name.to_vec(), value.to_vec())));
+    found.extend(all.with_prefix("SCHILY.xattr.").map(|(name, value)| (gnu_decode(name), value.to_vec())));
     Ok(found)
+}
+
+/// The other way round than `gnu_decode`.
+pub fn gnu_encode(name: &[u8]) -> Vec<u8> {
+    let encoded = |b: &u8| match b {
+        b'=' => b"%3D".to_vec(),
+        b'%' => b"%25".to_vec(),
+        other => vec![*other],
+    };
+    name.iter().flat_map(encoded).collect()
+}
+
+/// GNU tar writes `=` and `%` in a name as %3D and %25, and nothing else.
+fn gnu_decode(name: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(name.len()), name);
+    while let [first, tail @ ..] = rest {
+        (rest, _) = match rest {
+            [b'%', b'3', b'D', tail @ ..] => (tail, out.push(b'=')),
+            [b'%', b'2', b'5', tail @ ..] => (tail, out.push(b'%')),
+            _ => (tail, out.push(*first)),
+        };
+    }
+    out
 }
 
 /// `%2e` and so on; a lone % is itself, as libarchive reads it.

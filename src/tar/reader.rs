@@ -24,6 +24,16 @@ pub trait Source {
     fn consume(&mut self, n: usize);
 }
 
+impl<S: Source> Source for &mut S {
+    fn fill(&mut self) -> Result<&[u8]> {
+        (**self).fill()
+    }
+
+    fn consume(&mut self, n: usize) {
+        (**self).consume(n);
+    }
+}
+
 /// What no real image meets.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -190,6 +200,8 @@ impl<S: Source> Reader<S> {
             match flag {
                 b'x' | b'X' => {
                     let data = self.small(size)?;
+                    // Of several, the last one counts alone.
+                    local = Extensions::default();
                     if let Err(why) = local.take(&data) {
                         return self.bad(b"", why);
                     }
@@ -266,8 +278,15 @@ impl<S: Source> Reader<S> {
             // Contiguous files, sparse ones, and types nobody knows are files, as POSIX says.
             _ => Kind::File,
         };
-        if kind == Kind::HardLink && all.get("size").is_none() {
+        let has_content = match kind {
+            Kind::File => true,
             // Old writers put the target's size there. A pax record counts: `pax -o linkdata` brings content.
+            Kind::HardLink => all.get("size").is_some(),
+            // Only a GNU incremental dump lists what the directory holds.
+            Kind::Directory => header.typeflag() == b'D',
+            _ => false,
+        };
+        if !has_content {
             size = 0;
         }
         let id = |reader: &Self, key: &str, field: usize, what: &str| match all.get(key) {
@@ -278,7 +297,9 @@ impl<S: Source> Reader<S> {
             None => u32::try_from(reader.unsigned(header, field, 8, what)?)
                 .or_else(|_| reader.bad(&path, &format!("a {what} that is too large"))),
         };
-        let (uid, gid) = (id(self, "uid", 108, "uid")?, id(self, "gid", 116, "gid")?);
+        // -1 is what chown(2) takes for "leave it", and nobody's id.
+        let owned = |id: u32| if id == u32::MAX { 0 } else { id };
+        let (uid, gid) = (owned(id(self, "uid", 108, "uid")?), owned(id(self, "gid", 116, "gid")?));
         let mtime = match all.get("mtime") {
             Some(text) => match pax::time(text) {
                 Some(time) => time,
@@ -289,7 +310,8 @@ impl<S: Source> Reader<S> {
                 Err(why) => return self.bad(&path, &format!("in the time, {why}")),
             },
         };
-        let mode = (self.unsigned(header, 100, 8, "mode")? & 0o7777) as u32;
+        // A symlink has no mode of its own.
+        let mode = if kind == Kind::Symlink { 0o777 } else { (self.unsigned(header, 100, 8, "mode")? & 0o7777) as u32 };
         let device = if matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
             let major = self.unsigned(header, 329, 8, "device number")?;
             let minor = self.unsigned(header, 337, 8, "device number")?;
@@ -542,6 +564,7 @@ pub fn not_a_tar(what: String, head: &[u8]) -> Error {
 const KNOWN: &[(&[u8], &str)] = &[
     (b"PK\x03\x04", "a zip archive"),
     (b"LZIP", "lzip data"),
+    (b"\x02\x21\x4c\x18", "lz4 data of the legacy format"),
     (b"\x1f\x9d", "data of compress (.Z)"),
     (b"\x89LZO", "lzop data"),
     (b"Rar!", "a rar archive"),

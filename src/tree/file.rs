@@ -8,10 +8,10 @@ use memmap2::Mmap;
 
 use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
-use crate::format::TREE_MAGIC;
+use crate::format::{TREE_MAGIC, TREE_MAGIC_1};
 use crate::sys;
 use crate::tree::recipe::Recipe;
-use crate::tree::{ATTR_LEN, ENTRY_LEN, HEAD_LEN, NODE_LEN, NodeIndex, ROOT, SECTIONS, Section};
+use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section};
 
 /// A version's tree.
 pub struct Tree {
@@ -23,12 +23,23 @@ pub struct Tree {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    File { blob: BlobId, sparse: bool },
+    File(Bytes),
     Directory { first: u32, count: u32 },
     Symlink,
     CharDevice { major: u32, minor: u32 },
     BlockDevice { major: u32, minor: u32 },
     Fifo,
+}
+
+/// Where a file's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bytes {
+    None,
+    Blob(BlobId),
+    /// The blob holds the pieces of a sparse file, back to back.
+    Sparse(BlobId),
+    /// Made by the recipe with this number.
+    Recipe(u32),
 }
 
 /// What stat shows.
@@ -81,10 +92,15 @@ impl Tree {
 
     fn parse(path: &Path, file: &File) -> Result<Tree> {
         let mut tree = Tree { path: path.to_owned(), map: sys::map(file, path)?, sections: Default::default() };
-        if !tree.map.starts_with(TREE_MAGIC) || tree.map.len() < HEAD_LEN {
-            return Err(tree.corrupt("it does not begin as a tree"));
+        let sections = match tree.map.first_chunk::<16>() {
+            Some(TREE_MAGIC) => SECTIONS,
+            Some(TREE_MAGIC_1) => SECTIONS_1,
+            _ => return Err(tree.corrupt("it does not begin as a tree")),
+        };
+        if tree.map.len() < 16 + sections * 16 {
+            return Err(tree.corrupt("it is too short"));
         }
-        for n in 0..SECTIONS {
+        for n in 0..sections {
             let field = |at: usize| u64::from_le_bytes(tree.map[at..at + 8].try_into().expect("eight bytes"));
             let (at, len) = (field(16 + n * 16), field(24 + n * 16));
             let end = at.checked_add(len).filter(|e| *e <= tree.map.len() as u64);
@@ -140,7 +156,10 @@ impl Tree {
         let (data, extra) = (u32_at(raw, 28), u32_at(raw, 32));
         let mode = u32_at(attr, 0);
         let kind = match mode & libc::S_IFMT {
-            libc::S_IFREG => Kind::File { blob: data, sparse: extra != 0 },
+            libc::S_IFREG if extra & MADE != 0 => Kind::File(Bytes::Recipe(extra & !MADE)),
+            libc::S_IFREG if extra != 0 => Kind::File(Bytes::Sparse(data)),
+            libc::S_IFREG if data == 0 => Kind::File(Bytes::None),
+            libc::S_IFREG => Kind::File(Bytes::Blob(data)),
             libc::S_IFDIR => Kind::Directory { first: data, count: extra },
             libc::S_IFLNK => Kind::Symlink,
             libc::S_IFCHR => Kind::CharDevice { major: data, minor: extra },
@@ -249,7 +268,7 @@ impl Tree {
 
     /// The pieces of a sparse file: (offset in the file, length), ascending. Its blob holds them back to back.
     pub fn sparse_map(&self, node: &Node) -> Result<Vec<(u64, u64)>> {
-        let (Kind::File { .. }, true) = (node.kind, node.extra != 0) else { return Ok(Vec::new()) };
+        let Kind::File(Bytes::Sparse(_)) = node.kind else { return Ok(Vec::new()) };
         let bad = || self.corrupt("a sparse map is missing");
         let map = self.section(Section::Sparse).get(node.extra as usize - 1..).filter(|m| m.len() >= 4).ok_or_else(bad)?;
         let pieces = map[4..].chunks_exact(16).take(u32_at(map, 0) as usize);
@@ -267,8 +286,41 @@ impl Tree {
         self.section(Section::Facts)
     }
 
-    pub fn recipe(&self) -> Result<Recipe<'_>> {
-        Recipe::parse(self.section(Section::Recipe))
+    /// The recipe with this number; 0 is that of rootfs.tar.
+    ///
+    /// Errors: `Corrupt` if there is none, or it makes no sense.
+    pub fn recipe(&self, number: u32) -> Result<Recipe<'_>> {
+        if number == 0 {
+            return Recipe::parse(self.section(Section::Recipe));
+        }
+        let more = self.section(Section::More);
+        let found = (|| {
+            let at = 8 + (number as usize - 1).checked_mul(16)?;
+            let place = more.get(at..at.checked_add(16)?)?;
+            let (from, len) = (usize::try_from(u64_at(place, 0)).ok()?, usize::try_from(u64_at(place, 8)).ok()?);
+            more.get(from..from.checked_add(len)?)
+        })();
+        Recipe::parse(found.filter(|_| number <= self.more_recipes()).ok_or_else(|| self.corrupt("a recipe is missing"))?)
+    }
+
+    /// How many recipes there are beside that of rootfs.tar; their numbers begin at 1.
+    pub fn more_recipes(&self) -> u32 {
+        self.section(Section::More).get(..4).map_or(0, |count| u32_at(count, 0))
+    }
+
+    /// The recipe of what was uploaded, unpacked: number 1 if rootfs.tar was made of it, or there is none.
+    pub fn as_it_came(&self) -> u32 {
+        u32::from(self.more_recipes() > 0)
+    }
+
+    /// Whether the version has a rootfs.
+    pub fn has_rootfs(&self) -> bool {
+        !self.section(Section::Recipe).is_empty()
+    }
+
+    /// The directory whose entries are shown beside rootfs.
+    pub fn beside(&self) -> Option<NodeIndex> {
+        self.section(Section::Beside).get(..4).map(|index| u32_at(index, 0))
     }
 }
 

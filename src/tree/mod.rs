@@ -1,4 +1,4 @@
-//! One immutable file a version: its directory tree and the recipe of its tar.
+//! One immutable file a version: its directory tree, the files beside it, and the recipes of its tars.
 //!
 //! ```text
 //! head        TREE_MAGIC, then (offset u64, length u64) of each section in the order of `Section`
@@ -10,20 +10,24 @@
 //! xattrs      sets: count u32, then (name length u32, value length u32, name, value) each, by name
 //! sparse      maps: count u32, then (offset u64, length u64) each: where the blob's bytes lie in the file
 //! blobs       u32 each, ascending: every blob the version holds; what gc marks
-//! recipe      see recipe.rs
+//! recipe      of rootfs.tar, number 0; see recipe.rs. Empty: the version has no rootfs
+//! beside      u32: the node of the directory whose entries lie beside rootfs in the version; empty: there is none
+//! more        count u32, 0 u32, then (offset u64, length u64) each, from the section's beginning on: recipes 1, 2, ...
 //! ```
 //!
-//! `data` and `extra` of a node: file: blob id (0 for no bytes), offset + 1 of its sparse map (0 none).
-//! Directory: first entry, number of entries. Symlink: offset of its target, 0. Device: major, minor.
-//! Node 0 is the root. The children of a directory have consecutive numbers in the order of their names, so a
+//! `data` and `extra` of a node: file: blob id (0 for no bytes), offset + 1 of its sparse map (0 none); or 0,
+//! 2^31 + the number of the recipe that makes it. Directory: first entry, number of entries. Symlink: offset of its
+//! target, 0. Device: major, minor. A recipe names only recipes with higher numbers.
+//! A tree of format 1 has no `beside` and no `more`.
+//! Node 0 is rootfs. The children of a directory have consecutive numbers in the order of their names, so a
 //! reader that follows the listing follows the numbers. The digest of the whole file is in the version's row.
 
 mod build;
 mod file;
 pub mod recipe;
 
-pub use build::{Builder, Counts, Make, Meta, Refused};
-pub use file::{Kind, Node, Tree, XattrIter};
+pub use build::{Builder, Counts, Make, Meta, Refused, Visit};
+pub use file::{Bytes, Kind, Node, Tree, XattrIter};
 
 /// The parts of a tree file, in the order of the head.
 #[derive(Clone, Copy)]
@@ -37,10 +41,16 @@ enum Section {
     Sparse,
     Blobs,
     Recipe,
+    Beside,
+    More,
 }
 
-const SECTIONS: usize = 9;
+const SECTIONS: usize = 11;
+/// Sections of a tree of format 1.
+const SECTIONS_1: usize = 9;
 const HEAD_LEN: usize = 16 + SECTIONS * 16;
+/// In a file's `extra`: the rest is the number of a recipe.
+const MADE: u32 = 1 << 31;
 const ATTR_LEN: usize = 16;
 const NODE_LEN: usize = 40;
 const ENTRY_LEN: usize = 8;

@@ -1,10 +1,13 @@
-//! The recipe of a tar: which bytes are headers and padding, and which are the content of which blob.
+//! The recipe of a file that is made when it is read: which bytes are headers and padding, and which are the content of
+//! which blob. A tar is one; so is a disk image, in blobs and holes.
 //!
 //! ```text
 //! head      tar size u64, inline size u64, number of seek points u64, length of records u64, number of frames u64
 //! points    24 bytes each, one before every 64 records: offset in the tar u64, in the inline bytes u64, in records u64
 //! frames    u64 each: the length of a compressed frame
-//! records   varints: inline bytes before the blob; blob id (0: none, the last); length of the blob
+//! records   varints: inline bytes before the content; what it is; its length. 0: a hole, or, of no length, the end;
+//!           below 2^32: the blob with this id; from there on: what recipe n - 2^32 of the same tree makes, whose
+//!           number is above this one's own
 //! inline    zstd frames of 256 KiB of inline bytes each, the last shorter
 //! ```
 
@@ -19,6 +22,8 @@ const HEAD: usize = 40;
 const POINT: usize = 24;
 /// Headers are mostly zeros and repetition; level 1 already takes them to a few per cent.
 const LEVEL: i32 = 3;
+/// Contents from here on are recipes.
+const NESTED: u64 = 1 << 32;
 
 /// Collects a recipe while the tar is parsed.
 pub struct RecipeBuilder {
@@ -68,9 +73,28 @@ impl RecipeBuilder {
 
     /// The next `len` bytes of the tar are this content.
     pub fn content(&mut self, content: Content, len: u64) {
+        self.tar_size += len;
+        if let (Content::Hole, 0, Some((_, Content::Hole, hole))) = (content, self.run, self.records.last_mut()) {
+            *hole += len;
+            return;
+        }
         self.records.push((self.run, content, len));
         self.run = 0;
-        self.tar_size += len;
+    }
+
+    /// Where each content lies: offset, content, length.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, Content, u64)> + '_ {
+        let mut at = 0;
+        self.records.iter().map(move |(run, content, len)| {
+            let from = at + run;
+            at = from + len;
+            (from, *content, *len)
+        })
+    }
+
+    /// Puts another content in the place of one that was recorded.
+    pub fn replace(&mut self, old: Content, new: Content) {
+        self.records.iter_mut().filter(|(_, content, _)| *content == old).for_each(|record| record.1 = new);
     }
 
     fn pack(&mut self) -> Result<()> {
@@ -86,18 +110,26 @@ impl RecipeBuilder {
     }
 
     /// Every content, in order.
-    pub fn contents(&self) -> impl Iterator<Item = Content> + '_ {
+    pub(super) fn contents(&self) -> impl Iterator<Item = Content> + '_ {
         self.records.iter().map(|(_, content, _)| *content)
     }
 
     /// The stored form; `id` says which blob a content became.
-    pub fn finish(mut self, id: impl Fn(Content) -> BlobId) -> Result<Vec<u8>> {
+    ///
+    /// Errors: `Io` if it cannot be compressed.
+    pub fn finish(mut self, id: &impl Fn(Content) -> Option<BlobId>) -> Result<Vec<u8>> {
         if !self.pending.is_empty() {
             self.pack()?;
         }
         let (mut points, mut records) = (Vec::new(), Vec::new());
         let (mut tar_at, mut inline_at, mut count) = (0u64, 0u64, 0u64);
-        let all = self.records.iter().map(|(run, content, len)| (*run, id(*content), *len));
+        let code = |content: &Content| match *content {
+            Content::Hole => 0,
+            Content::Recipe(n) => NESTED + u64::from(n),
+            // Without a blob the record would be the end: refused when it is read.
+            known => id(known).map_or(0, u64::from),
+        };
+        let all = self.records.iter().map(|(run, content, len)| (*run, code(content), *len));
         for (n, (run, blob, len)) in all.chain([(self.run, 0, 0)]).enumerate() {
             if n % STRIDE == 0 {
                 for value in [tar_at, inline_at, records.len() as u64] {
@@ -106,7 +138,7 @@ impl RecipeBuilder {
                 count += 1;
             }
             put_varint(&mut records, run);
-            put_varint(&mut records, u64::from(blob));
+            put_varint(&mut records, blob);
             put_varint(&mut records, len);
             tar_at += run + len;
             inline_at += run;
@@ -158,6 +190,26 @@ pub enum Piece {
     Inline,
     /// `len` bytes of this blob from `offset` on.
     Blob { id: BlobId, offset: u64, len: u64 },
+    /// `len` bytes of what recipe `number` of the same tree makes, from `offset` on.
+    Recipe { number: u32, offset: u64, len: u64 },
+    /// `len` zeros.
+    Hole { len: u64 },
+}
+
+/// What a record names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Blob(BlobId),
+    Recipe(u32),
+    Hole,
+}
+
+struct Record {
+    /// Where the next one begins.
+    next: usize,
+    run: u64,
+    named: Named,
+    len: u64,
 }
 
 impl<'t> Recipe<'t> {
@@ -203,30 +255,75 @@ impl<'t> Recipe<'t> {
         };
         let mut at = offset;
         while at < end {
-            let (next_record, run, blob, blob_len) = self.record(position.record)?;
-            let inline_end = position.tar.checked_add(run).ok_or_else(bad)?;
-            let record_end = inline_end.checked_add(blob_len).ok_or_else(bad)?;
+            let record = self.record(position.record)?;
+            let inline_end = position.tar.checked_add(record.run).ok_or_else(bad)?;
+            let record_end = inline_end.checked_add(record.len).ok_or_else(bad)?;
+            if at < position.tar {
+                return Err(bad());
+            }
             if at < inline_end {
                 let to = end.min(inline_end);
-                self.inline(cursor, position.inline + (at - position.tar), to - at, &mut emit)?;
+                let from = position.inline.checked_add(at - position.tar).ok_or_else(bad)?;
+                self.inline(cursor, from, to - at, &mut emit)?;
                 at = to;
             }
             if at < end && at < record_end {
                 let to = end.min(record_end);
-                emit(Piece::Blob { id: blob, offset: at - inline_end, len: to - at }, &[])?;
+                let (offset, len) = (at - inline_end, to - at);
+                let piece = match record.named {
+                    Named::Blob(id) => Piece::Blob { id, offset, len },
+                    Named::Recipe(number) => Piece::Recipe { number, offset, len },
+                    Named::Hole => Piece::Hole { len },
+                };
+                emit(piece, &[])?;
                 at = to;
             }
-            if at < end || at == record_end {
-                if blob == 0 && at < end {
-                    return Err(bad());
-                }
-                if blob != 0 {
-                    position = Position { tar: record_end, inline: position.inline + run, record: next_record };
-                }
+            let last = record.named == Named::Hole && record.len == 0;
+            if last && at < end {
+                return Err(bad());
+            }
+            if at >= record_end && !last {
+                let inline = position.inline.checked_add(record.run).ok_or_else(bad)?;
+                position = Position { tar: record_end, inline, record: record.next };
             }
         }
         cursor.at = Some(position);
         Ok(())
+    }
+
+    /// Where the next data (or hole) begins, from `offset` on; the end of the file if there is none.
+    pub fn seek_data(&self, offset: u64, data: bool) -> Result<u64> {
+        let mut position = self.seek(offset);
+        while position.tar < self.tar_size {
+            let record = self.record(position.record)?;
+            let inline_end = position.tar.checked_add(record.run).ok_or_else(bad)?;
+            let end = inline_end.checked_add(record.len).ok_or_else(bad)?;
+            for (from, to, is_data) in [(position.tar, inline_end, true), (inline_end, end, record.named != Named::Hole)] {
+                if to > offset && to > from && is_data == data {
+                    return Ok(from.max(offset).min(self.tar_size));
+                }
+            }
+            if record.named == Named::Hole && record.len == 0 {
+                break;
+            }
+            position = Position { tar: end, inline: 0, record: record.next };
+        }
+        Ok(self.tar_size)
+    }
+
+    /// Bytes that are no hole.
+    pub fn data_size(&self) -> Result<u64> {
+        let (mut at, mut data) = (0, 0u64);
+        loop {
+            let record = self.record(at)?;
+            data = data.checked_add(record.run).ok_or_else(bad)?;
+            match record.named {
+                Named::Hole if record.len == 0 => return Ok(data),
+                Named::Hole => {}
+                _ => data = data.checked_add(record.len).ok_or_else(bad)?,
+            }
+            at = record.next;
+        }
     }
 
     fn seek(&self, offset: u64) -> Position {
@@ -238,14 +335,19 @@ impl<'t> Recipe<'t> {
         self.point(low)
     }
 
-    /// The record at `at`: where the next one begins, inline bytes, blob, its length.
-    fn record(&self, at: usize) -> Result<(usize, u64, BlobId, u64)> {
+    fn record(&self, at: usize) -> Result<Record> {
         let records = &self.raw[self.records.0..self.records.1];
         let mut rest = records.get(at..).ok_or_else(bad)?;
         let run = take_varint(&mut rest).ok_or_else(bad)?;
-        let blob = take_varint(&mut rest).and_then(|b| BlobId::try_from(b).ok()).ok_or_else(bad)?;
+        let code = take_varint(&mut rest).ok_or_else(bad)?;
         let len = take_varint(&mut rest).ok_or_else(bad)?;
-        Ok((records.len() - rest.len(), run, blob, len))
+        let named = match (BlobId::try_from(code), code.checked_sub(NESTED).map(u32::try_from)) {
+            (Ok(0), _) => Named::Hole,
+            (Ok(id), _) => Named::Blob(id),
+            (_, Some(Ok(number))) => Named::Recipe(number),
+            _ => return Err(bad()),
+        };
+        Ok(Record { next: records.len() - rest.len(), run, named, len })
     }
 
     fn inline(&self, cursor: &mut Cursor, from: u64, len: u64, emit: &mut impl FnMut(Piece, &[u8]) -> Result<()>) -> Result<()> {

@@ -17,7 +17,7 @@ fn file() -> Make<'static> {
 fn finish(builder: Builder, recipe: RecipeBuilder) -> (tempfile::TempDir, Tree) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t");
-    let (digest, _) = builder.finish(&path, recipe, |_| 7, |_| b"{}\n".to_vec()).unwrap();
+    let (digest, _) = builder.finish(&path, Some(recipe), Vec::new(), |_| Some(7), |_| b"{}\n".to_vec()).unwrap();
     let tree = Tree::open(&path, &digest).unwrap();
     (dir, tree)
 }
@@ -139,7 +139,8 @@ fn any_flipped_bit_of_a_tree_is_noticed() {
     let path = dir.path().join("t");
     let mut b = Builder::new();
     b.add(b"etc/motd", &meta(), file()).unwrap();
-    let (digest, _) = b.finish(&path, RecipeBuilder::new().unwrap(), |_| 7, |_| b"{}\n".to_vec()).unwrap();
+    let (digest, _) =
+        b.finish(&path, Some(RecipeBuilder::new().unwrap()), Vec::new(), |_| Some(7), |_| b"{}\n".to_vec()).unwrap();
     let good = std::fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();
@@ -167,12 +168,12 @@ proptest! {
             recipe.inline(&inline).unwrap();
             expected.extend_from_slice(&inline);
             if *blob % 3 > 0 {
-                recipe.content(Content::known(5), *blob);
-                expected.extend((0..*blob).map(blob_byte));
+                recipe.content(if blob % 3 == 1 { Content::Known(5) } else { Content::Hole }, *blob);
+                expected.extend((0..*blob).map(|at| if blob % 3 == 1 { blob_byte(at) } else { 0 }));
             }
         }
         prop_assert_eq!(recipe.tar_size(), expected.len() as u64);
-        let raw = recipe.finish(|_| 5).unwrap();
+        let raw = recipe.finish(&|_| Some(5)).unwrap();
         let recipe = recipe::Recipe::parse(&raw).unwrap();
         let mut cursor = Cursor::default();
         let total = expected.len() as u64;
@@ -188,6 +189,8 @@ proptest! {
                         assert_eq!(id, 5);
                         got.extend((offset..offset + len).map(blob_byte));
                     }
+                    Piece::Hole { len } => got.resize(got.len() + len as usize, 0),
+                    Piece::Recipe { .. } => unreachable!("none was recorded"),
                 }
                 Ok(())
             }).unwrap();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
-use crate::fs::upload::{PIECE, Phase, Place, State, Upload, kind_of, repeated};
+use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
-use crate::ingest::{self, Ingest, Published, Settled, Source, Target};
+use crate::ingest::{self, Hint, Ingest, Published, Settled, Source, Target};
 use crate::name::{ImageName, Promise, promise_of};
 use crate::tar;
 
@@ -56,7 +56,8 @@ impl ImageFs {
                 Wanted::Refuse(e) => Err(e),
             }
         };
-        let incomplete = matches!(&result, Err(Error::Truncated { .. }));
+        // Once its threads have ended, no more can come.
+        let incomplete = matches!(&result, Err(Error::Truncated { .. })) && !matches!(state.phase, Phase::Moving);
         if let Err(e) = &result
             && !incomplete
         {
@@ -88,7 +89,7 @@ impl ImageFs {
             return Wanted::Publish;
         }
         let head = self.head_of(state);
-        let archive = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..)) || kind_of(&head) == Some(true);
+        let archive = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..)) || upload.recognises(&head) == Some(true);
         match upload.place {
             // Inside an image any archive is its next version, whatever it is called.
             Place::Image(_) if archive => Wanted::Publish,
@@ -104,7 +105,7 @@ impl ImageFs {
         match &state.phase {
             Phase::Head(head) => head.clone(),
             _ => {
-                let mut head = vec![0; tar::BLOCK];
+                let mut head = vec![0; ingest::HEAD];
                 let got = state.spool.as_ref().and_then(|s| s.file.read_at(&mut head, 0).ok()).unwrap_or(0);
                 head.truncate(got);
                 head
@@ -120,11 +121,11 @@ impl ImageFs {
         }
         if let Phase::Spooled = state.phase {
             let head = self.head_of(state);
-            if kind_of(&head) != Some(true) {
+            if upload.recognises(&head) != Some(true) {
                 return Err(tar::not_a_tar(upload.name(), &head));
             }
             let staging = format!("upload-{}", upload.number);
-            let ingest = Ingest::start(&self.store, &staging, &head, self.store.settings.limits)?;
+            let ingest = Ingest::start(&self.store, &staging, &head, self.store.settings.limits, Hint::of(name))?;
             state.phase = Phase::Gapped(ingest, 0);
         }
         if let Phase::Gapped(..) = state.phase {
@@ -295,7 +296,7 @@ impl ImageFs {
         }
         let result = self.judge(upload, &mut state, name, true);
         if let Err(e) = &result
-            && !matches!(e, Error::Truncated { .. })
+            && !(matches!(e, Error::Truncated { .. }) && !matches!(state.phase, Phase::Moving))
         {
             self.fail(upload, &mut state, e);
         }

@@ -29,10 +29,9 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::Attr;
-use crate::ingest::{Codec, Ingest, Published};
+use crate::ingest::{Hint, Ingest, Published};
 use crate::journal::Job;
 use crate::name::{Promise, promise_of};
-use crate::tar;
 
 /// Receipts that are remembered since the mount; older ones come from the catalog.
 const RECEIPTS: usize = 1000;
@@ -141,6 +140,11 @@ impl Upload {
     fn touch(&self) {
         let mut info = self.info.lock();
         (info.untouched, info.version) = (false, None);
+    }
+
+    /// Whether a file of this name that begins so is an image; `None` while that cannot be told.
+    fn recognises(&self, head: &[u8]) -> Option<bool> {
+        Hint::of(&self.info.lock().name).recognises(head)
     }
 
     fn promise(&self) -> Promise {
@@ -275,12 +279,4 @@ fn repeated(errno: i32, sentence: &str) -> Error {
         libc::EINVAL => Error::Invalid { what: "the upload".into(), why: sentence.into() },
         _ => Error::Io { doing: "store", path: "the upload".into(), source },
     }
-}
-
-/// Whether a file that begins so is an archive; `None` while that cannot be told.
-fn kind_of(head: &[u8]) -> Option<bool> {
-    if Codec::detect(head).is_some() {
-        return Some(true);
-    }
-    if head.len() >= tar::BLOCK { Some(tar::begins_a_tar(head)) } else { None }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
-use crate::export::TarReader;
+use crate::export::RecipeReader;
 use crate::fs::ImageFs;
 use crate::fs::upload::{Phase, Place, Upload};
 use crate::manifest::now;
@@ -62,7 +62,7 @@ impl ImageFs {
             return Err(cannot(&name, "its compressed bytes are not kept"));
         }
         let slot = self.store.tree(version)?;
-        TarReader::default().read(&self.store, &slot.tree, offset, len, out)
+        RecipeReader::default().read(&self.store, &slot.tree, slot.tree.as_it_came(), offset, len, out)
     }
 
     /// `rm` of an upload, a scratch file or a receipt.

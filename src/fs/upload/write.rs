@@ -9,15 +9,15 @@ use parking_lot::Mutex;
 
 use crate::catalog::Named;
 use crate::error::{Error, Result};
-use crate::export::TarReader;
+use crate::export::RecipeReader;
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::judge::process_of;
-use crate::fs::upload::{Before, Info, PIECE, Phase, Place, Spool, State, Upload, kind_of, repeated};
+use crate::fs::upload::{Before, Info, PIECE, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
-use crate::ingest::{Ingest, Published};
+use crate::ingest::{Hint, Ingest, Published};
 use crate::manifest::now;
 use crate::name::{ImageName, Promise, promise_of};
 use crate::store::Store;
@@ -235,7 +235,7 @@ impl ImageFs {
                 Phase::Head(head) if offset == head.len() as u64 => {
                     // What was collected, with the new bytes, may be enough to tell.
                     let all = [head.as_slice(), data].concat();
-                    match kind_of(&all) {
+                    match upload.recognises(&all) {
                         Some(true) => {
                             let first = std::mem::take(head);
                             self.begin_stream(upload, state, &all)?;
@@ -288,7 +288,8 @@ impl ImageFs {
     pub(super) fn begin_stream(&self, upload: &Upload, state: &mut State, head: &[u8]) -> Result<()> {
         upload.job.phase("unpacking");
         let staging = format!("upload-{}", upload.number);
-        state.phase = Phase::Streaming(Ingest::start(&self.store, &staging, head, self.store.settings.limits)?);
+        state.phase =
+            Phase::Streaming(Ingest::start(&self.store, &staging, head, self.store.settings.limits, Hint::of(&upload.name()))?);
         Ok(())
     }
 
@@ -326,10 +327,10 @@ impl ImageFs {
         }
         self.make_spool(upload, state)?;
         let slot = self.store.tree(before.version)?;
-        let (mut reader, mut at, mut out) = (TarReader::default(), 0, Vec::new());
+        let (mut reader, mut at, mut out) = (RecipeReader::default(), 0, Vec::new());
         while at < before.size {
             out.clear();
-            reader.read(&self.store, &slot.tree, at, PIECE, &mut out)?;
+            reader.read(&self.store, &slot.tree, slot.tree.as_it_came(), at, PIECE, &mut out)?;
             write_spool(&self.store, state, at, &out)?;
             at += out.len() as u64;
         }
