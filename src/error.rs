@@ -58,6 +58,10 @@ pub enum Error {
     Ambiguous { prefix: String, candidates: String },
 
     // ---- rules
+    #[error("{what} is not empty")]
+    NotEmpty { what: String },
+    #[error("{what} is the origin of {dependents}")]
+    HasDependents { what: String, dependents: String },
     #[error("{image} is the default image while there are others")]
     ImageIsDefault { image: String },
     #[error("{image}/{number} is pinned by {image}/default")]
@@ -136,6 +140,8 @@ impl Error {
             Error::ImageIsDefault { .. }
             | Error::VersionIsPinned { .. }
             | Error::OnlyVersion { .. }
+            | Error::NotEmpty { .. }
+            | Error::HasDependents { .. }
             | Error::UploadBusy { .. }
             | Error::Locked { .. } => libc::EBUSY,
             Error::Frozen { .. } => libc::EROFS,
@@ -182,6 +188,8 @@ impl Error {
             Error::ImageIsDefault { .. } => "point default elsewhere first: ln -sfn OTHER default",
             Error::VersionIsPinned { .. } => "point it elsewhere first: ln -sfn latest IMAGE/default",
             Error::OnlyVersion { .. } => "rmdir the image to delete all of it",
+            Error::NotEmpty { .. } => "rm -r removes it with all it holds",
+            Error::HasDependents { .. } => "delete those first",
             Error::Frozen { .. } => "copy a new tarball into the image: that makes a new version",
             Error::Managed { .. } => "see .imgfs/README for the gestures",
             Error::UploadBusy { .. } => "wait for it, or copy under another name",

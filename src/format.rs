@@ -10,6 +10,7 @@
 //! |-- loose/        content as it came: HEX.seg segments of small blobs, HEX.obj one large blob each
 //! |-- trees/        HEX.tree, one immutable mapped file a version: nodes, names, tar recipe
 //! |-- staging/      uploads under way; emptied at start
+//! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
 //! |-- log           one line a change
 //! `-- daemon.log    what the daemon had to say

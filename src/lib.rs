@@ -12,7 +12,7 @@
 //!
 //! # The map, from the ground up
 //!
-//! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `format` (the store on disk,
+//! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the store on disk,
 //! its invariants), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
 //! (the only unsafe code). Then `blob` (content, once) and `catalog` (names, in SQLite and in memory), which do not
 //! know each other; `store` holds both. Verbs: `ingest`, `describe`, `export`, `versions`, `gc`, `fsck`, `status`,
@@ -30,6 +30,7 @@ pub mod format;
 pub mod fs;
 pub mod fsck;
 pub mod gc;
+pub mod imgapi;
 pub mod ingest;
 pub mod journal;
 pub mod manifest;

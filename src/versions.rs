@@ -24,7 +24,7 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
         let serial = change.serial();
-        change.put(Row::Image(new_image(serial, name.as_str(), uid, gid, mode, now())?));
+        change.put(Row::Image(new_image(serial, name.as_str(), uid, gid, mode, now())?.into()));
         if change.model.default_image.is_none() {
             change.put(Row::Default { image: Some(serial), hidden: false });
         }
@@ -46,6 +46,7 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
             if of.pinned == Some(number) {
                 return Err(Error::VersionIsPinned { image: of.name.clone(), number });
             }
+            refuse_dependents(change.model, &[version])?;
             let (mut of, mut version) = (of.clone(), version.clone());
             let serial = version.serial;
             for alias in change.model.aliases_of(image).into_iter().filter(|a| a.number == Some(number)) {
@@ -54,8 +55,8 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
             version.trashed_at = Some(now());
             version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
             of.updated_at = now();
-            change.put(Row::Version(version));
-            change.put(Row::Image(of));
+            change.put(Row::Version(version.into()));
+            change.put(Row::Image(of.into()));
             Ok(serial)
         })
     })
@@ -69,6 +70,7 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     store.deleting(|| {
         store.catalog.commit(|change| {
             let mut image = live_image(change.model, serial)?.clone();
+            refuse_dependents(change.model, &change.model.versions_of(serial).collect::<Vec<_>>())?;
             if change.model.default_image == Some(serial) {
                 if change.model.live_images().count() > 1 {
                     return Err(Error::ImageIsDefault { image: image.name });
@@ -77,10 +79,23 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
             }
             image.trashed_at = Some(now());
             image.trash_name = Some(change.model.free_trash_name(&image.name));
-            change.put(Row::Image(image));
+            change.put(Row::Image(image.into()));
             Ok(())
         })
     })
+}
+
+/// Versions that others are deltas over stay until those are gone; those that go with them do not count.
+fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
+    let path = |v: &Version| format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number);
+    for version in going.iter().filter(|v| !v.facts.uuid.is_empty()) {
+        let others = model.all_versions().filter(|v| model.is_live(v) && !going.iter().any(|g| g.serial == v.serial));
+        let dependents: Vec<String> = others.filter(|v| v.facts.origin == version.facts.uuid).map(path).collect();
+        if !dependents.is_empty() {
+            return Err(Error::HasDependents { what: path(version), dependents: dependents.join(", ") });
+        }
+    }
+    Ok(())
 }
 
 /// What `.imgfs/trash/NAME` is.
@@ -105,7 +120,7 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         (image.trashed_at, image.trash_name) = (None, None);
         image.name = name.to_string();
         image.updated_at = now();
-        change.put(Row::Image(image));
+        change.put(Row::Image(image.into()));
         if change.model.default_image.is_none() {
             change.put(Row::Default { image: Some(serial), hidden: false });
         }
@@ -130,8 +145,8 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
         (version.trashed_at, version.trash_name) = (None, None);
         image.updated_at = now();
         let number = version.number;
-        change.put(Row::Version(version));
-        change.put(Row::Image(image));
+        change.put(Row::Version(version.into()));
+        change.put(Row::Image(image.into()));
         Ok(number)
     })
 }
@@ -208,7 +223,7 @@ pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
         refuse_taken(change.model, to.as_str())?;
         image.name = to.to_string();
         image.updated_at = now();
-        change.put(Row::Image(image));
+        change.put(Row::Image(image.into()));
         Ok(())
     })
 }
@@ -351,7 +366,7 @@ fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image
         work(change.model, &mut image)?;
         if image != *before {
             image.updated_at = now();
-            change.put(Row::Image(image));
+            change.put(Row::Image(image.into()));
         }
         Ok(())
     })
@@ -362,7 +377,7 @@ pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option
     store.catalog.commit(|change| {
         let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
         work(&mut version.receipt);
-        change.put(Row::Version(version));
+        change.put(Row::Version(version.into()));
         Ok(())
     })
 }

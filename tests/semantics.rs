@@ -53,10 +53,10 @@ fn mkdir_makes_an_image_to_be_filled() {
 }
 
 #[test]
-fn staging_directories_are_refused_with_what_to_do_instead() {
+fn a_staging_directory_is_published_by_mv() {
     let m = with_two();
-    m.refused("mkdir .new", "Operation not supported");
-    assert!(m.errors().contains("staging directory"));
+    m.ok("mkdir web/.new; cp $S/b.tar web/.new/; mv web/.new web/next; cmp $S/b.tar web/1/rootfs.tar");
+    m.ok("mkdir .new; cp $S/c.tar .new/; mv .new other; cmp $S/c.tar other/0/rootfs.tar");
 }
 
 #[test]

@@ -17,8 +17,8 @@ use crate::error::Result;
 /// One row's new state.
 #[derive(Clone, Debug)]
 pub enum Row {
-    Image(Image),
-    Version(Version),
+    Image(Box<Image>),
+    Version(Box<Version>),
     Alias(Alias),
     DropImage(u32),
     DropVersion(u32),

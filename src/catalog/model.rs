@@ -239,7 +239,7 @@ impl Model {
                 if live {
                     self.names.insert(image.name.clone(), Named::Image(serial));
                 }
-                self.images.insert(serial, image);
+                self.images.insert(serial, *image);
                 self.rename_aliases(serial, live);
             }
             Row::Version(version) => {
@@ -247,7 +247,7 @@ impl Model {
                 if version.trashed_at.is_none() {
                     self.numbers.insert((version.image, version.number), version.serial);
                 }
-                self.versions.insert(version.serial, version);
+                self.versions.insert(version.serial, *version);
             }
             Row::Alias(alias) => {
                 self.unname_alias(alias.serial);

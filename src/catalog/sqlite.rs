@@ -67,11 +67,11 @@ impl Db {
         }
         for row in self.rows("image", IMAGE)? {
             let image = image_from(&row).ok_or_else(|| self.bad("image", "a column"))?;
-            model.apply(Row::Image(image));
+            model.apply(Row::Image(image.into()));
         }
         for row in self.rows("version", VERSION)? {
             let version = version_from(&row).ok_or_else(|| self.bad("version", "a column"))?;
-            model.apply(Row::Version(version));
+            model.apply(Row::Version(version.into()));
         }
         for row in self.rows("alias", ALIAS)? {
             let alias = alias_from(&row).ok_or_else(|| self.bad("alias", "a column"))?;

@@ -9,7 +9,7 @@ use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
 use crate::name::{parse_number, strip_archive_suffix};
-use crate::tree::{ROOT, Tree};
+use crate::tree::{Kind, ROOT, Tree};
 
 fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: String::from_utf8_lossy(name).into_owned() }
@@ -35,7 +35,11 @@ impl ImageFs {
             NodeId::Version { serial, part: VersionPart::Dir, incarnation } => {
                 self.lookup_in_version(caller, serial, incarnation, name)
             }
+            NodeId::Control(Control::Trash) => {
+                self.lookup_in_control(parent, name).or_else(|_| self.ghost_named(caller, parent, name))
+            }
             NodeId::Control(_) => self.lookup_in_control(parent, name),
+            NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { part: VersionPart::UsedBy, .. } | NodeId::Ghost => Err(not_found(name)),
             _ => Err(Error::NotDirectory { what: "it".into() }),
         }
@@ -49,6 +53,9 @@ impl ImageFs {
             return Ok(staged);
         }
         if let Ok(text) = std::str::from_utf8(name) {
+            if let Some(staging) = self.stagings.named(Place::Root, text) {
+                return Ok(staging);
+            }
             let model = self.store.catalog.read();
             if text == "default" {
                 let shown = model.default_image.filter(|_| !model.default_hidden);
@@ -83,7 +90,15 @@ impl ImageFs {
         }
         {
             let model = self.store.catalog.read();
-            let Some(image) = model.images.get(&serial) else { return self.ghost_named(caller, parent, name) };
+            let Some(image) = model.images.get(&serial) else {
+                // Gone for good, and its walker still removes what it has listed.
+                return match name {
+                    b".id" => Err(not_found(name)),
+                    _ if !self.deleted_by(caller, Object::Image(serial)) => self.ghost_named(caller, parent, name),
+                    _ if parse_number(name).is_some() => Ok(NodeId::Ghost),
+                    _ => part(ImagePart::Metadata),
+                };
+            };
             match name {
                 b".id" => {
                     return if image.trashed_at.is_some() && self.deleted_by(caller, Object::Image(serial)) {
@@ -105,6 +120,9 @@ impl ImageFs {
             }
         }
         if let Ok(text) = std::str::from_utf8(name) {
+            if let Some(staging) = self.stagings.named(Place::Image(serial), text) {
+                return Ok(staging);
+            }
             if let Some(upload) = self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(u)) {
                 return Ok(NodeId::Upload(upload.number));
             }
@@ -135,7 +153,8 @@ impl ImageFs {
                         let beside = slot.tree.beside().map(|index| slot.tree.node(index)).transpose()?;
                         let found = beside.and_then(|beside| slot.tree.lookup(&beside, name).transpose()).transpose()?;
                         let index = found.ok_or_else(|| not_found(name))?;
-                        Ok(NodeId::Tree { serial, index })
+                        let directory = matches!(slot.tree.node(index)?.kind, Kind::Directory { .. });
+                        Ok(if walker && directory { NodeId::Ghost } else { NodeId::Tree { serial, index } })
                     }
                 }
             }
@@ -209,6 +228,7 @@ impl ImageFs {
                     }
                 }
                 drop(model);
+                all.extend(self.stagings.list(Place::Root).into_iter().map(|(name, node)| entry(&name, node, directory)));
                 for upload in self.uploads.under_way(Place::Root) {
                     all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
                 }
@@ -233,6 +253,8 @@ impl ImageFs {
                     all.push(entry(&version.number.to_string(), self.version_node(version.serial), directory));
                 }
                 drop(model);
+                let here = self.stagings.list(Place::Image(serial));
+                all.extend(here.into_iter().map(|(name, node)| entry(&name, node, directory)));
                 for upload in self.uploads.under_way(Place::Image(serial)) {
                     all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
                 }
@@ -255,6 +277,7 @@ impl ImageFs {
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }
             NodeId::Control(_) => self.list_control(node, &mut all)?,
+            NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Ghost | NodeId::Version { part: VersionPart::UsedBy, .. } => {}
             _ => return Err(Error::NotDirectory { what: "it".into() }),
         }
@@ -269,6 +292,7 @@ impl ImageFs {
             }
             NodeId::Version { serial, .. } => self.version_node(serial),
             NodeId::Control(c) if c != Control::Dir => NodeId::Control(Control::Dir),
+            NodeId::Staging(number) => self.staging_parent(number),
             _ => NodeId::Root,
         }
     }

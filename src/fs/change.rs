@@ -45,6 +45,7 @@ impl ImageFs {
             NodeId::Image { serial, .. } => format!("/{}/{name}", model.images.get(&serial).map_or("?", |i| i.name.as_str())),
             NodeId::Version { serial, .. } => format!("/{}/{name}", self.store.path_of(&model, serial)),
             NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
+            NodeId::Staging(_) => format!("a staging directory's {name}"),
             _ => format!("/.imgfs/{name}"),
         }
     }
@@ -52,9 +53,13 @@ impl ImageFs {
     /// `mkdir MNT/web`.
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<NodeId> {
         let made = match parent {
-            NodeId::Root if name.starts_with(b".") => Err(Error::Unsupported {
-                what: "a staging directory".into(),
-                instead: "copy the tarball as NAME.tar, or mkdir a name without a dot for an empty image",
+            NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. } if name.starts_with(b".") => {
+                let made = self.place_of(parent).and_then(|place| self.make_staging(caller, place, name));
+                return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
+            }
+            NodeId::Staging(_) => Err(Error::Unsupported {
+                what: "a directory in a staging directory".into(),
+                instead: "tar what it is to hold: tar -C ROOT -cf .new/rootfs.tar .",
             }),
             NodeId::Root => ImageName::parse(name).and_then(|name| {
                 if self
@@ -122,6 +127,8 @@ impl ImageFs {
                 self.delete_version(caller, serial, parent)
             }
             NodeId::Control(_) => Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" }),
+            NodeId::Staging(number) => self.remove_staging(number),
+            NodeId::Ghost => Ok(()),
             _ => Err(Error::NotDirectory { what: text_of(name) }),
         }
     }
@@ -235,6 +242,7 @@ impl ImageFs {
             }
             NodeId::Image { serial, .. } if self.walkers.has_deleted(caller.pid, Object::Image(serial)) => return Ok(()),
             NodeId::Ghost => return Ok(()),
+            NodeId::Staging(directory) => return self.unlink_staged(directory, name),
             NodeId::Control(Control::Failed) => {
                 let known = self.store.journal.forget_failed(&text_of(name));
                 return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };
@@ -302,6 +310,9 @@ impl ImageFs {
                 versions::set_owner(&self.store, serial, changes.mode, changes.uid, changes.gid)?;
                 self.store.journal.log(caller.uid, "chmod", &self.path_in(NodeId::Root, b""), "changed");
             }
+            NodeId::Staged { directory, file } => self.set_staged(directory, file, &Changes { size: None, ..changes })?,
+            // Its maker's, with the mode it has.
+            NodeId::Staging(_) => {}
             // They follow the image.
             NodeId::Image { .. } | NodeId::Link(_) | NodeId::StagedLink(_) => {}
             NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } if !self.has_deleted(caller, serial) => {
@@ -321,12 +332,16 @@ impl ImageFs {
         match handle.as_deref() {
             Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
             Some(Handle::Edit(edit)) => return edit.lock().truncate(size),
+            Some(Handle::Staged { file, path }) => return file.set_len(size).map_err(Error::io("truncate", path)),
             _ => {}
         }
         match node {
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 self.truncate_upload(caller, &upload, size)
+            }
+            NodeId::Staged { directory, file } => {
+                self.set_staged(directory, file, &Changes { size: Some(size), ..Changes::default() })
             }
             // `: > metadata.json` writes nothing, and nothing is no document.
             NodeId::Image { part: ImagePart::Metadata, .. } | NodeId::Receipt(_) if size == 0 => Ok(()),
@@ -354,6 +369,12 @@ impl ImageFs {
         self.edit_metadata(image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
         edit.accepted();
         Ok(())
+    }
+
+    /// `fsync(2)`: an editor asks whether the document is good; a staged file reaches the disk.
+    pub fn fsync(&self, caller: Caller, fh: u64) -> Result<()> {
+        self.flush_edit(caller, fh)?;
+        self.sync_staged(fh)
     }
 
     pub(super) fn edit_metadata(&self, image: u32, text: &[u8]) -> Result<()> {

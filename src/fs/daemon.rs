@@ -11,7 +11,7 @@ use signal_hook::iterator::Signals;
 use crate::error::{Error, Result};
 use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
-use crate::fs::{ImageFs, View, fuse};
+use crate::fs::{ImageFs, View, fuse, staging};
 use crate::store::{Settings, Store};
 use crate::{gc, remote};
 
@@ -47,6 +47,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
     };
+    staging::prepare(&store.dir)?;
     store.mounted_on(&view.mount_point)?;
     remote::listen(store.clone())?;
     let fs = ImageFs::new(store.clone(), view);
@@ -96,6 +97,7 @@ fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()>
                 log::error!("background work: {e}");
             }
             fs.reap_staged(STAGED_IDLE);
+            fs.reap_stagings(STAGED_IDLE);
             std::thread::sleep(TICK);
         }
     };

@@ -436,6 +436,7 @@ impl Filesystem for Adapter {
                     self.0.write_upload(caller(req), upload, offset, data, Box::new(answer));
                 }
                 Ok(Handle::Edit(_)) => answer(self.0.write_edit(caller(req), fh.0, offset, data)),
+                Ok(Handle::Staged { .. }) => answer(self.0.write_staged(caller(req), fh.0, offset, data)),
                 _ => answer(Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() })),
             }
         });
@@ -478,7 +479,7 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // An upload is made durable by its close; an editor's fsync asks whether the document is good.
-        guarded("fsync", || answer_empty(reply, if fh.0 == 0 { Ok(()) } else { self.0.flush_edit(caller(req), fh.0) }));
+        guarded("fsync", || answer_empty(reply, if fh.0 == 0 { Ok(()) } else { self.0.fsync(caller(req), fh.0) }));
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

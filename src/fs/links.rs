@@ -136,6 +136,17 @@ impl ImageFs {
         // It may publish an upload, which takes as long as that takes.
         let upload = self.place_of(from.0).ok().and_then(|place| self.uploads.named(place, &text_of(&from.1)));
         let path = self.path_in(from.0, &from.1);
+        if let Ok(NodeId::Staging(number)) = self.lookup(caller, from.0, &from.1) {
+            return self.offload(reply, move |fs| {
+                let renamed = fs.place_of(to.0).and_then(|place| fs.rename_staging(caller, number, (place, &to.1)));
+                if renamed.is_ok() {
+                    // The kernel moved the directory to its new name: what is there now is a version, or an image.
+                    fs.forget_later(to.0.ino(), to.1.clone());
+                    *fs.root_changed.lock() = now();
+                }
+                renamed.map_err(|e| fs.refused(caller, "mv", &path, e))
+            });
+        }
         if let Some(upload) = upload {
             return self.offload(reply, move |fs| {
                 let place = fs.place_of(to.0);
@@ -145,11 +156,7 @@ impl ImageFs {
                 });
                 // The kernel now shows the upload under the new name: let it look again.
                 if renamed.is_ok() {
-                    let (parent, name) = (to.0.ino(), to.1.clone());
-                    let later = fs.clone();
-                    let _ = std::thread::Builder::new()
-                        .name("forget".into())
-                        .spawn(move || later.with_kernel(|k| k.forget_name(parent, &name)));
+                    fs.forget_later(to.0.ino(), to.1.clone());
                 }
                 renamed
             });
@@ -181,6 +188,9 @@ impl ImageFs {
             return self.exchange(caller, from, to);
         }
         let node = self.lookup(caller, from.0, &from.1)?;
+        if let NodeId::Staging(directory) = from.0 {
+            return self.rename_staged((directory, &from.1), (to.0, &to.1));
+        }
         if let NodeId::Control(Control::Trash) = from.0 {
             return self.restore(caller, node, to);
         }

@@ -4,6 +4,7 @@
 //! fuse.rs      the only file that names fuser: requests in, replies out
 //! browse.rs    ls: names; stat.rs: what they are; read.rs: cat
 //! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
+//! staging.rs   several files that become one version
 //! upload/      cp in: an upload from its first byte to its receipt
 //! edit.rs      metadata.json being written
 //! control.rs   the files of .imgfs
@@ -28,6 +29,7 @@ mod links;
 pub mod mount;
 mod node;
 mod read;
+mod staging;
 mod stat;
 mod upload;
 mod xattr;
@@ -45,6 +47,7 @@ use crate::store::Store;
 use edit::Edit;
 use ghost::Walkers;
 use node::NodeId;
+use staging::Stagings;
 use upload::{Upload, Uploads};
 
 /// Answers a request; may be called from any thread, once.
@@ -101,6 +104,11 @@ enum Handle {
         upload: Arc<Upload>,
         writes: bool,
     },
+    /// A file in a staging directory.
+    Staged {
+        file: std::fs::File,
+        path: std::path::PathBuf,
+    },
     /// A text made at the time of open.
     Text(Vec<u8>),
     Edit(Mutex<Edit>),
@@ -139,6 +147,7 @@ pub struct ImageFs {
     pub store: Arc<Store>,
     view: View,
     uploads: Uploads,
+    stagings: Stagings,
     walkers: Walkers,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -155,6 +164,7 @@ pub struct ImageFs {
 impl ImageFs {
     pub fn new(store: Arc<Store>, view: View) -> Arc<ImageFs> {
         Arc::new(ImageFs {
+            stagings: Stagings::open(&store),
             store,
             view,
             uploads: Uploads::default(),

@@ -38,6 +38,13 @@ pub enum NodeId {
     Failed(u64),
     /// A symlink under a temporary name, by its number since the mount.
     StagedLink(u64),
+    /// A staging directory, by its number since the mount.
+    Staging(u32),
+    /// A file in one.
+    Staged {
+        directory: u32,
+        file: u32,
+    },
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -116,6 +123,8 @@ impl NodeId {
             NodeId::Job(n) => pack(7, n),
             NodeId::Failed(n) => pack(8, n & ((1 << KIND) - 1)),
             NodeId::StagedLink(n) => pack(9, n),
+            NodeId::Staging(n) => pack(10, u64::from(n) << 24),
+            NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
     }
 
@@ -147,6 +156,10 @@ impl NodeId {
             7 => NodeId::Job(payload),
             8 => NodeId::Failed(payload),
             9 => NodeId::StagedLink(payload),
+            10 => match (serial_at(24)?, (payload & 0xff_ffff) as u32) {
+                (directory, 0) => NodeId::Staging(directory),
+                (directory, file) => NodeId::Staged { directory, file },
+            },
             _ => return None,
         })
     }
@@ -173,6 +186,7 @@ mod tests {
             nodes.extend([Link::Image(serial), Link::Version(serial), Link::Number(serial)].map(NodeId::Link));
             nodes.extend([Link::Latest(serial), Link::DeepImage(serial), Link::DeepVersion(serial)].map(NodeId::Link));
             nodes.extend([NodeId::Receipt(serial), NodeId::Upload(serial.into()), NodeId::Job(serial.into())]);
+            nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
         }
         let mut seen = std::collections::HashSet::new();

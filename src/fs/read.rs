@@ -1,5 +1,7 @@
 //! Journey 2, cat: open, read and seek.
 
+use std::os::unix::fs::FileExt;
+
 use parking_lot::Mutex;
 
 use crate::blob::ReadBuf;
@@ -56,6 +58,7 @@ impl ImageFs {
                 ))
             }
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
+            NodeId::Staged { directory, file } => self.open_staged(directory, file, mode),
             _ if mode.writes => Err(frozen(node)),
             NodeId::Tree { serial, index } => match self.store.tree(serial)?.tree.node(index)?.kind {
                 Kind::File(Bytes::Recipe(recipe)) => Ok(self.open_made(serial, recipe)),
@@ -118,6 +121,13 @@ impl ImageFs {
                 let slot = self.store.tree(*serial)?;
                 let read = reader.lock().read(&self.store, &slot.tree, *recipe, offset, len, out);
                 read.map_err(|e| self.damage(*serial, ROOT, e))
+            }
+            Handle::Staged { file, path } => {
+                let begin = out.len();
+                out.resize(begin + len, 0);
+                let n = file.read_at(&mut out[begin..], offset).map_err(Error::io("read", path))?;
+                out.truncate(begin + n);
+                Ok(())
             }
             Handle::Text(text) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());

@@ -107,6 +107,7 @@ impl ImageFs {
                 let attr = own(file | receipt.mode & 0o7777, version.facts.upload_size, receipt.mtime);
                 Ok(Attr { uid: version.facts.uid, ..attr })
             }
+            NodeId::Staging(_) | NodeId::Staged { .. } => self.staged_attr(node, own(directory, 0, 0)),
             NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
             NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => {
                 let (format, size) = self.control_shape(node)?;

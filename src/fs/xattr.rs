@@ -70,6 +70,10 @@ impl ImageFs {
                 ];
                 (all, Vec::new())
             }
+            NodeId::Staged { directory, file } => {
+                let expected = self.expected_of_staged(directory, file);
+                (expected.map(|e| named("expect", e)).into_iter().collect(), Vec::new())
+            }
             NodeId::Version { serial, part: VersionPart::Tar, .. } => {
                 let digest = self.store.catalog.read().versions.get(&serial).ok_or_else(stale)?.facts.digest.clone();
                 (Vec::new(), vec![named("digest", digest)])
@@ -108,10 +112,17 @@ impl ImageFs {
     /// `setfattr -n user.imgfs.description -v TEXT MNT/web`: the editable keys of metadata.json, one by one.
     pub fn setxattr(&self, caller: Caller, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(name).into_owned();
-        if ACLS.contains(&text.as_str()) && matches!(node, NodeId::Upload(_) | NodeId::Receipt(_)) {
+        if ACLS.contains(&text.as_str())
+            && matches!(node, NodeId::Upload(_) | NodeId::Receipt(_) | NodeId::Staged { .. } | NodeId::Staging(_))
+        {
             return Ok(());
         }
+        let value_text = std::str::from_utf8(value).map_err(|_| Error::BadMetadata { why: format!("{text} is not UTF-8") });
         let result = match (node, text.strip_prefix(PREFIX)) {
+            (NodeId::Staged { directory, file }, Some("expect")) => {
+                value_text.and_then(|value| self.expect_staged(directory, file, Some(value)))
+            }
+            (NodeId::Upload(number), Some("expect")) => value_text.and_then(|value| self.expect_upload(number, value)),
             (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
             (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => match std::str::from_utf8(value) {
                 Ok(value) => versions::edit(&self.store, serial, |_, image| describe::edited_key(image, key, value)),
@@ -130,6 +141,7 @@ impl ImageFs {
         let result = match (node, text.strip_prefix(PREFIX)) {
             // cp -a drops a default ACL that is not there.
             _ if ACLS.contains(&text.as_str()) => Err(Error::NoAttribute { name: text.clone() }),
+            (NodeId::Staged { directory, file }, Some("expect")) => self.expect_staged(directory, file, None),
             (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
             (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => versions::edit(&self.store, serial, |_, image| {
                 let mut editable = image.editable.clone();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::digest::Content;
 use crate::error::{Error, Result};
 use crate::ingest::codec::{self, Codec, ReadSource};
-use crate::ingest::payload::{self, Payload};
+use crate::ingest::payload::Payload;
 use crate::ingest::unpack::{Draft, entries, place};
 use crate::name::architecture;
 use crate::tar::{Limits, Reader};
@@ -155,7 +155,7 @@ fn describe(draft: &mut Draft, text: &[u8]) -> Result<()> {
     let Some(machine) = word.split_whitespace().next().and_then(architecture) else {
         return refuse(format!("its metadata.yaml has no architecture that is known ({word:?})"));
     };
-    if !parsed["creation_date"].as_i64().is_some_and(|at| at != 0) {
+    if parsed["creation_date"].as_i64().is_none_or(|at| at == 0) {
         return refuse("its metadata.yaml has no creation_date");
     }
     draft.facts.architecture = machine.into();
@@ -176,9 +176,4 @@ fn describe(draft: &mut Draft, text: &[u8]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What the rootfs of a split image may be, beside a tarball.
-pub fn rootfs_payload(head: &[u8]) -> Option<Payload> {
-    Payload::detect(&head[..head.len().min(payload::HEAD)]).filter(|p| matches!(p, Payload::Squashfs | Payload::Qcow2))
 }

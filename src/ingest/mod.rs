@@ -13,12 +13,14 @@
 mod codec;
 mod derive;
 mod detect;
+mod expect;
 mod lxd;
 mod oci;
 mod payload;
 mod pipe;
 mod publish;
 mod squashfs;
+pub mod staged;
 mod unpack;
 
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 pub use codec::Codec;
+pub use expect::Expected;
 pub use payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
 pub use publish::{Published, Source, Target, new_image, publish};
@@ -164,6 +167,13 @@ impl Ingest {
             };
             pipe.push_deferred(block.clone(), Box::new(ready));
         }
+    }
+
+    /// Takes the next bytes, and waits until more are welcome.
+    pub fn push_and_wait(&mut self, block: Block) {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.push(block, Box::new(move || sender.send(()).unwrap_or_default()));
+        let _ = receiver.recv();
     }
 
     /// The first failure, if there was one.

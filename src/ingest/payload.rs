@@ -24,6 +24,8 @@ pub enum Payload {
     Erofs,
     Iso,
     Zfs,
+    /// Any bytes that a manifest announces.
+    Opaque,
 }
 
 impl Payload {
@@ -31,7 +33,7 @@ impl Payload {
     pub fn detect(head: &[u8]) -> Option<Payload> {
         let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
         // dmu_replay_record: DRR_BEGIN, a length, the magic, in the writer's byte order. Source: zfs, sys/zfs_ioctl.h.
-        const ZFS: u64 = 0x2_F5ba_cbac;
+        const ZFS: u64 = 0x2_f5ba_cbac;
         if at(0, b"QFI\xfb") {
             Some(Payload::Qcow2)
         } else if at(0, b"hsqs") {
@@ -60,6 +62,7 @@ impl Payload {
             Payload::Erofs => "rootfs.erofs",
             Payload::Iso => "image.iso",
             Payload::Zfs => "rootfs.zfs",
+            Payload::Opaque => "file",
         }
     }
 
@@ -71,6 +74,7 @@ impl Payload {
             Payload::Erofs => "erofs",
             Payload::Iso => "iso",
             Payload::Zfs => "zfs",
+            Payload::Opaque => "file",
         }
     }
 
@@ -97,7 +101,7 @@ impl Payload {
                 let counts = be64(48).saturating_add(be32(56) << be32(20).min(30));
                 tables.max(counts)
             }
-            Payload::Raw | Payload::Zfs => 0,
+            Payload::Raw | Payload::Zfs | Payload::Opaque => 0,
         }
     }
 }

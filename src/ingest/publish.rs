@@ -5,6 +5,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
 use crate::ingest::detect::detect;
+use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
 use crate::manifest::{Editable, now};
 use crate::name::{ImageName, new_id};
@@ -17,6 +18,8 @@ use crate::tree::{Counts, Tree};
 pub enum Target {
     /// The image of this name, made if it is not there.
     Named(ImageName),
+    /// A new image of this name.
+    New(ImageName),
     /// The image with this serial.
     Image(u32),
 }
@@ -31,9 +34,10 @@ pub struct Source {
     pub gid: u32,
     /// Permission bits for a new image.
     pub mode: u32,
-    /// The upload's own time and permission bits, for its receipt.
-    pub file_mtime: i64,
-    pub file_mode: u32,
+    /// The upload's own time (nanoseconds since 1970) and permission bits, for its receipt, if its name stays.
+    pub receipt: Option<(i64, u32)>,
+    /// A metadata.json that came with it: its editable keys are set.
+    pub metadata: Option<Vec<u8>>,
 }
 
 /// What became of an upload.
@@ -112,6 +116,7 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
     let model = store.catalog.read();
     let image = match &source.target {
         Target::Named(name) => model.image_named(name.as_str()),
+        Target::New(_) => None,
         Target::Image(serial) => model.live_image(*serial),
     }?;
     let newest = model.latest(image.serial).filter(|v| v.facts.content_digest() == digest)?;
@@ -132,6 +137,12 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
                 Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
                 None => (new_image(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true),
             },
+            Target::New(name) => {
+                if change.model.named(name.as_str()).is_some() {
+                    return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
+                }
+                (new_image(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true)
+            }
         };
         let (number, newest_is_first) = (image.next_number, image.next_number == 0);
         image.next_number += 1;
@@ -156,25 +167,28 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             image.editable.kind = "vm".into();
         }
         let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
-        let receipt = Receipt { name: source.file_name.clone(), in_root, mtime: source.file_mtime, mode: source.file_mode };
+        let receipt = source.receipt.map(|(mtime, mode)| Receipt { name: source.file_name.clone(), in_root, mtime, mode });
+        for (key, value) in source.metadata.as_deref().map(editable_keys).transpose()?.unwrap_or_default() {
+            image.editable.set(&key, &value)?;
+        }
         if change.model.default_image.is_none() {
             change.put(Row::Default { image: Some(image.serial), hidden: false });
         }
         let serial = change.serial();
         let image_serial = image.serial;
-        change.put(Row::Image(image));
-        change.put(Row::Version(Version {
+        change.put(Row::Image(image.into()));
+        change.put(Row::Version(Box::new(Version {
             serial,
             image: image_serial,
             number,
             id,
             tree,
             facts,
-            receipt: Some(receipt),
+            receipt,
             created_at: at,
             trashed_at: None,
             trash_name: None,
-        }));
+        })));
         Ok(published)
     })
 }

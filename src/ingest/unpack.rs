@@ -26,13 +26,19 @@ use crate::tree::{Builder, Make, Meta, Refused};
 /// What an upload's name says beyond its content.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hint {
-    /// Bytes that nothing knows are a disk image: the name ends in .img or .raw.
-    pub raw: bool,
+    /// What bytes are that nothing knows: a disk image where the name ends in .img or .raw, any file where a manifest
+    /// announces it.
+    pub unknown: Option<Payload>,
 }
 
 impl Hint {
     pub fn of(name: &str) -> Hint {
-        Hint { raw: means_raw_disk(name) }
+        Hint { unknown: means_raw_disk(name).then_some(Payload::Raw) }
+    }
+
+    /// Of a file that a manifest announces.
+    pub fn announced(name: &str) -> Hint {
+        Hint { unknown: Hint::of(name).unknown.or(Some(Payload::Opaque)) }
     }
 
     /// Whether a file that begins so is an image of any kind; `None` while that cannot be told.
@@ -43,7 +49,7 @@ impl Hint {
         if head.len() < BLOCK {
             return None;
         }
-        if tar::begins_a_tar(head) || Payload::detect(head).is_some() || self.raw {
+        if tar::begins_a_tar(head) || Payload::detect(head).is_some() || self.unknown.is_some() {
             return Some(true);
         }
         (head.len() >= HEAD).then_some(false)
@@ -142,9 +148,18 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
 
 /// What the upload is, if it is no archive. Waits for as many bytes as that takes.
 fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Payload> {
-    let head = input.peek(BLOCK, |_| {});
+    let small = |have: usize| {
+        if have > 0 && hint.unknown.is_some() {
+            stage.store(Stage::Ended as u8, Ordering::Release);
+        }
+    };
+    let head = input.peek(BLOCK, small);
     let zeros = head.iter().take(BLOCK).all(|b| *b == 0);
-    if head.len() < BLOCK || (tar::begins_a_tar(head) && !zeros) {
+    if head.len() < BLOCK {
+        // Too little for any format.
+        return hint.unknown.filter(|_| !head.is_empty());
+    }
+    if tar::begins_a_tar(head) && !zeros {
         return None;
     }
     if let Some(payload) = Payload::detect(head) {
@@ -152,12 +167,12 @@ fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Pa
     }
     // Zeros begin an ISO, a file system, and an empty archive, which may end here.
     let whole = |have: usize| {
-        if have >= BLOCK && (zeros || hint.raw) {
+        if have >= BLOCK && (zeros || hint.unknown.is_some()) {
             stage.store(Stage::Ended as u8, Ordering::Release);
         }
     };
     let head = input.peek(HEAD, whole);
-    Payload::detect(head).or(hint.raw.then_some(Payload::Raw))
+    Payload::detect(head).or(hint.unknown)
 }
 
 /// Reads an archive entry by entry: its content is stored, then `put` says where it goes.

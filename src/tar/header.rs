@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(number(b"   644 \0"), Ok(0o644));
         assert_eq!(number(b"644     "), Ok(0o644));
         assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Ok(0));
-        assert_eq!(number(b"\0000644\0"), Ok(0o644));
+        assert_eq!(number(b"\x000644\0"), Ok(0o644));
         assert_eq!(number(b"77777777"), Ok(0o77777777));
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]), Ok(1 << 32));
         assert_eq!(number(&[0xff; 12]), Ok(-1));

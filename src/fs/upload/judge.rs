@@ -144,7 +144,7 @@ impl ImageFs {
         let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else { unreachable!("matched") };
         match ingest.settle() {
             Settled::Complete | Settled::Failed => {}
-            Settled::Unmarked(_) if commit => {}
+            Settled::Unmarked(_) if commit || upload.info.lock().expect.is_some() => {}
             Settled::Unmarked(e) | Settled::Incomplete(e) => {
                 state.phase = Phase::Streaming(ingest);
                 return Err(e);
@@ -152,6 +152,10 @@ impl ImageFs {
         }
         upload.job.phase("publishing");
         let unpacked = ingest.finish()?;
+        let expected = upload.info.lock().expect.clone();
+        if let Some(expected) = expected {
+            expected.check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
+        }
         let published = ingest::publish(&self.store, unpacked, &self.source(upload, name)?)?;
         let version = self.store.catalog.read().version(published.image, published.number).map(|v| v.serial);
         {
@@ -178,8 +182,8 @@ impl ImageFs {
             uid: upload.uid,
             gid: upload.gid,
             mode: 0o755,
-            file_mtime: info.mtime,
-            file_mode: info.mode,
+            receipt: Some((info.mtime, info.mode)),
+            metadata: None,
         })
     }
 
@@ -296,7 +300,7 @@ impl ImageFs {
         }
         let result = self.judge(upload, &mut state, name, true);
         if let Err(e) = &result
-            && !(matches!(e, Error::Truncated { .. }) && !matches!(state.phase, Phase::Moving))
+            && (!matches!(e, Error::Truncated { .. }) || matches!(state.phase, Phase::Moving))
         {
             self.fail(upload, &mut state, e);
         }
@@ -345,9 +349,7 @@ fn feed_spool(state: &State, ingest: &mut Ingest, from: u64, size: u64) -> Resul
         let want = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
         let mut piece = vec![0; want];
         spool.read(at, &mut piece)?;
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        ingest.push(Arc::new(piece), Box::new(move || sender.send(()).unwrap_or_default()));
-        let _ = receiver.recv();
+        ingest.push_and_wait(Arc::new(piece));
         at += want as u64;
     }
     Ok(())

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::Attr;
-use crate::ingest::{Hint, Ingest, Published};
+use crate::ingest::{Expected, Hint, Ingest, Published};
 use crate::journal::Job;
 use crate::name::{Promise, promise_of};
 
@@ -70,6 +70,8 @@ struct Info {
     published: bool,
     /// Opened over a receipt, and nothing written yet: still that receipt.
     untouched: bool,
+    /// What `user.imgfs.expect` announced.
+    expect: Option<Expected>,
     /// The version that it became, or whose receipt it is.
     version: Option<u32>,
 }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::fs::ImageFs;
 use crate::fs::upload::{Phase, Place, Upload};
+use crate::ingest::Expected;
 use crate::manifest::now;
 use crate::name::{Promise, promise_of};
 
@@ -125,6 +126,14 @@ impl ImageFs {
                 receipt.mtime = mtime.unwrap_or(receipt.mtime);
             }
         })
+    }
+
+    /// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: it is published only if it has that digest.
+    pub(in crate::fs) fn expect_upload(&self, number: u64, value: &str) -> Result<()> {
+        let expected = Expected::parse(value)?;
+        let upload = self.uploads.by_number(number).ok_or_else(crate::fs::stale)?;
+        upload.info.lock().expect = Some(expected);
+        Ok(())
     }
 
     /// Drops staged files that nobody has touched for `idle`.

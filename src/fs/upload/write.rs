@@ -28,6 +28,9 @@ impl ImageFs {
     ///
     /// Errors: `BadName`, `NameTooLong`, `Taken`, `UploadBusy`.
     pub fn create(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<(NodeId, u64)> {
+        if let NodeId::Staging(directory) = parent {
+            return self.create_staged(directory, name, mode);
+        }
         let place = self.place_of(parent)?;
         let text = std::str::from_utf8(name).map_err(|_| bad_name(name, "it is not UTF-8"))?;
         if name.len() > crate::name::NAME_MAX {
@@ -88,6 +91,7 @@ impl ImageFs {
                 mode: mode & 0o7777,
                 published: false,
                 untouched: before.is_some(),
+                expect: None,
                 version: before.map(|b| b.version),
             }),
             state: Mutex::new(State { phase: Phase::Empty, spool: None, before }),

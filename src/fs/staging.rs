@@ -1,0 +1,422 @@
+//! mkdir MNT/web/.new, cp into it, mv it to MNT/web/next: several files that become one version, all or nothing.
+//!
+//! A staging directory is a directory of its own below STORE/staged, with `about.json` and the files as they came. It
+//! is its maker's alone, survives a restart, and goes when nobody has touched it for a week.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::format::{sync_dir, write_durably};
+use crate::fs::change::{Changes, text_of};
+use crate::fs::node::NodeId;
+use crate::fs::read::{OpenMode, Opened};
+use crate::fs::stale;
+use crate::fs::upload::Place;
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
+use crate::gc;
+use crate::ingest::{Expected, Target, staged};
+use crate::name::{ImageName, NAME_MAX, new_id};
+use crate::store::Store;
+
+/// Files that a staging directory may hold.
+const FILES_MAX: usize = 64;
+
+/// One staging directory.
+pub struct Staging {
+    /// immutable: its number since the mount
+    number: u32,
+    /// immutable: STORE/staged/ID
+    path: PathBuf,
+    about: Mutex<About>,
+    files: Mutex<Files>,
+}
+
+/// What must survive a restart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct About {
+    name: String,
+    /// Serial of the image it is in; none: it is in the root.
+    image: Option<u32>,
+    uid: u32,
+    gid: u32,
+    /// By name: what `user.imgfs.expect` announced.
+    expect: BTreeMap<String, Expected>,
+}
+
+#[derive(Default)]
+struct Files {
+    by_name: BTreeMap<String, u32>,
+    next: u32,
+}
+
+impl Staging {
+    fn place(&self) -> Place {
+        self.about.lock().image.map_or(Place::Root, Place::Image)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join("files").join(name)
+    }
+
+    fn name_of(&self, number: u32) -> Result<String> {
+        let files = self.files.lock();
+        files.by_name.iter().find(|(_, n)| **n == number).map(|(name, _)| name.clone()).ok_or_else(stale)
+    }
+
+    fn number_of(&self, name: &str) -> Option<u32> {
+        self.files.lock().by_name.get(name).copied()
+    }
+
+    fn node(&self, file: u32) -> NodeId {
+        NodeId::Staged { directory: self.number, file }
+    }
+
+    fn save(&self, about: &About) -> Result<()> {
+        let text = serde_json::to_vec(about).expect("plain structs of text");
+        write_durably(&self.path.join("about.json"), &text)
+    }
+
+    /// Seconds since anything in it was touched.
+    fn idle(&self) -> Duration {
+        let files = fs::read_dir(self.path.join("files")).into_iter().flatten().flatten().map(|e| e.path());
+        let touched = files.chain([self.path.join("files"), self.path.join("about.json")]);
+        let times = touched.filter_map(|p| fs::metadata(p).ok()?.modified().ok());
+        times.max().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
+    }
+}
+
+/// All staging directories of the store.
+pub struct Stagings {
+    dir: PathBuf,
+    next: AtomicU32,
+    all: Mutex<BTreeMap<u32, Arc<Staging>>>,
+}
+
+impl Stagings {
+    /// Finds those that are there; what is half made or half removed goes.
+    pub fn open(store: &Store) -> Stagings {
+        let stagings = Stagings { dir: store.dir.join("staged"), next: AtomicU32::new(1), all: Mutex::default() };
+        for entry in fs::read_dir(&stagings.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let about = fs::read(path.join("about.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            match about {
+                Some(about) => drop(stagings.insert(path, about)),
+                None => drop(fs::remove_dir_all(&path)),
+            }
+        }
+        stagings
+    }
+
+    fn insert(&self, path: PathBuf, about: About) -> Arc<Staging> {
+        let mut files = Files::default();
+        for entry in fs::read_dir(path.join("files")).into_iter().flatten().flatten() {
+            if let Ok(name) = entry.file_name().into_string() {
+                files.next += 1;
+                files.by_name.insert(name, files.next);
+            }
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let staging = Arc::new(Staging { number, path, about: Mutex::new(about), files: Mutex::new(files) });
+        self.all.lock().insert(number, staging.clone());
+        staging
+    }
+
+    pub fn by_number(&self, number: u32) -> Result<Arc<Staging>> {
+        self.all.lock().get(&number).cloned().ok_or_else(stale)
+    }
+
+    pub fn named(&self, place: Place, name: &str) -> Option<NodeId> {
+        let all = self.all.lock();
+        all.values().find(|s| s.place() == place && s.about.lock().name == name).map(|s| NodeId::Staging(s.number))
+    }
+
+    pub fn list(&self, place: Place) -> Vec<(String, NodeId)> {
+        let all = self.all.lock();
+        let here = all.values().filter(|s| s.place() == place);
+        here.map(|s| (s.about.lock().name.clone(), NodeId::Staging(s.number))).collect()
+    }
+
+    fn remove(&self, staging: &Staging) {
+        self.all.lock().remove(&staging.number);
+        // about.json first: without it the rest goes at the next start.
+        let _ = fs::remove_file(staging.path.join("about.json"));
+        if let Err(e) = fs::remove_dir_all(&staging.path) {
+            log::warn!("cannot remove {}: {e}; it goes at the next start", staging.path.display());
+        }
+    }
+}
+
+impl ImageFs {
+    /// `mkdir MNT/.new`, `mkdir MNT/web/.new`.
+    pub(super) fn make_staging(&self, caller: Caller, place: Place, name: &[u8]) -> Result<NodeId> {
+        let name = checked_name(name)?;
+        if name == ".imgfs" || name == ".id" || self.stagings.named(place, &name).is_some() {
+            return Err(Error::Taken { name, holder: "there is one already".into() });
+        }
+        let image = match place {
+            Place::Root => None,
+            Place::Image(serial) => Some(serial),
+        };
+        let path = self.stagings.dir.join(new_id()?);
+        let files = path.join("files");
+        fs::create_dir_all(&files).map_err(Error::io("create", &files))?;
+        let about = About { name, image, uid: caller.uid, gid: caller.gid, expect: BTreeMap::new() };
+        let staging = self.stagings.insert(path, about.clone());
+        staging.save(&about)?;
+        sync_dir(&self.stagings.dir)?;
+        Ok(NodeId::Staging(staging.number))
+    }
+
+    /// `rmdir`, the last step of `rm -r`.
+    pub(super) fn remove_staging(&self, number: u32) -> Result<()> {
+        let staging = self.stagings.by_number(number)?;
+        if !staging.files.lock().by_name.is_empty() {
+            let name = staging.about.lock().name.clone();
+            return Err(Error::NotEmpty { what: name });
+        }
+        self.stagings.remove(&staging);
+        Ok(())
+    }
+
+    pub(super) fn lookup_staged(&self, directory: u32, name: &[u8]) -> Result<NodeId> {
+        let staging = self.stagings.by_number(directory)?;
+        let found = std::str::from_utf8(name).ok().and_then(|name| staging.number_of(name));
+        found.map(|n| staging.node(n)).ok_or_else(|| Error::NotFound { what: text_of(name) })
+    }
+
+    pub(super) fn list_staged(&self, directory: u32, all: &mut Vec<DirEntry>) -> Result<()> {
+        let staging = self.stagings.by_number(directory)?;
+        let files = staging.files.lock();
+        for (name, number) in &files.by_name {
+            all.push(DirEntry { name: name.as_bytes().to_vec(), node: staging.node(*number), format: libc::S_IFREG });
+        }
+        Ok(())
+    }
+
+    /// The directory that a staging directory is in.
+    pub(super) fn staging_parent(&self, number: u32) -> NodeId {
+        match self.stagings.by_number(number).map(|s| s.place()) {
+            Ok(Place::Image(serial)) => self.image_node(serial),
+            _ => NodeId::Root,
+        }
+    }
+
+    pub(super) fn staged_attr(&self, node: NodeId, own: Attr) -> Result<Attr> {
+        let (NodeId::Staging(directory) | NodeId::Staged { directory, .. }) = node else { return Err(stale()) };
+        let staging = self.stagings.by_number(directory)?;
+        let (uid, gid) = {
+            let about = staging.about.lock();
+            (about.uid, about.gid)
+        };
+        let (path, mode) = match node {
+            NodeId::Staged { file, .. } => (staging.file(&staging.name_of(file)?), libc::S_IFREG),
+            // Private, whatever mkdir asked for.
+            _ => (staging.path.join("files"), libc::S_IFDIR | 0o700),
+        };
+        let found = fs::metadata(&path).map_err(Error::io("stat", &path))?;
+        let mode = if mode == libc::S_IFREG { mode | found.mode() & 0o7777 } else { mode };
+        let size = if found.is_dir() { 4096 } else { found.len() };
+        let mtime = (found.mtime(), u32::try_from(found.mtime_nsec()).unwrap_or(0));
+        let links = if found.is_dir() { 2 } else { 1 };
+        Ok(Attr { ino: node.ino(), mode, uid, gid, size, data: size, mtime, ctime: mtime, links, ..own })
+    }
+
+    /// `creat(2)` in a staging directory.
+    pub(super) fn create_staged(&self, directory: u32, name: &[u8], mode: u32) -> Result<(NodeId, u64)> {
+        let staging = self.stagings.by_number(directory)?;
+        let name = checked_name(name)?;
+        let path = staging.file(&name);
+        let mut files = staging.files.lock();
+        if files.by_name.len() >= FILES_MAX {
+            return Err(Error::OverLimit { what: "the number of staged files".into(), limit: FILES_MAX.to_string() });
+        }
+        let file = File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
+        let file = file.map_err(Error::io("create", &path))?;
+        // With the caller's mode, but always ours to read.
+        let _ = file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600));
+        files.next += 1;
+        let number = files.next;
+        files.by_name.insert(name, number);
+        Ok((staging.node(number), self.open_handle(Handle::Staged { file, path })))
+    }
+
+    pub(super) fn open_staged(&self, directory: u32, number: u32, mode: OpenMode) -> Result<Opened> {
+        let staging = self.stagings.by_number(directory)?;
+        let path = staging.file(&staging.name_of(number)?);
+        let opened = File::options().read(true).write(mode.writes).truncate(mode.writes && mode.truncates).open(&path);
+        let file = opened.map_err(Error::io("open", &path))?;
+        Ok(Opened::Direct(self.open_handle(Handle::Staged { file, path })))
+    }
+
+    /// `write(2)` to a staged file; the trash makes room where the disk is full.
+    pub fn write_staged(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let Handle::Staged { file, path } = &*handle else { return Err(stale()) };
+        loop {
+            match file.write_all_at(data, offset).map_err(Error::io("write", path)) {
+                Ok(()) => return Ok(data.len() as u32),
+                Err(e) if e.is_no_space() && gc::make_room(&self.store)? => {}
+                Err(e) => return Err(self.refused(caller, "write", &path.display().to_string(), e)),
+            }
+        }
+    }
+
+    /// `fsync(2)` of a staged file.
+    pub fn sync_staged(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let Handle::Staged { file, path } = &*handle else { return Ok(()) };
+        file.sync_all().map_err(Error::io("sync", path))
+    }
+
+    pub(super) fn set_staged(&self, directory: u32, number: u32, changes: &Changes) -> Result<()> {
+        let staging = self.stagings.by_number(directory)?;
+        let path = staging.file(&staging.name_of(number)?);
+        let file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+        let changed = (|| {
+            if let Some(size) = changes.size {
+                file.set_len(size)?;
+            }
+            if let Some(mode) = changes.mode {
+                file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600))?;
+            }
+            if let Some(at) = changes.mtime {
+                file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(at).unwrap_or(0)))?;
+            }
+            Ok(())
+        })();
+        changed.map_err(Error::io("change", &path))
+    }
+
+    pub(super) fn unlink_staged(&self, directory: u32, name: &[u8]) -> Result<()> {
+        let staging = self.stagings.by_number(directory)?;
+        let name = text_of(name);
+        let path = staging.file(&name);
+        staging.files.lock().by_name.remove(&name).ok_or(Error::NotFound { what: name })?;
+        fs::remove_file(&path).map_err(Error::io("remove", &path))
+    }
+
+    /// `mv` of a file within its staging directory: rsync, wget and editors finish so.
+    pub(super) fn rename_staged(&self, from: (u32, &[u8]), to: (NodeId, &[u8])) -> Result<()> {
+        if to.0 != NodeId::Staging(from.0) {
+            let why = "a staged file stays in its directory: mv the directory to publish it".into();
+            return Err(Error::Invalid { what: text_of(from.1), why });
+        }
+        let staging = self.stagings.by_number(from.0)?;
+        let (old, new) = (text_of(from.1), checked_name(to.1)?);
+        let mut files = staging.files.lock();
+        let number = files.by_name.remove(&old).ok_or_else(|| Error::NotFound { what: old.clone() })?;
+        let path = staging.file(&old);
+        if let Err(e) = fs::rename(&path, staging.file(&new)) {
+            files.by_name.insert(old, number);
+            return Err(Error::Io { doing: "rename", path, source: e });
+        }
+        files.by_name.insert(new.clone(), number);
+        drop(files);
+        let mut about = staging.about.lock();
+        match about.expect.remove(&old) {
+            Some(expected) => drop(about.expect.insert(new, expected)),
+            None => return Ok(()),
+        }
+        staging.save(&about)
+    }
+
+    /// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.new/x.tar.xz`.
+    pub(super) fn expect_staged(&self, directory: u32, number: u32, value: Option<&str>) -> Result<()> {
+        let staging = self.stagings.by_number(directory)?;
+        let name = staging.name_of(number)?;
+        let mut about = staging.about.lock();
+        match value {
+            Some(value) => drop(about.expect.insert(name, Expected::parse(value)?)),
+            None => drop(about.expect.remove(&name)),
+        }
+        staging.save(&about)
+    }
+
+    /// What `getfattr -n user.imgfs.expect` shows.
+    pub(super) fn expected_of_staged(&self, directory: u32, number: u32) -> Option<String> {
+        let staging = self.stagings.by_number(directory).ok()?;
+        let name = staging.name_of(number).ok()?;
+        Some(staging.about.lock().expect.get(&name)?.to_string())
+    }
+
+    /// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`: publishes all of it as one version, or nothing; and to
+    /// another dotted name, a rename.
+    pub(super) fn rename_staging(&self, caller: Caller, number: u32, to: (Place, &[u8])) -> Result<()> {
+        let staging = self.stagings.by_number(number)?;
+        let (place, name) = to;
+        let name = String::from_utf8(name.to_vec()).map_err(|_| bad_name(name))?;
+        if name.starts_with('.') {
+            if self.stagings.named(place, &name).is_some() {
+                return Err(Error::Taken { name, holder: "there is one already".into() });
+            }
+            let mut about = staging.about.lock();
+            about.name = checked_name(name.as_bytes())?;
+            about.image = if let Place::Image(serial) = place { Some(serial) } else { None };
+            return staging.save(&about);
+        }
+        let target = match place {
+            Place::Root => Target::New(ImageName::parse(name.as_bytes())?),
+            Place::Image(serial) if name == "next" => Target::Image(serial),
+            Place::Image(_) => {
+                let why = "mv it to IMAGE/next, and it gets the next number";
+                return Err(Error::Managed { what: format!("the name {name} in an image"), why });
+            }
+        };
+        let (files, about) = {
+            let files: Vec<String> = staging.files.lock().by_name.keys().cloned().collect();
+            (files, staging.about.lock().clone())
+        };
+        let job = self.store.journal.start_job("publish", &about.name, caller.uid);
+        let files = files.into_iter().map(|name| staged::File { path: staging.file(&name), name }).collect();
+        let order = staged::Order { target, files, expect: about.expect, uid: about.uid, gid: about.gid };
+        let name = format!("staged-{number}");
+        let published = staged::publish(&self.store, &name, order).inspect_err(|e| job.end(&format!("refused: {e}")))?;
+        self.stagings.remove(&staging);
+        let what = format!("{}/{}", published.name, published.number);
+        let outcome = if published.new { "added" } else { "the newest version already is this" };
+        self.store.journal.log(caller.uid, "publish", &what, outcome);
+        job.end(&format!("{what}: {outcome}"));
+        Ok(())
+    }
+
+    /// Drops staging directories that nobody has touched for `idle`.
+    pub fn reap_stagings(&self, idle: Duration) {
+        let all: Vec<_> = self.stagings.all.lock().values().cloned().collect();
+        for staging in all.into_iter().filter(|s| s.idle() > idle) {
+            let name = staging.about.lock().name.clone();
+            self.store.journal.fail(&name, "nobody touched the staging directory for a long time");
+            self.stagings.remove(&staging);
+        }
+    }
+}
+
+fn bad_name(name: &[u8]) -> Error {
+    Error::BadName { name: text_of(name), why: "it is not UTF-8" }
+}
+
+/// A name that a host file may have, too.
+fn checked_name(name: &[u8]) -> Result<String> {
+    if name.len() > NAME_MAX {
+        return Err(Error::NameTooLong { len: name.len() });
+    }
+    let text = std::str::from_utf8(name).map_err(|_| bad_name(name))?;
+    if text.is_empty() || text == "." || text == ".." || text.chars().any(|c| c.is_control() || c == '/') {
+        return Err(Error::BadName { name: text_of(name), why: "it has a slash or a control character" });
+    }
+    Ok(text.to_owned())
+}
+
+/// Makes sure that the directory is there.
+pub fn prepare(store: &Path) -> Result<()> {
+    let dir = store.join("staged");
+    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))
+}

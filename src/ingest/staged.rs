@@ -1,0 +1,247 @@
+//! mv MNT/web/.new MNT/web/next: what a staging directory holds becomes one version.
+//!
+//! One file is the image, or two: an LXD metadata tarball and its rootfs. Beside them there may be metadata.json
+//! (editable keys), an IMGAPI manifest, and digests: `x.tar.xz.sha256`, `SHA256SUMS`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::hex;
+use crate::error::{Error, Result};
+use crate::imgapi::{self, Manifest};
+use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, lxd};
+use crate::manifest::METADATA_MAX;
+use crate::store::Store;
+
+/// Bytes of a sidecar, a manifest, a metadata.json.
+const SMALL_MAX: u64 = METADATA_MAX as u64;
+/// Bytes that the metadata tarball of a split image may have.
+const METADATA_TARBALL_MAX: u64 = 16 << 20;
+/// Bytes read at a time.
+const PIECE: usize = 256 * 1024;
+
+/// One staged file.
+pub struct File {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+/// What is to become a version, of whom.
+pub struct Order {
+    pub target: Target,
+    pub files: Vec<File>,
+    /// By name.
+    pub expect: BTreeMap<String, Expected>,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The files, by what they are for.
+struct Sorted {
+    images: Vec<File>,
+    metadata: Option<Vec<u8>>,
+    manifest: Option<Manifest>,
+    expect: BTreeMap<String, Expected>,
+}
+
+fn invalid<T>(why: impl Into<String>) -> Result<T> {
+    Err(Error::Invalid { what: "the staging directory".into(), why: why.into() })
+}
+
+/// Publishes all of it, or nothing. `name` is the ingest's own, under STORE/staging.
+///
+/// Errors: `Mismatch` for what was announced differently; `Invalid` for files that make no version; those of the
+/// ingest and of `publish`.
+pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
+    let Sorted { images, metadata, manifest, expect } = sort(order.files, order.expect)?;
+    let (image, tarball) = match <[File; 2]>::try_from(images) {
+        Ok([a, b]) => pair(store, a, b)?,
+        Err(mut images) => match (images.pop(), images.is_empty()) {
+            (Some(image), true) => (image, None),
+            (Some(other), false) => {
+                return invalid(format!("it holds more than one image: {} and {}", images[0].name, other.name));
+            }
+            (None, _) => return invalid("it holds no image"),
+        },
+    };
+    if let Some(manifest) = &manifest {
+        check_manifest(store, manifest)?;
+    }
+    let mut unpacked = ingest(store, name, &image, manifest.is_some())?;
+    if let Some(expected) = expect.get(&image.name) {
+        expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
+    }
+    if let Some(manifest) = &manifest {
+        take_manifest(&mut unpacked, manifest, &image.name)?;
+    }
+    if let Some(tarball) = tarball {
+        let bytes = read_small(&tarball, METADATA_TARBALL_MAX)?;
+        if let Some(expected) = expect.get(&tarball.name) {
+            expected.check(&tarball.name, &hex(&Sha256::digest(&bytes)), &hex(&Sha1::digest(&bytes)))?;
+        }
+        lxd::add_metadata(&mut unpacked.draft, &tarball.name, &bytes, &store.settings.limits)?;
+        unpacked.draft.facts.fingerprint = fingerprint(&bytes, &image)?;
+    }
+    let source = Source {
+        target: order.target,
+        file_name: image.name,
+        uid: order.uid,
+        gid: order.gid,
+        mode: 0o755,
+        receipt: None,
+        metadata,
+    };
+    super::publish(store, unpacked, &source)
+}
+
+/// Finds out what each file is for.
+fn sort(files: Vec<File>, announced: BTreeMap<String, Expected>) -> Result<Sorted> {
+    let mut sorted = Sorted { images: Vec::new(), metadata: None, manifest: None, expect: BTreeMap::new() };
+    for file in files {
+        if file.name == "metadata.json" {
+            sorted.metadata = Some(read_small(&file, SMALL_MAX)?);
+        } else if file.name == "SHA256SUMS" {
+            let text = read_small(&file, SMALL_MAX)?;
+            for line in String::from_utf8_lossy(&text).lines().filter(|l| !l.trim().is_empty()) {
+                // `HEX  NAME`, or with a star for binary.
+                let (digest, name) = line.trim().split_once([' ', '\t']).unwrap_or((line, ""));
+                let name = name.trim_start().trim_start_matches('*').trim_start_matches("./");
+                sorted.expect.insert(name.to_owned(), Expected::parse(digest)?);
+            }
+        } else if let Some(of) = [".sha256", ".sha1"].iter().find_map(|s| file.name.strip_suffix(s)) {
+            let text = String::from_utf8_lossy(&read_small(&file, SMALL_MAX)?).into_owned();
+            let digest = text.split_whitespace().next().unwrap_or_default();
+            sorted.expect.insert(of.to_owned(), Expected::parse(digest)?);
+        } else if imgapi::is_manifest_name(&file.name) || file.name == "manifest" {
+            if sorted.manifest.is_some() {
+                return invalid("it holds more than one manifest");
+            }
+            let parsed = Manifest::parse(&read_small(&file, SMALL_MAX)?);
+            sorted.manifest = Some(parsed.map_err(|why| Error::Invalid { what: file.name, why })?);
+        } else if !file.name.starts_with('.') {
+            sorted.images.push(file);
+        }
+    }
+    // What was said of the file itself counts over a list that came with it.
+    sorted.expect.extend(announced);
+    Ok(sorted)
+}
+
+fn read_small(file: &File, limit: u64) -> Result<Vec<u8>> {
+    let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
+    let mut text = Vec::new();
+    opened.take(limit + 1).read_to_end(&mut text).map_err(Error::io("read", &file.path))?;
+    if text.len() as u64 > limit {
+        return Err(Error::OverLimit { what: format!("the size of {}", file.name), limit: format!("{limit} bytes") });
+    }
+    Ok(text)
+}
+
+/// Which of two files is the metadata tarball: the image first, then that.
+fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
+    let is_metadata = |file: &File| {
+        let small = std::fs::metadata(&file.path).is_ok_and(|m| m.len() <= METADATA_TARBALL_MAX);
+        small && read_small(file, METADATA_TARBALL_MAX).is_ok_and(|b| lxd::is_metadata_tarball(&b, &store.settings.limits))
+    };
+    match (is_metadata(&a), is_metadata(&b)) {
+        (true, false) => Ok((b, Some(a))),
+        (false, true) => Ok((a, Some(b))),
+        (true, true) => invalid(format!("both {} and {} are metadata tarballs: the rootfs is missing", a.name, b.name)),
+        (false, false) => {
+            invalid(format!("it holds two images, {} and {}, and neither is the metadata tarball of the other", a.name, b.name))
+        }
+    }
+}
+
+/// Unpacks a staged file. The rename says that it is whole.
+fn ingest(store: &Store, name: &str, file: &File, announced: bool) -> Result<Unpacked> {
+    let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
+    let size = opened.metadata().map_err(Error::io("stat", &file.path))?.len();
+    let mut head = Vec::new();
+    (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;
+    let hint = if announced { Hint::announced(&file.name) } else { Hint::of(&file.name) };
+    if hint.recognises(&head) != Some(true) && !(announced && size > 0) {
+        return Err(crate::tar::not_a_tar(file.name.clone(), &head));
+    }
+    let mut ingest = Ingest::start(store, name, &head, store.settings.limits, hint)?;
+    let (mut at, mut piece) = (head.len() as u64, head);
+    while !piece.is_empty() && !ingest.has_failed() {
+        ingest.push_and_wait(Arc::new(std::mem::take(&mut piece)));
+        (&opened).take(PIECE as u64).read_to_end(&mut piece).map_err(Error::io("read", &file.path))?;
+        at += piece.len() as u64;
+    }
+    debug_assert!(at <= size || size == 0);
+    match ingest.settle() {
+        Settled::Complete | Settled::Failed | Settled::Unmarked(_) => ingest.finish(),
+        Settled::Incomplete(e) => {
+            ingest.abort();
+            Err(e)
+        }
+    }
+}
+
+/// What a manifest asks of the store: its uuid is new, its origin is there.
+fn check_manifest(store: &Store, manifest: &Manifest) -> Result<()> {
+    let model = store.catalog.read();
+    let known = |uuid: &str| model.all_versions().find(|v| v.facts.uuid == uuid && model.is_live(v));
+    if let Some(version) = known(manifest.uuid()) {
+        let holder = format!("it is the uuid of {}", store.path_of(&model, version.serial));
+        return Err(Error::Taken { name: manifest.uuid().into(), holder });
+    }
+    match manifest.origin() {
+        Some(origin) if known(origin).is_none() => Err(Error::NotFound { what: format!("origin {origin} of the manifest") }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the file against its manifest, and keeps what that says.
+fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -> Result<()> {
+    if let Some(file) = manifest.files().first() {
+        if file.size != unpacked.size {
+            let (wanted, found) = (format!("{} bytes", file.size), format!("{} bytes", unpacked.size));
+            return Err(Error::Mismatch { what: name.into(), wanted, found });
+        }
+        Expected::Sha1(file.sha1.clone()).check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
+    }
+    let facts = &mut unpacked.draft.facts;
+    facts.uuid = manifest.uuid().into();
+    facts.origin = manifest.origin().unwrap_or_default().into();
+    if facts.os.is_empty() {
+        facts.os = manifest.os().into();
+    }
+    facts.properties.extend(manifest.tags());
+    for (key, value) in [("name", manifest.name()), ("version", manifest.version()), ("description", manifest.description())] {
+        if !value.is_empty() {
+            facts.properties.entry(key.into()).or_insert_with(|| value.into());
+        }
+    }
+    unpacked.draft.add_small("manifest", manifest.text().as_bytes())
+}
+
+/// LXD's fingerprint: sha256 of the metadata tarball and the rootfs, as they came, one after the other.
+fn fingerprint(metadata: &[u8], rootfs: &File) -> Result<String> {
+    let mut hasher = Sha256::new_with_prefix(metadata);
+    let mut file = std::fs::File::open(&rootfs.path).map_err(Error::io("open", &rootfs.path))?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece).map_err(Error::io("read", &rootfs.path))? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&piece[..n]),
+        }
+    }
+}
+
+/// The editable keys in a metadata.json that came with an image; what imgfs keeps itself is passed over.
+pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
+    let bad = |why: String| Error::BadMetadata { why };
+    match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
+        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| crate::manifest::EDITABLE.contains(&k.as_str())).collect()),
+        _ => Err(bad("it is no JSON object".into())),
+    }
+}
