@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::catalog::{Image, Model, Version};
+use crate::catalog::{Image, Kept, Model, Version};
 use crate::error::{Error, Result};
 use crate::manifest::{Cost, EDITABLE, Editable, METADATA_MAX, time};
 
@@ -46,6 +46,7 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("variant", e.variant.clone().into()),
         ("tags", e.tags.clone().into()),
         ("properties", serde_json::to_value(&e.properties).expect("a map of strings")),
+        ("keep_upload", e.keep_upload.map_or(Value::Null, |keep| keep.name().into())),
         ("created_at", time(image.created_at)),
         ("updated_at", time(image.updated_at)),
         ("versions", Value::Array(versions.collect())),
@@ -55,12 +56,18 @@ pub fn image(model: &Model, image: &Image) -> Value {
 /// A version's metadata.json.
 pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
     let f = &version.facts;
+    let kept = match &f.kept {
+        None => "no",
+        Some(Kept::Stored { .. }) => "yes",
+        Some(Kept::Made { .. }) => "made again",
+    };
     let upload = object([
         ("name", f.upload_name.clone().into()),
         ("compression", f.compression.clone().into()),
         ("size", f.upload_size.into()),
         ("sha256", f.upload_sha256.clone().into()),
         ("sha1", f.upload_sha1.clone().into()),
+        ("kept", kept.into()),
     ]);
     let counts = object([
         ("files", f.counts.files.into()),

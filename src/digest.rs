@@ -7,6 +7,7 @@
 use std::fmt;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use serde::{Deserialize, Serialize};
 
 /// Bytes of content that one chaining value covers; a power of two of BLAKE3's 1 KiB chunks.
 pub const GROUP: usize = 64 * 1024;
@@ -14,7 +15,8 @@ pub const GROUP: usize = 64 * 1024;
 pub const CV_LEN: usize = 32;
 
 /// The address of a blob.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
@@ -24,6 +26,29 @@ impl Digest {
 
     pub fn hex(&self) -> String {
         hex(&self.0)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.hex()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Digest, &'static str> {
+        let mut digest = [0; 32];
+        let digits = text.as_bytes().chunks_exact(2);
+        if text.len() != 64 {
+            return Err("a digest has 64 hex digits");
+        }
+        for (byte, pair) in digest.iter_mut().zip(digits) {
+            let pair = std::str::from_utf8(pair).map_err(|_| "a digest is hex")?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| "a digest is hex")?;
+        }
+        Ok(Digest(digest))
     }
 }
 

@@ -194,7 +194,9 @@ impl Error {
             Error::Managed { .. } => "see .imgfs/README for the gestures",
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
             Error::Invalid { .. } => "see .imgfs/README for the gestures",
-            Error::BadMetadata { .. } => "editable: description, type, os, release, architecture, variant, tags, properties",
+            Error::BadMetadata { .. } => {
+                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload"
+            }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",
             Error::Locked { .. } => "imgfs umount it first",

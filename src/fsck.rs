@@ -70,6 +70,18 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
         }
         let facts = &version.facts;
         let replays = [(0, &facts.digest), (1, &facts.image_digest)];
+        match store.kept(version.serial) {
+            Ok(kept) => {
+                let wanted = &version.facts.upload_sha256;
+                match export::sha256(store, &kept, crate::keep::RECIPE) {
+                    Ok(found) if found == *wanted => {}
+                    Ok(found) => say(7, format!("{name}: its kept upload has sha256 {found}, and the catalog says {wanted}")),
+                    Err(e) => say(7, format!("{name}: its kept upload: {e}")),
+                }
+            }
+            Err(crate::error::Error::NotFound { .. }) => {}
+            Err(e) => say(5, format!("{name}: {e}")),
+        }
         for (recipe, digest) in replays {
             let there = if recipe == 0 { slot.tree.has_rootfs() } else { slot.tree.more_recipes() > 0 };
             if whole

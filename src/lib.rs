@@ -22,6 +22,7 @@
 pub mod blob;
 pub mod catalog;
 pub mod cli;
+pub mod compress;
 pub mod describe;
 pub mod digest;
 pub mod error;
@@ -33,6 +34,7 @@ pub mod gc;
 pub mod imgapi;
 pub mod ingest;
 pub mod journal;
+pub mod keep;
 pub mod manifest;
 pub mod name;
 pub mod remote;

@@ -23,6 +23,33 @@ pub struct Editable {
     pub variant: String,
     pub tags: Vec<String>,
     pub properties: BTreeMap<String, String>,
+    /// None: as the mount says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_upload: Option<KeepUpload>,
+}
+
+/// Whether compressed uploads can be had as they came; see keep.rs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepUpload {
+    #[default]
+    Never,
+    Always,
+    Exact,
+}
+
+impl KeepUpload {
+    pub fn parse(text: &str) -> Option<KeepUpload> {
+        [KeepUpload::Never, KeepUpload::Always, KeepUpload::Exact].into_iter().find(|k| k.name() == text)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            KeepUpload::Never => "never",
+            KeepUpload::Always => "always",
+            KeepUpload::Exact => "exact",
+        }
+    }
 }
 
 impl Editable {
@@ -43,6 +70,14 @@ impl Editable {
                 Some("container" | "") => self.kind = "container".into(),
                 Some("vm") => self.kind = "vm".into(),
                 _ => return bad("is container or vm"),
+            },
+            "keep_upload" => match text.as_deref() {
+                Some("") => self.keep_upload = None,
+                Some(text) => match KeepUpload::parse(text) {
+                    Some(keep) => self.keep_upload = Some(keep),
+                    None => return bad("is never, always or exact"),
+                },
+                None => return bad("is never, always or exact"),
             },
             "description" | "os" | "release" | "architecture" | "variant" => {
                 let Some(text) = text else { return bad("is a string") };
@@ -79,7 +114,8 @@ impl Editable {
     }
 }
 
-pub const EDITABLE: &[&str] = &["description", "type", "os", "release", "architecture", "variant", "tags", "properties"];
+pub const EDITABLE: &[&str] =
+    &["description", "type", "os", "release", "architecture", "variant", "tags", "properties", "keep_upload"];
 
 /// What a version costs; counted when asked.
 #[derive(Clone, Copy, Debug, Default)]

@@ -11,11 +11,11 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::blob::{BlobStore, IdSet};
-use crate::catalog::{Catalog, Model, Version};
+use crate::catalog::{Catalog, Kept, Model, Version};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::journal::Journal;
-use crate::manifest::Cost;
+use crate::manifest::{Cost, KeepUpload};
 use crate::tree::Tree;
 
 /// How a store behaves; options of the mount.
@@ -24,11 +24,13 @@ pub struct Settings {
     /// Seconds that what was deleted stays in the trash.
     pub trash_seconds: u64,
     pub limits: crate::tar::Limits,
+    /// For images that do not say it themselves.
+    pub keep_upload: KeepUpload,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { trash_seconds: 24 * 3600, limits: crate::tar::Limits::default() }
+        Settings { trash_seconds: 24 * 3600, limits: crate::tar::Limits::default(), keep_upload: KeepUpload::default() }
     }
 }
 
@@ -42,6 +44,8 @@ pub struct Store {
     pub journal: Journal,
     /// Trees that are open, by the serial of their version.
     slots: RwLock<HashMap<u32, Arc<TreeSlot>>>,
+    /// Trees of kept uploads that were opened, by the serial of their version.
+    kept: RwLock<HashMap<u32, Arc<Tree>>>,
     /// One gc at a time.
     pub(crate) gc: Mutex<()>,
     /// Bytes that emptying the trash would give back, counted when asked after a change.
@@ -135,6 +139,7 @@ impl Store {
             catalog,
             blobs,
             slots: RwLock::default(),
+            kept: RwLock::default(),
             gc: Mutex::default(),
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
@@ -157,7 +162,7 @@ impl Store {
             removed.map_err(Error::io("remove", &path))?;
         }
         let named: std::collections::HashSet<PathBuf> =
-            self.catalog.read().all_versions().map(|v| self.tree_path(&v.id)).collect();
+            self.catalog.read().all_versions().flat_map(|v| [self.tree_path(&v.id), self.kept_path(&v.id)]).collect();
         let trees = self.dir.join("trees");
         for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
             let path = entry.map_err(Error::io("list", &trees))?.path();
@@ -205,6 +210,37 @@ impl Store {
         self.dir.join("trees").join(format!("{version_id}.tree"))
     }
 
+    /// Where the pieces of a version's upload are named, if it is kept.
+    pub fn kept_path(&self, version_id: &str) -> PathBuf {
+        self.dir.join("trees").join(format!("{version_id}.kept"))
+    }
+
+    /// The tree of a kept upload.
+    ///
+    /// Errors: `NotFound` if it is not kept; `Corrupt` and `Io` if the file is damaged.
+    pub fn kept(&self, serial: u32) -> Result<Arc<Tree>> {
+        if let Some(tree) = self.kept.read().get(&serial) {
+            return Ok(tree.clone());
+        }
+        let (path, digest) = {
+            let model = self.catalog.read();
+            match model.versions.get(&serial) {
+                Some(v) => match &v.facts.kept {
+                    Some(Kept::Stored { tree, .. }) => (self.kept_path(&v.id), *tree),
+                    _ => return Err(Error::NotFound { what: "kept upload".into() }),
+                },
+                None => return Err(Error::NotFound { what: "such version".into() }),
+            }
+        };
+        let tree = Arc::new(Tree::open(&path, &digest)?);
+        Ok(self.kept.write().entry(serial).or_insert(tree).clone())
+    }
+
+    /// The upload is no longer kept: its tree goes when its last reader does.
+    pub fn forget_kept(&self, serial: u32) {
+        self.kept.write().remove(&serial);
+    }
+
     /// The tree of a version, opened and checked on first use.
     ///
     /// Errors: `NotFound`; `Corrupt` and `Io` if the file is damaged.
@@ -241,6 +277,7 @@ impl Store {
     /// Closes trees that nobody uses: all that were deleted, and others when there are many.
     pub fn close_idle_trees(&self, keep: usize) {
         let model = self.catalog.read();
+        self.kept.write().retain(|_, tree| Arc::strong_count(tree) > 1);
         let mut slots = self.slots.write();
         let many = slots.len() > keep;
         let mut freed = false;
@@ -269,6 +306,11 @@ impl Store {
                 Err(Error::NotFound { .. }) if !self.catalog.read().versions.contains_key(&serial) => {}
                 Err(e) => return Err(e),
             }
+            match self.kept(serial) {
+                Ok(tree) => tree.blobs().for_each(|id| live.insert(id)),
+                Err(Error::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
         }
         for slot in self.slots.read().values() {
             slot.tree.blobs().for_each(|id| live.insert(id));
@@ -286,8 +328,9 @@ impl Store {
             }
         }
         let slot = self.tree(version.serial)?;
+        let kept = self.kept(version.serial).ok();
         let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
-        for id in slot.tree.blobs().filter(|id| !others.contains(*id)) {
+        for id in slot.tree.blobs().chain(kept.iter().flat_map(|tree| tree.blobs())).filter(|id| !others.contains(*id)) {
             let size = self.blobs.record(id)?.size;
             unique += size;
             stored += size;

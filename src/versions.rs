@@ -178,9 +178,10 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
     let trees = purged?;
     store.has_garbage();
     // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
-    for id in trees {
-        let path = store.tree_path(&id);
-        if let Err(e) = fs::remove_file(&path) {
+    for path in trees.iter().flat_map(|id| [store.tree_path(id), store.kept_path(id)]) {
+        if let Err(e) = fs::remove_file(&path)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
             log::warn!("cannot remove {}: {e}; it goes at the next start", path.display());
         }
     }

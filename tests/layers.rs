@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up; a module may use those of its own row and of the rows before.
 const LAYERS: &[&[&str]] = &[
-    &["error", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
+    &["error", "compress", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
     &["blob", "catalog"],
     &["store"],
-    &["describe", "export", "fsck", "gc", "ingest", "remote", "status", "versions"],
+    &["describe", "export", "fsck", "gc", "ingest", "keep", "remote", "status", "versions"],
     &["fs"],
     &["cli"],
 ];

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-pub use model::{Alias, Image, Model, Named, Receipt, Version, VersionFacts};
+pub use model::{Alias, Image, Kept, Model, Named, Receipt, Version, VersionFacts};
 
 use crate::error::Result;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Row;
+use crate::compress::Method;
 use crate::digest::Digest;
 use crate::manifest::Editable;
 use crate::tree::Counts;
@@ -71,12 +72,30 @@ pub struct VersionFacts {
     pub uuid: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
+    /// How the upload can be had as it came, if it was compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// How a compressed upload can be had again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// In pieces that a tree file of its own names, with this digest. `tried`: it cannot be made again.
+    Stored { tree: Digest, tried: bool },
+    /// By compressing what was uploaded.
+    Made { method: Method },
 }
 
 impl VersionFacts {
     /// The digest of what was uploaded, unpacked.
     pub fn content_digest(&self) -> &str {
         if self.image_digest.is_empty() { &self.digest } else { &self.image_digest }
+    }
+
+    /// The recipe of what was uploaded, unpacked: of rootfs.tar, or number 1 where that was made of it or is not there.
+    pub fn as_it_came(&self) -> u32 {
+        u32::from(!self.image_digest.is_empty())
     }
 
     /// Every sha256 that the version is known by, in hex.

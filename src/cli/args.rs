@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::fs::mount::Flags;
+use crate::manifest::KeepUpload;
 use crate::store::Settings;
 
 /// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
@@ -104,6 +105,25 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write what a version holds into a file, compressed as its name says
+    #[command(after_help = "FILE ends in .tar, .qcow2, .raw, .squashfs and so on, or that and .gz, .bz2, .xz or .zst.\n\
+        What came compressed so, and was kept (keep_upload), is written bit for bit.\n\
+        Exit status: 0 written, 1 failed, 2 wrong usage.")]
+    Export {
+        #[command(flatten)]
+        store: StoreArg,
+        /// How hard to compress
+        #[arg(short, long)]
+        level: Option<u32>,
+        /// The rootfs alone, of an LXD or OCI image
+        #[arg(long)]
+        rootfs: bool,
+        /// IMAGE, or IMAGE/VERSION
+        #[arg(value_name = "VERSION")]
+        version: String,
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Give back the space that nothing needs
     #[command(after_help = "Exit status: 0 done, 1 failed, 2 wrong usage.")]
     Gc {
@@ -160,6 +180,10 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
                 Some("off") => parsed.latency = false,
                 _ => return Err(bad("it takes auto or off")),
             },
+            "keep_upload" => {
+                let keep = value.and_then(KeepUpload::parse);
+                parsed.settings.keep_upload = keep.ok_or_else(|| bad("it takes never, always or exact"))?;
+            }
             "max_size" => limits.tar_size = size()?,
             "max_entries" => limits.entries = size()?.min(200_000_000),
             "max_depth" => limits.depth = size()?.min(1 << 20) as usize,

@@ -41,7 +41,7 @@ fn open(dir: &Path) -> Result<std::sync::Arc<Store>> {
     Store::open(dir, Settings::default())
 }
 
-fn progress_bar(what: &'static str) -> ProgressBar {
+pub fn progress_bar(what: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

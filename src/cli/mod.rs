@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod export;
 mod mounting;
 mod text;
 
@@ -41,6 +42,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Status { store, json } => commands::status(&store, json),
         Command::Ls { store, json, filters } => commands::ls(&store, json, &filters),
         Command::Fsck { store, json } => commands::fsck(&store, json),
+        Command::Export { store, level, rootfs, version, file } => export::export(&store, &version, &file, level, rootfs),
         Command::Gc { store, trash } => commands::gc(&store, trash),
         Command::Repack { store } => commands::repack(&store),
         Command::Completions { shell } => {

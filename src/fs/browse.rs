@@ -8,6 +8,7 @@ use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
+use crate::keep;
 use crate::name::{parse_number, strip_archive_suffix};
 use crate::tree::{Kind, ROOT, Tree};
 
@@ -144,6 +145,7 @@ impl ImageFs {
             b"metadata.json" => Ok(part(VersionPart::Metadata)),
             b"rootfs" | b"used_by" if walker => Ok(NodeId::Ghost),
             b"used_by" => Ok(part(VersionPart::UsedBy)),
+            _ if self.kept_name(serial).is_some_and(|kept| kept.as_bytes() == name) => Ok(part(VersionPart::Upload)),
             _ => {
                 let slot = self.store.tree(serial)?;
                 match name {
@@ -159,6 +161,11 @@ impl ImageFs {
                 }
             }
         }
+    }
+
+    /// The name of the version's upload, if it can be had as it came.
+    fn kept_name(&self, serial: u32) -> Option<String> {
+        keep::name(self.store.catalog.read().versions.get(&serial)?)
     }
 
     fn deleted_by(&self, caller: Caller, object: Object) -> bool {
@@ -273,6 +280,9 @@ impl ImageFs {
                     Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), &mut all)?,
                     // A damaged tree: the version can still be looked at, and deleted.
                     Err(e) => drop(self.damage(serial, ROOT, e)),
+                }
+                if let Some(kept) = self.kept_name(serial) {
+                    all.push(entry(&kept, part(VersionPart::Upload), file));
                 }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }

@@ -13,7 +13,7 @@ use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
 use crate::fs::{ImageFs, View, fuse, staging};
 use crate::store::{Settings, Store};
-use crate::{gc, remote};
+use crate::{gc, keep, remote};
 
 /// Between two looks at the trash and at what can be freed.
 const TICK: Duration = Duration::from_secs(10);
@@ -54,6 +54,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     let fd = mount::mount(&point, &store.dir, &options.flags)?;
     let stopping = Arc::new(AtomicBool::new(false));
     start_background(&fs, &stopping)?;
+    start_proving(&store, &stopping)?;
     stop_on_signals(&point, &stopping)?;
     let line = {
         let model = store.catalog.read();
@@ -103,6 +104,24 @@ fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()>
     };
     let made = std::thread::Builder::new().name("background".into()).spawn(work);
     made.map(drop).map_err(Error::io("start a thread for", Path::new("background work")))
+}
+
+/// Finds out which uploads can be made again, one after the other, and gives way to everything else.
+fn start_proving(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
+    let (store, stopping) = (store.clone(), stopping.clone());
+    let work = move || {
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+        while !stopping.load(Ordering::Acquire) {
+            match keep::prove_next(&store) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(e) => log::error!("proving uploads: {e}"),
+            }
+            std::thread::sleep(TICK);
+        }
+    };
+    let made = std::thread::Builder::new().name("prove".into()).spawn(work);
+    made.map(drop).map_err(Error::io("start a thread for", Path::new("uploads to prove")))
 }
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.

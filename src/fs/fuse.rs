@@ -21,7 +21,7 @@ use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
 use crate::fs::change::Changes;
 use crate::fs::latency::Latency;
-use crate::fs::node::NodeId;
+use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel};
 use crate::manifest::now;
@@ -375,10 +375,11 @@ impl Filesystem for Adapter {
             Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
             Err(e) => reply.error(errno(&e)),
         };
-        if !mode.writes {
+        let slow = matches!(NodeId::from_ino(ino.0), Some(NodeId::Version { part: VersionPart::Upload, .. }));
+        if !mode.writes && !slow {
             return guarded("open", || answer(node(ino).and_then(|id| fs.open(who, id, mode))));
         }
-        // It may truncate an upload, or wait for one to be closed.
+        // It may truncate an upload, wait for one to be closed, or make one again.
         fs.offload(Box::new(answer), move |fs| {
             fs.once_closed(|| fs.open(who, node(ino)?, mode)).map_err(|e| fs.refuse(who, "open", b"", e))
         });

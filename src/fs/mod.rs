@@ -44,6 +44,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::store::Store;
+use crate::tree::Tree;
 use edit::Edit;
 use ghost::Walkers;
 use node::NodeId;
@@ -116,6 +117,12 @@ enum Handle {
     Made {
         serial: u32,
         recipe: u32,
+        reader: Mutex<RecipeReader>,
+    },
+    /// A kept upload of this version.
+    Kept {
+        serial: u32,
+        tree: Arc<Tree>,
         reader: Mutex<RecipeReader>,
     },
     Directory(Vec<DirEntry>),

@@ -72,7 +72,7 @@ numbered!(
     Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
-numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4 });
+numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5 });
 
 /// A symlink, by what it leads to and from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -176,7 +176,7 @@ mod tests {
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
-                nodes.extend((0..5).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
+                nodes.extend((0..6).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
                     serial,
                     part,
                     incarnation,

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use parking_lot::Mutex;
 
 use crate::blob::ReadBuf;
+use crate::catalog::Kept;
 use crate::describe;
 use crate::error::{Error, Result};
 use crate::export::{self, RecipeReader};
@@ -12,6 +13,7 @@ use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Caller, Handle, ImageFs};
+use crate::keep;
 use crate::manifest;
 use crate::tree::{Bytes, Kind, ROOT};
 
@@ -68,6 +70,7 @@ impl ImageFs {
                 self.store.tree(serial)?;
                 Ok(self.open_made(serial, 0))
             }
+            NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(serial),
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Id, .. } => {
                 let id = self.store.catalog.read().versions.get(&serial).map(|v| v.id.clone());
@@ -84,6 +87,22 @@ impl ImageFs {
 
     fn open_made(&self, serial: u32, recipe: u32) -> Opened {
         Opened::Cached(self.open_handle(Handle::Made { serial, recipe, reader: Mutex::new(RecipeReader::default()) }))
+    }
+
+    /// Opens an upload as it came: its pieces, or what comes out when its content is compressed again.
+    fn open_kept(&self, serial: u32) -> Result<Opened> {
+        let kept = self.store.catalog.read().versions.get(&serial).and_then(|v| v.facts.kept.clone());
+        let handle = match kept.ok_or_else(stale)? {
+            Kept::Stored { .. } => {
+                let tree = self.store.kept(serial).map_err(|e| self.damage(serial, ROOT, e))?;
+                Handle::Kept { serial, tree, reader: Mutex::new(RecipeReader::default()) }
+            }
+            Kept::Made { method } => {
+                let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, ROOT, e))?;
+                Handle::Staged { file, path: "a remade upload".into() }
+            }
+        };
+        Ok(Opened::Cached(self.open_handle(handle)))
     }
 
     /// A version's metadata.json.
@@ -120,6 +139,10 @@ impl ImageFs {
             Handle::Made { serial, recipe, reader } => {
                 let slot = self.store.tree(*serial)?;
                 let read = reader.lock().read(&self.store, &slot.tree, *recipe, offset, len, out);
+                read.map_err(|e| self.damage(*serial, ROOT, e))
+            }
+            Handle::Kept { serial, tree, reader } => {
+                let read = reader.lock().read(&self.store, tree, keep::RECIPE, offset, len, out);
                 read.map_err(|e| self.damage(*serial, ROOT, e))
             }
             Handle::Staged { file, path } => {

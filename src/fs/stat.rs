@@ -91,6 +91,11 @@ impl ImageFs {
                         lasting_name: live,
                         ..own(file | image.mode & 0o444, version.facts.size, version.created_at)
                     },
+                    VersionPart::Upload => Attr {
+                        lasting: live,
+                        lasting_name: live,
+                        ..own(file | image.mode & 0o444, version.facts.upload_size, version.created_at)
+                    },
                     VersionPart::UsedBy => own(directory | image.mode & 0o555, 4096, version.created_at),
                     VersionPart::Metadata => return Err(stale()),
                 };

@@ -38,10 +38,13 @@ pub use pipe::{Block, OnRoom};
 pub use publish::{Published, Source, Target, new_image, publish};
 pub use unpack::{Draft, Hint, place};
 
+use crate::blob::Writer;
 use crate::digest::hex;
 use crate::error::{Error, Result};
+use crate::manifest::KeepUpload;
 use crate::store::Store;
-use crate::tar::{Limits, Stage};
+use crate::tar::Stage;
+use crate::tree::recipe::RecipeBuilder;
 use pipe::{Pipe, PipeReader};
 
 /// Bytes an upload may have in flight before its writer waits.
@@ -66,11 +69,16 @@ pub struct Ingest {
     size: u64,
 }
 
+/// The pieces of an upload that is kept as it came.
+type Keeping = (Writer, RecipeBuilder);
+
 struct Parts {
     upload_sha256: JoinHandle<String>,
     upload_sha1: JoinHandle<String>,
     tar: Option<JoinHandle<String>>,
     decoder: Option<JoinHandle<()>>,
+    /// The upload as it comes, if it is to be kept.
+    kept: Option<JoinHandle<Option<Keeping>>>,
     unpacker: JoinHandle<Option<Draft>>,
 }
 
@@ -93,11 +101,14 @@ pub struct Unpacked {
     pub upload_sha256: String,
     pub upload_sha1: String,
     pub tar_sha256: String,
+    /// Set for an upload that is kept.
+    kept: Option<Keeping>,
 }
 
 impl Ingest {
     /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has them).
-    pub fn start(store: &Store, staging: &str, head: &[u8], limits: Limits, hint: Hint) -> Result<Ingest> {
+    pub fn start(store: &Store, staging: &str, head: &[u8], hint: Hint, keep: KeepUpload) -> Result<Ingest> {
+        let limits = store.settings.limits;
         let codec = Codec::detect(head).map(|codec| Arc::new(Mutex::new(codec)));
         let writer = store.blobs.writer(staging)?;
         let (stage, decoded) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicBool::new(false)));
@@ -147,8 +158,20 @@ impl Ingest {
                 unpack::unpack(&mut input, writer, &limits, &stage, hint).map_err(|e| note(&failure, e)).ok()
             })?
         };
-        let parts = Parts { upload_sha256, upload_sha1, tar, decoder, unpacker };
-        Ok(Ingest { codec, inputs: vec![for_sha256, for_sha1, archive], stages, stage, decoded, failure, parts, size: 0 })
+        let mut inputs = vec![for_sha256, for_sha1, archive];
+        let mut kept = None;
+        if keep != KeepUpload::Never && codec.is_some() {
+            let pipe = Pipe::new(UPLOAD_PIPE);
+            let (mut input, failure) = (PipeReader::new(&pipe), failure.clone());
+            let mut writer = store.blobs.writer(&format!("{staging}-kept"))?;
+            inputs.push(pipe);
+            kept = Some(spawn("keep", move || {
+                let recipe = payload::store(&mut input, &mut writer, u64::MAX, |_| {}).map_err(|e| note(&failure, e)).ok()?;
+                Some((writer, recipe))
+            })?);
+        }
+        let parts = Parts { upload_sha256, upload_sha1, tar, decoder, kept, unpacker };
+        Ok(Ingest { codec, inputs, stages, stage, decoded, failure, parts, size: 0 })
     }
 
     /// Takes the next bytes of the upload. `on_room` is called when more are welcome.
@@ -225,6 +248,7 @@ impl Ingest {
         }
         let tar = self.parts.tar.take().map(|t| t.join().map_err(panicked("hashing"))).transpose()?;
         let unpacked = self.parts.unpacker.join().map_err(panicked("unpacking"))?;
+        let kept = self.parts.kept.take().map(|k| k.join().map_err(panicked("keeping"))).transpose()?.flatten();
         let upload_sha256 = self.parts.upload_sha256.join().map_err(panicked("hashing"))?;
         let upload_sha1 = self.parts.upload_sha1.join().map_err(panicked("hashing"))?;
         if let Some(e) = self.failure.lock().take() {
@@ -233,7 +257,7 @@ impl Ingest {
         let draft = unpacked.ok_or(Error::Stopping)?;
         let tar_sha256 = tar.unwrap_or_else(|| upload_sha256.clone());
         let codec = self.codec.map(|codec| *codec.lock());
-        Ok(Unpacked { draft, codec, size: self.size, upload_sha256, upload_sha1, tar_sha256 })
+        Ok(Unpacked { draft, kept, codec, size: self.size, upload_sha256, upload_sha1, tar_sha256 })
     }
 
     /// Gives the upload up: its threads end, what they staged goes.

@@ -1,6 +1,6 @@
 //! The end of an ingest: content, tree, row, name, each durable before the next (invariant 1).
 
-use crate::catalog::{Image, Named, Receipt, Row, Version, VersionFacts};
+use crate::catalog::{Image, Kept, Named, Receipt, Row, Version, VersionFacts};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
@@ -11,7 +11,7 @@ use crate::manifest::{Editable, now};
 use crate::name::{ImageName, new_id};
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
-use crate::tree::{Counts, Tree};
+use crate::tree::{Builder, Counts, Tree};
 
 /// Where an upload goes.
 #[derive(Clone, Debug)]
@@ -60,12 +60,21 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     if let Some(same) = newest_is_same(store, &unpacked, source) {
         return Ok(same);
     }
-    let Unpacked { draft, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
+    let Unpacked { draft, kept, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
     let Draft { writer, builder, tar, more, mut facts } = draft;
     let came = more.first().or(tar.as_ref()).map_or(0, RecipeBuilder::tar_size);
     let sealed = writer.seal()?;
     let id = new_id()?;
     let path = store.tree_path(&id);
+    // Held until the row is written: gc keeps what it names.
+    let mut kept_pins = None;
+    if let Some((writer, recipe)) = kept {
+        let sealed = writer.seal()?;
+        let kept = Builder::new().finish(&store.kept_path(&id), None, vec![recipe], |c| sealed.id(c), |_| Vec::new());
+        let (tree, _) = kept.inspect_err(|_| drop(std::fs::remove_file(store.kept_path(&id))))?;
+        facts.kept = Some(Kept::Stored { tree, tried: false });
+        kept_pins = Some(sealed);
+    }
     let digest = format!("sha256:{tar_sha256}");
     if !more.is_empty() {
         (facts.image_size, facts.image_digest) = (came, digest.clone());
@@ -83,6 +92,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
         facts.counts = *counts;
         serde_json::to_vec(&facts).expect("plain structs of text and numbers")
     };
+    let kept_path = kept_pins.as_ref().map(|_| store.kept_path(&id));
     let written = builder.finish(&path, tar, more, |content| sealed.id(content), stored);
     let made = written.and_then(|(digest, _)| {
         sync_dir(path.parent().expect("trees/"))?;
@@ -100,11 +110,15 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     match made {
         Ok(mut published) => {
             published.new_bytes = sealed.new_bytes;
+            drop(kept_pins);
             Ok(published)
         }
         Err(e) => {
             // No row names it: a stray that the next start would sweep, too.
             let _ = std::fs::remove_file(&path);
+            if let Some(kept) = kept_path {
+                let _ = std::fs::remove_file(kept);
+            }
             store.has_garbage();
             Err(e)
         }

@@ -16,7 +16,8 @@ use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::imgapi::{self, Manifest};
 use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, lxd};
-use crate::manifest::METADATA_MAX;
+use crate::keep;
+use crate::manifest::{KeepUpload, METADATA_MAX};
 use crate::store::Store;
 
 /// Bytes of a sidecar, a manifest, a metadata.json.
@@ -73,7 +74,9 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
     if let Some(manifest) = &manifest {
         check_manifest(store, manifest)?;
     }
-    let mut unpacked = ingest(store, name, &image, manifest.is_some())?;
+    let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
+    let keep = keep::policy(store, target);
+    let mut unpacked = ingest(store, name, &image, manifest.is_some(), keep)?;
     if let Some(expected) = expect.get(&image.name) {
         expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
     }
@@ -160,7 +163,7 @@ fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
 }
 
 /// Unpacks a staged file. The rename says that it is whole.
-fn ingest(store: &Store, name: &str, file: &File, announced: bool) -> Result<Unpacked> {
+fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpload) -> Result<Unpacked> {
     let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
     let size = opened.metadata().map_err(Error::io("stat", &file.path))?.len();
     let mut head = Vec::new();
@@ -169,7 +172,7 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool) -> Result<Unp
     if hint.recognises(&head) != Some(true) && !(announced && size > 0) {
         return Err(crate::tar::not_a_tar(file.name.clone(), &head));
     }
-    let mut ingest = Ingest::start(store, name, &head, store.settings.limits, hint)?;
+    let mut ingest = Ingest::start(store, name, &head, hint, keep)?;
     let (mut at, mut piece) = (head.len() as u64, head);
     while !piece.is_empty() && !ingest.has_failed() {
         ingest.push_and_wait(Arc::new(std::mem::take(&mut piece)));

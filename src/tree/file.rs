@@ -308,14 +308,24 @@ impl Tree {
         self.section(Section::More).get(..4).map_or(0, |count| u32_at(count, 0))
     }
 
-    /// The recipe of what was uploaded, unpacked: number 1 if rootfs.tar was made of it, or there is none.
-    pub fn as_it_came(&self) -> u32 {
-        u32::from(self.more_recipes() > 0)
-    }
-
     /// Whether the version has a rootfs.
     pub fn has_rootfs(&self) -> bool {
         !self.section(Section::Recipe).is_empty()
+    }
+
+    /// The files beside rootfs that recipes make: name, number of the recipe.
+    pub fn made_beside(&self) -> Result<Vec<(String, u32)>> {
+        let mut found = Vec::new();
+        let Some(index) = self.beside() else { return Ok(found) };
+        let beside = self.node(index)?;
+        let mut n = 0;
+        while let Some((name, index)) = self.entry(&beside, n)? {
+            if let Kind::File(Bytes::Recipe(recipe)) = self.node(index)?.kind {
+                found.push((String::from_utf8_lossy(name).into_owned(), recipe));
+            }
+            n += 1;
+        }
+        Ok(found)
     }
 
     /// The directory whose entries are shown beside rootfs.

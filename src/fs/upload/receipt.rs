@@ -59,11 +59,14 @@ impl ImageFs {
         };
         drop(state);
         let version = version.ok_or_else(|| cannot(&name, "its version is gone"))?;
+        if let Ok(kept) = self.store.kept(version) {
+            return RecipeReader::default().read(&self.store, &kept, crate::keep::RECIPE, offset, len, out);
+        }
         if !self.came_plain(version) {
             return Err(cannot(&name, "its compressed bytes are not kept"));
         }
         let slot = self.store.tree(version)?;
-        RecipeReader::default().read(&self.store, &slot.tree, slot.tree.as_it_came(), offset, len, out)
+        RecipeReader::default().read(&self.store, &slot.tree, self.as_it_came(version), offset, len, out)
     }
 
     /// `rm` of an upload, a scratch file or a receipt.
@@ -96,6 +99,11 @@ impl ImageFs {
     /// Whether the version's upload was a plain tar, whose bytes can be made again.
     pub(super) fn came_plain(&self, version: u32) -> bool {
         self.store.catalog.read().versions.get(&version).is_some_and(|v| v.facts.compression == "none")
+    }
+
+    /// The recipe of what was uploaded.
+    pub(super) fn as_it_came(&self, version: u32) -> u32 {
+        self.store.catalog.read().versions.get(&version).map_or(0, |v| v.facts.as_it_came())
     }
 
     /// Hides the receipt of a version, if it is under this name.

@@ -18,7 +18,8 @@ use crate::fs::upload::{Before, Info, PIECE, Phase, Place, Spool, State, Upload,
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
 use crate::ingest::{Hint, Ingest, Published};
-use crate::manifest::now;
+use crate::keep;
+use crate::manifest::{KeepUpload, now};
 use crate::name::{ImageName, Promise, promise_of};
 use crate::store::Store;
 use crate::tar;
@@ -293,8 +294,18 @@ impl ImageFs {
         upload.job.phase("unpacking");
         let staging = format!("upload-{}", upload.number);
         state.phase =
-            Phase::Streaming(Ingest::start(&self.store, &staging, head, self.store.settings.limits, Hint::of(&upload.name()))?);
+            Phase::Streaming(Ingest::start(&self.store, &staging, head, Hint::of(&upload.name()), self.keep_policy(upload))?);
         Ok(())
+    }
+
+    /// Whether the upload is kept as it came: what the image that it goes into says, or the mount.
+    pub(super) fn keep_policy(&self, upload: &Upload) -> KeepUpload {
+        let image = match (upload.place, upload.promise()) {
+            (Place::Image(serial), _) => Some(serial),
+            (Place::Root, Promise::Archive(stem)) => self.store.catalog.read().image_named(&stem).map(|i| i.serial),
+            _ => None,
+        };
+        keep::policy(&self.store, image)
     }
 
     pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
@@ -334,7 +345,7 @@ impl ImageFs {
         let (mut reader, mut at, mut out) = (RecipeReader::default(), 0, Vec::new());
         while at < before.size {
             out.clear();
-            reader.read(&self.store, &slot.tree, slot.tree.as_it_came(), at, PIECE, &mut out)?;
+            reader.read(&self.store, &slot.tree, self.as_it_came(before.version), at, PIECE, &mut out)?;
             write_spool(&self.store, state, at, &out)?;
             at += out.len() as u64;
         }

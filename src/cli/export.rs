@@ -1,0 +1,218 @@
+//! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with progress.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::catalog::{Kept, Version};
+use crate::cli::args::StoreArg;
+use crate::cli::commands::progress_bar;
+use crate::cli::text::bytes;
+use crate::compress::Method;
+use crate::error::{Error, Result};
+use crate::export::RecipeReader;
+use crate::keep;
+use crate::store::{Settings, Store, StoreLock, TreeSlot};
+use crate::tree::Tree;
+use crate::versions::{LinkTarget, resolve_root_link};
+
+/// Bytes read at a time.
+const PIECE: usize = 1 << 20;
+
+/// What is read: a file of the mount, or a recipe of a store that nobody has mounted.
+enum From {
+    Mounted(File),
+    Recipe { store: Arc<Store>, slot: Arc<TreeSlot>, recipe: u32, reader: RecipeReader },
+    Kept { store: Arc<Store>, tree: Arc<Tree>, reader: RecipeReader },
+    Remade(File),
+}
+
+impl From {
+    fn size(&self) -> Result<u64> {
+        match self {
+            From::Mounted(file) | From::Remade(file) => {
+                file.metadata().map(|m| m.len()).map_err(Error::io("read", Path::new("the version")))
+            }
+            From::Recipe { slot, recipe, .. } => Ok(slot.tree.recipe(*recipe)?.tar_size),
+            From::Kept { tree, .. } => Ok(tree.recipe(keep::RECIPE)?.tar_size),
+        }
+    }
+
+    fn read(&mut self, at: u64, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        match self {
+            From::Mounted(file) | From::Remade(file) => {
+                out.resize(PIECE, 0);
+                let n = file.read_at(out, at).map_err(Error::io("read", Path::new("the version")))?;
+                out.truncate(n);
+                Ok(())
+            }
+            From::Recipe { store, slot, recipe, reader } => reader.read(store, &slot.tree, *recipe, at, PIECE, out),
+            From::Kept { store, tree, reader } => reader.read(store, tree, keep::RECIPE, at, PIECE, out),
+        }
+    }
+}
+
+/// What the name of the file to write asks for.
+struct Wish {
+    /// `tar`, `qcow2` and so on.
+    kind: String,
+    method: Option<Method>,
+    /// `zst`, or nothing.
+    compression: String,
+}
+
+fn wish(file: &Path, level: Option<u32>) -> Result<Wish> {
+    let name = file.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let (stem, last) = name.rsplit_once('.').unwrap_or((&name, ""));
+    if last == "lz4" {
+        return Err(Error::Unsupported {
+            what: "writing lz4".into(),
+            instead: "name it .tar, .tar.gz, .tar.bz2, .tar.xz or .tar.zst",
+        });
+    }
+    let method = Method::for_suffix(last, level);
+    let kind = match (&method, last) {
+        (Some(_), "tgz" | "tbz2" | "txz" | "tzst") => "tar",
+        (Some(_), _) => stem.rsplit_once('.').map_or("", |(_, kind)| kind),
+        (None, kind) => kind,
+    };
+    let compression = if method.is_some() { last.trim_start_matches('t').to_owned() } else { String::new() };
+    Ok(Wish { kind: kind.to_owned(), method, compression })
+}
+
+/// The file in a version that a wish means: its name there, and (in a store) its recipe.
+fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
+    let has = |name: &str| names.iter().any(|n| n == name).then(|| name.to_owned());
+    let found = match wish.kind.as_str() {
+        "tar" if rootfs => has("rootfs.tar"),
+        "tar" => has("image.tar").or_else(|| has("rootfs.tar")),
+        "img" | "raw" => has("disk.raw"),
+        kind => names.iter().find(|n| n.rsplit_once('.').is_some_and(|(_, k)| k == kind)).cloned(),
+    };
+    found.ok_or_else(|| Error::Invalid {
+        what: format!("a file of the kind {:?}", wish.kind),
+        why: format!("the version has {}", names.join(", ")),
+    })
+}
+
+pub fn export(store: &StoreArg, version: &str, file: &Path, level: Option<u32>, rootfs: bool) -> Result<ExitCode> {
+    let wish = wish(file, level)?;
+    let dir = store.dir()?;
+    let (mut from, as_it_came) = match StoreLock::holder(&dir) {
+        Some((_, mounted)) if !mounted.is_empty() => from_mount(Path::new(&mounted), version, &wish, level, rootfs)?,
+        _ => from_store(&dir, version, &wish, level, rootfs)?,
+    };
+    let size = from.size()?;
+    let bar = if std::io::stderr().is_terminal() { progress_bar("export") } else { indicatif::ProgressBar::hidden() };
+    bar.set_length(size);
+    // Written beside, and renamed: a reader never sees half of it.
+    let partial = partial_name(file);
+    let written = write(&mut from, size, wish.method.filter(|_| !as_it_came), &partial, &bar);
+    let renamed = written.and_then(|n| std::fs::rename(&partial, file).map(|()| n).map_err(Error::io("rename", &partial)));
+    bar.finish_and_clear();
+    let written = renamed.inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
+    let how = if as_it_came { ", as it came" } else { "" };
+    eprintln!("imgfs: {} has {version} ({}{how})", file.display(), bytes(written));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn partial_name(file: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(file.file_name().unwrap_or_default());
+    name.push(format!(".{}.part", std::process::id()));
+    file.with_file_name(name)
+}
+
+fn write(from: &mut From, size: u64, method: Option<Method>, path: &Path, bar: &indicatif::ProgressBar) -> Result<u64> {
+    let failed = || Error::io("write", path);
+    let out = File::create(path).map_err(failed())?;
+    let mut piece = Vec::new();
+    let mut at = 0;
+    let mut compressor = method.map(|m| m.begin(size, &out)).transpose().map_err(failed())?;
+    while at < size {
+        from.read(at, &mut piece)?;
+        if piece.is_empty() {
+            return Err(Error::Corrupt { what: "the version".into(), why: format!("it ends at byte {at} of {size}") });
+        }
+        match &mut compressor {
+            Some(compressor) => compressor.write_all(&piece),
+            None => (&out).write_all(&piece),
+        }
+        .map_err(failed())?;
+        at += piece.len() as u64;
+        bar.set_position(at);
+    }
+    if let Some(compressor) = compressor {
+        compressor.finish().map_err(failed())?;
+    }
+    out.sync_all().map_err(failed())?;
+    out.metadata().map(|m| m.len()).map_err(failed())
+}
+
+/// Reads through the daemon that has the store.
+fn from_mount(mounted: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs: bool) -> Result<(From, bool)> {
+    let mut dir = mounted.join(version.trim_matches('/'));
+    if dir.join("latest").exists() {
+        dir.push("default");
+    }
+    let listed = std::fs::read_dir(&dir).map_err(|_| Error::NotFound { what: format!("version {version}") })?;
+    let names: Vec<String> = listed.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    let kept = kept_in(&names, wish, level, rootfs);
+    let as_it_came = kept.is_some();
+    let path = dir.join(match kept {
+        Some(kept) => kept,
+        None => meant(&names, wish, rootfs)?,
+    });
+    Ok((From::Mounted(File::open(&path).map_err(Error::io("open", &path))?), as_it_came))
+}
+
+/// A kept upload that is compressed as the file to write is to be.
+fn kept_in(names: &[String], wish: &Wish, level: Option<u32>, rootfs: bool) -> Option<String> {
+    let same = |name: &&String| {
+        let end = name.rsplit_once('.').map_or("", |(_, end)| end).trim_start_matches('t');
+        !wish.compression.is_empty() && end == wish.compression
+    };
+    names.iter().filter(|_| level.is_none() && !rootfs).find(same).cloned()
+}
+
+/// Reads a store that nobody has mounted.
+fn from_store(dir: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs: bool) -> Result<(From, bool)> {
+    if !dir.join("format").exists() {
+        return Err(Error::NotAStore { store: dir.to_owned(), why: "there is no store yet".into() });
+    }
+    let store = Store::open(dir, Settings::default())?;
+    let found: Version = {
+        let model = store.catalog.read();
+        let missing = || Error::NotFound { what: format!("version {version}") };
+        let found = match resolve_root_link(&model, version, "").map_err(|_| missing())? {
+            LinkTarget::Image(image) => model.images.get(&image).and_then(|image| model.default_version(image)),
+            LinkTarget::Version { image, number } => model.version(image, number),
+        };
+        found.cloned().ok_or_else(missing)?
+    };
+    let kept = keep::name(&found).and_then(|name| kept_in(&[name], wish, level, rootfs));
+    match (kept, &found.facts.kept) {
+        (Some(_), Some(Kept::Stored { .. })) => {
+            let tree = store.kept(found.serial)?;
+            return Ok((From::Kept { store, tree, reader: RecipeReader::default() }, true));
+        }
+        (Some(_), Some(Kept::Made { method })) => {
+            return Ok((From::Remade(keep::remake(&store, found.serial, method)?), true));
+        }
+        _ => {}
+    }
+    let slot = store.tree(found.serial)?;
+    let mut files: Vec<(String, u32)> = Vec::new();
+    if slot.tree.has_rootfs() {
+        files.push(("rootfs.tar".into(), 0));
+    }
+    files.extend(slot.tree.made_beside()?);
+    let names: Vec<String> = files.iter().map(|(name, _)| name.clone()).collect();
+    let name = meant(&names, wish, rootfs)?;
+    let recipe = files.iter().find(|(n, _)| *n == name).map_or(0, |(_, recipe)| *recipe);
+    Ok((From::Recipe { store, slot, recipe, reader: RecipeReader::default() }, false))
+}
