@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Fuzzes a parser with libFuzzer, on stable Rust. Usage: fuzz.sh archive|tree|recipe [SECONDS] [LIBFUZZER-OPTION...]
+# Fuzzes a parser with libFuzzer, on stable Rust. Usage: fuzz.sh archive|layers|tree|recipe [SECONDS] [LIBFUZZER-OPTION...]
 # Inputs are kept in tests/fuzz/corpus/TARGET (not in git), findings in tests/fuzz/artifacts.
 set -euo pipefail
 cd "$(dirname "$0")/../tests/fuzz"
-target=${1:?archive, tree or recipe} seconds=${2:-60}
+target=${1:?archive, layers, tree or recipe} seconds=${2:-60}
 shift $(($# > 2 ? 2 : $#))
 mkdir -p "corpus/$target" artifacts
 cp -n "seeds/$target"/* "corpus/$target/" 2> /dev/null || true

@@ -2,8 +2,8 @@
 //!
 //! # The four journeys
 //!
-//! 1. cp in: `fs/upload.rs` takes the bytes, `ingest/` unpacks them (`tar/`, `tree/build.rs`, `blob/writer.rs`) and
-//!    publishes a version (`ingest/publish.rs`, `catalog/`).
+//! 1. cp in: `fs/upload/` takes the bytes (`fs/staging.rs` several files), `ingest/` unpacks them (`tar/`,
+//!    `tree/build/`, `blob/writer.rs`) and publishes a version (`ingest/publish.rs`, `catalog/`).
 //! 2. ls and cat: `fs/browse.rs` answers from the catalog's model and from mapped trees (`tree/file.rs`); content
 //!    comes checked from `blob/read.rs`, `rootfs.tar` from the recipe (`export.rs`, `tree/recipe.rs`).
 //! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `versions::set_default` or `pin`.
@@ -14,8 +14,9 @@
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the store on disk,
 //! its invariants), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
-//! (the only unsafe code). Then `blob` (content, once) and `catalog` (names, in SQLite and in memory), which do not
-//! know each other; `store` holds both. Verbs: `ingest`, `describe`, `export`, `versions`, `gc`, `fsck`, `status`,
+//! (the only unsafe code), `compress` (how a stream was made). Then `blob` (content, once) and `catalog` (names, in SQLite and in memory), which do not
+//! know each other; `store` holds both. Verbs: `ingest` (`unpack.rs` says which kind of image came:
+//! `lxd.rs`, `oci.rs`, `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `gc`, `fsck`, `status`,
 //! `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
 //! holds that.
 

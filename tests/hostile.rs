@@ -73,6 +73,7 @@ fn mutate(random: &mut Random, data: &mut Vec<u8>) {
 #[test]
 fn seeds_are_read() {
     seeds("archive").iter().for_each(|(_, data)| targets::archive(data));
+    seeds("layers").iter().for_each(|(_, data)| targets::layers(data));
     seeds("tree").iter().for_each(|(_, data)| targets::tree(data));
     seeds("recipe").iter().for_each(|(_, data)| targets::recipe(data));
 }
@@ -122,6 +123,7 @@ fn random_changes_and_random_bytes_harm_nothing() {
     let mut random = seed();
     for (kind, run) in [
         ("archive", (|d| targets::archive(&targets::repaired(d))) as fn(&[u8])),
+        ("layers", targets::layers),
         ("tree", targets::tree),
         ("recipe", targets::recipe),
     ] {

@@ -5,6 +5,7 @@
 
 mod container;
 mod read;
+mod reopen;
 mod sweep;
 mod table;
 mod writer;
@@ -17,9 +18,10 @@ use parking_lot::{Mutex, RwLock};
 
 pub use container::Place;
 pub use read::ReadBuf;
+pub use reopen::{ContentReader, PieceReader};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{ContentReader, Large, PieceReader, Sealed, Writer};
+pub use writer::{Large, Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;

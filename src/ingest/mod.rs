@@ -33,6 +33,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use codec::Codec;
 pub use expect::Expected;
+pub use oci::lay;
 pub use payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
 pub use publish::{Published, Source, Target, new_image, publish};

@@ -14,7 +14,7 @@ use crate::ingest::codec::{self, Codec, ReadSource};
 use crate::ingest::lxd::read_small;
 use crate::ingest::unpack::{Draft, entries, place, refusal};
 use crate::name::architecture;
-use crate::tar::{Limits, Reader};
+use crate::tar::{Entry, Limits, Reader};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
 
@@ -79,6 +79,14 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     if layers.len() > LAYERS_MAX {
         return Err(Error::OverLimit { what: "the number of layers".into(), limit: LAYERS_MAX.to_string() });
     }
+    // They are forgotten once their recipes are known: no file may stand on one.
+    for content in layers.iter().filter_map(|layer| layer.content) {
+        let mut head = [0u8; Codec::MAGIC_LEN];
+        let len = writer.open(content)?.read_at(0, &mut head)?;
+        if Codec::detect(&head[..len]).is_none() {
+            writer.hide(content);
+        }
+    }
     let mut draft = Draft::new(writer, Builder::new());
     let mut left = *limits;
     // Recipes of layers that lie unpacked in the archive: image.tar is made of what rootfs holds.
@@ -123,18 +131,7 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
     let mut count = 0;
     entries(&mut tar, writer, |entry, content| {
         count += 1;
-        let (directory, name) = match entry.path.iter().rposition(|b| *b == b'/') {
-            Some(at) => (&entry.path[..at], &entry.path[at + 1..]),
-            None => (&[][..], &entry.path[..]),
-        };
-        let done = match name.strip_prefix(WHITEOUT) {
-            None => return place(builder, entry, content),
-            Some(_) if name == OPAQUE => builder.make_opaque(directory),
-            // aufs kept its own files under such names.
-            Some(hidden) if hidden.starts_with(WHITEOUT) => Ok(()),
-            Some(hidden) => builder.white_out(&[directory, b"/", hidden].concat()),
-        };
-        done.map_err(|refused| refusal(entry.at, &entry.path, refused))
+        lay(builder, entry, content)
     })?;
     builder.end_layer();
     let inner = tar.into_recipe();
@@ -149,6 +146,24 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
         }
     }
     Ok((codec.is_none() && inner.tar_size() == size).then_some(inner))
+}
+
+/// Puts an entry of a layer over what is there, or takes away what it whites out.
+///
+/// Errors: `LeavesRoot` and `BadArchive` for one that has no place there.
+pub fn lay(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Result<()> {
+    let (directory, name) = match entry.path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&entry.path[..at], &entry.path[at + 1..]),
+        None => (&[][..], &entry.path[..]),
+    };
+    let done = match name.strip_prefix(WHITEOUT) {
+        None => return place(builder, entry, content),
+        Some(_) if name == OPAQUE => builder.make_opaque(directory),
+        // aufs kept its own files under such names.
+        Some(hidden) if hidden.starts_with(WHITEOUT) => Ok(()),
+        Some(hidden) => builder.white_out(&[directory, b"/", hidden].concat()),
+    };
+    done.map_err(|refused| refusal(entry.at, &entry.path, refused))
 }
 
 struct Archive<'a> {

@@ -4,13 +4,15 @@
 //! whatever odd writer made it. It allocates nothing by a size that a header claims.
 
 mod acl;
+mod foreign;
 mod header;
 mod pax;
 mod reader;
 mod sparse;
 mod write;
 
-pub use reader::{Entry, Kind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar, not_a_tar};
+pub use foreign::not_a_tar;
+pub use reader::{Entry, Kind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar};
 pub use write::NewEntry;
 
 /// A tar is made of these.

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::digest::Content;
 use crate::error::{Error, Result};
-use crate::tar::BLOCK;
 use crate::tar::header::{Header, number};
 use crate::tar::pax::{self, Extensions};
 use crate::tar::sparse::{self, Map, MapReader};
+use crate::tar::{BLOCK, foreign};
 use crate::tree::recipe::RecipeBuilder;
 
 /// Where the bytes come from.
@@ -186,7 +186,7 @@ impl<S: Source> Reader<S> {
             let header = Header(&block);
             if !header.checksum_holds() {
                 if at == 0 {
-                    return Err(not_a_tar("the upload".into(), &block));
+                    return Err(foreign::not_a_tar("the upload".into(), &block));
                 }
                 return self.bad(b"", "the checksum of a header is wrong");
             }
@@ -344,8 +344,12 @@ impl<S: Source> Reader<S> {
     }
 
     fn sparse_map(&mut self, header: &Header<'_>, path: &[u8], all: &Extensions) -> Result<Option<Map>> {
-        let refuse = |reader: &Self, why: &str| reader.bad::<Option<Map>>(path, why);
         let limit = self.limits.pieces;
+        let too_many = || over("the number of pieces of a sparse file", limit as u64);
+        let refuse = |reader: &Self, why: &str| match why {
+            sparse::TOO_MANY => Err(too_many()),
+            why => reader.bad::<Option<Map>>(path, why),
+        };
         let old = if header.typeflag() == b'S' { sparse::Old::of(header.style()) } else { None };
         let map = if let Some(old) = old {
             let mut pieces = Vec::new();
@@ -364,7 +368,7 @@ impl<S: Source> Reader<S> {
                     return refuse(self, why);
                 }
                 if pieces.len() > limit {
-                    return Err(over("the number of pieces of a sparse file", limit as u64));
+                    return Err(too_many());
                 }
                 more = block[504] != 0;
             }
@@ -550,45 +554,4 @@ fn until_zero(mut text: Vec<u8>) -> Vec<u8> {
 /// Whether these bytes, at least a block, can begin a tar.
 pub fn begins_a_tar(bytes: &[u8]) -> bool {
     bytes.first_chunk::<BLOCK>().is_some_and(|block| block.iter().all(|b| *b == 0) || Header(block).checksum_holds())
-}
-
-/// Why something that begins so, and is called `what`, is no tar: unknown, or known and not taken.
-pub fn not_a_tar(what: String, head: &[u8]) -> Error {
-    match KNOWN.iter().find(|(magic, _)| head.starts_with(magic)) {
-        Some((_, kind)) => Error::Unsupported { what: format!("{what}: {kind}"), instead: "unpack it, and copy a tarball" },
-        None => Error::NotTar { what, looks: looks_like(head) },
-    }
-}
-
-/// Formats that hold files and are not taken.
-const KNOWN: &[(&[u8], &str)] = &[
-    (b"PK\x03\x04", "a zip archive"),
-    (b"LZIP", "lzip data"),
-    (b"\x02\x21\x4c\x18", "lz4 data of the legacy format"),
-    (b"\x1f\x9d", "data of compress (.Z)"),
-    (b"\x89LZO", "lzop data"),
-    (b"Rar!", "a rar archive"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"!<arch>", "a Debian package or ar archive"),
-    (b"070701", "a cpio archive"),
-];
-
-/// A few words for the beginning of something that nobody knows.
-fn looks_like(bytes: &[u8]) -> String {
-    const SEEN: &[(&[u8], &str)] = &[
-        (b"\x7fELF", "a program (ELF)"),
-        (b"%PDF", "a PDF"),
-        (b"\x89PNG", "a picture"),
-        (b"#!", "a script"),
-        (b"<", "HTML or XML"),
-        (b"{", "JSON"),
-    ];
-    if let Some((_, what)) = SEEN.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-        return (*what).into();
-    }
-    let head = &bytes[..bytes.len().min(16)];
-    if head.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
-        return format!("text ({:?})", String::from_utf8_lossy(head));
-    }
-    format!("unknown data ({})", crate::digest::hex(&head[..head.len().min(8)]))
 }

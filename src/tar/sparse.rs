@@ -6,6 +6,9 @@ use crate::tar::BLOCK;
 use crate::tar::header::{Header, Style, number};
 use crate::tar::pax::{Extensions, decimal};
 
+/// What `Limits::pieces` is met with.
+pub const TOO_MANY: &str = "a sparse map with too many pieces";
+
 /// Pieces of a sparse file, (offset, length), and its whole size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Map {
@@ -89,7 +92,7 @@ pub fn from_records(extensions: &Extensions, limit: usize) -> Result<Option<Map>
         None => return Ok(None),
     };
     if pieces.len() > limit {
-        return Err("a sparse map with too many pieces");
+        return Err(TOO_MANY);
     }
     let size = extensions.get("GNU.sparse.size").and_then(decimal).ok_or("a sparse file without its size")?;
     Ok(Some(Map { pieces, size }))
@@ -116,7 +119,7 @@ impl MapReader {
                 b'\n' => {
                     let value = self.number.take().ok_or("a sparse map with an empty line")?;
                     match self.count {
-                        None if value > limit as u64 => return Err("a sparse map with too many pieces"),
+                        None if value > limit as u64 => return Err(TOO_MANY),
                         None => self.count = Some(value),
                         Some(_) => self.numbers.push(value),
                     }

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU8;
 
 use imgfs::digest::Content;
 use imgfs::error::Result;
-use imgfs::ingest::place;
-use imgfs::tar::{Limits, Reader, Source};
+use imgfs::ingest::{lay, place};
+use imgfs::tar::{Entry, Limits, Reader, Source};
 use imgfs::tree::recipe::{Cursor, Piece, Recipe};
 use imgfs::tree::{Builder, Kind, ROOT, Tree};
 
@@ -36,27 +36,27 @@ fn scratch() -> PathBuf {
     PathBuf::from(format!("{dir}/imgfs-fuzz-{}-{}", std::process::id(), thread.replace(|c: char| !c.is_ascii_digit(), "")))
 }
 
-/// Reads an archive as an upload is read. One that is taken must come back from its recipe bit for bit, and its
-/// tree must be whole.
-pub fn archive(data: &[u8]) {
-    let stage = Arc::new(AtomicU8::new(0));
-    let Ok(mut reader) = Reader::new(Slice(data), limits(), stage) else { return };
-    let (mut builder, mut contents) = (Builder::new(), Vec::<Vec<u8>>::new());
+/// Reads all entries: each goes to `put` with its content, whose bytes are kept. False if the archive is refused.
+fn read(
+    reader: &mut Reader<Slice<'_>>,
+    contents: &mut Vec<Vec<u8>>,
+    mut put: impl FnMut(Entry, Option<Content>) -> Result<()>,
+) -> bool {
     loop {
-        let Ok(next) = reader.next_entry() else { return };
-        let Some(entry) = next else { break };
+        let Ok(next) = reader.next_entry() else { return false };
+        let Some(entry) = next else { return true };
         let mut content = None;
         if entry.packed > 0 {
             let mut bytes = Vec::new();
+            let mut take = |piece: &[u8]| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            };
             loop {
-                let read = reader.read(&mut |piece| {
-                    bytes.extend_from_slice(piece);
-                    Ok(())
-                });
-                match read {
+                match reader.read(&mut take) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(_) => return,
+                    Err(_) => return false,
                 }
             }
             assert_eq!(bytes.len() as u64, entry.packed);
@@ -65,17 +65,58 @@ pub fn archive(data: &[u8]) {
             contents.push(bytes);
             content = Some(fresh);
         }
-        if place(&mut builder, entry, content).is_err() {
-            return;
+        if put(entry, content).is_err() {
+            return false;
         }
     }
+}
+
+fn blob(content: Content) -> Option<u32> {
+    if let Content::Fresh(n) = content { Some(n + 1) } else { None }
+}
+
+/// Puts the parts of the input over each other as the layers of an image. What comes out is a whole tree, whatever
+/// the whiteouts say.
+pub fn layers(data: &[u8]) {
+    let mut builder = Builder::new();
+    let mut contents = Vec::new();
+    for layer in data.split_inclusive(|b| *b == 0xfe).take(20) {
+        let layer = repaired(layer);
+        let Ok(mut reader) = Reader::new(Slice(&layer), limits(), Arc::new(AtomicU8::new(0))) else { return };
+        builder.begin_layer();
+        // A layer that is refused in the middle leaves what it has done: a tree must come of that, too.
+        read(&mut reader, &mut contents, |entry, content| lay(&mut builder, entry, content));
+        builder.end_layer();
+    }
+    let mut seen = 0;
+    builder
+        .visit(|_| {
+            seen += 1;
+            Ok(())
+        })
+        .expect("nothing is refused");
     let path = scratch();
-    let id = |content: Content| match content {
-        Content::Fresh(n) => Some(n + 1),
-        _ => None,
-    };
-    let (_, counts) =
-        builder.finish(&path, Some(reader.into_recipe()), Vec::new(), id, |_| Vec::new()).expect("what was taken can be written");
+    let (_, counts) = builder.finish(&path, None, Vec::new(), blob, |_| Vec::new()).expect("what was taken can be written");
+    let (tree, _) = Tree::open_unchecked(&path).expect("what was written can be opened");
+    walk(&tree);
+    let c = counts;
+    assert_eq!(seen, c.files + c.directories + c.symlinks + c.hard_links + c.devices + c.fifos);
+    let _ = std::fs::remove_file(path);
+}
+
+/// Reads an archive as an upload is read. One that is taken must come back from its recipe bit for bit, and its
+/// tree must be whole.
+pub fn archive(data: &[u8]) {
+    let stage = Arc::new(AtomicU8::new(0));
+    let Ok(mut reader) = Reader::new(Slice(data), limits(), stage) else { return };
+    let (mut builder, mut contents) = (Builder::new(), Vec::<Vec<u8>>::new());
+    if !read(&mut reader, &mut contents, |entry, content| place(&mut builder, entry, content)) {
+        return;
+    }
+    let path = scratch();
+    let (_, counts) = builder
+        .finish(&path, Some(reader.into_recipe()), Vec::new(), blob, |_| Vec::new())
+        .expect("what was taken can be written");
     let (tree, _) = Tree::open_unchecked(&path).expect("what was written can be opened");
     let mut back = Vec::new();
     let recipe = tree.recipe(0).expect("its recipe is whole");
