@@ -7,10 +7,10 @@ declare -A package=(
   [cc]=gcc [fusermount3]=fuse3 [curl]=curl
   [busybox]=busybox-static [rsync]=rsync [jq]=jq [vim]=vim-tiny [perl]=perl [python3]=python3 [wget]=wget
   [zstd]=zstd [lz4]=lz4 [bzip2]=bzip2 [xz]=xz-utils [gzip]=gzip [setfattr]=attr [setfacl]=acl [chattr]=e2fsprogs
-  [setpriv]=util-linux [mmdebstrap]=mmdebstrap [bc]=bc [file]=file [fallocate]=util-linux
+  [setpriv]=util-linux [mksquashfs]=squashfs-tools [qemu-img]=qemu-utils [mmdebstrap]=mmdebstrap [bc]=bc [file]=file [fallocate]=util-linux
 )
 build="cc fusermount3"
-test="$build busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv"
+test="$build busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv mksquashfs qemu-img"
 images="mmdebstrap xz zstd"
 
 wanted=

@@ -93,8 +93,11 @@ pub fn strip_archive_suffix(name: &str) -> Option<&str> {
     strip(name, ARCHIVE_SUFFIXES).or_else(|| strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), PAYLOAD_SUFFIXES))
 }
 
-/// Whether a name says that its bytes are a disk image, whatever they look like.
+/// Whether a name says that its bytes are a disk image, whatever they look like. rsync's `.vm.img.gz.Ab12Cd` does, too.
 pub fn means_raw_disk(name: &str) -> bool {
+    if let Some(temporary) = name.strip_prefix('.') {
+        return temporary.split('.').skip(1).any(|part| part.eq_ignore_ascii_case("img") || part.eq_ignore_ascii_case("raw"));
+    }
     strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".img", ".raw"]).is_some()
 }
 
@@ -173,7 +176,12 @@ mod tests {
         assert_eq!(promise_of("vm.qcow2"), Promise::Archive("vm".into()));
         assert_eq!(promise_of("image_name.zfs.gz"), Promise::Archive("image_name".into()));
         assert_eq!(promise_of("notes.gz"), Promise::Foreign);
-        assert!(means_raw_disk("a.img.xz") && means_raw_disk("a.RAW") && !means_raw_disk("a.iso"));
+        assert!(
+            means_raw_disk("a.img.xz")
+                && means_raw_disk("a.RAW")
+                && means_raw_disk(".a.img.gz.Ab12Cd")
+                && !means_raw_disk("a.iso")
+        );
         assert_eq!(strip_archive_suffix("é"), None);
     }
 

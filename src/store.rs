@@ -362,11 +362,12 @@ impl Store {
             let mut seen = IdSet::default();
             for serial in live {
                 self.tree(serial)?.tree.blobs().for_each(|id| seen.insert(id));
+                self.kept(serial).into_iter().for_each(|kept| kept.blobs().for_each(|id| seen.insert(id)));
             }
             for serial in trashed {
-                let slot = self.tree(serial)?;
+                let (slot, kept) = (self.tree(serial)?, self.kept(serial).ok());
                 bytes += slot.tree.file_size();
-                for id in slot.tree.blobs() {
+                for id in slot.tree.blobs().chain(kept.iter().flat_map(|kept| kept.blobs())) {
                     if !seen.contains(id) {
                         seen.insert(id);
                         bytes += self.blobs.record(id)?.size;

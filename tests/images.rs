@@ -83,6 +83,7 @@ def add(name, data):
     i = tarfile.TarInfo(name); i.size = len(data); t.addfile(i, io.BytesIO(data))
 if kind.startswith('docker'):
     names = []
+    if kind == 'docker-twice': layers = layers[:2] + layers[1:]; config['rootfs']['diff_ids'] = ['sha256:' + sha(l) for l in layers]
     c = json.dumps(config).encode()
     for n, l in enumerate(layers):
         if kind == 'docker-damaged' and n == 1: l = l.replace(b'tool\n', b'tolo\n')
@@ -131,6 +132,7 @@ fn layers_are_put_over_each_other_as_a_container_sees_them() {
     let stored = m.json("docker/0")["stored_bytes"].as_u64().unwrap();
     assert!(stored < 100_000, "{stored} bytes for an archive whose content is known");
     m.fsck();
+    m.ok(&format!("{OCI} oci docker-twice; cp $S/docker-twice.tar twice.tar; cmp $S/docker-twice.tar twice/0/image.tar; diff -r --no-dereference docker/0/rootfs twice/0/rootfs"));
     for kind in ["oci-damaged", "docker-damaged"] {
         m.refused(&format!("{OCI} oci {kind}; cp $S/{kind}.tar x.tar"), "Bad message");
     }
@@ -153,6 +155,7 @@ fn disk_images_are_kept_whole_and_share_what_is_the_same() {
     // Unknown bytes are an image only where the name says so.
     m.refused("head -c 100000 /dev/urandom > $S/r; cp $S/r web.tar", "Invalid argument");
     m.refused("cp $S/r vm/r", "Invalid argument");
+    m.ok("rsync $S/r $MNT/sync.img; cmp $S/r sync/0/disk.raw; gzip -c $S/r > $S/r.img.gz; rsync $S/r.img.gz $MNT/; cmp $S/r r/0/disk.raw; cp $S/r .t; mv .t moved.raw; cmp $S/r moved/0/disk.raw; rm -r moved r sync");
     m.ok("cp $S/r rnd.raw; cmp $S/r rnd/0/disk.raw; cp $S/r vm/r.img; cmp $S/r vm/2/disk.raw");
     m.refused(": > $S/e; echo x | gzip > $S/e.gz; cp $S/e.gz web.tar.gz", "Invalid argument");
     m.ok("rm -r rnd; mv .imgfs/trash/rnd . && cmp $S/r rnd/0/disk.raw");

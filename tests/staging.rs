@@ -137,6 +137,18 @@ A=15963d90-61d7-4664-87a6-f56b16492d5a; B=900cffef-55e3-4e7d-b7ec-ccf439a159e3
 }
 
 #[test]
+fn what_nobody_touched_for_a_week_goes() {
+    let m = Mount::new();
+    m.ok("mkdir .old .new; cp $S/a.tar .old/; cp $S/a.tar .new/; for d in $STORE/staged/*; do grep -q '\"name\":\".old\"' $d/about.json || continue; touch -d '8 days ago' $d/about.json $d/files/* $d/files; done");
+    let begun = std::time::Instant::now();
+    while m.sh("test -e .old").code == 0 {
+        assert!(begun.elapsed().as_secs() < 60, "it is still there");
+        std::thread::yield_now();
+    }
+    m.ok("ls .new/a.tar; grep -q 'long time' .imgfs/failed/.old");
+}
+
+#[test]
 fn staging_is_its_makers_alone() {
     let root = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0;
     if !root {

@@ -2,7 +2,6 @@
 //!
 //! Source: LXD, doc/reference/image_format.md; shared/api/image.go.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 
 use serde_json::Value;
@@ -57,19 +56,14 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
         .find_map(|(n, p)| Some((p, find(&draft, n)?)))
     {
         draft.builder.show_beside(payload.file_name().as_bytes(), node);
-        drop_root(&mut draft)?;
+        // The archive's root is not shown: only what lies beside.
+        let empty = draft.builder.new_directory();
+        draft.builder.set_root(empty);
     } else {
         return refuse("it has neither rootfs/ nor rootfs.img: put both files of a split image into a staging directory");
     }
     draft.add_made("image.tar", recipe);
     Ok(draft)
-}
-
-/// The archive's root is not shown: only what lies beside.
-fn drop_root(draft: &mut Draft) -> Result<()> {
-    let empty = draft.builder.new_directory();
-    draft.builder.set_root(empty);
-    Ok(())
 }
 
 /// Adds the metadata tarball of a split image to a version of its rootfs. `name`: as the tarball is called.
@@ -82,10 +76,9 @@ pub fn add_metadata(draft: &mut Draft, name: &str, tarball: &[u8], limits: &Limi
         limits,
         Default::default(),
     )?;
-    let (mut builder, mut metadata, mut files) = (Builder::new(), 0, BTreeMap::new());
+    let (mut builder, mut metadata) = (Builder::new(), 0);
     entries(&mut reader, &mut draft.writer, |entry, content| {
         metadata += usize::from(is_metadata(&entry.path));
-        files.insert(entry.path.clone(), content);
         place(&mut builder, entry, content)
     })?;
     if metadata > 1 {

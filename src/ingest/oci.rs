@@ -2,7 +2,6 @@
 //!
 //! Source: OCI image-spec, image-layout.md, manifest.md, layer.md; Docker image specification 1.2.
 
-use std::collections::HashMap;
 use std::io::Read;
 
 use serde_json::{Map, Value, json};
@@ -90,16 +89,20 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     let mut draft = Draft::new(writer, Builder::new());
     let mut left = *limits;
     // Recipes of layers that lie unpacked in the archive: image.tar is made of what rootfs holds.
-    let (mut nested, mut made): (Vec<RecipeBuilder>, HashMap<u32, ()>) = Default::default();
+    let (mut nested, mut replaced) = (Vec::new(), Vec::new());
     for layer in &layers {
         if let Some(inner) = put_layer(&mut draft, layer, &mut left)?
-            && let Some(content @ Content::Fresh(n)) = layer.content
-            && made.insert(n, ()).is_none()
+            && let Some(content @ Content::Fresh(_)) = layer.content
+            // The same layer may come twice.
+            && !replaced.contains(&content)
         {
             nested.push(inner);
+            replaced.push(content);
             recipe.replace(content, Content::Recipe(1 + nested.len() as u32));
-            draft.writer.forget(content)?;
         }
+    }
+    for content in replaced {
+        draft.writer.forget(content)?;
     }
     draft.facts.format = if docker { "docker" } else { "oci" }.into();
     draft.facts.architecture = config["architecture"].as_str().and_then(architecture).unwrap_or_default().into();

@@ -165,21 +165,18 @@ fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
 /// Unpacks a staged file. The rename says that it is whole.
 fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpload) -> Result<Unpacked> {
     let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
-    let size = opened.metadata().map_err(Error::io("stat", &file.path))?.len();
     let mut head = Vec::new();
     (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;
     let hint = if announced { Hint::announced(&file.name) } else { Hint::of(&file.name) };
-    if hint.recognises(&head) != Some(true) && !(announced && size > 0) {
+    if hint.recognises(&head) != Some(true) && !(announced && !head.is_empty()) {
         return Err(crate::tar::not_a_tar(file.name.clone(), &head));
     }
     let mut ingest = Ingest::start(store, name, &head, hint, keep)?;
-    let (mut at, mut piece) = (head.len() as u64, head);
+    let mut piece = head;
     while !piece.is_empty() && !ingest.has_failed() {
         ingest.push_and_wait(Arc::new(std::mem::take(&mut piece)));
         (&opened).take(PIECE as u64).read_to_end(&mut piece).map_err(Error::io("read", &file.path))?;
-        at += piece.len() as u64;
     }
-    debug_assert!(at <= size || size == 0);
     match ingest.settle() {
         Settled::Complete | Settled::Failed | Settled::Unmarked(_) => ingest.finish(),
         Settled::Incomplete(e) => {

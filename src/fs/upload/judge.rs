@@ -121,7 +121,7 @@ impl ImageFs {
         }
         if let Phase::Spooled = state.phase {
             let head = self.head_of(state);
-            if upload.recognises(&head) != Some(true) {
+            if Hint::of(name).recognises(&head) != Some(true) {
                 return Err(tar::not_a_tar(upload.name(), &head));
             }
             let staging = format!("upload-{}", upload.number);
