@@ -168,7 +168,7 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpl
     let mut head = Vec::new();
     (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;
     let hint = if announced { Hint::announced(&file.name) } else { Hint::of(&file.name) };
-    if hint.recognises(&head) != Some(true) && !(announced && !head.is_empty()) {
+    if hint.recognises(&head) != Some(true) && (!announced || head.is_empty()) {
         return Err(crate::tar::not_a_tar(file.name.clone(), &head));
     }
     let mut ingest = Ingest::start(store, name, &head, hint, keep)?;
