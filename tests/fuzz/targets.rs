@@ -182,9 +182,13 @@ pub fn tree(data: &[u8]) {
     }
     if let Ok((tree, _)) = Tree::open_unchecked(&path) {
         walk(&tree);
-        if let Ok(found) = tree.recipe(0) {
-            walk_recipe(&found, 0);
+        for number in 0..=tree.more_recipes().min(8) {
+            if let Ok(found) = tree.recipe(number) {
+                walk_recipe(&found, 0);
+                let _ = (found.data_size(), found.seek_data(7, true), found.seek_data(found.tar_size / 2, false));
+            }
         }
+        let _ = (tree.made_beside(), tree.beside());
     }
     let _ = std::fs::remove_file(path);
 }
