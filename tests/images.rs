@@ -215,12 +215,23 @@ fn a_squashfs_shows_its_rootfs() {
         return;
     }
     let m = Mount::new();
-    m.ok("mkdir -p $S/q/etc; cd $S/q; echo x > etc/f; ln -s f etc/l; mkfifo p; head -c 3000000 /dev/urandom > big; : > empty; chmod 4755 etc/f; touch -d 2001-02-03 etc/f; test $(id -u) != 0 || { mknod c c 1 3; mknod b b 8 70000; chown 5:70000 etc/f; chmod 4755 etc/f; }");
+    m.ok("mkdir -p $S/q/etc; cd $S/q; echo x > etc/f; ln -s f etc/l; mkfifo p; head -c 3000000 /dev/urandom > big; : > empty; ln big hard; setfattr -n user.k -v v etc/f; truncate -s 300M sparse; printf x | dd of=sparse bs=1 seek=200000000 conv=notrunc status=none; mkdir many; touch many/{1..700}; seq 100000 > numbers; chmod 4755 etc/f; touch -d 2001-02-03 etc/f; test $(id -u) != 0 || { mknod c c 1 3; mknod b b 8 70000; chown 5:70000 etc/f; chmod 4755 etc/f; }");
     for comp in ["gzip", "xz", "zstd", "lz4"] {
         m.ok(&format!("cd $S; mksquashfs q {comp}.squashfs -comp {comp} -noappend -quiet -no-progress; cd $MNT; cp $S/{comp}.squashfs {comp}.squashfs; cmp $S/{comp}.squashfs {comp}/0/rootfs.squashfs"));
-        m.ok(&format!("diff -r --no-dereference --exclude=p --exclude=c --exclude=b $S/q {comp}/0/rootfs; test $(stat -c %a%Y {comp}/0/rootfs/etc/f) = $(stat -c %a%Y $S/q/etc/f); test -p {comp}/0/rootfs/p"));
+        m.ok(&format!("diff -r --no-dereference --exclude=p --exclude=c --exclude=b --exclude=sparse $S/q {comp}/0/rootfs; test $(stat -c %s {comp}/0/rootfs/sparse) = 314572800; test $(tail -c +200000001 {comp}/0/rootfs/sparse | head -c 1) = x; test $(du -k {comp}/0/rootfs/sparse | cut -f1) -lt 2000; test $(stat -c %h {comp}/0/rootfs/hard) = 2; test {comp}/0/rootfs/hard -ef {comp}/0/rootfs/big; test $(getfattr --only-values -n user.k {comp}/0/rootfs/etc/f) = v; test $(stat -c %a%Y {comp}/0/rootfs/etc/f) = $(stat -c %a%Y $S/q/etc/f); test -p {comp}/0/rootfs/p"));
         m.ok(&format!("test $(id -u) != 0 || test $(stat -c %t:%T {comp}/0/rootfs/b) = $(stat -c %t:%T $S/q/b); tar -tf {comp}/0/rootfs.tar | grep -q ./etc/f; test $(sha256sum < {comp}/0/rootfs.tar | cut -c-64) = $(jq -r .digest {comp}/0/metadata.json | cut -c8-)"));
     }
+    // Deeper than a stack; and every kind of damage is an error, never the end of the daemon.
+    m.ok("p=$S/deep; for i in $(seq 900); do p=$p/d; done; mkdir -p $p; echo x > $p/f; mksquashfs $S/deep $S/deep.squashfs -quiet -no-progress; cp $S/deep.squashfs deep.squashfs; find deep/0/rootfs -name f | wc -l | grep -qx 1; rm -r $S/deep");
+    m.ok("cat > $S/flip.py <<'END'
+import random, sys
+random.seed(7); data = open(sys.argv[1], 'rb').read(); tables = len(data) - min(3000, len(data))
+for n in range(60):
+    b = bytearray(data)
+    for _ in range(random.choice([1, 1, 3])): b[random.choice([random.randrange(96), random.randrange(tables, len(b))])] = random.randrange(256)
+    open('%s/flip%d' % (sys.argv[2], n), 'wb').write(b)
+END
+mkdir $S/flips; mksquashfs $S/q/many $S/small.squashfs -quiet -no-progress -noI -noId; python3 $S/flip.py $S/small.squashfs $S/flips; for f in $S/flips/*; do cp $f flip.squashfs 2>/dev/null; ls > /dev/null || exit 1; done");
     m.refused("head -c -5000 $S/gzip.squashfs > $S/cut; cp $S/cut cut.squashfs", "Invalid argument");
     m.refused("cp $S/gzip.squashfs $S/bad; head -c 3000 /dev/urandom | dd of=$S/bad bs=1 seek=$(($(stat -c %s $S/bad) - 4000)) conv=notrunc status=none; cp $S/bad bad.squashfs", "Invalid argument");
     m.fsck();
