@@ -99,6 +99,9 @@ pub enum Error {
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("the catalog failed: {0}")]
     Catalog(String),
+    /// What was said before, to one who asks again.
+    #[error("{sentence}")]
+    Again { errno: i32, sentence: String },
     #[error("the store is stopping")]
     Stopping,
 }
@@ -151,6 +154,7 @@ impl Error {
             Error::NoAttribute { .. } => libc::ENODATA,
             Error::StoreNewer { .. } | Error::NotAStore { .. } => libc::EINVAL,
             Error::Corrupt { .. } | Error::Catalog(_) => libc::EIO,
+            Error::Again { errno, .. } => *errno,
             Error::Stopping => libc::ENOTCONN,
             Error::Io { source, .. } => match source.raw_os_error() {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => e,
@@ -208,6 +212,7 @@ impl Error {
             }
             Error::Io { .. } => "look at the disk, then run imgfs fsck",
             Error::Catalog(_) => "run imgfs fsck",
+            Error::Again { .. } => "see the refusal before this one",
             Error::Stopping => "mount it again",
         }
     }

@@ -15,6 +15,7 @@ use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::manifest::KeepUpload;
+use crate::name::is_part_of_version;
 use crate::store::Store;
 use crate::tree::Tree;
 
@@ -36,9 +37,7 @@ pub fn policy(store: &Store, image: Option<u32>) -> KeepUpload {
 pub fn name(version: &Version) -> Option<String> {
     version.facts.kept.as_ref()?;
     let name = &version.facts.upload_name;
-    let ours =
-        ["metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "image.tar", "used_by", "templates", "manifest", "file"];
-    let taken = ours.contains(&name.as_str()) || name.starts_with('.') || name.starts_with("disk.");
+    let taken = is_part_of_version(name);
     Some(if taken { format!("upload-{name}") } else { name.clone() })
 }
 

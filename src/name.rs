@@ -139,6 +139,14 @@ pub fn architecture(word: &str) -> Option<&'static str> {
     KNOWN.iter().find(|(name, others)| *name == lower || others.contains(&lower.as_str())).map(|(name, _)| *name)
 }
 
+/// Whether a file of this name in a version could only be one of imgfs's own.
+pub fn is_part_of_version(name: &str) -> bool {
+    let ours =
+        ["metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "image.tar", "used_by", "templates", "manifest", "file"];
+    ours.contains(&name)
+        || [".", "disk.", "image.iso", "rootfs.squashfs", "rootfs.erofs", "rootfs.zfs"].iter().any(|p| name.starts_with(p))
+}
+
 /// A new id: 20 characters of `0-9a-v`, 100 random bits, safe in URLs and file names.
 pub fn new_id() -> Result<String> {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";

@@ -7,7 +7,7 @@ use std::fs;
 
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
 use crate::error::{Error, Result};
-use crate::ingest::new_image;
+use crate::ingest::{check_identity, new_image};
 use crate::manifest::{Editable, now};
 use crate::name::ImageName;
 use crate::store::Store;
@@ -117,6 +117,12 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
         let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        let own: Vec<&Version> = change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
+        for version in &own {
+            // An origin may come back in the same image.
+            let origin = Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
+            check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
+        }
         (image.trashed_at, image.trash_name) = (None, None);
         image.name = name.to_string();
         image.updated_at = now();
@@ -141,6 +147,7 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
                 why: "it can only go back into its image",
             });
         }
+        check_identity(change.model, &version.facts.uuid, &version.facts.origin)?;
         let mut image = live_image(change.model, into)?.clone();
         (version.trashed_at, version.trash_name) = (None, None);
         image.updated_at = now();

@@ -590,3 +590,15 @@ fn mount_reports_what_is_wrong() {
         assert!(ran.code != 0 && ran.err.contains(wanted), "{script}: {ran:?}");
     }
 }
+
+/// coreutils' rm goes on after it was refused `.id`: it had put the other versions into the trash.
+#[test]
+fn a_refused_rm_r_of_an_image_takes_nothing() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar w.tar; cp $S/b.tar w.tar; cp $S/c.tar w.tar; cp $S/d.tar o.tar; ln -sfn w default; mkdir w/.s; cp $S/d.tar w/.s/");
+    for rm in ["rm", "busybox rm"] {
+        m.refused(&format!("{rm} -r w"), "busy");
+        m.ok("ls w/0/rootfs w/1/rootfs w/2/rootfs w/.s/d.tar > /dev/null; test $(readlink w/default) = 2; test -z \"$(ls .imgfs/trash)\"");
+    }
+    m.ok("ln -sfn o default; rm -r w; test ! -e w");
+}

@@ -49,6 +49,13 @@ fn what_lxd_refuses_is_refused() {
         m.refused(&format!("cp $S/{name}.tar web.tar"), "Invalid argument");
         assert!(m.errors().lines().next().unwrap().contains("LXD"), "{name}: {}", m.errors());
     }
+    // What stands for a disk, or for templates, must be that: a link would lead a host to its own files.
+    m.ok("cd $S/l; mkdir -p ../v; cp ../v/. . 2>/dev/null; printf 'architecture: x86_64\\ncreation_date: 5\\n' > ../v/metadata.yaml; cd ../v; ln -s /etc/passwd rootfs.img; tar -cf $S/vlink.tar metadata.yaml rootfs.img; rm rootfs.img; echo hello > rootfs.img; tar -cf $S/vtext.tar metadata.yaml rootfs.img; mkdir rootfs; ln -s /etc templates; tar -cf $S/vtpl.tar metadata.yaml templates rootfs; tar -cf $S/vok.tar metadata.yaml rootfs");
+    for name in ["vlink", "vtext", "vtpl"] {
+        m.refused(&format!("cp $S/{name}.tar web.tar"), "Invalid argument");
+    }
+    // Properties are text, as they stand there.
+    m.ok("cd $S/v; printf 'architecture: x86_64\\ncreation_date: 5\\nproperties: {release: 22.10, serial: 012, on: yes}\\n' > metadata.yaml; tar -cf $MNT/text.tar metadata.yaml rootfs; cd $MNT; jq -e '.properties == {release: \"22.10\", serial: \"012\", on: \"yes\"}' text/0/metadata.json");
     // Other files beside it: a rootfs that happens to have a metadata.yaml.
     m.ok("cd $S/l; mkdir usr; tar -cf $S/plain.tar usr rootfs metadata.yaml; cd $MNT; cp $S/plain.tar plain.tar; test -d plain/0/rootfs/rootfs; test ! -e plain/0/image.tar");
     m.fsck();
@@ -138,7 +145,12 @@ fn layers_are_put_over_each_other_as_a_container_sees_them() {
     }
     m.refused(&format!("{OCI} oci docker-two; cp $S/docker-two.tar x.tar"), "Operation not supported");
     assert!(m.errors().contains("tiny:1, other:2"), "{}", m.errors());
-    m.refused("mkdir $S/o; echo '[{\"Config\":\"c.json\",\"Layers\":[\"l\"]}]' > $S/o/manifest.json; tar -C $S/o -cf $S/o.tar manifest.json; cp $S/o.tar x.tar", "Invalid argument");
+    // An index that names one manifest a thousand times, and a layer that takes too much to unpack.
+    m.ok(&format!("{OCI} oci oci; rm -rf $S/o; mkdir $S/o; tar -C $S/o -xf $S/oci.tar; jq '.manifests = [range(1000) as $i | .manifests[0]]' $S/o/index.json > $S/i; mv $S/i $S/o/index.json; tar -C $S/o -cf $S/many.tar ."));
+    m.refused("cp $S/many.tar x.tar", "Operation not supported");
+    m.ok(&format!("{OCI} sed -i \"s/'zstd', '-c'/'zstd', '-c', '--long=31'/\" $S/oci.py; oci oci-zstd"));
+    m.refused("cp $S/oci-zstd.tar x.tar", "Argument list too long");
+    m.refused("rm -rf $S/o; mkdir $S/o; echo '[{\"Config\":\"c.json\",\"Layers\":[\"l\"]}]' > $S/o/manifest.json; tar -C $S/o -cf $S/o.tar manifest.json; cp $S/o.tar x.tar", "Invalid argument");
     assert_eq!(m.ok("ls -d x* 2>/dev/null; true"), "");
 }
 

@@ -161,3 +161,60 @@ fn staging_is_its_makers_alone() {
     assert!(ran.code != 0 && ran.err.contains("Permission denied"), "{ran:?}");
     assert!(m.sh("mkdir .s").err.contains("File exists"));
 }
+
+/// Half an image was published, and the rest of the writes went into nothing.
+#[test]
+fn what_is_still_written_is_not_published() {
+    let m = Mount::new();
+    m.ok("mkdir .w; exec 7> .w/x.img; head -c 100000 /dev/urandom >&7; mv -T .w web 2> $S/said && exit 1; grep -q busy $S/said; head -c 50000 /dev/urandom >&7; exec 7>&-; mv -T .w web; test $(stat -c %s web/0/disk.raw) = 150000");
+    m.fsck();
+}
+
+#[test]
+fn the_same_image_with_other_metadata_is_not_the_same() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; mkdir web/.n; cp $S/a.tar web/.n/; echo '{\"description\":\"NEW\"}' > web/.n/metadata.json; mv web/.n web/next; test ! -e web/1; jq -e '.description == \"NEW\"' web/metadata.json");
+    m.ok(&format!("{SPLIT} mkdir .s; cp $S/root.tar.gz $S/meta.tar.xz .s/; mv .s tiny; echo more >> $S/t/templates/x.tpl; tar -C $S/t -cJf $S/meta.tar.xz metadata.yaml templates; mkdir tiny/.s; cp $S/root.tar.gz $S/meta.tar.xz tiny/.s/; mv tiny/.s tiny/next; grep -q more tiny/1/templates/x.tpl; mkdir tiny/.s; cp $S/root.tar.gz $S/meta.tar.xz tiny/.s/; mv tiny/.s tiny/next; test ! -e tiny/2"));
+    m.fsck();
+}
+
+#[test]
+fn names_in_a_staging_directory_hide_nothing_of_the_version() {
+    let m = Mount::new();
+    m.ok(&format!("{SPLIT} for name in rootfs rootfs.tar disk.qcow2 templates used_by; do mkdir .s; cp $S/meta.tar.xz .s/$name; cp $S/root.tar.gz .s/; mv .s i-$name; cmp $S/meta.tar.xz i-$name/0/metadata-$name; diff -r $S/r i-$name/0/rootfs || exit 1; done"));
+    assert!(m.sh("mkdir .s; cp $S/a.tar .s/.id").code != 0);
+    assert!(m.sh("mv -T .s .imgfs").code != 0);
+    m.ok("rm -r .s; test ! -e .s");
+}
+
+#[test]
+fn every_announcement_is_checked_and_names_a_file() {
+    let m = Mount::new();
+    m.ok("mkdir .s; cp $S/a.tar .s/; sha256sum < $S/a.tar | cut -c-64 > .s/a.tar.sha256; echo 0123456789012345678901234567890123456789 > .s/a.tar.sha1");
+    m.refused("mv -T .s web", "Bad message");
+    m.ok("rm .s/a.tar.sha1; echo '{}' > .s/metadata.json; echo \"$(sha256sum < $S/b.tar | cut -c-64)  metadata.json\" > .s/SHA256SUMS");
+    m.refused("mv -T .s web", "Bad message");
+    m.ok("rm .s/metadata.json .s/SHA256SUMS; mv .s/a.tar.sha256 .s/b.tar.sha256");
+    m.refused("mv -T .s web", "subdirectory of itself");
+    m.ok("rm .s/b.tar.sha256; (echo '# a comment'; cd $S; sha256sum ./a.tar b.tar) > .s/SHA256SUMS; mv -T .s web; cmp $S/a.tar web/0/rootfs.tar");
+    // A file that is removed takes what was expected of it along.
+    m.ok("mkdir .s; cp $S/a.tar .s/x.tar; setfattr -n user.imgfs.expect -v sha256:$(sha256sum < $S/a.tar | cut -c-64) .s/x.tar; rm .s/x.tar; cp $S/b.tar .s/x.tar; mv -T .s two; cmp $S/b.tar two/0/rootfs.tar");
+}
+
+#[test]
+fn a_uuid_stays_one_and_an_origin_stays() {
+    let m = Mount::new();
+    m.ok(r#"cat > $S/man.sh <<'END'
+put() { # NAME UUID [ORIGIN]
+  head -c 3000 /dev/urandom | gzip > $S/$1.zfs.gz; mkdir .$1; cp $S/$1.zfs.gz .$1/
+  jq -n --arg u $2 --arg s $(sha1sum < $S/$1.zfs.gz | cut -c-40) --argjson z $(stat -c %s $S/$1.zfs.gz) --arg o "$3" '{v:2,uuid:$u,name:"base",version:"1",type:"zone-dataset",os:"smartos",files:[{sha1:$s,size:$z,compression:"gzip"}]} + (if $o == "" then {} else {origin:$o} end)' > .$1/x.imgmanifest; mv -T .$1 $1; }
+A=15963d90-61d7-4664-87a6-f56b16492d5a; B=900cffef-55e3-4e7d-b7ec-ccf439a159e3
+END
+. $S/man.sh; put base $A; put inc $B $A; cp $S/a.tar other.tar; ln -sfn other default; rm -r inc; rm -r base"#);
+    // Restoring the delta without its origin, or a uuid that is taken, is refused.
+    m.refused("mv .imgfs/trash/inc .", "No such file");
+    m.ok(". $S/man.sh; put again $A");
+    m.refused("mv .imgfs/trash/base .", "cannot overwrite");
+    m.ok("mv .imgfs/trash/inc .; jq -e .origin inc/0/metadata.json");
+    m.fsck();
+}

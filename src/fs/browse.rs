@@ -195,9 +195,7 @@ impl ImageFs {
 
     /// Opens a directory: a listing of its own, or nothing for trees, which are read in place.
     pub fn opendir(&self, caller: Caller, node: NodeId) -> Result<Opened> {
-        if let Some(object) = self.object_of(node)
-            && let Some(errno) = self.walkers.was_refused(caller.pid, object)
-        {
+        if let Some(errno) = self.refused_walk(caller, node) {
             let source = std::io::Error::from_raw_os_error(errno);
             return Err(Error::Io { doing: "list", path: "what may not be deleted".into(), source });
         }
@@ -207,13 +205,20 @@ impl ImageFs {
         Ok(Opened::Direct(self.open_handle(Handle::Directory(self.list(caller, node)?))))
     }
 
-    /// The image or version that a directory belongs to, for walkers.
-    fn object_of(&self, node: NodeId) -> Option<Object> {
-        match node {
-            NodeId::Image { serial, .. } => Some(Object::Image(serial)),
-            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => Some(Object::Version(serial)),
-            _ => None,
-        }
+    /// The errno that this walker was refused the deletion of a directory with, or of what that lies in, a moment ago.
+    pub(super) fn refused_walk(&self, caller: Caller, node: NodeId) -> Option<i32> {
+        let image_of = |serial| self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+        let (version, image) = match node {
+            NodeId::Image { serial, .. } => (None, Some(serial)),
+            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => (Some(serial), image_of(serial)),
+            NodeId::Staging(number) => match self.staging_parent(number) {
+                NodeId::Image { serial, .. } => (None, Some(serial)),
+                _ => (None, None),
+            },
+            _ => (None, None),
+        };
+        let objects = version.map(Object::Version).into_iter().chain(image.map(Object::Image));
+        objects.into_iter().find_map(|object| self.walkers.was_refused(caller.pid, object))
     }
 
     fn list(&self, caller: Caller, node: NodeId) -> Result<Vec<DirEntry>> {

@@ -30,6 +30,12 @@ pub(super) fn text_of(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
+fn refuse_walk(errno: Option<i32>) -> Result<()> {
+    let Some(errno) = errno else { return Ok(()) };
+    let source = std::io::Error::from_raw_os_error(errno);
+    Err(Error::Io { doing: "remove", path: "a part of what may not be deleted".into(), source })
+}
+
 impl ImageFs {
     pub(super) fn touch_root(&self) {
         *self.root_changed.lock() = now();
@@ -99,6 +105,7 @@ impl ImageFs {
     }
 
     fn rmdir_inner(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        self.refuse_refused(caller, parent)?;
         match parent {
             NodeId::Ghost => return Ok(()),
             // What its own process has deleted goes at once.
@@ -186,7 +193,7 @@ impl ImageFs {
 
     /// `rm`: of a link, an upload, a receipt; of `.id`, which is how rm -r begins.
     pub fn unlink(self: &Arc<Self>, caller: Caller, parent: NodeId, name: &[u8], reply: Reply<()>) {
-        if name == b".id" {
+        if name == b".id" && !matches!(parent, NodeId::Staging(_)) {
             // Tells the kernel about the parent of a directory that this very call has locked: elsewhere.
             let name = name.to_vec();
             return self.offload(reply, move |fs| {
@@ -200,6 +207,11 @@ impl ImageFs {
 
     /// Removing `.id` is deleting the directory it is in.
     fn unlink_id(&self, caller: Caller, directory: NodeId) -> Result<()> {
+        if let NodeId::Version { serial, .. } = directory {
+            let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+            let refused = image.and_then(|image| self.walkers.was_refused(caller.pid, Object::Image(image)));
+            refuse_walk(refused)?;
+        }
         let (object, parent, name) = {
             let model = self.store.catalog.read();
             let place = |trash_name: &Option<String>, live: NodeId, name: String| match trash_name {
@@ -235,7 +247,18 @@ impl ImageFs {
         deleted
     }
 
+    /// A walker that was just refused an image takes nothing out of it, either.
+    fn refuse_refused(&self, caller: Caller, parent: NodeId) -> Result<()> {
+        // Of a version alone, what lies in it answers for itself.
+        let image = match parent {
+            NodeId::Tree { .. } => None,
+            _ => self.refused_walk(caller, parent),
+        };
+        refuse_walk(image)
+    }
+
     fn unlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        self.refuse_refused(caller, parent)?;
         match parent {
             NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } => {
                 return if self.has_deleted(caller, serial) { Ok(()) } else { Err(Error::Frozen { what: "a version".into() }) };
@@ -332,7 +355,7 @@ impl ImageFs {
         match handle.as_deref() {
             Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
             Some(Handle::Edit(edit)) => return edit.lock().truncate(size),
-            Some(Handle::Staged { file, path }) => return file.set_len(size).map_err(Error::io("truncate", path)),
+            Some(Handle::Staged { file, path, .. }) => return file.set_len(size).map_err(Error::io("truncate", path)),
             _ => {}
         }
         match node {

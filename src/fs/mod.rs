@@ -109,6 +109,9 @@ enum Handle {
     Staged {
         file: std::fs::File,
         path: std::path::PathBuf,
+        /// Held for its end.
+        #[allow(dead_code, reason = "counts as long as it lives")]
+        writing: Option<staging::Writing>,
     },
     /// A text made at the time of open.
     Text(Vec<u8>),

@@ -99,7 +99,7 @@ impl ImageFs {
             }
             Kept::Made { method } => {
                 let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, ROOT, e))?;
-                Handle::Staged { file, path: "a remade upload".into() }
+                Handle::Staged { file, path: "a remade upload".into(), writing: None }
             }
         };
         Ok(Opened::Cached(self.open_handle(handle)))
@@ -145,7 +145,7 @@ impl ImageFs {
                 let read = reader.lock().read(&self.store, tree, keep::RECIPE, offset, len, out);
                 read.map_err(|e| self.damage(*serial, ROOT, e))
             }
-            Handle::Staged { file, path } => {
+            Handle::Staged { file, path, .. } => {
                 let begin = out.len();
                 out.resize(begin + len, 0);
                 let n = file.read_at(&mut out[begin..], offset).map_err(Error::io("read", path))?;

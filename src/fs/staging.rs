@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use crate::fs::change::{Changes, text_of};
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
-use crate::fs::upload::Place;
+use crate::fs::upload::{Place, repeated};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
 use crate::gc;
 use crate::ingest::{Expected, Target, staged};
@@ -38,7 +38,32 @@ pub struct Staging {
     path: PathBuf,
     about: Mutex<About>,
     files: Mutex<Files>,
+    /// Open handles that may write.
+    writers: Arc<AtomicUsize>,
+    /// Its files are becoming a version: nothing is created or written meanwhile.
+    publishing: AtomicBool,
+    /// The last refusal, and of what: mv asks again at once, in another way.
+    refused: Mutex<Option<(Instant, String, i32, String)>>,
 }
+
+/// Counts a handle that may write, as long as it lives.
+pub struct Writing(Arc<AtomicUsize>);
+
+impl Writing {
+    fn new(count: &Arc<AtomicUsize>) -> Writing {
+        count.fetch_add(1, Ordering::AcqRel);
+        Writing(count.clone())
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How long a refusal is repeated without a second look.
+const REPEATED: Duration = Duration::from_secs(1);
 
 /// What must survive a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,9 +105,27 @@ impl Staging {
         NodeId::Staged { directory: self.number, file }
     }
 
-    fn save(&self, about: &About) -> Result<()> {
-        let text = serde_json::to_vec(about).expect("plain structs of text");
-        write_durably(&self.path.join("about.json"), &text)
+    /// Changes what must survive: on the disk, and only then here.
+    fn change(&self, work: impl FnOnce(&mut About)) -> Result<()> {
+        let mut about = self.about.lock();
+        let mut changed = about.clone();
+        work(&mut changed);
+        save(&self.path, &changed)?;
+        *about = changed;
+        Ok(())
+    }
+
+    /// Before a change of a file in it.
+    fn begin_change(&self) -> Result<()> {
+        *self.refused.lock() = None;
+        self.refuse_publishing()
+    }
+
+    fn refuse_publishing(&self) -> Result<()> {
+        if self.publishing.load(Ordering::Acquire) {
+            return Err(Error::UploadBusy { name: self.about.lock().name.clone() });
+        }
+        Ok(())
     }
 
     /// Seconds since anything in it was touched.
@@ -92,6 +135,11 @@ impl Staging {
         let times = touched.filter_map(|p| fs::metadata(p).ok()?.modified().ok());
         times.max().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
     }
+}
+
+fn save(path: &Path, about: &About) -> Result<()> {
+    let text = serde_json::to_vec(about).expect("plain structs of text");
+    write_durably(&path.join("about.json"), &text)
 }
 
 /// All staging directories of the store.
@@ -125,7 +173,15 @@ impl Stagings {
             }
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let staging = Arc::new(Staging { number, path, about: Mutex::new(about), files: Mutex::new(files) });
+        let staging = Arc::new(Staging {
+            number,
+            path,
+            about: Mutex::new(about),
+            files: Mutex::new(files),
+            writers: Arc::default(),
+            publishing: AtomicBool::new(false),
+            refused: Mutex::new(None),
+        });
         self.all.lock().insert(number, staging.clone());
         staging
     }
@@ -159,7 +215,7 @@ impl ImageFs {
     /// `mkdir MNT/.new`, `mkdir MNT/web/.new`.
     pub(super) fn make_staging(&self, caller: Caller, place: Place, name: &[u8]) -> Result<NodeId> {
         let name = checked_name(name)?;
-        if name == ".imgfs" || name == ".id" || self.stagings.named(place, &name).is_some() {
+        if name == ".imgfs" || self.stagings.named(place, &name).is_some() {
             return Err(Error::Taken { name, holder: "there is one already".into() });
         }
         let image = match place {
@@ -170,9 +226,9 @@ impl ImageFs {
         let files = path.join("files");
         fs::create_dir_all(&files).map_err(Error::io("create", &files))?;
         let about = About { name, image, uid: caller.uid, gid: caller.gid, expect: BTreeMap::new() };
-        let staging = self.stagings.insert(path, about.clone());
-        staging.save(&about)?;
+        save(&path, &about)?;
         sync_dir(&self.stagings.dir)?;
+        let staging = self.stagings.insert(path, about);
         Ok(NodeId::Staging(staging.number))
     }
 
@@ -233,6 +289,7 @@ impl ImageFs {
     /// `creat(2)` in a staging directory.
     pub(super) fn create_staged(&self, directory: u32, name: &[u8], mode: u32) -> Result<(NodeId, u64)> {
         let staging = self.stagings.by_number(directory)?;
+        staging.begin_change()?;
         let name = checked_name(name)?;
         let path = staging.file(&name);
         let mut files = staging.files.lock();
@@ -246,21 +303,25 @@ impl ImageFs {
         files.next += 1;
         let number = files.next;
         files.by_name.insert(name, number);
-        Ok((staging.node(number), self.open_handle(Handle::Staged { file, path })))
+        Ok((staging.node(number), self.open_handle(Handle::Staged { file, path, writing: Some(Writing::new(&staging.writers)) })))
     }
 
     pub(super) fn open_staged(&self, directory: u32, number: u32, mode: OpenMode) -> Result<Opened> {
         let staging = self.stagings.by_number(directory)?;
+        if mode.writes {
+            staging.begin_change()?;
+        }
         let path = staging.file(&staging.name_of(number)?);
         let opened = File::options().read(true).write(mode.writes).truncate(mode.writes && mode.truncates).open(&path);
         let file = opened.map_err(Error::io("open", &path))?;
-        Ok(Opened::Direct(self.open_handle(Handle::Staged { file, path })))
+        let writing = mode.writes.then(|| Writing::new(&staging.writers));
+        Ok(Opened::Direct(self.open_handle(Handle::Staged { file, path, writing })))
     }
 
     /// `write(2)` to a staged file; the trash makes room where the disk is full.
     pub fn write_staged(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
-        let Handle::Staged { file, path } = &*handle else { return Err(stale()) };
+        let Handle::Staged { file, path, .. } = &*handle else { return Err(stale()) };
         loop {
             match file.write_all_at(data, offset).map_err(Error::io("write", path)) {
                 Ok(()) => return Ok(data.len() as u32),
@@ -273,7 +334,7 @@ impl ImageFs {
     /// `fsync(2)` of a staged file.
     pub fn sync_staged(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
-        let Handle::Staged { file, path } = &*handle else { return Ok(()) };
+        let Handle::Staged { file, path, .. } = &*handle else { return Ok(()) };
         file.sync_all().map_err(Error::io("sync", path))
     }
 
@@ -299,8 +360,12 @@ impl ImageFs {
     pub(super) fn unlink_staged(&self, directory: u32, name: &[u8]) -> Result<()> {
         let staging = self.stagings.by_number(directory)?;
         let name = text_of(name);
+        staging.begin_change()?;
         let path = staging.file(&name);
-        staging.files.lock().by_name.remove(&name).ok_or(Error::NotFound { what: name })?;
+        staging.files.lock().by_name.remove(&name).ok_or_else(|| Error::NotFound { what: name.clone() })?;
+        if staging.about.lock().expect.contains_key(&name) {
+            staging.change(|about| drop(about.expect.remove(&name)))?;
+        }
         fs::remove_file(&path).map_err(Error::io("remove", &path))
     }
 
@@ -311,6 +376,7 @@ impl ImageFs {
             return Err(Error::Invalid { what: text_of(from.1), why });
         }
         let staging = self.stagings.by_number(from.0)?;
+        staging.begin_change()?;
         let (old, new) = (text_of(from.1), checked_name(to.1)?);
         let mut files = staging.files.lock();
         let number = files.by_name.remove(&old).ok_or_else(|| Error::NotFound { what: old.clone() })?;
@@ -321,24 +387,25 @@ impl ImageFs {
         }
         files.by_name.insert(new.clone(), number);
         drop(files);
-        let mut about = staging.about.lock();
-        match about.expect.remove(&old) {
-            Some(expected) => drop(about.expect.insert(new, expected)),
-            None => return Ok(()),
+        if !staging.about.lock().expect.contains_key(&old) {
+            return Ok(());
         }
-        staging.save(&about)
+        staging.change(|about| {
+            let expected = about.expect.remove(&old);
+            about.expect.extend(expected.map(|expected| (new, expected)));
+        })
     }
 
     /// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.new/x.tar.xz`.
     pub(super) fn expect_staged(&self, directory: u32, number: u32, value: Option<&str>) -> Result<()> {
         let staging = self.stagings.by_number(directory)?;
         let name = staging.name_of(number)?;
-        let mut about = staging.about.lock();
-        match value {
-            Some(value) => drop(about.expect.insert(name, Expected::parse(value)?)),
-            None => drop(about.expect.remove(&name)),
-        }
-        staging.save(&about)
+        staging.begin_change()?;
+        let expected = value.map(Expected::parse).transpose()?;
+        staging.change(|about| {
+            about.expect.remove(&name);
+            about.expect.extend(expected.map(|expected| (name, expected)));
+        })
     }
 
     /// What `getfattr -n user.imgfs.expect` shows.
@@ -355,14 +422,31 @@ impl ImageFs {
         let (place, name) = to;
         let name = String::from_utf8(name.to_vec()).map_err(|_| bad_name(name))?;
         if name.starts_with('.') {
-            if self.stagings.named(place, &name).is_some() {
+            let name = checked_name(name.as_bytes())?;
+            if name == ".imgfs" || self.stagings.named(place, &name).is_some() {
                 return Err(Error::Taken { name, holder: "there is one already".into() });
             }
-            let mut about = staging.about.lock();
-            about.name = checked_name(name.as_bytes())?;
-            about.image = if let Place::Image(serial) = place { Some(serial) } else { None };
-            return staging.save(&about);
+            let image = if let Place::Image(serial) = place { Some(serial) } else { None };
+            return staging.change(|about| (about.name, about.image) = (name, image));
         }
+        if let Some((at, what, errno, sentence)) = &*staging.refused.lock()
+            && at.elapsed() < REPEATED
+            && *what == name
+        {
+            return Err(repeated(*errno, sentence));
+        }
+        if staging.writers.load(Ordering::Acquire) > 0 {
+            return Err(Error::UploadBusy { name: staging.about.lock().name.clone() });
+        }
+        staging.refuse_publishing()?;
+        staging.publishing.store(true, Ordering::Release);
+        let published = self.publish_staging(caller, &staging, place, &name);
+        staging.publishing.store(false, Ordering::Release);
+        let refused = |e: &Error| *staging.refused.lock() = Some((Instant::now(), name.clone(), e.errno(), e.to_string()));
+        published.inspect_err(refused)
+    }
+
+    fn publish_staging(&self, caller: Caller, staging: &Staging, place: Place, name: &str) -> Result<()> {
         let target = match place {
             Place::Root => Target::New(ImageName::parse(name.as_bytes())?),
             Place::Image(serial) if name == "next" => Target::Image(serial),
@@ -378,9 +462,9 @@ impl ImageFs {
         let job = self.store.journal.start_job("publish", &about.name, caller.uid);
         let files = files.into_iter().map(|name| staged::File { path: staging.file(&name), name }).collect();
         let order = staged::Order { target, files, expect: about.expect, uid: about.uid, gid: about.gid };
-        let name = format!("staged-{number}");
+        let name = format!("staged-{}", staging.number);
         let published = staged::publish(&self.store, &name, order).inspect_err(|e| job.end(&format!("refused: {e}")))?;
-        self.stagings.remove(&staging);
+        self.stagings.remove(staging);
         let what = format!("{}/{}", published.name, published.number);
         let outcome = if published.new { "added" } else { "the newest version already is this" };
         self.store.journal.log(caller.uid, "publish", &what, outcome);
@@ -409,8 +493,11 @@ fn checked_name(name: &[u8]) -> Result<String> {
         return Err(Error::NameTooLong { len: name.len() });
     }
     let text = std::str::from_utf8(name).map_err(|_| bad_name(name))?;
-    if text.is_empty() || text == "." || text == ".." || text.chars().any(|c| c.is_control() || c == '/') {
-        return Err(Error::BadName { name: text_of(name), why: "it has a slash or a control character" });
+    if text.is_empty() || text == "." || text == ".." || text == ".id" || text.chars().any(|c| c.is_control() || c == '/') {
+        return Err(Error::BadName {
+            name: text_of(name),
+            why: "it has a slash or a control character, or is one of imgfs's own",
+        });
     }
     Ok(text.to_owned())
 }

@@ -2,16 +2,15 @@
 //!
 //! Source: LXD, doc/reference/image_format.md; shared/api/image.go.
 
+use std::collections::BTreeMap;
 use std::io::Read;
-
-use serde_json::Value;
 
 use crate::digest::Content;
 use crate::error::{Error, Result};
 use crate::ingest::codec::{self, Codec, ReadSource};
 use crate::ingest::payload::Payload;
 use crate::ingest::unpack::{Draft, entries, place};
-use crate::name::architecture;
+use crate::name::{architecture, is_part_of_version};
 use crate::tar::{Limits, Reader};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
@@ -55,6 +54,10 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
         .into_iter()
         .find_map(|(n, p)| Some((p, find(&draft, n)?)))
     {
+        let head = head_of(&mut draft, node)?;
+        if Payload::detect(&head) != Some(payload) {
+            return refuse(format!("its rootfs.img is no {}", payload.name()));
+        }
         draft.builder.show_beside(payload.file_name().as_bytes(), node);
         // The archive's root is not shown: only what lies beside.
         let empty = draft.builder.new_directory();
@@ -89,7 +92,8 @@ pub fn add_metadata(draft: &mut Draft, name: &str, tarball: &[u8], limits: &Limi
     draft.builder.take_beside(&builder, "metadata.yaml");
     draft.builder.take_beside(&builder, "templates");
     draft.facts.format = "lxd".into();
-    draft.add_small(name, tarball)
+    let taken = is_part_of_version(name);
+    draft.add_small(&if taken { format!("metadata-{name}") } else { name.to_owned() }, tarball)
 }
 
 /// Whether these bytes are the metadata tarball of a split image: metadata.yaml, and no rootfs.
@@ -113,12 +117,24 @@ pub fn is_metadata_tarball(bytes: &[u8], limits: &Limits) -> bool {
 fn take_metadata(draft: &mut Draft) -> Result<()> {
     let text = read_metadata(&mut draft.writer, &draft.builder)?;
     describe(draft, &text)?;
+    if draft.builder.find("templates").is_some_and(|node| !draft.builder.is_directory(node)) {
+        return refuse("its templates is no directory");
+    }
     for name in ["metadata.yaml", "templates"] {
         if let Some(node) = draft.builder.find(name) {
             draft.builder.show_beside(name.as_bytes(), node);
         }
     }
     Ok(())
+}
+
+/// The first bytes of a regular file in the archive; none of anything else.
+fn head_of(draft: &mut Draft, node: crate::tree::NodeIndex) -> Result<Vec<u8>> {
+    let Some((Some(content), _)) = draft.builder.file(node) else { return Ok(Vec::new()) };
+    let mut head = vec![0; 4096];
+    let n = draft.writer.open(content)?.read_at(0, &mut head)?;
+    head.truncate(n);
+    Ok(head)
 }
 
 fn read_metadata(writer: &mut crate::blob::Writer, builder: &Builder) -> Result<Vec<u8>> {
@@ -139,30 +155,39 @@ pub fn read_small(writer: &mut crate::blob::Writer, content: Option<Content>) ->
     Ok(text)
 }
 
+/// What counts of metadata.yaml; values are text, as they stand there.
+#[derive(serde::Deserialize)]
+struct Metadata {
+    architecture: Option<String>,
+    creation_date: Option<i64>,
+    properties: Option<BTreeMap<String, String>>,
+}
+
+/// Properties up to 64 KiB in all: they must fit into a metadata.json that can be edited.
+pub fn limited(properties: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut left = 64 * 1024usize;
+    let fits = |(key, value): &(String, String)| {
+        let fits = key.len() + value.len() <= left;
+        left -= if fits { key.len() + value.len() } else { 0 };
+        fits
+    };
+    properties.into_iter().filter(fits).collect()
+}
+
 /// Reads metadata.yaml into the facts.
 fn describe(draft: &mut Draft, text: &[u8]) -> Result<()> {
     let text = std::str::from_utf8(text).or_else(|_| refuse("its metadata.yaml is not UTF-8"))?;
-    let parsed: Value = serde_saphyr::from_str(text).or_else(|e| refuse(format!("its metadata.yaml: {e}")))?;
-    let word = parsed["architecture"].as_str().unwrap_or_default();
+    let parsed: Metadata = serde_saphyr::from_str(text).or_else(|e| refuse(format!("its metadata.yaml: {e}")))?;
+    let word = parsed.architecture.unwrap_or_default();
     // "x86_64 x86_64" was seen: LXD takes the first word.
     let Some(machine) = word.split_whitespace().next().and_then(architecture) else {
         return refuse(format!("its metadata.yaml has no architecture that is known ({word:?})"));
     };
-    if parsed["creation_date"].as_i64().is_none_or(|at| at == 0) {
+    if parsed.creation_date.is_none_or(|at| at == 0) {
         return refuse("its metadata.yaml has no creation_date");
     }
     draft.facts.architecture = machine.into();
-    let scalar = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
-        _ => None,
-    };
-    if let Some(properties) = parsed["properties"].as_object() {
-        for (key, value) in properties {
-            let Some(value) = scalar(value) else { return refuse(format!("its property {key:?} is no text")) };
-            draft.facts.properties.insert(key.clone(), value);
-        }
-    }
+    draft.facts.properties = limited(parsed.properties.unwrap_or_default());
     for (key, field) in [("os", &mut draft.facts.os), ("release", &mut draft.facts.release)] {
         if let Some(value) = draft.facts.properties.get(key) {
             field.clone_from(value);

@@ -36,7 +36,7 @@ pub use expect::Expected;
 pub use oci::lay;
 pub use payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
-pub use publish::{Published, Source, Target, new_image, publish};
+pub use publish::{Published, Source, Target, check_identity, new_image, publish};
 pub use unpack::{Draft, Hint, place};
 
 use crate::blob::Writer;

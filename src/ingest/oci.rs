@@ -10,15 +10,16 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::{Content, hex};
 use crate::error::{Error, Result};
 use crate::ingest::codec::{self, Codec, ReadSource};
-use crate::ingest::lxd::read_small;
+use crate::ingest::lxd::{limited, read_small};
 use crate::ingest::unpack::{Draft, entries, place, refusal};
 use crate::name::architecture;
 use crate::tar::{Entry, Limits, Reader};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
 
-/// Bytes of a manifest, an index or a config.
-const JSON_MAX: u64 = 4 << 20;
+/// Bytes of a manifest, an index or a config, and of all that are read of one archive.
+const JSON_MAX: u64 = 1 << 20;
+const JSON_TOTAL: u64 = 16 << 20;
 /// Layers of an image; overlayfs takes 500, Docker 127.
 const LAYERS_MAX: usize = 512;
 /// Indexes within indexes.
@@ -60,21 +61,24 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
 /// Errors: `Unsupported` for several images, naming them; `Invalid`, `Mismatch` for what contradicts itself.
 pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Result<Draft> {
     let Draft { mut writer, builder, .. } = outer;
-    let mut archive = Archive { builder: &builder, writer: &mut writer };
+    let mut archive = Archive { builder: &builder, writer: &mut writer, left: JSON_TOTAL, image: None, others: Vec::new() };
     let docker = builder.find("manifest.json").is_some();
     // Docker's own list has the tags; new archives of it are OCI layouts as well.
-    let images = if docker { archive.docker()? } else { archive.oci()? };
-    if images.is_empty() {
-        return refuse("it holds no image");
+    if docker {
+        archive.docker()?
+    } else {
+        archive.oci()?
     }
-    if images.len() > 1 {
-        let tags: Vec<String> = images.iter().map(|i| i.tags.first().cloned().unwrap_or_else(|| describe(&i.config))).collect();
+    let Archive { image, others, .. } = archive;
+    let Some(Image { config, layers, tags }) = image else { return refuse("it holds no image") };
+    if !others.is_empty() {
+        let first = tags.first().cloned().unwrap_or_else(|| describe(&config));
+        let names: Vec<String> = std::iter::once(first).chain(others.iter().take(20).cloned()).collect();
         return Err(Error::Unsupported {
-            what: format!("an archive of {} images ({})", images.len(), tags.join(", ")),
+            what: format!("an archive of {} images ({})", others.len() + 1, names.join(", ")),
             instead: "save each image into an archive of its own",
         });
     }
-    let Some(Image { config, layers, tags }) = images.into_iter().next() else { return refuse("it holds no image") };
     if layers.len() > LAYERS_MAX {
         return Err(Error::OverLimit { what: "the number of layers".into(), limit: LAYERS_MAX.to_string() });
     }
@@ -108,7 +112,7 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     draft.facts.architecture = config["architecture"].as_str().and_then(architecture).unwrap_or_default().into();
     draft.facts.config = summary(&config, &tags);
     if let Some(labels) = config["config"]["Labels"].as_object() {
-        draft.facts.properties = labels.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+        draft.facts.properties = limited(labels.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect());
     }
     draft.derive_tar()?;
     draft.add_made("image.tar", recipe);
@@ -132,10 +136,11 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
     draft.builder.begin_layer();
     let Draft { writer, builder, .. } = draft;
     let mut count = 0;
-    entries(&mut tar, writer, |entry, content| {
+    let put = entries(&mut tar, writer, |entry, content| {
         count += 1;
         lay(builder, entry, content)
-    })?;
+    });
+    put.map_err(|e| in_layer(&layer.name, e))?;
     builder.end_layer();
     let inner = tar.into_recipe();
     limits.entries = limits.entries.saturating_sub(count);
@@ -149,6 +154,19 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
         }
     }
     Ok((codec.is_none() && inner.tar_size() == size).then_some(inner))
+}
+
+/// Says which layer an archive's error is of.
+fn in_layer(name: &str, e: Error) -> Error {
+    match e {
+        Error::BadArchive { at, entry, why } => Error::BadArchive { at, entry, why: format!("in layer {name}: {why}") },
+        Error::LeavesRoot { at, entry, why } => Error::LeavesRoot { at, entry, why: format!("in layer {name}: {why}") },
+        Error::Truncated { at, why } => {
+            Error::BadArchive { at, entry: String::new(), why: format!("layer {name} is cut off: {why}") }
+        }
+        Error::OverLimit { what, limit } => Error::OverLimit { what: format!("in layer {name}, {what}"), limit },
+        other => other,
+    }
 }
 
 /// Puts an entry of a layer over what is there, or takes away what it whites out.
@@ -172,6 +190,11 @@ pub fn lay(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Res
 struct Archive<'a> {
     builder: &'a Builder,
     writer: &'a mut crate::blob::Writer,
+    /// Bytes of documents that may still be read.
+    left: u64,
+    image: Option<Image>,
+    /// Names of further images: they are not read.
+    others: Vec<String>,
 }
 
 impl Archive<'_> {
@@ -186,16 +209,25 @@ impl Archive<'_> {
         if size > JSON_MAX {
             return refuse(format!("{name} is over {JSON_MAX} bytes"));
         }
+        let Some(left) = self.left.checked_sub(size) else {
+            return Err(Error::OverLimit { what: "the size of all its documents".into(), limit: format!("{JSON_TOTAL} bytes") });
+        };
+        self.left = left;
         let text = read_small(self.writer, content)?;
         serde_json::from_slice(&text).or_else(|e| refuse(format!("{name}: {e}")))
     }
 
     /// manifest.json of docker save.
-    fn docker(&mut self) -> Result<Vec<Image>> {
+    fn docker(&mut self) -> Result<()> {
         let list = self.json("manifest.json")?;
         let Some(list) = list.as_array() else { return refuse("its manifest.json is no list") };
-        let mut images = Vec::new();
         for image in list {
+            let tags = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+            let tags: Vec<String> = tags.collect();
+            if self.image.is_some() {
+                self.others.push(tags.first().cloned().unwrap_or_else(|| "without a tag".into()));
+                continue;
+            }
             let Some(config) = image["Config"].as_str() else { return refuse("its manifest.json names no Config") };
             let config = self.json(config)?;
             let Some(names) = image["Layers"].as_array() else { return refuse("its manifest.json names no Layers") };
@@ -205,21 +237,18 @@ impl Archive<'_> {
                 let (content, _) = self.file(name)?;
                 layers.push(Blob { name: name.into(), content, digest: None, diff_id: diff_id(&config, n) });
             }
-            let tags = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-            images.push(Image { config, layers, tags });
+            self.image = Some(Image { config, layers, tags });
         }
-        Ok(images)
+        Ok(())
     }
 
     /// index.json of an OCI layout.
-    fn oci(&mut self) -> Result<Vec<Image>> {
+    fn oci(&mut self) -> Result<()> {
         let index = self.json("index.json")?;
-        let mut images = Vec::new();
-        self.manifests(&index, &[], &mut images, 0)?;
-        Ok(images)
+        self.manifests(&index, &[], 0)
     }
 
-    fn manifests(&mut self, index: &Value, tags: &[String], images: &mut Vec<Image>, depth: u32) -> Result<()> {
+    fn manifests(&mut self, index: &Value, tags: &[String], depth: u32) -> Result<()> {
         if depth > NESTED_MAX {
             return refuse("its indexes lead to each other");
         }
@@ -232,9 +261,14 @@ impl Archive<'_> {
             }
             let named = annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
             let tags: Vec<String> = named.into_iter().chain(tags.iter().cloned()).collect();
+            if self.image.is_some() {
+                let name = tags.first().cloned().or_else(|| descriptor["digest"].as_str().map(str::to_owned));
+                self.others.push(name.unwrap_or_else(|| "without a name".into()));
+                continue;
+            }
             let document = self.blob_json(descriptor)?;
             if document["manifests"].is_array() {
-                self.manifests(&document, &tags, images, depth + 1)?;
+                self.manifests(&document, &tags, depth + 1)?;
                 continue;
             }
             let config = self.blob_json(&document["config"])?;
@@ -249,7 +283,7 @@ impl Archive<'_> {
                 }
                 layers.push(Blob { name, content, digest: Some(digest), diff_id: diff_id(&config, n) });
             }
-            images.push(Image { config, layers, tags });
+            self.image = Some(Image { config, layers, tags });
         }
         Ok(())
     }

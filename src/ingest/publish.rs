@@ -1,6 +1,6 @@
 //! The end of an ingest: content, tree, row, name, each durable before the next (invariant 1).
 
-use crate::catalog::{Image, Kept, Named, Receipt, Row, Version, VersionFacts};
+use crate::catalog::{Image, Kept, Model, Named, Receipt, Row, Version, VersionFacts};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
@@ -58,6 +58,7 @@ pub struct Published {
 /// nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
     if let Some(same) = newest_is_same(store, &unpacked, source) {
+        set_metadata(store, same.image, source)?;
         return Ok(same);
     }
     let Unpacked { draft, kept, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
@@ -133,8 +134,30 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
         Target::New(_) => None,
         Target::Image(serial) => model.live_image(*serial),
     }?;
-    let newest = model.latest(image.serial).filter(|v| v.facts.content_digest() == digest)?;
+    let newest = model.latest(image.serial).filter(|v| {
+        let (new, old) = (&unpacked.draft.facts, &v.facts);
+        // What came with the image counts, too: another metadata tarball, another manifest.
+        old.content_digest() == digest
+            && new.uuid == old.uuid
+            && (new.fingerprint.is_empty() || new.fingerprint == old.fingerprint)
+    })?;
     Some(Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 })
+}
+
+/// Sets the editable keys that came with an image which is there already.
+fn set_metadata(store: &Store, image: u32, source: &Source) -> Result<()> {
+    let Some(text) = &source.metadata else { return Ok(()) };
+    let keys = editable_keys(text)?;
+    store.catalog.commit(|change| {
+        let gone = || Error::NotFound { what: "such image any more".into() };
+        let mut image = change.model.live_image(image).cloned().ok_or_else(gone)?;
+        for (key, value) in &keys {
+            image.editable.set(key, value)?;
+        }
+        image.updated_at = now();
+        change.put(Row::Image(image.into()));
+        Ok(())
+    })
 }
 
 fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: VersionFacts) -> Result<Published> {
@@ -181,6 +204,7 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             image.editable.kind = "vm".into();
         }
         let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
+        check_identity(change.model, &facts.uuid, &facts.origin)?;
         let receipt = source.receipt.map(|(mtime, mode)| Receipt { name: source.file_name.clone(), in_root, mtime, mode });
         for (key, value) in source.metadata.as_deref().map(editable_keys).transpose()?.unwrap_or_default() {
             image.editable.set(&key, &value)?;
@@ -210,6 +234,21 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
 /// Whether a virtual machine starts from this format.
 fn is_disk(format: &str) -> bool {
     matches!(format, "qcow2" | "raw" | "iso")
+}
+
+/// What a manifest asks of the store: its uuid is new, its origin is there.
+///
+/// Errors: `Taken`, `NotFound`.
+pub fn check_identity(model: &Model, uuid: &str, origin: &str) -> Result<()> {
+    let known = |uuid: &str| model.all_versions().find(|v| v.facts.uuid == uuid && model.is_live(v));
+    if let Some(version) = known(uuid).filter(|_| !uuid.is_empty()) {
+        let image = model.images.get(&version.image).map_or("?", |i| i.name.as_str());
+        return Err(Error::Taken { name: uuid.into(), holder: format!("it is the uuid of {image}/{}", version.number) });
+    }
+    if !origin.is_empty() && known(origin).is_none() {
+        return Err(Error::NotFound { what: format!("origin {origin} of the manifest") });
+    }
+    Ok(())
 }
 
 /// An image without versions.

@@ -48,7 +48,8 @@ struct Sorted {
     images: Vec<File>,
     metadata: Option<Vec<u8>>,
     manifest: Option<Manifest>,
-    expect: BTreeMap<String, Expected>,
+    /// By name; one file may have several.
+    expect: Vec<(String, Expected)>,
 }
 
 fn invalid<T>(why: impl Into<String>) -> Result<T> {
@@ -72,12 +73,13 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
         },
     };
     if let Some(manifest) = &manifest {
-        check_manifest(store, manifest)?;
+        // Before the work; the commit asks again.
+        super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
     let keep = keep::policy(store, target);
     let mut unpacked = ingest(store, name, &image, manifest.is_some(), keep)?;
-    if let Some(expected) = expect.get(&image.name) {
+    for (_, expected) in expect.iter().filter(|(name, _)| *name == image.name) {
         expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
     }
     if let Some(manifest) = &manifest {
@@ -85,9 +87,7 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
     }
     if let Some(tarball) = tarball {
         let bytes = read_small(&tarball, METADATA_TARBALL_MAX)?;
-        if let Some(expected) = expect.get(&tarball.name) {
-            expected.check(&tarball.name, &hex(&Sha256::digest(&bytes)), &hex(&Sha1::digest(&bytes)))?;
-        }
+        check_small(&tarball.name, &bytes, &expect)?;
         lxd::add_metadata(&mut unpacked.draft, &tarball.name, &bytes, &store.settings.limits)?;
         unpacked.draft.facts.fingerprint = fingerprint(&bytes, &image)?;
     }
@@ -105,35 +105,65 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
 
 /// Finds out what each file is for.
 fn sort(files: Vec<File>, announced: BTreeMap<String, Expected>) -> Result<Sorted> {
-    let mut sorted = Sorted { images: Vec::new(), metadata: None, manifest: None, expect: BTreeMap::new() };
+    let mut small: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut sorted = Sorted { images: Vec::new(), metadata: None, manifest: None, expect: Vec::new() };
+    let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
     for file in files {
         if file.name == "metadata.json" {
-            sorted.metadata = Some(read_small(&file, SMALL_MAX)?);
+            let text = read_small(&file, SMALL_MAX)?;
+            small.push((file.name, text.clone()));
+            sorted.metadata = Some(text);
         } else if file.name == "SHA256SUMS" {
             let text = read_small(&file, SMALL_MAX)?;
             for line in String::from_utf8_lossy(&text).lines().filter(|l| !l.trim().is_empty()) {
                 // `HEX  NAME`, or with a star for binary.
                 let (digest, name) = line.trim().split_once([' ', '\t']).unwrap_or((line, ""));
                 let name = name.trim_start().trim_start_matches('*').trim_start_matches("./");
-                sorted.expect.insert(name.to_owned(), Expected::parse(digest)?);
+                if line.starts_with('#') {
+                    continue;
+                }
+                let expected = Expected::parse(digest).map_err(|_| Error::Invalid {
+                    what: "SHA256SUMS".into(),
+                    why: format!("a line of it is no digest and name: {line:?}"),
+                })?;
+                // Such lists name what is elsewhere, too.
+                let name = name.rsplit('/').next().unwrap_or(name).to_owned();
+                if names.contains(&name) {
+                    sorted.expect.push((name, expected));
+                }
             }
         } else if let Some(of) = [".sha256", ".sha1"].iter().find_map(|s| file.name.strip_suffix(s)) {
             let text = String::from_utf8_lossy(&read_small(&file, SMALL_MAX)?).into_owned();
             let digest = text.split_whitespace().next().unwrap_or_default();
-            sorted.expect.insert(of.to_owned(), Expected::parse(digest)?);
+            if !names.iter().any(|name| name == of) {
+                return invalid(format!("{} is of {of}, which is not there", file.name));
+            }
+            let expected = Expected::parse(digest);
+            sorted.expect.push((of.to_owned(), expected.map_err(|e| Error::Invalid { what: file.name, why: e.to_string() })?));
         } else if imgapi::is_manifest_name(&file.name) || file.name == "manifest" {
             if sorted.manifest.is_some() {
                 return invalid("it holds more than one manifest");
             }
-            let parsed = Manifest::parse(&read_small(&file, SMALL_MAX)?);
+            let text = read_small(&file, SMALL_MAX)?;
+            let parsed = Manifest::parse(&text);
+            small.push((file.name.clone(), text));
             sorted.manifest = Some(parsed.map_err(|why| Error::Invalid { what: file.name, why })?);
         } else if !file.name.starts_with('.') {
             sorted.images.push(file);
         }
     }
-    // What was said of the file itself counts over a list that came with it.
     sorted.expect.extend(announced);
+    for (name, text) in &small {
+        check_small(name, text, &sorted.expect)?;
+    }
     Ok(sorted)
+}
+
+fn check_small(name: &str, bytes: &[u8], expect: &[(String, Expected)]) -> Result<()> {
+    for (_, expected) in expect.iter().filter(|(of, _)| of == name) {
+        expected.check(name, &hex(&Sha256::digest(bytes)), &hex(&Sha1::digest(bytes)))?;
+    }
+    Ok(())
 }
 
 fn read_small(file: &File, limit: u64) -> Result<Vec<u8>> {
@@ -183,20 +213,6 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpl
             ingest.abort();
             Err(e)
         }
-    }
-}
-
-/// What a manifest asks of the store: its uuid is new, its origin is there.
-fn check_manifest(store: &Store, manifest: &Manifest) -> Result<()> {
-    let model = store.catalog.read();
-    let known = |uuid: &str| model.all_versions().find(|v| v.facts.uuid == uuid && model.is_live(v));
-    if let Some(version) = known(manifest.uuid()) {
-        let holder = format!("it is the uuid of {}", store.path_of(&model, version.serial));
-        return Err(Error::Taken { name: manifest.uuid().into(), holder });
-    }
-    match manifest.origin() {
-        Some(origin) if known(origin).is_none() => Err(Error::NotFound { what: format!("origin {origin} of the manifest") }),
-        _ => Ok(()),
     }
 }
 

@@ -270,15 +270,6 @@ impl Uploads {
 const PIECE: usize = 256 * 1024;
 
 /// The error that an upload failed with, for all who ask again.
-fn repeated(errno: i32, sentence: &str) -> Error {
-    let source = std::io::Error::from_raw_os_error(errno);
-    match errno {
-        libc::ENOSPC | libc::EDQUOT => Error::Io { doing: "store", path: "the upload".into(), source },
-        libc::E2BIG => Error::OverLimit { what: sentence.into(), limit: "see above".into() },
-        libc::EOPNOTSUPP => Error::Unsupported { what: sentence.into(), instead: "see above" },
-        libc::EEXIST => Error::Taken { name: sentence.into(), holder: "see above".into() },
-        libc::ENOENT => Error::NotFound { what: sentence.into() },
-        libc::EINVAL => Error::Invalid { what: "the upload".into(), why: sentence.into() },
-        _ => Error::Io { doing: "store", path: "the upload".into(), source },
-    }
+pub(in crate::fs) fn repeated(errno: i32, sentence: &str) -> Error {
+    Error::Again { errno, sentence: sentence.to_owned() }
 }

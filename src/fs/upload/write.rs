@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -23,6 +24,9 @@ use crate::manifest::{KeepUpload, now};
 use crate::name::{ImageName, Promise, promise_of};
 use crate::store::Store;
 use crate::tar;
+
+/// How long a truncation waits for what was written before it.
+const SETTLING: Duration = Duration::from_secs(2);
 
 impl ImageFs {
     /// `creat(2)`: a new upload or scratch file.
@@ -356,7 +360,9 @@ impl ImageFs {
 
     /// `ftruncate(2)`, and `O_TRUNC` as the kernel sends it.
     pub fn truncate_upload(&self, caller: Caller, upload: &Arc<Upload>, size: u64) -> Result<()> {
-        let Some(mut state) = upload.state.try_lock() else { return Err(Error::UploadBusy { name: upload.name() }) };
+        // The last write may have been answered a moment before it let go.
+        let locked = upload.state.try_lock_for(SETTLING);
+        let Some(mut state) = locked else { return Err(Error::UploadBusy { name: upload.name() }) };
         self.truncate(upload, &mut state, size).map_err(|e| self.refused(caller, "truncate", &self.path_name(upload), e))
     }
 
