@@ -145,8 +145,15 @@ fn layers_are_put_over_each_other_as_a_container_sees_them() {
     }
     m.refused(&format!("{OCI} oci docker-two; cp $S/docker-two.tar x.tar"), "Operation not supported");
     assert!(m.errors().contains("tiny:1, other:2"), "{}", m.errors());
-    // An index that names one manifest a thousand times, and a layer that takes too much to unpack.
-    m.ok(&format!("{OCI} oci oci; rm -rf $S/o; mkdir $S/o; tar -C $S/o -xf $S/oci.tar; jq '.manifests = [range(1000) as $i | .manifests[0]]' $S/o/index.json > $S/i; mv $S/i $S/o/index.json; tar -C $S/o -cf $S/many.tar ."));
+    // One manifest under two tags is one image; under a thousand others they are not read.
+    let index = |change: &str| {
+        format!(
+            "{OCI} oci oci; rm -rf $S/o; mkdir $S/o; tar -C $S/o -xf $S/oci.tar; jq '{change}' $S/o/index.json > $S/i; mv $S/i $S/o/index.json; tar -C $S/o -cf $S/many.tar ."
+        )
+    };
+    m.ok(&index(r#".manifests += [.manifests[0] | .annotations["org.opencontainers.image.ref.name"] = "tiny:latest"]"#));
+    m.ok("cp $S/many.tar tags.tar; jq -e '.config.tags == [\"tiny:1\", \"tiny:latest\"]' tags/0/metadata.json");
+    m.ok(&index(r#".manifests += [range(1000) as $i | .manifests[0] | .digest = "sha256:" + ("0" * 64)]"#));
     m.refused("cp $S/many.tar x.tar", "Operation not supported");
     m.ok(&format!("{OCI} sed -i \"s/'zstd', '-c'/'zstd', '-c', '--long=31'/\" $S/oci.py; oci oci-zstd"));
     m.refused("cp $S/oci-zstd.tar x.tar", "Argument list too long");

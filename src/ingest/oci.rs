@@ -33,6 +33,8 @@ struct Image {
     config: Value,
     layers: Vec<Blob>,
     tags: Vec<String>,
+    /// Of its manifest, where it has one: another descriptor with the same is another tag.
+    digest: String,
 }
 
 /// A file of the archive that holds a layer.
@@ -70,7 +72,8 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
         archive.oci()?
     }
     let Archive { image, others, .. } = archive;
-    let Some(Image { config, layers, tags }) = image else { return refuse("it holds no image") };
+    let Some(Image { config, layers, mut tags, .. }) = image else { return refuse("it holds no image") };
+    tags.dedup();
     if !others.is_empty() {
         let first = tags.first().cloned().unwrap_or_else(|| describe(&config));
         let names: Vec<String> = std::iter::once(first).chain(others.iter().take(20).cloned()).collect();
@@ -237,7 +240,7 @@ impl Archive<'_> {
                 let (content, _) = self.file(name)?;
                 layers.push(Blob { name: name.into(), content, digest: None, diff_id: diff_id(&config, n) });
             }
-            self.image = Some(Image { config, layers, tags });
+            self.image = Some(Image { config, layers, tags, digest: String::new() });
         }
         Ok(())
     }
@@ -261,10 +264,17 @@ impl Archive<'_> {
             }
             let named = annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
             let tags: Vec<String> = named.into_iter().chain(tags.iter().cloned()).collect();
-            if self.image.is_some() {
-                let name = tags.first().cloned().or_else(|| descriptor["digest"].as_str().map(str::to_owned));
-                self.others.push(name.unwrap_or_else(|| "without a name".into()));
-                continue;
+            let digest = descriptor["digest"].as_str().unwrap_or_default();
+            match &mut self.image {
+                Some(image) if image.digest == digest => {
+                    image.tags.extend(tags);
+                    continue;
+                }
+                Some(_) => {
+                    self.others.push(tags.into_iter().next().unwrap_or_else(|| digest.to_owned()));
+                    continue;
+                }
+                None => {}
             }
             let document = self.blob_json(descriptor)?;
             if document["manifests"].is_array() {
@@ -283,7 +293,7 @@ impl Archive<'_> {
                 }
                 layers.push(Blob { name, content, digest: Some(digest), diff_id: diff_id(&config, n) });
             }
-            self.image = Some(Image { config, layers, tags });
+            self.image = Some(Image { config, layers, tags, digest: digest.to_owned() });
         }
         Ok(())
     }
