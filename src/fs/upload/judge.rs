@@ -206,6 +206,7 @@ impl ImageFs {
             ingest.abort();
         }
         state.spool = None;
+        upload.info.lock().failed = true;
         upload.job.end(&format!("refused: {e}"));
     }
 

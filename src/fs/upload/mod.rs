@@ -68,6 +68,8 @@ struct Info {
     mtime: i64,
     mode: u32,
     published: bool,
+    /// Refused: no longer listed, though its writer may not have let go yet.
+    failed: bool,
     /// Opened over a receipt, and nothing written yet: still that receipt.
     untouched: bool,
     /// What `user.imgfs.expect` announced.
@@ -203,10 +205,14 @@ impl Uploads {
         all.by_number.get(all.by_name.get(&(place, name.to_owned()))?).cloned()
     }
 
-    /// Uploads that a listing shows: not yet published.
+    /// Uploads that a listing shows: neither published nor refused.
     pub fn under_way(&self, place: Place) -> Vec<Arc<Upload>> {
         let found: Vec<_> = self.all.lock().by_number.values().filter(|u| u.place == place).cloned().collect();
-        let mut found: Vec<_> = found.into_iter().filter(|u| !u.is_published()).collect();
+        let shows = |u: &Arc<Upload>| {
+            let info = u.info.lock();
+            !info.published && !info.failed
+        };
+        let mut found: Vec<_> = found.into_iter().filter(shows).collect();
         found.sort_by_key(|u| u.number);
         found
     }

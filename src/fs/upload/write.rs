@@ -95,6 +95,7 @@ impl ImageFs {
                 mtime: before.map_or_else(now, |b| b.mtime),
                 mode: mode & 0o7777,
                 published: false,
+                failed: false,
                 untouched: before.is_some(),
                 expect: None,
                 version: before.map(|b| b.version),
@@ -386,7 +387,8 @@ impl ImageFs {
                 ingest.abort();
             }
             state.spool = None;
-            upload.info.lock().size = 0;
+            let mut info = upload.info.lock();
+            (info.size, info.failed) = (0, false);
             return Ok(());
         }
         match &state.phase {
