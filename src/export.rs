@@ -54,18 +54,30 @@ impl RecipeReader {
 ///
 /// Errors: `Corrupt`, `Io`.
 pub fn sha256(store: &Store, tree: &Tree, recipe: u32) -> Result<String> {
+    let mut hasher = Sha256::new();
+    replay(store, tree, recipe, |_, bytes| {
+        hasher.update(bytes);
+        Ok(())
+    })?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Gives all that a recipe makes to `take`, in order: where a piece begins, and its bytes.
+///
+/// Errors: `Corrupt`, `Io`, and what `take` fails with.
+pub fn replay(store: &Store, tree: &Tree, recipe: u32, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
     let size = tree.recipe(recipe)?.tar_size;
-    let (mut reader, mut hasher, mut at, mut out) = (RecipeReader::default(), Sha256::new(), 0, Vec::new());
+    let (mut reader, mut at, mut piece) = (RecipeReader::default(), 0, Vec::new());
     while at < size {
-        out.clear();
-        reader.read(store, tree, recipe, at, 1 << 20, &mut out)?;
-        if out.is_empty() {
+        piece.clear();
+        reader.read(store, tree, recipe, at, 1 << 20, &mut piece)?;
+        if piece.is_empty() {
             return Err(Error::Corrupt { what: format!("recipe {recipe}"), why: format!("it ends at byte {at} of {size}") });
         }
-        hasher.update(&out);
-        at += out.len() as u64;
+        take(at, &piece)?;
+        at += piece.len() as u64;
     }
-    Ok(hex(&hasher.finalize()))
+    Ok(())
 }
 
 /// A length that a caller of `read` asked for, at most.

@@ -13,14 +13,12 @@ use crate::catalog::{Kept, Row, Version};
 use crate::compress::Method;
 use crate::digest::hex;
 use crate::error::{Error, Result};
-use crate::export::RecipeReader;
+use crate::export::{self, RecipeReader};
 use crate::manifest::KeepUpload;
 use crate::name::is_part_of_version;
 use crate::store::Store;
 use crate::tree::Tree;
 
-/// Bytes compressed at a time.
-const PIECE: usize = 1 << 20;
 /// Bytes of an upload's beginning that tell how it may have been made.
 const HEAD: usize = 64 * 1024;
 /// The recipe in the tree of a kept upload.
@@ -114,13 +112,7 @@ fn make(store: &Store, serial: u32, method: &Method, out: impl Write) -> Result<
     let size = slot.tree.recipe(recipe)?.tar_size;
     let failed = |e: io::Error| Error::Io { doing: "compress", path: "an upload".into(), source: e };
     let mut compressor = method.begin(size, out).map_err(failed)?;
-    let (mut reader, mut at, mut piece) = (RecipeReader::default(), 0, Vec::new());
-    while at < size {
-        piece.clear();
-        reader.read(store, &slot.tree, recipe, at, PIECE, &mut piece)?;
-        compressor.write_all(&piece).map_err(failed)?;
-        at += piece.len() as u64;
-    }
+    export::replay(store, &slot.tree, recipe, |_, bytes| compressor.write_all(bytes).map_err(failed))?;
     compressor.finish().map(drop).map_err(failed)
 }
 

@@ -24,18 +24,25 @@ const PIECE: usize = 1 << 20;
 
 /// What is read: a file of the mount, or a recipe of a store that nobody has mounted.
 enum From {
-    Mounted(File),
-    Recipe { store: Arc<Store>, slot: Arc<TreeSlot>, recipe: u32, reader: RecipeReader },
-    Kept { store: Arc<Store>, tree: Arc<Tree>, reader: RecipeReader },
-    Remade(File),
+    /// Of the mount, or made again.
+    File(File),
+    Recipe {
+        store: Arc<Store>,
+        slot: Arc<TreeSlot>,
+        recipe: u32,
+        reader: RecipeReader,
+    },
+    Kept {
+        store: Arc<Store>,
+        tree: Arc<Tree>,
+        reader: RecipeReader,
+    },
 }
 
 impl From {
     fn size(&self) -> Result<u64> {
         match self {
-            From::Mounted(file) | From::Remade(file) => {
-                file.metadata().map(|m| m.len()).map_err(Error::io("read", Path::new("the version")))
-            }
+            From::File(file) => file.metadata().map(|m| m.len()).map_err(Error::io("read", Path::new("the version"))),
             From::Recipe { slot, recipe, .. } => Ok(slot.tree.recipe(*recipe)?.tar_size),
             From::Kept { tree, .. } => Ok(tree.recipe(keep::RECIPE)?.tar_size),
         }
@@ -44,7 +51,7 @@ impl From {
     fn read(&mut self, at: u64, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         match self {
-            From::Mounted(file) | From::Remade(file) => {
+            From::File(file) => {
                 out.resize(PIECE, 0);
                 let n = file.read_at(out, at).map_err(Error::io("read", Path::new("the version")))?;
                 out.truncate(n);
@@ -167,7 +174,7 @@ fn from_mount(mounted: &Path, version: &str, wish: &Wish, level: Option<u32>, ro
         Some(kept) => kept,
         None => meant(&names, wish, rootfs)?,
     });
-    Ok((From::Mounted(File::open(&path).map_err(Error::io("open", &path))?), as_it_came))
+    Ok((From::File(File::open(&path).map_err(Error::io("open", &path))?), as_it_came))
 }
 
 /// A kept upload that is compressed as the file to write is to be.
@@ -201,7 +208,7 @@ fn from_store(dir: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs
             return Ok((From::Kept { store, tree, reader: RecipeReader::default() }, true));
         }
         (Some(_), Some(Kept::Made { method })) => {
-            return Ok((From::Remade(keep::remake(&store, found.serial, method)?), true));
+            return Ok((From::File(keep::remake(&store, found.serial, method)?), true));
         }
         _ => {}
     }

@@ -1,8 +1,6 @@
 //! Compressed uploads: which compression by magic, and its decoding, member after member.
 
-use std::cell::Cell;
 use std::io::Read;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -65,9 +63,9 @@ fn is_lzma(dictionary: u32, size: &[u8]) -> bool {
 }
 
 /// Bytes unpacked at a time.
-const OUT: usize = 256 * 1024;
+pub(super) const OUT: usize = 256 * 1024;
 /// Memory from which on a decoder is a *large* one: there is one of them at a time.
-const LARGE: u64 = 256 << 20;
+pub(super) const LARGE: u64 = 256 << 20;
 
 /// Memory that an xz or lzma stream may ask for, within the limit; above `LARGE` it is decoded by one thread.
 const XZ_MEMORY: u64 = 512 << 20;
@@ -138,7 +136,7 @@ impl Member for ZstdMember {
 }
 
 /// The largest power of two that is no more than `bytes`.
-fn log2(bytes: u64) -> u32 {
+pub(super) fn log2(bytes: u64) -> u32 {
     bytes.max(1).ilog2()
 }
 
@@ -285,117 +283,6 @@ fn skip(input: &mut PipeReader, mut len: u64) -> Result<bool> {
         len -= take;
     }
     Ok(true)
-}
-
-/// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball. Bounded as uploads are.
-///
-/// Errors: `Unsupported` for lzma, which nobody packs layers with.
-pub fn unpacked<'r>(codec: Option<Codec>, from: impl Read + 'r, limits: &Limits) -> Result<Box<dyn Read + 'r>> {
-    let Some(codec) = codec else { return Ok(Box::new(from)) };
-    let failed = |e: std::io::Error| Error::BadCompression { codec: codec.name(), at: 0, why: e.to_string() };
-    let taken = Rc::new(Cell::new(0));
-    let from = Counted { from, taken: taken.clone() };
-    let inner: Box<dyn Read + 'r> = match codec {
-        Codec::Gzip => Box::new(flate2::read::MultiGzDecoder::new(from)),
-        Codec::Bzip2 => Box::new(bzip2::read::MultiBzDecoder::new(from)),
-        Codec::Xz => {
-            let stream = xz2::stream::Stream::new_stream_decoder(limits.window.min(LARGE), xz2::stream::CONCATENATED);
-            Box::new(xz2::read::XzDecoder::new_stream(from, stream.map_err(|e| failed(e.into()))?))
-        }
-        Codec::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::new(from).map_err(failed)?;
-            decoder.window_log_max(log2(limits.window.min(LARGE)).clamp(10, 31)).map_err(failed)?;
-            Box::new(decoder)
-        }
-        Codec::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(from)),
-        Codec::Lzma => {
-            return Err(Error::Unsupported {
-                what: "lzma inside of an image".into(),
-                instead: "compress it with gzip, xz or zstd",
-            });
-        }
-    };
-    Ok(Box::new(Measured { inner, taken, made: 0, ratio: limits.ratio }))
-}
-
-/// Counts what is read through it.
-struct Counted<R> {
-    from: R,
-    taken: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.from.read(out)?;
-        self.taken.set(self.taken.get() + n as u64);
-        Ok(n)
-    }
-}
-
-/// Ends a stream that unpacks to too much.
-struct Measured<'r> {
-    inner: Box<dyn Read + 'r>,
-    taken: Rc<Cell<u64>>,
-    made: u64,
-    ratio: u64,
-}
-
-impl Read for Measured<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(out)?;
-        self.made += n as u64;
-        if self.made > RATIO_FLOOR && self.made / self.taken.get().max(1) > self.ratio {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
-        Ok(n)
-    }
-}
-
-/// What went wrong with a stream inside of an upload: too large, or damaged.
-fn inner_error(e: std::io::Error) -> Error {
-    let text = e.to_string();
-    if e.kind() == std::io::ErrorKind::FileTooLarge {
-        return Error::OverLimit { what: "what a stream unpacks to, for each of its bytes,".into(), limit: "max_ratio".into() };
-    }
-    // The libraries' own words for a window or dictionary over the limit.
-    if text.contains("too much memory") || text.contains("memory limit") || text.contains("memory usage limit") {
-        return Error::OverLimit { what: "the memory to decode a stream".into(), limit: format!("{LARGE} bytes") };
-    }
-    Error::BadArchive { at: 0, entry: String::new(), why: text }
-}
-
-/// A reader as the source of an archive reader.
-pub struct ReadSource<R> {
-    from: R,
-    buffer: Vec<u8>,
-    at: usize,
-    filled: usize,
-}
-
-impl<R: Read> ReadSource<R> {
-    pub fn new(from: R) -> ReadSource<R> {
-        ReadSource { from, buffer: vec![0; OUT], at: 0, filled: 0 }
-    }
-}
-
-impl<R: Read> Source for ReadSource<R> {
-    fn fill(&mut self) -> Result<&[u8]> {
-        while self.at == self.filled {
-            match self.from.read(&mut self.buffer) {
-                Ok(n) => (self.at, self.filled) = (0, n),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(inner_error(e)),
-            }
-            if self.filled == 0 {
-                break;
-            }
-        }
-        Ok(&self.buffer[self.at..self.filled])
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.at += n;
-    }
 }
 
 /// Bytes that tell another member, or a skippable frame, from garbage.

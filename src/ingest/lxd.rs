@@ -7,7 +7,8 @@ use std::io::Read;
 
 use crate::digest::Content;
 use crate::error::{Error, Result};
-use crate::ingest::codec::{self, Codec, ReadSource};
+use crate::ingest::codec::Codec;
+use crate::ingest::inner::{self, ReadSource};
 use crate::ingest::payload::Payload;
 use crate::ingest::unpack::{Draft, entries, place};
 use crate::name::{architecture, is_part_of_version};
@@ -75,7 +76,7 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
 pub fn add_metadata(draft: &mut Draft, name: &str, tarball: &[u8], limits: &Limits) -> Result<()> {
     let limits = Limits { tar_size: TARBALL_MAX.min(limits.tar_size), ..*limits };
     let mut reader = Reader::new(
-        ReadSource::new(codec::unpacked(Codec::detect(tarball), tarball, &limits)?.take(TARBALL_MAX + 1)),
+        ReadSource::new(inner::unpacked(Codec::detect(tarball), tarball, &limits)?.take(TARBALL_MAX + 1)),
         limits,
         Default::default(),
     )?;
@@ -100,7 +101,7 @@ pub fn add_metadata(draft: &mut Draft, name: &str, tarball: &[u8], limits: &Limi
 pub fn is_metadata_tarball(bytes: &[u8], limits: &Limits) -> bool {
     let looked = (|| {
         let limits = Limits { tar_size: TARBALL_MAX, ..*limits };
-        let source = ReadSource::new(codec::unpacked(Codec::detect(bytes), bytes, &limits)?.take(TARBALL_MAX));
+        let source = ReadSource::new(inner::unpacked(Codec::detect(bytes), bytes, &limits)?.take(TARBALL_MAX));
         let mut reader = Reader::new(source, limits, Default::default())?;
         let (mut metadata, mut other) = (false, false);
         while let Some(entry) = reader.next_entry()? {

@@ -14,6 +14,7 @@ mod codec;
 mod derive;
 mod detect;
 mod expect;
+mod inner;
 mod lxd;
 mod oci;
 mod payload;

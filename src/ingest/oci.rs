@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::{Content, hex};
 use crate::error::{Error, Result};
-use crate::ingest::codec::{self, Codec, ReadSource};
+use crate::ingest::codec::Codec;
+use crate::ingest::inner::{self, ReadSource};
 use crate::ingest::lxd::{limited, read_small};
 use crate::ingest::unpack::{Draft, entries, place, refusal};
 use crate::name::architecture;
@@ -134,7 +135,7 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
     if let Some(wanted) = &layer.digest {
         check(&mut draft.writer.open(content)?, &layer.name, wanted)?;
     }
-    let mut hashing = Hashing { from: codec::unpacked(codec, reader, limits)?, sha256: Sha256::new() };
+    let mut hashing = Hashing { from: inner::unpacked(codec, reader, limits)?, sha256: Sha256::new() };
     let mut tar = Reader::new(ReadSource::new(&mut hashing), *limits, Default::default())?;
     draft.builder.begin_layer();
     let Draft { writer, builder, .. } = draft;

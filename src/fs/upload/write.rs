@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 
 use crate::catalog::Named;
 use crate::error::{Error, Result};
-use crate::export::RecipeReader;
+use crate::export;
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::judge::process_of;
-use crate::fs::upload::{Before, Info, PIECE, Phase, Place, Spool, State, Upload, repeated};
+use crate::fs::upload::{Before, Info, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
 use crate::ingest::{Hint, Ingest, Published};
@@ -347,13 +347,8 @@ impl ImageFs {
         }
         self.make_spool(upload, state)?;
         let slot = self.store.tree(before.version)?;
-        let (mut reader, mut at, mut out) = (RecipeReader::default(), 0, Vec::new());
-        while at < before.size {
-            out.clear();
-            reader.read(&self.store, &slot.tree, self.as_it_came(before.version), at, PIECE, &mut out)?;
-            write_spool(&self.store, state, at, &out)?;
-            at += out.len() as u64;
-        }
+        let recipe = self.as_it_came(before.version);
+        export::replay(&self.store, &slot.tree, recipe, |at, bytes| write_spool(&self.store, state, at, bytes))?;
         upload.info.lock().size = before.size;
         state.phase = Phase::Spooled;
         Ok(())
