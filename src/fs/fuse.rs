@@ -373,6 +373,8 @@ impl Filesystem for Adapter {
                 reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
             Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
+            // It went after its name was looked up: the kernel looks again, once, and may create it.
+            Err(Error::NotFound { .. }) => reply.error(Errno::ESTALE),
             Err(e) => reply.error(errno(&e)),
         };
         let slow = matches!(NodeId::from_ino(ino.0), Some(NodeId::Version { part: VersionPart::Upload, .. }));
@@ -381,7 +383,10 @@ impl Filesystem for Adapter {
         }
         // It may truncate an upload, wait for one to be closed, or make one again.
         fs.offload(Box::new(answer), move |fs| {
-            fs.once_closed(|| fs.open(who, node(ino)?, mode)).map_err(|e| fs.refuse(who, "open", b"", e))
+            fs.once_closed(|| fs.open(who, node(ino)?, mode)).map_err(|e| match e {
+                Error::NotFound { .. } => e,
+                e => fs.refuse(who, "open", b"", e),
+            })
         });
     }
 
@@ -412,6 +417,7 @@ impl Filesystem for Adapter {
                     Err(e) => reply.error(errno(&e)),
                 }
             });
+            self.0.store.blobs.read_ahead();
         });
     }
 
