@@ -47,6 +47,7 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("tags", e.tags.clone().into()),
         ("properties", serde_json::to_value(&e.properties).expect("a map of strings")),
         ("keep_upload", e.keep_upload.map_or(Value::Null, |keep| keep.name().into())),
+        ("storage", e.storage.name().into()),
         ("created_at", time(image.created_at)),
         ("updated_at", time(image.updated_at)),
         ("versions", Value::Array(versions.collect())),

@@ -199,7 +199,7 @@ impl Error {
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
             Error::Invalid { .. } => "see .imgfs/README for the gestures",
             Error::BadMetadata { .. } => {
-                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload"
+                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload, storage"
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! STORE/
-//! |-- format        "imgfs 2\n"; a store newer than the program is refused with both numbers
+//! |-- format        "imgfs 3\n"; a store newer than the program is refused with both numbers
 //! |-- lock          held with flock by the one daemon; holds its process id and mount point
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
 //! |-- catalog.db    SQLite: images, versions, aliases, settings. One row each; see catalog/schema.sql
 //! |-- blobs         the blob table: where each content lies
 //! |-- loose/        content as it came: HEX.seg segments of small blobs, HEX.obj one large blob each
+//! |-- packs/        content at rest: HEX.pack, compressed together and against older versions
 //! |-- trees/        HEX.tree, one immutable mapped file a version: nodes, names, tar recipe
 //! |-- staging/      uploads under way; emptied at start
 //! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
@@ -32,9 +33,25 @@
 //! entry of 68 bytes (id u32, record) a blob, objects of the same upload too; then the footer of 64 bytes:
 //! `SEGMENT_END`, count u64, offset of the list u64, zeros, BLAKE3 of the list. The table can be rebuilt from it.
 //!
+//! # Pack
+//!
+//! `PACK_MAGIC`, then frames: content of many blobs, back to back, compressed together with zstd. What all frames
+//! unpack to, in their order, is the pack's *stream*; a record's offset is one in it. A blob of up to 1 MiB lies in
+//! one frame, a larger one in several that follow each other. A frame may need *bases*, bytes of other blobs, that it
+//! was compressed against. Behind the frames:
+//!
+//! - the frames, 56 bytes each: offset in the stream u64, bytes of the stream u64, offset in the file u64, bytes in
+//!   the file u32 (0: zeros, and nothing is stored), first base u32, number of bases u32, zeros u32, the first 16
+//!   bytes of BLAKE3 of the bytes in the file;
+//! - their bases, 16 bytes each: blob u32, bytes u32, offset in the blob u64;
+//! - outlines, 32 bytes a group, of all blobs over 64 KiB;
+//! - the list, for a rebuild of the table: id u32, size u64 of each blob, in the order of the stream, in zstd;
+//! - the footer of 128 bytes: `PACK_END`, then as u64: number of frames, of bases, of values of outlines, offset of
+//!   the frames' table, bytes of the list; zeros; BLAKE3 of the list; BLAKE3 of the tables of frames and bases.
+//!
 //! # Tree
 //!
-//! See tree/mod.rs.
+//! See tree/mod.rs. At rest: `PACKED_TREE_MAGIC`, then the same in zstd; the digest is that of the tree.
 //!
 //! # Invariants
 //!
@@ -44,16 +61,18 @@
 //! 3. The content at a record's place has the record's size and digest.
 //! 4. Blob ids, version numbers within an image, and the serials of images and versions are never given out twice.
 //! 5. A tree file has the digest in its version's row; its blob references are within the table.
-//! 6. Every file in `loose/` is named by a record, every file in `trees/` by a row; others are swept.
+//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row; others are swept.
 //! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
 //! 8. `default` of the store names an image that exists, `default` of an image a version that does.
 //! 9. The check of every row in the catalog matches its columns.
+//! 10. The bases of a frame are blobs that exist, and lie in no frame that has bases itself.
 //!
 //! # History
 //!
 //! 1: the first.
 //! 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are read as they are, so
 //!    a store of format 1 is taken by writing its new number.
+//! 3: content and trees at rest may be packed.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +80,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// The format this program writes, and the newest it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;
@@ -71,6 +90,10 @@ pub const SEGMENT_MAGIC: &[u8; 16] = b"imgfs segment 1\n";
 pub const SEGMENT_END: &[u8; 16] = b"imgfs seg list\n\0";
 pub const SEGMENT_FOOTER_LEN: usize = 64;
 pub const SEGMENT_ENTRY_LEN: usize = 68;
+pub const PACK_MAGIC: &[u8; 16] = b"imgfs pack 1\n\0\0\0";
+pub const PACK_END: &[u8; 16] = b"imgfs pack end\n\0";
+pub const PACK_FOOTER_LEN: usize = 128;
+pub const PACKED_TREE_MAGIC: &[u8; 16] = b"imgfs ztree 1\n\0\0";
 pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 2\n\0\0\0";
 pub const TREE_MAGIC_1: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 
@@ -111,7 +134,7 @@ pub fn open(dir: &Path) -> Result<()> {
         }
         Err(e) => return Err(Error::Io { doing: "read", path, source: e }),
     }
-    for sub in ["loose", "trees", "staging"] {
+    for sub in ["loose", "packs", "trees", "staging"] {
         let sub = dir.join(sub);
         fs::create_dir_all(&sub).map_err(Error::io("create", &sub))?;
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::blob::ReadBuf;
 use crate::digest::BlobId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export;
 use crate::store::Store;
 
@@ -16,10 +16,10 @@ pub struct Finding {
     pub what: String,
 }
 
-/// Checks all; `progress` is told bytes done and bytes in all.
+/// Checks all; `progress` is told bytes done and bytes in all, and says whether anybody waits for more.
 ///
 /// Errors: only what keeps it from looking at all; damage is a finding.
-pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Finding>> {
+pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut say = |invariant: u8, what: String| found.push(Finding { invariant, what });
     for line in store.catalog.check()? {
@@ -27,7 +27,9 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
     }
     check_names(store, &mut say);
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
-    let records = store.blobs.records();
+    let mut records = store.blobs.records();
+    // As they lie, so that a frame is unpacked once.
+    records.sort_unstable_by_key(|(_, record)| (record.container, record.offset));
     let total = records.iter().map(|(_, r)| r.size).sum::<u64>() + versions.iter().map(|v| v.facts.size).sum::<u64>();
     let mut done = 0;
 
@@ -45,7 +47,12 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
             damaged.insert(*id, e.to_string());
         }
         done += record.size;
-        progress(done, total);
+        if !progress(done, total) {
+            return Err(Error::Stopping);
+        }
+    }
+    for what in store.blobs.broken_bases()? {
+        say(10, what);
     }
     let mut affected: HashMap<BlobId, Vec<String>> = HashMap::new();
     for version in &versions {
@@ -79,7 +86,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
                     Err(e) => say(7, format!("{name}: its kept upload: {e}")),
                 }
             }
-            Err(crate::error::Error::NotFound { .. }) => {}
+            Err(Error::NotFound { .. }) => {}
             Err(e) => say(5, format!("{name}: {e}")),
         }
         for (recipe, digest) in replays {
@@ -93,7 +100,9 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
             }
         }
         done += version.facts.size;
-        progress(done, total);
+        if !progress(done, total) {
+            return Err(Error::Stopping);
+        }
     }
     for (id, what) in damaged {
         let who = affected.remove(&id).unwrap_or_default();
@@ -103,7 +112,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Fi
     // Beside a mount, an upload has a tree and content before its row.
     if store.journal.running_jobs() == 0 {
         for name in store.blobs.stray_containers()? {
-            say(6, format!("loose/{name} belongs to nothing"));
+            say(6, format!("{name} belongs to nothing"));
         }
     }
     found.sort_by(|a, b| (a.invariant, &a.what).cmp(&(b.invariant, &b.what)));

@@ -35,12 +35,14 @@ pub fn make_room(store: &Store) -> Result<bool> {
 /// What the daemon does every few seconds: ends the trash's time, gives space back.
 pub fn tick(store: &Store) -> Result<()> {
     versions::empty_trash(store, false)?;
+    store.note_use();
     store.close_idle_trees(64);
     if store.take_garbage() {
         run(store).inspect_err(|_| store.has_garbage())?;
     }
     if store.journal.running_jobs() == 0 {
         store.blobs.forget_index();
+        store.blobs.forget_frames();
         crate::sys::trim_memory();
     }
     Ok(())

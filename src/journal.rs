@@ -147,6 +147,11 @@ impl Journal {
         self.jobs.lock().values().filter(|j| !j.ended()).count()
     }
 
+    /// Jobs that somebody waits for.
+    pub fn running_uploads(&self) -> usize {
+        self.jobs.lock().values().filter(|j| matches!(j.kind, "upload" | "publish") && !j.ended()).count()
+    }
+
     /// Notes an upload that was dropped and why, for `.imgfs/failed`.
     pub fn fail(&self, name: &str, why: &str) {
         let mut failed = self.failed.lock();

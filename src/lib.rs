@@ -39,6 +39,7 @@ pub mod keep;
 pub mod manifest;
 pub mod name;
 pub mod remote;
+pub mod repack;
 pub mod status;
 pub mod store;
 pub mod sys;

@@ -26,6 +26,36 @@ pub struct Editable {
     /// None: as the mount says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_upload: Option<KeepUpload>,
+    #[serde(default, skip_serializing_if = "Storage::is_auto")]
+    pub storage: Storage,
+}
+
+/// Where an image's content lies: loose, which is fast, or in packs, which are small; see repack.rs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    Fast,
+    #[default]
+    Auto,
+    Small,
+}
+
+impl Storage {
+    pub fn parse(text: &str) -> Option<Storage> {
+        [Storage::Fast, Storage::Auto, Storage::Small].into_iter().find(|s| s.name() == text)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::Fast => "fast",
+            Storage::Auto => "auto",
+            Storage::Small => "small",
+        }
+    }
+
+    fn is_auto(&self) -> bool {
+        *self == Storage::Auto
+    }
 }
 
 /// Whether compressed uploads can be had as they came; see keep.rs.
@@ -79,6 +109,14 @@ impl Editable {
                 },
                 None => return bad("is never, always or exact"),
             },
+            "storage" => match text.as_deref() {
+                Some("") => self.storage = Storage::default(),
+                Some(text) => match Storage::parse(text) {
+                    Some(storage) => self.storage = storage,
+                    None => return bad("is fast, auto or small"),
+                },
+                None => return bad("is fast, auto or small"),
+            },
             "description" | "os" | "release" | "architecture" | "variant" => {
                 let Some(text) = text else { return bad("is a string") };
                 let field = match key {
@@ -115,7 +153,7 @@ impl Editable {
 }
 
 pub const EDITABLE: &[&str] =
-    &["description", "type", "os", "release", "architecture", "variant", "tags", "properties", "keep_upload"];
+    &["description", "type", "os", "release", "architecture", "variant", "tags", "properties", "keep_upload", "storage"];
 
 /// What a version costs; counted when asked.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,13 +7,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fsck::Finding;
+use crate::repack::What;
 use crate::store::Store;
-use crate::{fsck, gc, versions};
+use crate::{fsck, gc, repack, versions};
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -21,8 +23,12 @@ pub enum Request {
     Gc {
         trash: bool,
     },
-    /// Writes segments that hold freed content anew.
+    /// Packs what is loose, and gives back what can be.
     Repack,
+    /// Stops the background's packing, or lets it go on.
+    Pause {
+        pause: bool,
+    },
     Fsck,
     Status,
     /// Every image's metadata.json.
@@ -32,28 +38,57 @@ pub enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    Progress { done: u64, total: u64 },
-    Swept { purged: u64, blobs: u64, bytes: u64 },
-    Checked { findings: Vec<Finding> },
-    Document { document: serde_json::Value },
-    Failed { why: String },
+    Progress {
+        done: u64,
+        total: u64,
+    },
+    Swept {
+        purged: u64,
+        blobs: u64,
+        bytes: u64,
+    },
+    /// Bytes on the disk before and after; content that moved.
+    Repacked {
+        before: u64,
+        after: u64,
+        blobs: u64,
+        bytes: u64,
+    },
+    Done,
+    Checked {
+        findings: Vec<Finding>,
+    },
+    Document {
+        document: serde_json::Value,
+    },
+    Failed {
+        why: String,
+    },
 }
 
 /// Carries out a request on a store that this process holds.
-pub fn perform(store: &Store, request: Request, mut progress: impl FnMut(u64, u64)) -> Result<Answer> {
+///
+/// `progress` is told what is done of all, and says whether anybody still waits for it.
+pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     Ok(match request {
         Request::Gc { trash } => {
             let purged = versions::empty_trash(store, trash)? as u64;
             let swept = gc::run(store)?;
             Answer::Swept { purged, blobs: swept.blobs, bytes: swept.bytes }
         }
-        Request::Fsck => Answer::Checked { findings: fsck::check(store, &mut progress)? },
+        Request::Fsck => Answer::Checked { findings: fsck::check(store, progress)? },
         Request::Repack => {
-            let before = store.blobs.stored_bytes()?;
-            let swept = gc::run(store)?;
-            store.blobs.repack()?;
-            let after = store.blobs.stored_bytes()?;
-            Answer::Swept { purged: 0, blobs: swept.blobs, bytes: before.saturating_sub(after) }
+            let before = store.stored_bytes()?;
+            gc::run(store)?;
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let moved = repack::run_job(store, What::All, threads, progress)?;
+            gc::run(store)?;
+            store.blobs.squeeze()?;
+            Answer::Repacked { before, after: store.stored_bytes()?, blobs: moved.blobs, bytes: moved.bytes }
+        }
+        Request::Pause { pause } => {
+            store.repack_paused.store(pause, Ordering::Release);
+            Answer::Done
         }
         Request::Status => Answer::Document { document: crate::status::status(store)? },
         Request::List => {
@@ -66,7 +101,7 @@ pub fn perform(store: &Store, request: Request, mut progress: impl FnMut(u64, u6
 }
 
 /// Asks the daemon that holds the store in `dir`.
-pub fn ask(dir: &Path, request: Request, mut progress: impl FnMut(u64, u64)) -> Result<Answer> {
+pub fn ask(dir: &Path, request: Request, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     let path = dir.join("control");
     let (dir_fd, address) = short_address(dir)?;
     let mut stream = UnixStream::connect(address).map_err(Error::io("connect to", &path))?;
@@ -77,7 +112,8 @@ pub fn ask(dir: &Path, request: Request, mut progress: impl FnMut(u64, u64)) -> 
         let line = line.map_err(Error::io("read from", &path))?;
         let bad = |e: serde_json::Error| Error::Invalid { what: "the daemon's answer".into(), why: e.to_string() };
         match serde_json::from_str(&line).map_err(bad)? {
-            Answer::Progress { done, total } => progress(done, total),
+            Answer::Progress { done, total } if progress(done, total) => {}
+            Answer::Progress { .. } => break,
             answer => return Ok(answer),
         }
     }
@@ -113,10 +149,11 @@ fn answer(store: &Store, stream: UnixStream) {
     };
     let mut last = std::time::Instant::now();
     let done = perform(store, request, |done, total| {
-        if last.elapsed().as_millis() > 100 {
-            last = std::time::Instant::now();
-            let _ = send(&Answer::Progress { done, total });
+        if last.elapsed().as_millis() <= 100 {
+            return true;
         }
+        last = std::time::Instant::now();
+        send(&Answer::Progress { done, total }).is_ok()
     });
     let _ = send(&done.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
 }

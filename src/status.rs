@@ -22,7 +22,7 @@ pub fn status(store: &Store) -> Result<serde_json::Value> {
         }
     }
     let unique: u64 = store.blobs.records().iter().map(|(_, record)| record.size).sum();
-    let stored = store.blobs.stored_bytes()?;
+    let stored = store.stored_bytes()?;
     let ratio = if stored == 0 { 1.0 } else { (tar_bytes as f64 / stored as f64 * 100.0).round() / 100.0 };
     Ok(json!({
         "program": concat!("imgfs ", env!("CARGO_PKG_VERSION")),

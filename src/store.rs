@@ -34,6 +34,9 @@ impl Default for Settings {
     }
 }
 
+/// How exactly the time of a version's last use is noted.
+const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// Everything below the mount. Lock order: the catalog's, then `slots`, then the blob store's.
 pub struct Store {
     /// immutable
@@ -48,6 +51,10 @@ pub struct Store {
     kept: RwLock<HashMap<u32, Arc<Tree>>>,
     /// One gc at a time.
     pub(crate) gc: Mutex<()>,
+    /// One repack at a time.
+    pub(crate) repack: Mutex<()>,
+    /// Whether the background leaves content where it is.
+    pub repack_paused: AtomicBool,
     /// Bytes that emptying the trash would give back, counted when asked after a change.
     trash_bytes: AtomicU64,
     trash_changed: AtomicBool,
@@ -141,6 +148,8 @@ impl Store {
             slots: RwLock::default(),
             kept: RwLock::default(),
             gc: Mutex::default(),
+            repack: Mutex::default(),
+            repack_paused: AtomicBool::new(false),
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
             // A crash may have left some.
@@ -264,6 +273,21 @@ impl Store {
         }
     }
 
+    /// Notes which versions are in use, in the times of their trees: what is used is not packed in the background.
+    pub fn note_use(&self) {
+        let now = std::time::SystemTime::now();
+        for slot in self.slots.read().values() {
+            let path = slot.tree.path();
+            let noted = fs::metadata(path).and_then(|meta| meta.modified()).ok().and_then(|at| now.duration_since(at).ok());
+            if slot.lookups.load(Ordering::Acquire) > 0
+                && noted.is_some_and(|ago| ago > NOTE_USE)
+                && let Err(e) = File::open(path).and_then(|file| file.set_modified(now))
+            {
+                log::warn!("cannot note the use of {}: {e}", path.display());
+            }
+        }
+    }
+
     /// Says that there may be content that nothing holds.
     pub fn has_garbage(&self) {
         self.garbage.store(true, Ordering::Release);
@@ -316,6 +340,17 @@ impl Store {
             slot.tree.blobs().for_each(|id| live.insert(id));
         }
         Ok(live)
+    }
+
+    /// Bytes that content and trees take on the disk.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let trees = self.dir.join("trees");
+        let mut total = self.blobs.stored_bytes()?;
+        for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
+            total += entry.and_then(|entry| entry.metadata()).map_or(0, |meta| meta.blocks() * 512);
+        }
+        Ok(total)
     }
 
     /// What only this version holds.

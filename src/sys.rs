@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 /// Maps a file of ours for reading.
 ///
-/// The files mapped are a store's trees and its blob table: written once or appended to by the one process
-/// that holds the store's lock, and never made shorter while mapped.
+/// The files mapped are a store's trees, or what they unpack to, and its blob table: written once or appended to by
+/// the one process that holds the store's lock, and never made shorter while mapped.
 pub fn map(file: &File, path: &Path) -> Result<Mmap> {
     // SAFETY: a mapped file must not shrink or change under its readers. Trees are never written after their
     // rename; table records are only rewritten under the table's write lock; neither is ever truncated.

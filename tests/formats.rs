@@ -13,6 +13,6 @@ fn a_store_of_format_1_is_read_and_goes_on() {
     assert_eq!(ran.code, 0, "{ran:?}");
     m.mount();
     m.ok("test $(sha256sum < web/0/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < old/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < web/1/rootfs.tar | cut -c-10) = d1ca8b5b66");
-    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 2' $STORE/format");
+    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 3' $STORE/format");
     m.fsck();
 }

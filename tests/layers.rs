@@ -7,7 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &["error", "compress", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
     &["blob", "catalog"],
     &["store"],
-    &["describe", "export", "fsck", "gc", "ingest", "keep", "remote", "status", "versions"],
+    &["describe", "export", "fsck", "gc", "ingest", "keep", "remote", "repack", "status", "versions"],
     &["fs"],
     &["cli"],
 ];

@@ -1,4 +1,4 @@
-//! A file under `loose/`: a segment of small blobs, or one large blob.
+//! A file that holds content: under `loose/` a segment of small blobs or one large blob, under `packs/` a pack.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,13 +15,28 @@ pub enum Place {
     Segment,
     /// A file of its own; its outline lies in the segment `outline_in`, at the record's offset.
     Object,
+    /// In a pack, at the record's offset of what its frames unpack to; its outline begins with the pack's value
+    /// number `outline_in`.
+    Pack,
 }
+
+/// All there are.
+const PLACES: [Place; 3] = [Place::Segment, Place::Object, Place::Pack];
 
 impl Place {
     pub fn suffix(self) -> &'static str {
         match self {
             Place::Segment => "seg",
             Place::Object => "obj",
+            Place::Pack => "pack",
+        }
+    }
+
+    /// The directory of the store that it lies in.
+    pub fn directory(self) -> &'static str {
+        match self {
+            Place::Segment | Place::Object => "loose",
+            Place::Pack => "packs",
         }
     }
 
@@ -29,7 +44,12 @@ impl Place {
         match self {
             Place::Segment => 1,
             Place::Object => 2,
+            Place::Pack => 3,
         }
+    }
+
+    pub fn of_code(code: u8) -> Option<Place> {
+        PLACES.into_iter().find(|place| place.code() == code)
     }
 }
 
@@ -39,12 +59,13 @@ pub struct Container {
 }
 
 impl Container {
-    pub fn path_of(loose: &Path, number: u32, place: Place) -> PathBuf {
-        loose.join(format!("{number:08x}.{}", place.suffix()))
+    /// The file of a container, from the store's directory on.
+    pub fn name_of(number: u32, place: Place) -> PathBuf {
+        Path::new(place.directory()).join(format!("{number:08x}.{}", place.suffix()))
     }
 
-    pub fn open(loose: &Path, number: u32, place: Place) -> Result<Container> {
-        let path = Container::path_of(loose, number, place);
+    pub fn open(store: &Path, number: u32, place: Place) -> Result<Container> {
+        let path = store.join(Container::name_of(number, place));
         let file = File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(Container { file, path })
     }
@@ -63,21 +84,23 @@ impl Container {
     }
 }
 
-/// The containers there are, by name; anything else in `loose/` is passed over.
-pub fn list(loose: &Path) -> Result<Vec<(u32, Place)>> {
-    let entries = fs::read_dir(loose).map_err(Error::io("list", loose))?;
+/// The containers of a store, by name; anything else in their directories is passed over.
+pub fn list(store: &Path) -> Result<Vec<(u32, Place)>> {
     let mut found = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(Error::io("list", loose))?.file_name();
-        found.extend(name.to_str().and_then(parse_name));
+    for sub in ["loose", "packs"] {
+        let dir = store.join(sub);
+        for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
+            let name = entry.map_err(Error::io("list", &dir))?.file_name();
+            found.extend(name.to_str().and_then(parse_name).filter(|(_, place)| place.directory() == sub));
+        }
     }
     Ok(found)
 }
 
-/// Splits a name in `loose/` into number and kind; `None` for anything that is not ours.
+/// Splits a container's name into number and kind; `None` for anything that is not ours.
 fn parse_name(name: &str) -> Option<(u32, Place)> {
     let (number, suffix) = name.split_once('.')?;
-    let place = [Place::Segment, Place::Object].into_iter().find(|p| p.suffix() == suffix)?;
+    let place = PLACES.into_iter().find(|p| p.suffix() == suffix)?;
     Some((u32::from_str_radix(number, 16).ok()?, place))
 }
 

@@ -1,13 +1,19 @@
 //! Content: every file of every image, once, under the BLAKE3 of its bytes.
 //!
-//! `Writer` takes content in and drops what is known, `BlobStore::read` gives it back checked, `sweep` gives
-//! the space of what nothing holds back to the disk. The layout of the files is in `format.rs`.
+//! `Writer` takes content in *loose* and drops what is known, `BlobStore::read` gives it back checked, `repack` moves
+//! it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to the disk. The layout
+//! of the files is in `format.rs`.
 
+mod compact;
 mod container;
+mod pack;
 mod read;
 mod reopen;
+mod repack;
 mod sweep;
 mod table;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::HashMap;
@@ -19,13 +25,15 @@ use parking_lot::{Mutex, RwLock};
 pub use container::Place;
 pub use read::ReadBuf;
 pub use reopen::{ContentReader, PieceReader};
+pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{Large, Sealed, Writer};
+pub use writer::{Large, Pins, Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;
 use container::Container;
+use pack::{FrameCache, Pack};
 use table::Table;
 
 /// Blobs from this size on are files of their own (*objects*); smaller ones share a segment.
@@ -33,8 +41,8 @@ pub const OBJECT_MIN: u64 = 1024 * 1024;
 
 /// All content of a store. Shared by every thread; see the field comments for the locks.
 pub struct BlobStore {
-    /// immutable: STORE/loose
-    loose: PathBuf,
+    /// immutable: STORE
+    dir: PathBuf,
     /// immutable: STORE/staging
     staging: PathBuf,
     /// Where each blob lies. Lock order: `table` before `pins` before `containers`.
@@ -42,9 +50,13 @@ pub struct BlobStore {
     /// Open container files by number. Dropped from here when swept; readers keep their `Arc`.
     containers: Mutex<HashMap<u32, Arc<Container>>>,
     /// Ids that uploads under way count on.
-    pins: Mutex<Pins>,
+    pins: Mutex<AllPins>,
+    /// Open packs by number. Lock order: on its own.
+    packs: Mutex<HashMap<u32, Arc<Pack>>>,
     /// Lock order: on its own.
     outlines: Mutex<read::Outlines>,
+    /// Frames unpacked lately.
+    frames: FrameCache,
     /// Called when the disk is full: whether something was given back.
     room: OnceLock<MakeRoom>,
     /// One seal at a time gives out ids and container numbers. Holds the next number.
@@ -55,7 +67,7 @@ pub struct BlobStore {
 pub type MakeRoom = Arc<dyn Fn() -> bool + Send + Sync>;
 
 #[derive(Default)]
-struct Pins {
+struct AllPins {
     next: u64,
     /// The known blobs each writer under way counts on.
     writers: HashMap<u64, Arc<Mutex<Vec<BlobId>>>>,
@@ -68,18 +80,19 @@ impl BlobStore {
     ///
     /// Errors: `Io`; `Corrupt` if the table does not begin as one.
     pub fn open(dir: &Path) -> Result<BlobStore> {
-        let loose = dir.join("loose");
         let mut next = 1;
-        for (number, _) in container::list(&loose)? {
+        for (number, _) in container::list(dir)? {
             next = next.max(number.saturating_add(1));
         }
         Ok(BlobStore {
-            loose,
+            dir: dir.to_owned(),
             staging: dir.join("staging"),
             table: RwLock::new(Table::open(&dir.join("blobs"))?),
             containers: Mutex::default(),
             pins: Mutex::default(),
+            packs: Mutex::default(),
             outlines: Mutex::default(),
+            frames: FrameCache::default(),
             room: OnceLock::new(),
             seal: Mutex::new(next),
         })
@@ -102,6 +115,14 @@ impl BlobStore {
         self.table.read().len()
     }
 
+    /// Points records to where content moved, durably; readers get in between. Call with `seal` held.
+    fn move_records(&self, changes: &[(BlobId, Option<Record>)]) -> Result<()> {
+        for some in changes.chunks(256) {
+            self.table.write().rewrite(some)?;
+        }
+        self.table.read().sync()
+    }
+
     /// Lets go of the memory that only ingest needs, unless an upload is under way.
     pub fn forget_index(&self) {
         let mut table = self.table.write();
@@ -110,11 +131,16 @@ impl BlobStore {
         }
     }
 
+    /// Lets go of memory that only makes the next reads faster.
+    pub fn forget_frames(&self) {
+        self.frames.clear();
+    }
+
     fn container(&self, number: u32, place: Place) -> Result<Arc<Container>> {
         if let Some(open) = self.containers.lock().get(&number) {
             return Ok(open.clone());
         }
-        let opened = Arc::new(Container::open(&self.loose, number, place)?);
+        let opened = Arc::new(Container::open(&self.dir, number, place)?);
         Ok(self.containers.lock().entry(number).or_insert(opened).clone())
     }
 }

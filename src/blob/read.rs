@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use blake3::hazmat::ChainingValue;
-
 use crate::blob::BlobStore;
 use crate::blob::container::Place;
+use crate::blob::pack::Use;
 use crate::blob::table::Record;
 use crate::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
@@ -48,11 +47,33 @@ impl Outlines {
 impl BlobStore {
     /// Reads up to `len` bytes of a blob's content from `offset` on; shorter only at the end, empty past it.
     ///
-    /// What is read is checked against the blob's digest first: whole up to 64 KiB, by groups of 64 KiB above.
+    /// What is read is checked first. Loose: against the blob's digest, whole up to 64 KiB, by groups of 64 KiB
+    /// above. In a pack: against the check of its frame.
     /// Errors: `Corrupt`, `Io`.
     pub fn read<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf) -> Result<&'b [u8]> {
-        self.read_record(id, |record| self.read_checked(id, record, offset, len, buf))?;
+        self.read_as(id, offset, len, buf, Use::Read)
+    }
+
+    /// The same, for what it is read for.
+    pub(super) fn read_as<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf, used: Use) -> Result<&'b [u8]> {
+        self.read_record(id, |record| match record.place {
+            Place::Pack => self.read_packed(record, offset, len, buf, used),
+            _ => self.read_checked(id, record, offset, len, buf),
+        })?;
         Ok(buf.bytes())
+    }
+
+    fn read_packed(&self, record: &Record, offset: u64, len: usize, buf: &mut ReadBuf, used: Use) -> Result<()> {
+        let span = usize::try_from(record.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+        if buf.data.len() < span {
+            buf.data.resize(span, 0);
+        }
+        (buf.start, buf.end) = (0, span);
+        if span == 0 {
+            return Ok(());
+        }
+        let from = record.offset.saturating_add(offset);
+        self.read_stream(record.container, from, &mut buf.data[..span], used)
     }
 
     /// Runs `read` on the blob's record, again if the content moved meanwhile.
@@ -108,6 +129,10 @@ impl BlobStore {
         }
         let count = usize::try_from(Outline::len_for(record.size)).map_err(|_| damaged(id, record))?;
         let (container, at) = match record.place {
+            Place::Pack => {
+                let outline = Outline(self.pack(record.container)?.outline(record.outline_in, count)?);
+                return self.keep_outline(id, record, outline);
+            }
             Place::Segment => {
                 let at = record.offset.checked_sub((count * CV_LEN) as u64).ok_or_else(|| damaged(id, record))?;
                 (record.container, at)
@@ -116,8 +141,11 @@ impl BlobStore {
         };
         let mut raw = vec![0u8; count * CV_LEN];
         self.container(container, Place::Segment)?.read_exact_at(&mut raw, at)?;
-        let cvs = raw.chunks_exact(CV_LEN).map(|cv| ChainingValue::try_from(cv).expect("chunks of CV_LEN"));
-        let outline = Arc::new(Outline(cvs.collect()));
+        self.keep_outline(id, record, Outline(raw.as_chunks().0.to_vec()))
+    }
+
+    fn keep_outline(&self, id: BlobId, record: &Record, outline: Outline) -> Result<Arc<Outline>> {
+        let outline = Arc::new(outline);
         if !outline.belongs_to(&record.digest) {
             return Err(damaged(id, record));
         }
@@ -130,6 +158,9 @@ impl BlobStore {
         self.read_record(id, |record| {
             if record.size <= GROUP as u64 {
                 return Ok(if data { offset } else { record.size });
+            }
+            if record.place == Place::Pack {
+                return self.seek_packed(record, offset, data);
             }
             let base = if record.place == Place::Object { 0 } else { record.offset };
             let container = self.container(record.container, record.place)?;
@@ -144,14 +175,30 @@ impl BlobStore {
         })
     }
 
-    /// Reads all of a blob and checks it; for fsck.
+    /// The same in a pack: its holes are its frames of zeros.
+    fn seek_packed(&self, record: &Record, offset: u64, data: bool) -> Result<u64> {
+        let pack = self.pack(record.container)?;
+        let (from, end) = (record.offset + offset, record.offset + record.size);
+        let found = pack.frames_of(from, end).map(|n| &pack.frames[n]).find(|frame| (frame.len > 0) == data);
+        Ok(found.map_or(record.size, |frame| frame.from.clamp(from, end) - record.offset))
+    }
+
+    /// Reads all of a blob and checks it against its digest, wherever it lies; for fsck.
     pub fn verify(&self, id: BlobId, buf: &mut ReadBuf) -> Result<()> {
-        let size = self.record(id)?.size;
-        let mut at = 0;
-        while at < size {
-            at += self.read(id, at, 1 << 20, buf)?.len() as u64;
+        let record = self.record(id)?;
+        let (mut at, mut hasher) = (0, blake3::Hasher::new());
+        while at < record.size {
+            let bytes = self.read(id, at, 1 << 20, buf)?;
+            if bytes.is_empty() {
+                break;
+            }
+            hasher.update(bytes);
+            at += bytes.len() as u64;
         }
-        Ok(())
+        if hasher.finalize().as_bytes() != &record.digest.0 {
+            return Err(damaged(id, &record));
+        }
+        if record.size > GROUP as u64 { self.outline(id, &record).map(drop) } else { Ok(()) }
     }
 }
 

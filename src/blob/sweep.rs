@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::blob::BlobStore;
 use crate::blob::container::{self, Container, Place, punch};
-use crate::blob::read::ReadBuf;
+use crate::blob::pack::Pack;
 use crate::blob::table::Record;
-use crate::blob::writer::Segment;
-use crate::digest::{BlobId, CV_LEN, GROUP, Outline};
+use crate::digest::{BlobId, CV_LEN, Outline};
 use crate::error::{Error, Result};
 use crate::format::{SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN, sync_dir};
 
@@ -30,6 +30,15 @@ impl IdSet {
             self.words.resize(word + 1, 0);
         }
         self.words[word] |= 1 << (id % 64);
+    }
+
+    /// Takes an id out; says whether it was in.
+    pub fn remove(&mut self, id: BlobId) -> bool {
+        let was = self.contains(id);
+        if was {
+            self.words[id as usize / 64] &= !(1 << (id % 64));
+        }
+        was
     }
 
     pub fn contains(&self, id: BlobId) -> bool {
@@ -69,6 +78,7 @@ impl BlobStore {
     /// Errors: `Io`; what was freed stays free, and the next sweep goes on.
     pub fn sweep(&self, token: MarkToken<'_>, live: &IdSet) -> Result<Swept> {
         let mut swept = Swept::default();
+        let packs = self.all_packs()?;
         {
             let mut table = self.table.write();
             let mut kept = IdSet::default();
@@ -79,15 +89,18 @@ impl BlobStore {
                 }
                 pins.retired.iter().flatten().for_each(|&id| kept.insert(id));
             }
+            let lives = |id: BlobId| id >= token.bound || live.contains(id) || kept.contains(id);
+            let bases = bases_of(&packs, table.records().filter(|(id, _)| lives(*id)));
             let mut freed = Vec::new();
             for (id, record) in table.records() {
-                if id < token.bound && !live.contains(id) && !kept.contains(id) {
+                if !lives(id) && !bases.contains(id) {
                     swept.blobs += 1;
                     swept.bytes += record.size;
                     freed.push((id, None));
                 }
             }
             table.rewrite(&freed)?;
+            table.sync()?;
             if !freed.is_empty() {
                 table.punch_free()?;
             }
@@ -98,7 +111,7 @@ impl BlobStore {
     }
 
     /// Writes every segment that holds freed content anew, however little that is.
-    pub fn repack(&self) -> Result<()> {
+    pub fn squeeze(&self) -> Result<()> {
         self.reclaim(true)
     }
 
@@ -114,6 +127,7 @@ impl BlobStore {
                     let from = record.offset.saturating_sub(outline);
                     extents.entry(record.container).or_default().push((from, record.offset + record.size));
                 }
+                Place::Pack => extents.entry(record.container).or_default().push((record.offset, record.offset + record.size)),
                 Place::Object => {
                     extents.entry(record.container).or_default();
                     extents.entry(record.outline_in).or_default().push((record.offset, record.offset + outline));
@@ -121,11 +135,12 @@ impl BlobStore {
             }
         }
         let mut removed = false;
-        for (number, place) in container::list(&self.loose)? {
+        for (number, place) in container::list(&self.dir)? {
             match extents.get_mut(&number) {
                 None => {
                     self.containers.lock().remove(&number);
-                    let path = Container::path_of(&self.loose, number, place);
+                    self.packs.lock().remove(&number);
+                    let path = self.dir.join(Container::name_of(number, place));
                     fs::remove_file(&path).map_err(Error::io("remove", &path))?;
                     removed = true;
                 }
@@ -136,10 +151,41 @@ impl BlobStore {
                         removed = true;
                     }
                 }
+                Some(live) if place == Place::Pack => self.punch_pack(number, live)?,
                 Some(_) => {}
             }
         }
-        if removed { sync_dir(&self.loose) } else { Ok(()) }
+        if removed {
+            sync_dir(&self.dir.join("loose"))?;
+            sync_dir(&self.dir.join("packs"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Every pack, open.
+    pub(super) fn all_packs(&self) -> Result<HashMap<u32, Arc<Pack>>> {
+        let packs = container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack);
+        packs.map(|(number, _)| Ok((number, self.pack(number)?))).collect()
+    }
+
+    /// Gives frames that hold nothing alive back to the disk. `live`: what the records name of the stream.
+    fn punch_pack(&self, number: u32, live: &[(u64, u64)]) -> Result<()> {
+        let pack = self.pack(number)?;
+        let mut used = vec![false; pack.frames.len()];
+        for &(from, to) in live {
+            used[pack.frames_of(from, to)].fill(true);
+        }
+        // Frames that follow each other go together, so that no page stays for its two halves.
+        let mut at = 0;
+        let mut live: Vec<(u64, u64)> =
+            pack.frames.iter().zip(used).filter(|(_, used)| *used).map(|(f, _)| (f.at, f.at + u64::from(f.len))).collect();
+        live.push(pack.frames.last().map_or((0, 0), |last| (last.at + u64::from(last.len), u64::MAX)));
+        for (from, to) in live {
+            punch_between(&pack.container.file, &pack.container.path, at, from)?;
+            at = to;
+        }
+        Ok(())
     }
 
     /// Punches the gaps between what lives in a segment; says whether it is worth writing anew.
@@ -166,59 +212,14 @@ impl BlobStore {
         Ok(wasted(stat(&segment)?.blocks()) > live_bytes.max(slack))
     }
 
-    /// Writes what lives in a segment to a new one, points the records there, and drops the old one.
-    fn compact(&self, old: u32, next_container: &mut u32) -> Result<()> {
-        let staged = self.staging.join(format!("compact-{old:08x}"));
-        let _ = fs::remove_file(&staged);
-        let mut segment = Segment::create(staged, None)?;
-        let number = *next_container;
-        *next_container += 1;
-        let mut moved: Vec<(BlobId, Record)> = Vec::new();
-        let mut buf = ReadBuf::default();
-        let here: Vec<(BlobId, Record)> = {
-            let table = self.table.read();
-            let lives_here = |r: &Record| match r.place {
-                Place::Segment => r.container == old,
-                Place::Object => r.outline_in == old,
-            };
-            table.records().filter(|(_, r)| lives_here(r)).collect()
-        };
-        for (id, mut record) in here {
-            let outline = if record.size > GROUP as u64 { Some(self.outline(id, &record)?) } else { None };
-            if record.place == Place::Segment {
-                let len = usize::try_from(record.size).expect("segments hold blobs below OBJECT_MIN");
-                let content = self.read(id, 0, len, &mut buf)?;
-                if let Some(outline) = &outline {
-                    segment.pad_to_page(outline.0.len() * CV_LEN)?;
-                    segment.append_outline(outline)?;
-                }
-                record.container = number;
-                record.offset = segment.append(content)?;
-            } else if let Some(outline) = &outline {
-                record.outline_in = number;
-                record.offset = segment.append_outline(outline)?;
-            }
-            moved.push((id, record));
-        }
-        segment.finish(&moved)?;
-        let path = Container::path_of(&self.loose, number, Place::Segment);
-        fs::rename(&segment.path, &path).map_err(Error::io("rename", &segment.path))?;
-        sync_dir(&self.loose)?;
-        let changes: Vec<_> = moved.into_iter().map(|(id, record)| (id, Some(record))).collect();
-        self.table.write().rewrite(&changes)?;
-        self.containers.lock().remove(&old);
-        let path = Container::path_of(&self.loose, old, Place::Segment);
-        fs::remove_file(&path).map_err(Error::io("remove", &path))
-    }
-
     /// Bytes the content takes on the disk.
     pub fn stored_bytes(&self) -> Result<u64> {
         let mut total = 0;
-        for (number, place) in container::list(&self.loose)? {
-            match fs::metadata(Container::path_of(&self.loose, number, place)) {
+        for (number, place) in container::list(&self.dir)? {
+            match fs::metadata(self.dir.join(Container::name_of(number, place))) {
                 Ok(meta) => total += meta.blocks() * 512,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::Io { doing: "stat", path: self.loose.clone(), source: e }),
+                Err(e) => return Err(Error::Io { doing: "stat", path: self.dir.clone(), source: e }),
             }
         }
         Ok(total)
@@ -234,14 +235,55 @@ impl BlobStore {
         self.table.read().records().collect()
     }
 
+    /// Frames whose bases are not there, or need bases themselves (invariant 10). For fsck.
+    pub fn broken_bases(&self) -> Result<Vec<String>> {
+        let mut broken = Vec::new();
+        for (number, place) in container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack) {
+            // A pack that cannot be opened is damage of its blobs.
+            let Ok(pack) = self.pack(number) else { continue };
+            let live: Vec<_> = self.records().into_iter().filter(|(_, r)| r.is_packed() && r.container == number).collect();
+            let mut used = vec![false; pack.frames.len()];
+            live.iter().for_each(|(_, r)| used[pack.frames_of(r.offset, r.offset + r.size)].fill(true));
+            for base in pack.frames.iter().zip(used).filter(|(_, used)| *used).flat_map(|(frame, _)| pack.bases_of(frame)) {
+                match self.has_bases(base.id) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        broken.push(format!("{}: base {} has bases itself", Container::name_of(number, place).display(), base.id))
+                    }
+                    Err(e) => broken.push(format!("{}: base {}: {e}", Container::name_of(number, place).display(), base.id)),
+                }
+            }
+        }
+        Ok(broken)
+    }
+
     /// Container files that no record names (invariant 6). For fsck.
     pub fn stray_containers(&self) -> Result<Vec<String>> {
         let _no_new_ones = self.seal.lock();
-        let named: std::collections::HashSet<u32> =
-            self.records().iter().flat_map(|(_, r)| [r.container, r.outline_in]).collect();
-        let all = container::list(&self.loose)?;
-        Ok(all.into_iter().filter(|(n, _)| !named.contains(n)).map(|(n, p)| format!("{n:08x}.{}", p.suffix())).collect())
+        let of = |r: &Record| [r.container, if r.place == Place::Object { r.outline_in } else { 0 }];
+        let named: std::collections::HashSet<u32> = self.records().iter().flat_map(|(_, r)| of(r)).collect();
+        let all = container::list(&self.dir)?;
+        let strays = all.into_iter().filter(|(n, _)| !named.contains(n));
+        Ok(strays.map(|(number, place)| Container::name_of(number, place).display().to_string()).collect())
     }
+}
+
+/// Blobs that frames with something alive in them are compressed against.
+fn bases_of(packs: &HashMap<u32, Arc<Pack>>, live: impl Iterator<Item = (BlobId, Record)>) -> IdSet {
+    let mut used: HashMap<u32, Vec<bool>> = packs.iter().map(|(n, pack)| (*n, vec![false; pack.frames.len()])).collect();
+    for (_, record) in live.filter(|(_, record)| record.place == Place::Pack) {
+        if let (Some(pack), Some(used)) = (packs.get(&record.container), used.get_mut(&record.container)) {
+            used[pack.frames_of(record.offset, record.offset + record.size)].fill(true);
+        }
+    }
+    let mut bases = IdSet::default();
+    for (number, pack) in packs {
+        let used = used.get(number).into_iter().flatten();
+        for (frame, _) in pack.frames.iter().zip(used).filter(|(_, used)| **used) {
+            pack.bases_of(frame).iter().for_each(|base| bases.insert(base.id));
+        }
+    }
+    bases
 }
 
 /// Where a segment's list begins, from its footer; the whole footer's place if that cannot be read.
@@ -258,143 +300,4 @@ fn list_offset(segment: &Container, len: u64) -> u64 {
 fn punch_between(file: &File, path: &Path, from: u64, to: u64) -> Result<()> {
     let (from, to) = (from.div_ceil(4096) * 4096, to / 4096 * 4096);
     if from < to { punch(file, path, from, to - from) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::blob::OBJECT_MIN;
-    use crate::blob::writer::Writer;
-    use crate::digest::Content;
-
-    fn store() -> (tempfile::TempDir, Arc<BlobStore>) {
-        let dir = tempfile::tempdir().unwrap();
-        crate::format::open(dir.path()).unwrap();
-        let store = Arc::new(BlobStore::open(dir.path()).unwrap());
-        (dir, store)
-    }
-
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
-        let mut out = vec![0; len];
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&seed.to_le_bytes());
-        hasher.finalize_xof().fill(&mut out);
-        out
-    }
-
-    fn put(writer: &mut Writer, content: &[u8]) -> Content {
-        if (content.len() as u64) < OBJECT_MIN {
-            return writer.put(content).unwrap();
-        }
-        let mut large = writer.begin_large(content.len() as u64);
-        for piece in content.chunks(100_000) {
-            large.write(piece).unwrap();
-        }
-        large.finish().unwrap()
-    }
-
-    fn read_all(store: &BlobStore, id: BlobId) -> Vec<u8> {
-        let size = store.record(id).unwrap().size;
-        let mut buf = ReadBuf::default();
-        let mut out = Vec::new();
-        while (out.len() as u64) < size {
-            out.extend_from_slice(store.read(id, out.len() as u64, 300_001, &mut buf).unwrap());
-        }
-        out
-    }
-
-    #[test]
-    fn content_comes_back_and_is_stored_once() {
-        let (_dir, store) = store();
-        let mut sparse = noise(9, 3_000_000);
-        sparse[100_000..2_000_000].fill(0);
-        let contents =
-            [noise(1, 1), noise(2, 5000), noise(3, 65536), noise(4, 65537), noise(5, 900_000), noise(6, 1_500_000), sparse];
-        let mut writer = store.writer("a").unwrap();
-        let puts: Vec<_> = contents.iter().map(|c| put(&mut writer, c)).collect();
-        for (content, first) in contents.iter().zip(&puts) {
-            assert_eq!(put(&mut writer, content), *first, "twice in one upload");
-        }
-        let sealed = writer.seal().unwrap();
-        let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p).unwrap()).collect();
-        drop(sealed);
-        for (id, content) in ids.iter().zip(&contents) {
-            assert_eq!(&read_all(&store, *id), content);
-        }
-        let hole = store.seek(ids[6], 0, false).unwrap();
-        assert!((65536..=110_000).contains(&hole), "the hole begins at {hole}");
-        assert!(store.seek(ids[6], hole, true).unwrap() >= 1_990_000);
-
-        let mut again = store.writer("b").unwrap();
-        for (id, content) in ids.iter().zip(&contents) {
-            let p = put(&mut again, content);
-            let mut changed = content.clone();
-            *changed.last_mut().unwrap() ^= 1;
-            let q = put(&mut again, &changed);
-            assert_ne!(p, q);
-            let _ = id;
-        }
-        let sealed = again.seal().unwrap();
-        assert_eq!(sealed.new_bytes, contents.iter().map(|c| c.len() as u64).sum::<u64>());
-    }
-
-    #[test]
-    fn two_uploads_of_the_same_bytes_at_once_store_them_once() {
-        let (_dir, store) = store();
-        let (mut a, mut b) = (store.writer("a").unwrap(), store.writer("b").unwrap());
-        let contents = [noise(1, 5000), noise(2, 2_000_000)];
-        let pa: Vec<_> = contents.iter().map(|c| put(&mut a, c)).collect();
-        let pb: Vec<_> = contents.iter().map(|c| put(&mut b, c)).collect();
-        let (a, b) = (a.seal().unwrap(), b.seal().unwrap());
-        assert_eq!(a.new_bytes, 2_005_000);
-        assert_eq!(b.new_bytes, 0);
-        for (x, y) in pa.iter().zip(&pb) {
-            assert_eq!(a.id(*x), b.id(*y));
-        }
-    }
-
-    #[test]
-    fn sweep_frees_what_is_not_live_and_moves_what_is() {
-        let (dir, store) = store();
-        let mut writer = store.writer("a").unwrap();
-        let contents: Vec<_> = (0..200).map(|i| noise(i, 20_000)).chain([noise(500, 1_200_000)]).collect();
-        let puts: Vec<_> = contents.iter().map(|c| put(&mut writer, c)).collect();
-        let sealed = writer.seal().unwrap();
-        let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p).unwrap()).collect();
-        // While the upload is under way, nothing of it goes, live or not.
-        assert_eq!(store.sweep(store.begin_mark(), &IdSet::default()).unwrap(), Swept::default());
-        drop(sealed);
-        let mut live = IdSet::default();
-        live.insert(ids[7]);
-        live.insert(ids[200]);
-        let before = store.stored_bytes().unwrap();
-        let swept = store.sweep(store.begin_mark(), &live).unwrap();
-        assert_eq!(swept, Swept { blobs: 199, bytes: 199 * 20_000 });
-        assert!(store.stored_bytes().unwrap() < before / 3);
-        assert_eq!(read_all(&store, ids[7]), contents[7]);
-        assert_eq!(read_all(&store, ids[200]), contents[200]);
-        assert!(store.record(ids[8]).is_err());
-        assert_eq!(store.stray_containers().unwrap(), Vec::<String>::new());
-        store.sweep(store.begin_mark(), &IdSet::default()).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path().join("loose")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_pin_taken_and_dropped_during_a_mark_still_counts() {
-        let (_dir, store) = store();
-        let mut writer = store.writer("a").unwrap();
-        let p = writer.put(b"x").unwrap();
-        let sealed = writer.seal().unwrap();
-        let id = sealed.id(p).unwrap();
-        drop(sealed);
-        let token = store.begin_mark();
-        // An upload finds the blob, publishes and ends while the mark looks elsewhere.
-        let mut late = store.writer("b").unwrap();
-        assert_eq!(late.put(b"x").unwrap(), Content::Known(id));
-        drop(late.seal().unwrap());
-        assert_eq!(store.sweep(token, &IdSet::default()).unwrap().blobs, 0);
-        assert_eq!(store.sweep(store.begin_mark(), &IdSet::default()).unwrap().blobs, 1);
-    }
 }

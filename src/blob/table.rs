@@ -23,7 +23,7 @@ pub struct Record {
     pub offset: u64,
     /// The container that holds the content.
     pub container: u32,
-    /// Objects only: the segment that holds the outline.
+    /// Objects: the segment that holds the outline. Packs: the number of the outline's first value.
     pub outline_in: u32,
     /// The first bytes of the first group's chaining value: finds the blob that a large upload may equal.
     pub lead: u32,
@@ -32,6 +32,10 @@ pub struct Record {
 const ALGORITHM_BLAKE3: u8 = 1;
 
 impl Record {
+    pub fn is_packed(&self) -> bool {
+        self.place == Place::Pack
+    }
+
     /// The stored form. The check covers the id, so that a record cannot stand for another.
     pub fn encode(&self, id: BlobId) -> [u8; RECORD_LEN] {
         let mut out = [0u8; RECORD_LEN];
@@ -59,11 +63,7 @@ impl Record {
         Some(Record {
             digest: Digest(raw[..32].try_into().ok()?),
             size: u64::from_le_bytes(size),
-            place: match raw[38] {
-                1 => Place::Segment,
-                2 => Place::Object,
-                _ => return None,
-            },
+            place: Place::of_code(raw[38])?,
             offset: u64::from_le_bytes(raw[40..48].try_into().ok()?),
             container: u32_at(48)?,
             outline_in: u32_at(52)?,
@@ -165,8 +165,8 @@ impl Table {
         Ok(first)
     }
 
-    /// Rewrites records in place, durably: with a new place when content moved, as free when it is gone.
-    /// A record is 64 aligned bytes, which no disk tears.
+    /// Rewrites records in place: with a new place when content moved, as free when it is gone.
+    /// A record is 64 aligned bytes, which no disk tears. Durable after the next `sync`.
     pub fn rewrite(&mut self, changes: &[(BlobId, Option<Record>)]) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
@@ -183,6 +183,10 @@ impl Table {
             let raw = record.map_or([0u8; RECORD_LEN], |r| r.encode(*id));
             self.file.write_all_at(&raw, u64::from(*id) * RECORD_LEN as u64).map_err(Error::io("write", &self.path))?;
         }
+        Ok(())
+    }
+
+    pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 

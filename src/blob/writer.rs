@@ -28,7 +28,7 @@ const WRITEBACK: u64 = 8 * 1024 * 1024;
 /// Takes the content of one upload. Dropped unsealed, it leaves nothing.
 pub struct Writer {
     pub(super) store: Arc<BlobStore>,
-    pins: PinGuard,
+    pins: Pins,
     /// immutable: this upload's directory under staging/; removed on drop.
     dir: PathBuf,
     pub(super) segment: Option<Segment>,
@@ -61,7 +61,7 @@ pub(super) struct Segment {
 /// What `seal` gives: the ids of the new blobs. While it lives, gc keeps every blob of the upload.
 pub struct Sealed {
     ids: Vec<BlobId>,
-    _pins: PinGuard,
+    _pins: Pins,
     /// New content in this upload, in bytes.
     pub new_bytes: u64,
 }
@@ -77,13 +77,21 @@ impl Sealed {
     }
 }
 
-struct PinGuard {
+/// Blobs that somebody at work counts on: gc keeps them as long as this lives.
+pub struct Pins {
     store: Arc<BlobStore>,
     key: u64,
     ids: Arc<Mutex<Vec<BlobId>>>,
 }
 
-impl Drop for PinGuard {
+impl Pins {
+    /// Keeps these too. Whoever names them must know them to live now, or check afterwards.
+    pub fn add(&self, ids: impl IntoIterator<Item = BlobId>) {
+        self.ids.lock().extend(ids);
+    }
+}
+
+impl Drop for Pins {
     fn drop(&mut self) {
         let mut pins = self.store.pins.lock();
         pins.writers.remove(&self.key);
@@ -94,15 +102,18 @@ impl Drop for PinGuard {
 }
 
 impl BlobStore {
+    /// Begins to keep blobs from being swept.
+    pub fn pin(self: &Arc<Self>) -> Pins {
+        let mut pins = self.pins.lock();
+        let (key, ids) = (pins.next, Arc::default());
+        pins.next += 1;
+        pins.writers.insert(key, Arc::clone(&ids));
+        Pins { store: self.clone(), key, ids }
+    }
+
     /// Begins an upload whose new content is staged in `staging/NAME`.
     pub fn writer(self: &Arc<Self>, name: &str) -> Result<Writer> {
-        let pins = {
-            let mut pins = self.pins.lock();
-            let (key, ids) = (pins.next, Arc::default());
-            pins.next += 1;
-            pins.writers.insert(key, Arc::clone(&ids));
-            PinGuard { store: self.clone(), key, ids }
-        };
+        let pins = self.pin();
         if !self.table.read().has_index() {
             self.table.write().build_index();
         }
@@ -205,7 +216,7 @@ impl Writer {
         let store = self.store.clone();
         let (ids, new_bytes) = self.seal_locked(&store, &mut store.seal.lock())?;
         // The guard moves on to the caller, who drops it when the version's row is written.
-        let pins = std::mem::replace(&mut self.pins, PinGuard { store: store.clone(), key: u64::MAX, ids: Arc::default() });
+        let pins = std::mem::replace(&mut self.pins, Pins { store: store.clone(), key: u64::MAX, ids: Arc::default() });
         Ok(Sealed { ids, _pins: pins, new_bytes })
     }
 
@@ -238,7 +249,7 @@ impl Writer {
                     record.container = *next_container;
                     record.outline_in = segment_number;
                     *next_container += 1;
-                    renames.push((self.object_path(staged), Container::path_of(&store.loose, record.container, Place::Object)));
+                    renames.push((self.object_path(staged), store.dir.join(Container::name_of(record.container, Place::Object))));
                 }
                 None => record.container = segment_number,
             }
@@ -250,11 +261,11 @@ impl Writer {
         let segment = self.segment.as_mut().expect("fresh content lies in a segment, or its outline does");
         let entries: Vec<(BlobId, Record)> = records.iter().enumerate().map(|(i, r)| (first + i as u32, *r)).collect();
         segment.finish(&entries)?;
-        renames.push((segment.path.clone(), Container::path_of(&store.loose, segment_number, Place::Segment)));
+        renames.push((segment.path.clone(), store.dir.join(Container::name_of(segment_number, Place::Segment))));
         for (from, to) in &renames {
             fs::rename(from, to).map_err(Error::io("rename", from))?;
         }
-        sync_dir(&store.loose)?;
+        sync_dir(&store.dir.join(Place::Segment.directory()))?;
         let first = table.append(&records)?;
         for (n, &i) in kept.iter().enumerate() {
             ids[i] = first + n as u32;
@@ -509,7 +520,7 @@ fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeR
 }
 
 /// Writes at `at`, a page border, leaving whole pages of zeros out.
-fn write_with_holes(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
+pub(super) fn write_with_holes(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
     let mut from = 0;
     while from < bytes.len() {
         let page = |i: usize| &bytes[i..bytes.len().min(i + PAGE)];

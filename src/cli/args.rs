@@ -133,11 +133,22 @@ pub enum Command {
         #[arg(long)]
         trash: bool,
     },
-    /// Write segments that hold freed content anew
-    #[command(after_help = "Exit status: 0 done, 1 failed, 2 wrong usage.")]
+    /// Make the store small: pack what is loose
+    #[command(
+        after_help = "All content is compressed, together and against older versions, but that of images whose storage is\n\
+        fast. It can be interrupted: what is packed stays so. A mount does the same in the background with what\n\
+        has not been used for a while.\n\
+        Exit status: 0 done, 1 failed, 2 wrong usage."
+    )]
     Repack {
         #[command(flatten)]
         store: StoreArg,
+        /// Stop the background's packing, until --resume or the next mount
+        #[arg(long, conflicts_with = "resume")]
+        pause: bool,
+        /// Let the background go on
+        #[arg(long)]
+        resume: bool,
     },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },

@@ -24,6 +24,7 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
     let progress = |done: u64, total: u64| {
         bar.set_length(total);
         bar.set_position(done);
+        true
     };
     let answer = if StoreLock::holder(&dir).is_some() {
         remote::ask(&dir, request, progress)?
@@ -148,9 +149,19 @@ pub fn gc(store: &StoreArg, trash: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn repack(store: &StoreArg) -> Result<ExitCode> {
-    let Answer::Swept { bytes: freed, .. } = perform(store, Request::Repack, "repack")? else { return Err(unexpected()) };
-    println!("gave back {}", bytes(freed));
+pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
+    if pause || resume {
+        if StoreLock::holder(&store.dir()?).is_none() {
+            let why = "the store is not mounted: nothing runs in the background".into();
+            return Err(Error::Invalid { what: "--pause or --resume".into(), why });
+        }
+        let Answer::Done = perform(store, Request::Pause { pause }, "repack")? else { return Err(unexpected()) };
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Answer::Repacked { before, after, blobs, bytes: moved } = perform(store, Request::Repack, "repack")? else {
+        return Err(unexpected());
+    };
+    println!("moved {blobs} blobs, {}; on disk {}, before {}", bytes(moved), bytes(after), bytes(before));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -44,7 +44,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Fsck { store, json } => commands::fsck(&store, json),
         Command::Export { store, level, rootfs, version, file } => export::export(&store, &version, &file, level, rootfs),
         Command::Gc { store, trash } => commands::gc(&store, trash),
-        Command::Repack { store } => commands::repack(&store),
+        Command::Repack { store, pause, resume } => commands::repack(&store, pause, resume),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "imgfs", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -12,13 +12,16 @@ use crate::error::{Error, Result};
 use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
 use crate::fs::{ImageFs, View, fuse, staging};
+use crate::repack::What;
 use crate::store::{Settings, Store};
-use crate::{gc, keep, remote};
+use crate::{gc, keep, remote, repack};
 
 /// Between two looks at the trash and at what can be freed.
 const TICK: Duration = Duration::from_secs(10);
 /// What was staged under a temporary name and never renamed goes after this.
 const STAGED_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Between two looks at what has rested.
+const PACK_EVERY: Duration = Duration::from_secs(900);
 /// How long open files of others may hold up the end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -55,6 +58,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     start_background(&fs, &stopping)?;
     start_proving(&store, &stopping)?;
+    start_packing(&store, &stopping)?;
     stop_on_signals(&point, &stopping)?;
     let line = {
         let model = store.catalog.read();
@@ -122,6 +126,29 @@ fn start_proving(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
     };
     let made = std::thread::Builder::new().name("prove".into()).spawn(work);
     made.map(drop).map_err(Error::io("start a thread for", Path::new("uploads to prove")))
+}
+
+/// Packs what has rested, and gives way to everything else.
+fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
+    let (store, stopping) = (store.clone(), stopping.clone());
+    let work = move || {
+        let go_on = || !stopping.load(Ordering::Acquire) && !store.repack_paused.load(Ordering::Acquire);
+        let mut next = Instant::now();
+        while !stopping.load(Ordering::Acquire) {
+            std::thread::sleep(TICK);
+            if Instant::now() < next || !go_on() || store.journal.running_uploads() > 0 {
+                continue;
+            }
+            next = Instant::now() + PACK_EVERY;
+            match repack::has_work(&store) {
+                Ok(false) => {}
+                Ok(true) => drop(repack::run_job(&store, What::Rested, 1, |_, _| go_on())),
+                Err(e) => log::error!("packing: {e}"),
+            }
+        }
+    };
+    let made = std::thread::Builder::new().name("pack".into()).spawn(work);
+    made.map(drop).map_err(Error::io("start a thread for", Path::new("packing")))
 }
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.

@@ -1,22 +1,28 @@
 //! Journey 2, ls and stat: a tree file, mapped and read in place.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
-use crate::format::{TREE_MAGIC, TREE_MAGIC_1};
+use crate::format::{PACKED_TREE_MAGIC, TREE_MAGIC, TREE_MAGIC_1, write_durably};
 use crate::sys;
 use crate::tree::recipe::Recipe;
 use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section};
+
+/// zstd's level for trees at rest.
+const PACKED_LEVEL: i32 = 19;
 
 /// A version's tree.
 pub struct Tree {
     path: PathBuf,
     map: Mmap,
+    /// Bytes of the file; fewer than the map's if it is packed.
+    stored: u64,
     /// Checked when opened: within the map, whole rows.
     sections: [(usize, usize); SECTIONS],
 }
@@ -62,36 +68,48 @@ pub struct Node {
 }
 
 impl Tree {
-    /// Opens a tree and checks it against the digest in its version's row.
+    /// Opens a tree, as it was written or packed, and checks it against the digest in its version's row.
     ///
     /// Errors: `Corrupt`, `Io`.
     pub fn open(path: &Path, digest: &Digest) -> Result<Tree> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
-        // Read, not mapped: a check through the map would keep the whole tree in memory.
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0u8; 1 << 18];
-        loop {
-            match file.read(&mut buffer).map_err(Error::io("read", path))? {
-                0 => break,
-                n => hasher.update(&buffer[..n]),
-            };
-        }
-        let tree = Tree::parse(path, &file)?;
-        if hasher.finalize().as_bytes() != &digest.0 {
+        let stored = file.metadata().map_err(Error::io("stat", path))?.len();
+        let mut head = [0; 16];
+        let found = if file.read_exact_at(&mut head, 0).is_ok() && head == *PACKED_TREE_MAGIC {
+            // What does not look like zstd is no tree either: the digest says so.
+            let _ = file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("read", path))?;
+            let packed = zstd::Decoder::new(file).map_err(Error::io("unpack", path))?;
+            // In a file without a name, not in memory: the system may put it aside.
+            file = tempfile::tempfile_in(path.parent().unwrap_or(path)).map_err(Error::io("create a file beside", path))?;
+            digest_of(packed, |bytes| file.write_all(bytes)).map_err(Error::io("unpack", path))?
+        } else {
+            // Read, not mapped: a check through the map would keep the whole tree in memory.
+            digest_of(&file, |_| Ok(())).map_err(Error::io("read", path))?
+        };
+        let tree = Tree::parse(path, &file, stored)?;
+        if found != *digest {
             return Err(tree.corrupt("its bytes do not match the digest in the catalog"));
         }
         Ok(tree)
     }
 
-    /// Opens a tree whose digest nobody knows, for a rebuild.
-    pub fn open_unchecked(path: &Path) -> Result<(Tree, Digest)> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        Ok((Tree::parse(path, &file)?, Digest::of(&bytes)))
+    pub fn is_packed(&self) -> bool {
+        self.stored != self.map.len() as u64
     }
 
-    fn parse(path: &Path, file: &File) -> Result<Tree> {
-        let mut tree = Tree { path: path.to_owned(), map: sys::map(file, path)?, sections: Default::default() };
+    /// Packs the tree's file, durably, if that is not done yet. Who has it open keeps what it has.
+    pub fn pack(&self) -> Result<()> {
+        if self.is_packed() {
+            return Ok(());
+        }
+        let failed = Error::io("pack", &self.path);
+        let mut packed = PACKED_TREE_MAGIC.to_vec();
+        packed.extend_from_slice(&zstd::bulk::compress(&self.map, PACKED_LEVEL).map_err(failed)?);
+        write_durably(&self.path, &packed)
+    }
+
+    fn parse(path: &Path, file: &File, stored: u64) -> Result<Tree> {
+        let mut tree = Tree { path: path.to_owned(), map: sys::map(file, path)?, stored, sections: Default::default() };
         let sections = match tree.map.first_chunk::<16>() {
             Some(TREE_MAGIC) => SECTIONS,
             Some(TREE_MAGIC_1) => SECTIONS_1,
@@ -134,7 +152,7 @@ impl Tree {
 
     /// Bytes of the tree file.
     pub fn file_size(&self) -> u64 {
-        self.map.len() as u64
+        self.stored
     }
 
     fn section(&self, section: Section) -> &[u8] {
@@ -350,6 +368,20 @@ impl<'t> Iterator for XattrIter<'t> {
         let value = self.rest.get(8 + name_len..8 + name_len + value_len)?;
         self.rest = &self.rest[8 + name_len + value_len..];
         Some((name, value))
+    }
+}
+
+/// The digest of all that `from` has; `also` gets it too.
+fn digest_of(mut from: impl Read, mut also: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0u8; 1 << 18];
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(Digest(*hasher.finalize().as_bytes()));
+        }
+        hasher.update(&buffer[..n]);
+        also(&buffer[..n])?;
     }
 }
 

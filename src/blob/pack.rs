@@ -1,0 +1,368 @@
+//! Journey 2, cat, of content at rest: frames of a pack, checked, unpacked, and kept for the next read.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use blake3::hazmat::ChainingValue;
+use parking_lot::Mutex;
+use zstd::zstd_safe::{DCtx, DParameter, get_error_name};
+
+use crate::blob::BlobStore;
+use crate::blob::container::{Container, Place};
+use crate::blob::read::ReadBuf;
+use crate::digest::{BlobId, CV_LEN, Digest};
+use crate::error::{Error, Result};
+use crate::format::{PACK_END, PACK_FOOTER_LEN};
+
+/// Bytes of a frame's row in the table.
+const FRAME_LEN: usize = 56;
+/// Bytes of a base's row.
+const BASE_LEN: usize = 16;
+/// The most bytes that a frame, and all its bases together, may have: what a reader keeps in memory.
+pub const FRAME_MAX: u64 = 64 << 20;
+/// Frames that are unpacked before a reader who goes on asks for them.
+const AHEAD: usize = 2;
+/// Bytes of unpacked frames that are kept.
+const CACHE: usize = 64 << 20;
+
+/// What content is read for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// For whoever asked.
+    Read,
+    /// For a frame that was compressed against it: it may need no bases itself.
+    Base,
+    /// For a read that is expected.
+    Later,
+}
+
+/// A part of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where its content begins in the pack's stream, and how long it is.
+    pub from: u64,
+    pub size: u64,
+    /// Where it lies in the file, and how long; 0 bytes: its content is zeros.
+    pub at: u64,
+    pub len: u32,
+    /// Its bases: the first, and how many.
+    pub bases: (u32, u32),
+    /// Of the bytes in the file.
+    pub check: [u8; 16],
+}
+
+/// Bytes of a blob that a frame was compressed against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    pub id: BlobId,
+    pub len: u32,
+    pub offset: u64,
+}
+
+impl Frame {
+    pub fn end(&self) -> u64 {
+        self.from + self.size
+    }
+
+    pub fn encode(&self) -> [u8; FRAME_LEN] {
+        let mut out = [0; FRAME_LEN];
+        out[..8].copy_from_slice(&self.from.to_le_bytes());
+        out[8..16].copy_from_slice(&self.size.to_le_bytes());
+        out[16..24].copy_from_slice(&self.at.to_le_bytes());
+        out[24..28].copy_from_slice(&self.len.to_le_bytes());
+        out[28..32].copy_from_slice(&self.bases.0.to_le_bytes());
+        out[32..36].copy_from_slice(&self.bases.1.to_le_bytes());
+        out[40..].copy_from_slice(&self.check);
+        out
+    }
+
+    fn decode(raw: &[u8; FRAME_LEN]) -> Frame {
+        Frame {
+            from: u64_at(raw, 0),
+            size: u64_at(raw, 8),
+            at: u64_at(raw, 16),
+            len: u32_at(raw, 24),
+            bases: (u32_at(raw, 28), u32_at(raw, 32)),
+            check: raw[40..].try_into().expect("16 bytes"),
+        }
+    }
+}
+
+impl Base {
+    pub fn encode(&self) -> [u8; BASE_LEN] {
+        let mut out = [0; BASE_LEN];
+        out[..4].copy_from_slice(&self.id.to_le_bytes());
+        out[4..8].copy_from_slice(&self.len.to_le_bytes());
+        out[8..].copy_from_slice(&self.offset.to_le_bytes());
+        out
+    }
+
+    fn decode(raw: &[u8; BASE_LEN]) -> Base {
+        Base { id: u32_at(raw, 0), len: u32_at(raw, 4), offset: u64_at(raw, 8) }
+    }
+}
+
+fn u32_at(raw: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(raw[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(raw: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(raw[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// The check of a frame's bytes in the file.
+pub fn check_of(bytes: &[u8]) -> [u8; 16] {
+    Digest::of(bytes).0[..16].try_into().expect("half a digest")
+}
+
+/// An open pack: its tables, checked.
+pub struct Pack {
+    number: u32,
+    pub container: Container,
+    /// In the order of the stream, without gaps.
+    pub frames: Vec<Frame>,
+    bases: Vec<Base>,
+    outlines_at: u64,
+    outlines: u64,
+}
+
+impl Pack {
+    /// Opens a pack and checks its tables.
+    ///
+    /// Errors: `Corrupt`, `Io`.
+    pub fn open(store: &std::path::Path, number: u32) -> Result<Pack> {
+        let container = Container::open(store, number, Place::Pack)?;
+        let bad = |why: &str| Error::Corrupt { what: container.path.display().to_string(), why: why.into() };
+        let len = container.file.metadata().map_err(Error::io("stat", &container.path))?.len();
+        let footer_at = len.checked_sub(PACK_FOOTER_LEN as u64).ok_or_else(|| bad("it is too short"))?;
+        let mut footer = [0; PACK_FOOTER_LEN];
+        container.read_exact_at(&mut footer, footer_at)?;
+        let [frames, bases, outlines, tables_at] = [16, 24, 32, 40].map(|at| u64_at(&footer, at));
+        let rows = [(frames, FRAME_LEN), (bases, BASE_LEN), (outlines, CV_LEN)];
+        let [frames_len, bases_len, outlines_len] = rows.map(|(n, row)| n.saturating_mul(row as u64));
+        let outlines_at = tables_at.checked_add(frames_len).and_then(|at| at.checked_add(bases_len));
+        let whole = outlines_at.and_then(|at| at.checked_add(outlines_len)).is_some_and(|end| end <= footer_at);
+        let (true, true, Some(outlines_at)) = (footer.starts_with(PACK_END), whole, outlines_at) else {
+            return Err(bad("it does not end as a pack"));
+        };
+        let mut tables = vec![0; usize::try_from(outlines_at - tables_at).map_err(|_| bad("it is too long"))?];
+        container.read_exact_at(&mut tables, tables_at)?;
+        if Digest::of(&tables).0 != footer[96..] {
+            return Err(bad("its tables do not match their digest"));
+        }
+        let (frames, bases) = tables.split_at(frames_len as usize);
+        let frames: Vec<Frame> = frames.as_chunks().0.iter().map(Frame::decode).collect();
+        let bases: Vec<Base> = bases.as_chunks().0.iter().map(Base::decode).collect();
+        let pack = Pack { number, container, frames, bases, outlines_at, outlines };
+        pack.check()?;
+        Ok(pack)
+    }
+
+    /// Whether the tables make sense: a pack is data, whoever wrote it.
+    fn check(&self) -> Result<()> {
+        let mut at = 0;
+        for frame in &self.frames {
+            let bases = self.bases.get(frame.bases.0 as usize..).and_then(|rest| rest.get(..frame.bases.1 as usize));
+            let sizes = bases.map(|bases| bases.iter().map(|base| u64::from(base.len)).sum::<u64>());
+            let sane = frame.from == at
+                && frame.from.checked_add(frame.size).is_some()
+                && (frame.len == 0 || frame.size <= FRAME_MAX)
+                && sizes.is_some_and(|size| size <= FRAME_MAX);
+            if !sane {
+                return Err(self.corrupt("a frame makes no sense"));
+            }
+            at = frame.end();
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, why: &str) -> Error {
+        Error::Corrupt { what: self.container.path.display().to_string(), why: why.into() }
+    }
+
+    /// Numbers of the frames that hold `[from, to)` of the stream.
+    pub fn frames_of(&self, from: u64, to: u64) -> std::ops::Range<usize> {
+        let first = self.frames.partition_point(|frame| frame.end() <= from);
+        let end = self.frames.partition_point(|frame| frame.from < to);
+        first..end.max(first)
+    }
+
+    pub fn bases_of(&self, frame: &Frame) -> &[Base] {
+        &self.bases[frame.bases.0 as usize..][..frame.bases.1 as usize]
+    }
+
+    /// Values of an outline, from number `first` on.
+    pub fn outline(&self, first: u32, count: usize) -> Result<Vec<ChainingValue>> {
+        if u64::from(first) + count as u64 > self.outlines {
+            return Err(self.corrupt("it holds no such outline"));
+        }
+        let mut raw = vec![0; count * CV_LEN];
+        self.container.read_exact_at(&mut raw, self.outlines_at + u64::from(first) * CV_LEN as u64)?;
+        Ok(raw.as_chunks().0.to_vec())
+    }
+
+    /// The bytes of a frame in the file, checked.
+    fn packed(&self, frame: &Frame) -> Result<Vec<u8>> {
+        let mut packed = vec![0; frame.len as usize];
+        self.container.read_exact_at(&mut packed, frame.at)?;
+        if check_of(&packed) != frame.check {
+            return Err(self.corrupt("a frame does not match its check"));
+        }
+        Ok(packed)
+    }
+}
+
+/// Unpacks a frame that was compressed against `base`, empty for none, and is `size` bytes long. `out` is used again.
+pub fn unpack(packed: &[u8], base: &[u8], size: usize, mut out: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+    let failed = |code| get_error_name(code).to_owned();
+    let mut context = DCtx::create();
+    context.set_parameter(DParameter::WindowLogMax(31)).map_err(failed)?;
+    if !base.is_empty() {
+        context.ref_prefix(base).map_err(failed)?;
+    }
+    out.clear();
+    out.reserve_exact(size);
+    context.decompress(&mut out, packed).map_err(failed)?;
+    if out.len() == size { Ok(out) } else { Err(format!("{} bytes instead of {size}", out.len())) }
+}
+
+/// Frames unpacked lately, least used first out.
+#[derive(Default)]
+pub struct FrameCache {
+    inner: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    /// Newest last. Few: a search from the end is as fast as a map.
+    slots: VecDeque<Slot>,
+    /// A buffer that is no longer used: memory fresh from the system costs a tenth of what unpacking does.
+    spare: Vec<u8>,
+    /// Frames that a reader who goes on will want next.
+    ahead: VecDeque<Key>,
+}
+
+/// A pack and the number of a frame in it.
+type Key = (u32, usize);
+/// Locked while it is unpacked, so that one reader does it for all.
+type Content = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
+
+struct Slot {
+    key: Key,
+    size: usize,
+    /// Whether anybody has read from it.
+    read: bool,
+    content: Content,
+}
+
+impl FrameCache {
+    pub fn clear(&self) {
+        *self.inner.lock() = Slots::default();
+    }
+
+    /// The place of a frame, made if there is none; room is made for it.
+    fn slot(&self, key: Key, size: usize, reads: bool) -> Content {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let found = inner.slots.iter().rposition(|slot| slot.key == key).and_then(|n| inner.slots.remove(n));
+        let mut slot = found.unwrap_or_else(|| {
+            let mut held: usize = inner.slots.iter().map(|slot| slot.size).sum();
+            while held + size > CACHE
+                && let Some(oldest) = inner.slots.pop_front()
+            {
+                held -= oldest.size;
+                let buffer = Arc::into_inner(oldest.content).and_then(|content| Arc::into_inner(content.into_inner()?));
+                inner.spare = buffer.unwrap_or_default();
+            }
+            Slot { key, size, read: false, content: Content::default() }
+        });
+        let before = key.1.checked_sub(1).map(|n| (key.0, n));
+        if reads && !slot.read && inner.slots.iter().any(|slot| slot.read && Some(slot.key) == before) {
+            let next = (key.1 + 1..=key.1 + AHEAD).map(|n| (key.0, n));
+            inner.ahead = next.filter(|next| inner.slots.iter().all(|slot| slot.key != *next)).collect();
+        }
+        slot.read |= reads;
+        let content = slot.content.clone();
+        inner.slots.push_back(slot);
+        content
+    }
+
+    fn take_spare(&self) -> Vec<u8> {
+        std::mem::take(&mut self.inner.lock().spare)
+    }
+}
+
+impl BlobStore {
+    /// An open pack.
+    pub(super) fn pack(&self, number: u32) -> Result<Arc<Pack>> {
+        if let Some(open) = self.packs.lock().get(&number) {
+            return Ok(open.clone());
+        }
+        let opened = Arc::new(Pack::open(&self.dir, number)?);
+        Ok(self.packs.lock().entry(number).or_insert(opened).clone())
+    }
+
+    /// Unpacks a frame that somebody who reads on will want, while the one before is being taken away. Threads that
+    /// answered a read come here: several unpack at once.
+    pub fn read_ahead(&self) {
+        let Some((number, n)) = self.frames.inner.lock().ahead.pop_front() else { return };
+        if let Ok(pack) = self.pack(number)
+            && pack.frames.get(n).is_some_and(|frame| frame.len > 0)
+            && let Err(e) = self.frame(&pack, n, Use::Later)
+        {
+            log::warn!("reading ahead: {e}");
+        }
+    }
+
+    /// What a frame unpacks to; not for frames of zeros.
+    fn frame(&self, pack: &Pack, number: usize, used: Use) -> Result<Arc<Vec<u8>>> {
+        let frame = &pack.frames[number];
+        if used == Use::Base && frame.bases.1 > 0 {
+            return Err(pack.corrupt("a frame with bases is itself a base"));
+        }
+        let size = usize::try_from(frame.size).map_err(|_| pack.corrupt("a frame is too long"))?;
+        let slot = self.frames.slot((pack.number, number), size, used == Use::Read);
+        let mut content = slot.lock();
+        if let Some(content) = &*content {
+            return Ok(content.clone());
+        }
+        let mut base = Vec::new();
+        for part in pack.bases_of(frame) {
+            self.append_base(part, &mut base)?;
+        }
+        let unpacked = unpack(&pack.packed(frame)?, &base, size, self.frames.take_spare());
+        let unpacked = Arc::new(unpacked.map_err(|why| pack.corrupt(&format!("a frame cannot be unpacked: {why}")))?);
+        *content = Some(unpacked.clone());
+        Ok(unpacked)
+    }
+
+    /// Appends the bytes of a base to `out`.
+    pub(super) fn append_base(&self, base: &Base, out: &mut Vec<u8>) -> Result<()> {
+        let mut buf = ReadBuf::default();
+        let bytes = self.read_as(base.id, base.offset, base.len as usize, &mut buf, Use::Base)?;
+        if bytes.len() != base.len as usize {
+            return Err(Error::Corrupt { what: format!("blob {}", base.id), why: "it is shorter than a frame needs".into() });
+        }
+        out.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Fills `out` with what the stream of a pack has from `from` on.
+    pub(super) fn read_stream(&self, number: u32, mut from: u64, mut out: &mut [u8], used: Use) -> Result<()> {
+        let pack = self.pack(number)?;
+        for n in pack.frames_of(from, from + out.len() as u64) {
+            let frame = &pack.frames[n];
+            let skip = from - frame.from;
+            let take = usize::try_from(frame.size - skip).unwrap_or(usize::MAX).min(out.len());
+            let (here, rest) = out.split_at_mut(take);
+            if frame.len == 0 {
+                here.fill(0);
+            } else {
+                let skip = usize::try_from(skip).map_err(|_| pack.corrupt("a frame is too long"))?;
+                here.copy_from_slice(&self.frame(&pack, n, used)?[skip..skip + take]);
+            }
+            (out, from) = (rest, from + take as u64);
+        }
+        if out.is_empty() { Ok(()) } else { Err(pack.corrupt("it ends before a blob does")) }
+    }
+}
