@@ -67,7 +67,7 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("compression", f.compression.clone().into()),
         ("size", f.upload_size.into()),
         ("sha256", f.upload_sha256.clone().into()),
-        ("sha1", f.upload_sha1.clone().into()),
+        ("sha1", Some(&f.upload_sha1).filter(|sha1| !sha1.is_empty()).cloned().into()),
         ("kept", kept.into()),
     ]);
     let counts = object([

@@ -71,12 +71,20 @@ pub struct Ingest {
     size: u64,
 }
 
+/// What is wanted of an upload beside its content.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    pub keep: KeepUpload,
+    /// Its sha1: only where somebody may say which it has to be, for it takes as long as all the rest.
+    pub sha1: bool,
+}
+
 /// The pieces of an upload that is kept as it came.
 type Keeping = (Writer, RecipeBuilder);
 
 struct Parts {
     upload_sha256: JoinHandle<String>,
-    upload_sha1: JoinHandle<String>,
+    upload_sha1: Option<JoinHandle<String>>,
     tar: Option<JoinHandle<String>>,
     decoder: Option<JoinHandle<()>>,
     /// The upload as it comes, if it is to be kept.
@@ -101,6 +109,7 @@ pub struct Unpacked {
     pub codec: Option<Codec>,
     pub size: u64,
     pub upload_sha256: String,
+    /// Empty if nobody can ask for it.
     pub upload_sha1: String,
     pub tar_sha256: String,
     /// Set for an upload that is kept.
@@ -109,7 +118,7 @@ pub struct Unpacked {
 
 impl Ingest {
     /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has them).
-    pub fn start(store: &Store, staging: &str, head: &[u8], hint: Hint, keep: KeepUpload) -> Result<Ingest> {
+    pub fn start(store: &Store, staging: &str, head: &[u8], hint: Hint, wish: Wish) -> Result<Ingest> {
         let limits = store.settings.limits;
         let codec = Codec::detect(head).map(|codec| Arc::new(Mutex::new(codec)));
         let writer = store.blobs.writer(staging)?;
@@ -118,9 +127,15 @@ impl Ingest {
         let archive = Pipe::new(UPLOAD_PIPE);
         let mut stages = vec![archive.clone()];
         // A thread each: one after the other they would take longer than all else together.
-        let (for_sha256, for_sha1) = (Pipe::new(UPLOAD_PIPE), Pipe::new(UPLOAD_PIPE));
+        let for_sha256 = Pipe::new(UPLOAD_PIPE);
         let upload_sha256 = spawn_hash::<Sha256>("sha256", &for_sha256)?;
-        let upload_sha1 = spawn_hash::<Sha1>("sha1", &for_sha1)?;
+        let mut inputs = vec![for_sha256, archive.clone()];
+        let mut upload_sha1 = None;
+        if wish.sha1 {
+            let pipe = Pipe::new(UPLOAD_PIPE);
+            upload_sha1 = Some(spawn_hash::<Sha1>("sha1", &pipe)?);
+            inputs.push(pipe);
+        }
         let (mut tar, mut decoder) = (None, None);
         let unpacked_pipe = match codec.clone() {
             None => archive.clone(),
@@ -160,9 +175,8 @@ impl Ingest {
                 unpack::unpack(&mut input, writer, &limits, &stage, hint).map_err(|e| note(&failure, e)).ok()
             })?
         };
-        let mut inputs = vec![for_sha256, for_sha1, archive];
         let mut kept = None;
-        if keep != KeepUpload::Never && codec.is_some() {
+        if wish.keep != KeepUpload::Never && codec.is_some() {
             let pipe = Pipe::new(UPLOAD_PIPE);
             let (mut input, failure) = (PipeReader::new(&pipe), failure.clone());
             let mut writer = store.blobs.writer(&format!("{staging}-kept"))?;
@@ -252,14 +266,22 @@ impl Ingest {
         let unpacked = self.parts.unpacker.join().map_err(panicked("unpacking"))?;
         let kept = self.parts.kept.take().map(|k| k.join().map_err(panicked("keeping"))).transpose()?.flatten();
         let upload_sha256 = self.parts.upload_sha256.join().map_err(panicked("hashing"))?;
-        let upload_sha1 = self.parts.upload_sha1.join().map_err(panicked("hashing"))?;
+        let upload_sha1 = self.parts.upload_sha1.take().map(|t| t.join().map_err(panicked("hashing"))).transpose()?;
         if let Some(e) = self.failure.lock().take() {
             return Err(e);
         }
         let draft = unpacked.ok_or(Error::Stopping)?;
         let tar_sha256 = tar.unwrap_or_else(|| upload_sha256.clone());
         let codec = self.codec.map(|codec| *codec.lock());
-        Ok(Unpacked { draft, kept, codec, size: self.size, upload_sha256, upload_sha1, tar_sha256 })
+        Ok(Unpacked {
+            draft,
+            kept,
+            codec,
+            size: self.size,
+            upload_sha256,
+            upload_sha1: upload_sha1.unwrap_or_default(),
+            tar_sha256,
+        })
     }
 
     /// Gives the upload up: its threads end, what they staged goes.

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::imgapi::{self, Manifest};
-use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, lxd};
+use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, Wish, lxd};
 use crate::keep;
 use crate::manifest::{KeepUpload, METADATA_MAX};
 use crate::store::Store;
@@ -201,7 +201,7 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpl
     if hint.recognises(&head) != Some(true) && (!announced || head.is_empty()) {
         return Err(crate::tar::not_a_tar(file.name.clone(), &head));
     }
-    let mut ingest = Ingest::start(store, name, &head, hint, keep)?;
+    let mut ingest = Ingest::start(store, name, &head, hint, Wish { keep, sha1: true })?;
     let mut piece = head;
     while !piece.is_empty() && !ingest.has_failed() {
         ingest.push_and_wait(Arc::new(std::mem::take(&mut piece)));

@@ -125,7 +125,7 @@ impl ImageFs {
                 return Err(tar::not_a_tar(upload.name(), &head));
             }
             let staging = format!("upload-{}", upload.number);
-            let ingest = Ingest::start(&self.store, &staging, &head, Hint::of(name), self.keep_policy(upload))?;
+            let ingest = Ingest::start(&self.store, &staging, &head, Hint::of(name), self.wish(upload))?;
             state.phase = Phase::Gapped(ingest, 0);
         }
         if let Phase::Gapped(..) = state.phase {

@@ -18,9 +18,9 @@ use crate::fs::upload::judge::process_of;
 use crate::fs::upload::{Before, Info, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
-use crate::ingest::{Hint, Ingest, Published};
+use crate::ingest::{Hint, Ingest, Published, Wish};
 use crate::keep;
-use crate::manifest::{KeepUpload, now};
+use crate::manifest::now;
 use crate::name::{ImageName, Promise, promise_of};
 use crate::store::Store;
 use crate::tar;
@@ -298,19 +298,24 @@ impl ImageFs {
     pub(super) fn begin_stream(&self, upload: &Upload, state: &mut State, head: &[u8]) -> Result<()> {
         upload.job.phase("unpacking");
         let staging = format!("upload-{}", upload.number);
-        state.phase =
-            Phase::Streaming(Ingest::start(&self.store, &staging, head, Hint::of(&upload.name()), self.keep_policy(upload))?);
+        state.phase = Phase::Streaming(Ingest::start(&self.store, &staging, head, Hint::of(&upload.name()), self.wish(upload))?);
         Ok(())
     }
 
-    /// Whether the upload is kept as it came: what the image that it goes into says, or the mount.
-    pub(super) fn keep_policy(&self, upload: &Upload) -> KeepUpload {
+    /// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a rename
+    /// publishes may have been announced with its sha1 by then.
+    pub(super) fn wish(&self, upload: &Upload) -> Wish {
+        let sha1 = match upload.promise() {
+            Promise::Dotted => true,
+            Promise::Foreign => upload.place == Place::Root,
+            Promise::Archive(_) => false,
+        };
         let image = match (upload.place, upload.promise()) {
             (Place::Image(serial), _) => Some(serial),
             (Place::Root, Promise::Archive(stem)) => self.store.catalog.read().image_named(&stem).map(|i| i.serial),
             _ => None,
         };
-        keep::policy(&self.store, image)
+        Wish { keep: keep::policy(&self.store, image), sha1 }
     }
 
     pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
