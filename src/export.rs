@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::blob::ReadBuf;
@@ -47,6 +48,22 @@ impl RecipeReader {
         });
         self.cursors.insert(number, cursor);
         walked
+    }
+}
+
+/// Readers of one open file: as many as read at the same time, each where it stands.
+#[derive(Default)]
+pub struct RecipeReaders {
+    idle: Mutex<Vec<RecipeReader>>,
+}
+
+impl RecipeReaders {
+    /// As `RecipeReader::read`.
+    pub fn read(&self, store: &Store, tree: &Tree, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let mut reader = self.idle.lock().pop().unwrap_or_default();
+        let read = reader.read(store, tree, number, offset, len, out);
+        self.idle.lock().push(reader);
+        read
     }
 }
 

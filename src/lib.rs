@@ -5,7 +5,7 @@
 //! 1. cp in: `fs/upload/` takes the bytes (`fs/staging.rs` several files), `ingest/` unpacks them (`tar/`,
 //!    `tree/build/`, `blob/writer.rs`) and publishes a version (`ingest/publish.rs`, `catalog/`).
 //! 2. ls and cat: `fs/browse.rs` answers from the catalog's model and from mapped trees (`tree/file.rs`); content
-//!    comes checked from `blob/read.rs`, `rootfs.tar` from the recipe (`export.rs`, `tree/recipe.rs`).
+//!    comes checked from `blob/read.rs` (at rest `blob/pack.rs`, large and checked `fs/passthrough.rs`), `rootfs.tar` from the recipe (`export.rs`, `tree/recipe.rs`).
 //! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `versions::set_default` or `pin`.
 //! 4. rmdir: `fs/change.rs`, `versions::delete_version` or `delete_image` into the trash; `versions::purge` and
 //!    `gc.rs` give the space back. rm -r is `fs/ghost.rs`.
@@ -16,7 +16,7 @@
 //! its invariants), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
 //! (the only unsafe code), `compress` (how a stream was made). Then `blob` (content, once) and `catalog` (names, in SQLite and in memory), which do not
 //! know each other; `store` holds both. Verbs: `ingest` (`unpack.rs` says which kind of image came:
-//! `lxd.rs`, `oci.rs`, `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `gc`, `fsck`, `status`,
+//! `lxd.rs`, `oci.rs`, `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `gc`, `repack`, `fsck`, `status`,
 //! `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
 //! holds that.
 

@@ -150,3 +150,29 @@ fn a_damaged_pack_is_an_error_and_fsck_says_whose() {
     let ran = m.sh(&format!("{IMGFS} fsck --store $STORE"));
     assert!(ran.code == 4 && ran.out.contains("invariant 3") && ran.out.contains("it affects web/0"), "{ran:?}");
 }
+
+#[test]
+fn a_large_file_reads_the_same_past_imgfs() {
+    let mut m = Mount::with(&["trash=0"]);
+    m.ok("mkdir $S/t; head -c 3000000 /dev/urandom > $S/t/large; cp /bin/bash $S/t/bash; head -c 2000000 /bin/bash >> $S/t/bash; truncate -s 4M $S/t/sparse; echo end >> $S/t/sparse; tar -C $S/t -cf $S/a.tar .; cp $S/a.tar web.tar");
+    let read = "for f in large bash sparse; do cmp $S/t/$f web/0/rootfs/$f; cmp $S/t/$f web/0/rootfs/$f; done; web/0/rootfs/bash -c 'echo runs'";
+    m.ok(read);
+    m.remount();
+    // Through imgfs and past it at the same time, and while it moves and goes.
+    m.ok("exec 5< web/0/rootfs/large; head -c 1000 <&5 > $S/got; cmp $S/t/large web/0/rootfs/large; exec 6< web/0/rootfs/large; cat <&5 >> $S/got; cmp $S/t/large $S/got; exec 5<&-; cmp $S/t/large - <&6");
+    m.ok(read);
+    m.ok(&format!("exec 5< web/0/rootfs/large; exec 6< web/0/rootfs/bash; head -c 1000 <&5 > $S/got; {IMGFS} repack --store $STORE > /dev/null; cat <&5 >> $S/got; cmp $S/t/large $S/got; cmp $S/t/large web/0/rootfs/large; rm -r web; {IMGFS} gc --trash --store $STORE; cmp $S/t/bash - <&6"));
+    // What was not checked since the mount is not given to the kernel.
+    m.ok("head -c 3000000 /dev/urandom > $S/t/large; tar -C $S/t -cf $S/b.tar .; cp $S/b.tar web.tar; cmp $S/t/large web/0/rootfs/large");
+    m.unmount();
+    common::sh(
+        m.dir.path(),
+        "for o in store/loose/*.obj; do printf x | dd of=$o bs=1 seek=150000 conv=notrunc status=none; done",
+    );
+    m.mount();
+    m.refused("cat web/0/rootfs/large > $S/out", "Input/output error");
+    m.refused("cat web/0/rootfs/large > $S/out", "Input/output error");
+    // The same without the kernel's help.
+    let off = Mount::with(&["passthrough=off"]);
+    off.ok("mkdir $S/t; head -c 3000000 /dev/urandom > $S/t/large; tar -C $S/t -cf $S/a.tar .; cp $S/a.tar web.tar; cmp $S/t/large web/0/rootfs/large; cmp $S/t/large web/0/rootfs/large");
+}

@@ -4,6 +4,7 @@
 //! it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to the disk. The layout
 //! of the files is in `format.rs`.
 
+mod checked;
 mod compact;
 mod container;
 mod pack;
@@ -32,6 +33,7 @@ pub use writer::{Large, Pins, Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;
+use checked::Checked;
 use container::Container;
 use pack::{FrameCache, Pack};
 use table::Table;
@@ -55,6 +57,8 @@ pub struct BlobStore {
     packs: Mutex<HashMap<u32, Arc<Pack>>>,
     /// Lock order: on its own.
     outlines: Mutex<read::Outlines>,
+    /// Lock order: on its own.
+    checked: Mutex<Checked>,
     /// Frames unpacked lately.
     frames: FrameCache,
     /// Called when the disk is full: whether something was given back.
@@ -92,6 +96,7 @@ impl BlobStore {
             pins: Mutex::default(),
             packs: Mutex::default(),
             outlines: Mutex::default(),
+            checked: Mutex::default(),
             frames: FrameCache::default(),
             room: OnceLock::new(),
             seal: Mutex::new(next),

@@ -116,6 +116,9 @@ impl BlobStore {
                     return Err(damaged(id, record));
                 }
             }
+            if record.place == Place::Object {
+                self.checked.lock().some(id, first..first + span.div_ceil(GROUP), outline.0.len());
+            }
         }
         buf.start = (offset - from) as usize;
         buf.end = (end - from) as usize;

@@ -269,6 +269,9 @@ impl Writer {
         let first = table.append(&records)?;
         for (n, &i) in kept.iter().enumerate() {
             ids[i] = first + n as u32;
+            if self.fresh[i].staged.is_some() {
+                store.checked.lock().all(ids[i]);
+            }
         }
         self.pins.ids.lock().extend_from_slice(&ids);
         Ok((ids, new_bytes))

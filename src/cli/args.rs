@@ -48,7 +48,7 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), threads=N, latency=auto|off, max_size=BYTES, max_entries=N
+    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), threads=N, latency=auto|off, passthrough=auto|off, max_size=BYTES, max_entries=N
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error
@@ -162,12 +162,19 @@ pub struct Parsed {
     pub settings: Settings,
     pub threads: usize,
     pub latency: bool,
+    pub passthrough: bool,
 }
 
 /// Reads `-o`; unknown words are refused, those of fstab and mount(8) that mean nothing here are passed over.
 pub fn parse_options(lists: &[String]) -> Result<Parsed> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let mut parsed = Parsed { flags: Flags::default(), settings: Settings::default(), threads: cores.clamp(2, 4), latency: true };
+    let mut parsed = Parsed {
+        flags: Flags::default(),
+        settings: Settings::default(),
+        threads: cores.clamp(2, 4),
+        latency: true,
+        passthrough: true,
+    };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty()) {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
         let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
@@ -189,6 +196,11 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "latency" => match value {
                 Some("auto") => parsed.latency = true,
                 Some("off") => parsed.latency = false,
+                _ => return Err(bad("it takes auto or off")),
+            },
+            "passthrough" => match value {
+                Some("auto") => parsed.passthrough = true,
+                Some("off") => parsed.passthrough = false,
                 _ => return Err(bad("it takes auto or off")),
             },
             "keep_upload" => {

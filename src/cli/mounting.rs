@@ -28,6 +28,7 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
         settings: parsed.settings,
         threads: parsed.threads,
         latency: parsed.latency,
+        passthrough: parsed.passthrough,
     };
     if arguments.foreground {
         start_log(None);

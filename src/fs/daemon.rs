@@ -34,6 +34,8 @@ pub struct Options {
     pub threads: usize,
     /// Whether idle CPUs are kept awake during bursts of requests.
     pub latency: bool,
+    /// Whether the kernel may read large files by itself, once they were checked.
+    pub passthrough: bool,
 }
 
 /// Mounts, calls `ready` with a line for the user, and serves until the mount is gone.
@@ -66,7 +68,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         format!("{} shows {} ({images} images, {versions} versions)", point.display(), store.dir.display())
     };
     let latency = if options.latency { Latency::start() } else { None };
-    let served = fuse::serve(&fs, fd, options.threads, options.flags.allow_other, latency, || {
+    let served = fuse::serve(&fs, fd, options.threads, options.flags.allow_other, latency, options.passthrough, || {
         if let Some(mounted) = mount::mounted_on(&point) {
             mount::raise_readahead(&mounted);
         }

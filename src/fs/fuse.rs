@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BackingId, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
 use crate::blob::ReadBuf;
@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::fs::change::Changes;
 use crate::fs::latency::Latency;
 use crate::fs::node::{NodeId, VersionPart};
+use crate::fs::passthrough::Backings;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel};
 use crate::manifest::now;
@@ -31,13 +32,22 @@ const WRITE_MAX: u32 = 1 << 20;
 /// Requests the kernel may have under way before it holds back readahead.
 const BACKGROUND: u16 = 64;
 
+/// Handles of what needs no memory here: files of trees, and large ones among them, which are counted.
+const LASTING: FileHandle = FileHandle(0);
+const LARGE: FileHandle = FileHandle(u64::MAX);
+
 thread_local! {
     /// Buffers of an event loop, reused from read to read.
     static BUFFERS: RefCell<(ReadBuf, Vec<u8>)> = RefCell::default();
 }
 
 #[derive(Clone)]
-struct Adapter(Arc<ImageFs>, Option<Arc<Latency>>);
+struct Adapter {
+    fs: Arc<ImageFs>,
+    latency: Option<Arc<Latency>>,
+    /// Who has large files open; none if the kernel is not to read any by itself.
+    backings: Option<Arc<Backings<BackingId>>>,
+}
 
 /// The way back to the kernel.
 struct ToKernel(Notifier);
@@ -66,6 +76,7 @@ pub fn serve(
     threads: usize,
     allow_other: bool,
     latency: Option<Arc<Latency>>,
+    passthrough: bool,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
     let mut config = Config::default();
@@ -75,7 +86,8 @@ pub fn serve(
     config.n_threads = Some(threads);
     // A loop of its own descriptor wakes alone; opening /dev/fuse again takes permission.
     config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    let session = Session::from_fd(Adapter(fs.clone(), latency), fd, acl, config)?;
+    let backings = passthrough.then(Arc::default);
+    let session = Session::from_fd(Adapter { fs: fs.clone(), latency, backings }, fd, acl, config)?;
     fs.connect(Some(Arc::new(ToKernel(session.notifier()))));
     ready();
     let ended = session.run();
@@ -168,15 +180,15 @@ fn guarded(what: &'static str, handler: impl FnOnce()) {
 impl Adapter {
     /// Counts a request of those that come in bursts.
     fn count(&self) {
-        if let Some(latency) = &self.1 {
+        if let Some(latency) = &self.latency {
             latency.count();
         }
     }
 
     /// The attributes of a node; counts it as known to the kernel.
     fn entry(&self, id: NodeId) -> Result<Attr> {
-        let attr = self.0.attr(id)?;
-        self.0.hold_node(id, 1);
+        let attr = self.fs.attr(id)?;
+        self.fs.hold_node(id, 1);
         Ok(attr)
     }
 
@@ -221,6 +233,12 @@ impl Filesystem for Adapter {
         ] {
             let _ = config.add_capabilities(capability);
         }
+        // Of files on the store's own file system, which may not be stacked any further.
+        if self.backings.is_some()
+            && (config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() || config.set_max_stack_depth(1).is_err())
+        {
+            self.backings = None;
+        }
         let _ = config.set_max_write(WRITE_MAX);
         let _ = config.set_max_readahead(WRITE_MAX);
         let _ = config.set_max_background(BACKGROUND);
@@ -231,7 +249,7 @@ impl Filesystem for Adapter {
         self.count();
         guarded("lookup", || {
             let directory = node(parent);
-            let found = directory.and_then(|p| self.0.lookup(caller(req), p, name.as_bytes()));
+            let found = directory.and_then(|p| self.fs.lookup(caller(req), p, name.as_bytes()));
             if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
                 // What is not in a version never will be: inode 0 lets the kernel remember that.
                 let none = Attr { ino: 0, ..EMPTY };
@@ -243,7 +261,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         if let Some(id) = NodeId::from_ino(ino.0) {
-            self.0.hold_node(id, -i64::try_from(nlookup).unwrap_or(i64::MAX));
+            self.fs.hold_node(id, -i64::try_from(nlookup).unwrap_or(i64::MAX));
         }
     }
 
@@ -251,8 +269,8 @@ impl Filesystem for Adapter {
         self.count();
         guarded("getattr", || {
             let attr = node(ino).and_then(|id| match fh {
-                Some(fh) if !matches!(id, NodeId::Tree { .. }) => self.0.handle_attr(id, fh.0),
-                _ => self.0.attr(id),
+                Some(fh) if !matches!(id, NodeId::Tree { .. }) => self.fs.handle_attr(id, fh.0),
+                _ => self.fs.attr(id),
             });
             match attr {
                 Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
@@ -279,19 +297,19 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (fs, who) = (self.0.clone(), caller(req));
+        let (fs, who) = (self.fs.clone(), caller(req));
         let changes = Changes { mode, uid, gid, size, mtime: mtime.map(nanoseconds) };
         let answer = move |result: Result<Attr>| match result {
             Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
             Err(e) => reply.error(errno(&e)),
         };
         // Truncating may end an upload's threads, and a receipt's time is a row: not in the loop.
-        self.0.offload(Box::new(answer), move |_| fs.setattr(who, node(ino)?, fh.map(|f| f.0), changes));
+        self.fs.offload(Box::new(answer), move |_| fs.setattr(who, node(ino)?, fh.map(|f| f.0), changes));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         self.count();
-        guarded("readlink", || match node(ino).and_then(|id| self.0.readlink(id)) {
+        guarded("readlink", || match node(ino).and_then(|id| self.fs.readlink(id)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(errno(&e)),
         });
@@ -303,33 +321,33 @@ impl Filesystem for Adapter {
                 Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
                 _ => Error::Managed { what: "a device, pipe or socket".into(), why: "only tarballs bring them" },
             };
-            reply.error(errno(&self.0.refuse(caller(req), "mknod", name.as_bytes(), e)));
+            reply.error(errno(&self.fs.refuse(caller(req), "mknod", name.as_bytes(), e)));
         });
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         guarded("mkdir", || {
-            let made = node(parent).and_then(|p| self.0.mkdir(caller(req), p, name.as_bytes(), mode & !umask));
+            let made = node(parent).and_then(|p| self.fs.mkdir(caller(req), p, name.as_bytes(), mode & !umask));
             self.reply_entry(made, reply);
         });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("unlink", || match node(parent) {
-            Ok(p) => self.0.unlink(caller(req), p, name.as_bytes(), Box::new(|result| answer_empty(reply, result))),
+            Ok(p) => self.fs.unlink(caller(req), p, name.as_bytes(), Box::new(|result| answer_empty(reply, result))),
             Err(e) => reply.error(errno(&e)),
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, name) = (caller(req), name.as_bytes().to_vec());
-        self.0.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.rmdir(who, node(parent)?, &name));
+        self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.rmdir(who, node(parent)?, &name));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         guarded("symlink", || {
             let target = target.as_os_str().as_bytes();
-            let made = node(parent).and_then(|p| self.0.symlink(caller(req), p, link_name.as_bytes(), target));
+            let made = node(parent).and_then(|p| self.fs.symlink(caller(req), p, link_name.as_bytes(), target));
             self.reply_entry(made, reply);
         });
     }
@@ -347,7 +365,7 @@ impl Filesystem for Adapter {
         guarded("rename", || match (node(parent), node(newparent)) {
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
-                self.0.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));
+                self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));
             }
             (Err(e), _) | (_, Err(e)) => reply.error(errno(&e)),
         });
@@ -359,16 +377,26 @@ impl Filesystem for Adapter {
                 Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
                 _ => Error::Managed { what: "a hard link".into(), why: "use ln -s for an alias" },
             };
-            reply.error(errno(&self.0.refuse(caller(req), "ln", newname.as_bytes(), e)));
+            reply.error(errno(&self.fs.refuse(caller(req), "ln", newname.as_bytes(), e)));
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count();
-        let (who, fs) = (caller(req), &self.0);
+        let (who, fs) = (caller(req), &self.fs);
         let mode = OpenMode { writes: flags.acc_mode() != OpenAccMode::O_RDONLY, truncates: flags.0 & libc::O_TRUNC != 0 };
-        let answer = |opened: Result<Opened>| match opened {
-            Ok(Opened::Lasting) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+        let this = self.clone();
+        let answer = move |opened: Result<Opened>| match opened {
+            Ok(Opened::Lasting) => reply.opened(LASTING, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            Ok(Opened::Large(blob)) => {
+                let object = || this.fs.store.blobs.checked_object(blob).and_then(|file| reply.open_backing(file).ok());
+                let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+                match this.backings.as_ref().map(|backings| backings.enter(ino.0, object)) {
+                    Some(Some(backing)) => reply.opened_passthrough(LARGE, FopenFlags::FOPEN_NOFLUSH, &backing),
+                    Some(None) => reply.opened(LARGE, cached),
+                    None => reply.opened(LASTING, cached),
+                }
+            }
             Ok(Opened::Cached(fh)) => {
                 reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
@@ -406,10 +434,10 @@ impl Filesystem for Adapter {
             BUFFERS.with_borrow_mut(|(buf, out)| {
                 out.clear();
                 let found = match node(ino) {
-                    Ok(NodeId::Tree { serial, index }) if fh.0 == 0 => {
-                        self.0.read_tree(serial, index, (offset, size as usize), buf, out)
+                    Ok(NodeId::Tree { serial, index }) if fh == LASTING || fh == LARGE => {
+                        self.fs.read_tree(serial, index, (offset, size as usize), buf, out)
                     }
-                    Ok(_) => self.0.read(fh.0, offset, size as usize, out).map(|()| &out[..]),
+                    Ok(_) => self.fs.read(fh.0, offset, size as usize, out).map(|()| &out[..]),
                     Err(e) => Err(e),
                 };
                 match found {
@@ -417,7 +445,7 @@ impl Filesystem for Adapter {
                     Err(e) => reply.error(errno(&e)),
                 }
             });
-            self.0.store.blobs.read_ahead();
+            self.fs.store.blobs.read_ahead();
         });
     }
 
@@ -438,24 +466,24 @@ impl Filesystem for Adapter {
                 Ok(n) => reply.written(n),
                 Err(e) => reply.error(errno(&e)),
             };
-            match self.0.handle(fh.0).as_deref() {
+            match self.fs.handle(fh.0).as_deref() {
                 Ok(Handle::Upload { upload, writes: true }) => {
-                    self.0.write_upload(caller(req), upload, offset, data, Box::new(answer));
+                    self.fs.write_upload(caller(req), upload, offset, data, Box::new(answer));
                 }
-                Ok(Handle::Edit(_)) => answer(self.0.write_edit(caller(req), fh.0, offset, data)),
-                Ok(Handle::Staged { .. }) => answer(self.0.write_staged(caller(req), fh.0, offset, data)),
+                Ok(Handle::Edit(_)) => answer(self.fs.write_edit(caller(req), fh.0, offset, data)),
+                Ok(Handle::Staged { .. }) => answer(self.fs.write_staged(caller(req), fh.0, offset, data)),
                 _ => answer(Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() })),
             }
         });
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        guarded("flush", || match self.0.handle(fh.0).as_deref() {
+        guarded("flush", || match self.fs.handle(fh.0).as_deref() {
             Ok(Handle::Upload { upload, writes: true }) => {
                 let upload = upload.clone();
-                self.0.flush_upload(caller(req), upload, Box::new(|result| answer_empty(reply, result)));
+                self.fs.flush_upload(caller(req), upload, Box::new(|result| answer_empty(reply, result)));
             }
-            Ok(Handle::Edit(_)) => answer_empty(reply, self.0.flush_edit(caller(req), fh.0)),
+            Ok(Handle::Edit(_)) => answer_empty(reply, self.fs.flush_edit(caller(req), fh.0)),
             _ => reply.ok(),
         });
     }
@@ -463,37 +491,44 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if fh.0 == 0 {
+        if let (LARGE, Some(backings)) = (fh, &self.backings) {
+            backings.leave(ino.0);
+        }
+        if fh == LASTING || fh == LARGE {
             return reply.ok();
         }
-        if matches!(self.0.handle(fh.0).as_deref(), Ok(Handle::Upload { .. })) {
+        if matches!(self.fs.handle(fh.0).as_deref(), Ok(Handle::Upload { .. })) {
             // Dropping an upload waits for its threads.
-            return self.0.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
+            return self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
                 fs.release_upload(fh.0);
                 Ok(())
             });
         }
-        self.0.close_directory(fh.0);
+        self.fs.close_directory(fh.0);
         reply.ok();
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // An upload is made durable by its close; an editor's fsync asks whether the document is good.
-        guarded("fsync", || answer_empty(reply, if fh.0 == 0 { Ok(()) } else { self.0.fsync(caller(req), fh.0) }));
+        guarded("fsync", || {
+            answer_empty(reply, if fh == LASTING || fh == LARGE { Ok(()) } else { self.fs.fsync(caller(req), fh.0) })
+        });
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count();
-        guarded("opendir", || match node(ino).and_then(|id| self.0.opendir(caller(req), id)) {
+        guarded("opendir", || match node(ino).and_then(|id| self.fs.opendir(caller(req), id)) {
             Ok(Opened::Direct(fh) | Opened::Cached(fh)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
-            Ok(Opened::Lasting) => reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(Opened::Lasting | Opened::Large(_)) => {
+                reply.opened(LASTING, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+            }
             Err(e) => reply.error(errno(&e)),
         });
     }
@@ -501,7 +536,7 @@ impl Filesystem for Adapter {
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         guarded("readdir", || {
             let listed = node(ino).and_then(|id| {
-                self.0.list_entries(id, fh.0, offset, |next, entry| {
+                self.fs.list_entries(id, fh.0, offset, |next, entry| {
                     reply.add(INodeNo(entry.node.ino()), next, file_type(entry.format), OsStr::from_bytes(&entry.name))
                 })
             });
@@ -516,10 +551,10 @@ impl Filesystem for Adapter {
         self.count();
         guarded("readdirplus", || {
             let listed = node(ino).and_then(|id| {
-                self.0.list_entries(id, fh.0, offset, |next, entry| {
+                self.fs.list_entries(id, fh.0, offset, |next, entry| {
                     // The kernel takes no reference on these two, and ignores the rest of what is gone meanwhile.
                     let dots = matches!(entry.name.as_slice(), b"." | b"..");
-                    let attr = self.0.attr(entry.node).unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
+                    let attr = self.fs.attr(entry.node).unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
                     let ttl = lasting(attr.lasting && attr.lasting_name);
                     let full = reply.add(
                         INodeNo(attr.ino),
@@ -530,7 +565,7 @@ impl Filesystem for Adapter {
                         Generation(0),
                     );
                     if !full && !dots {
-                        self.0.hold_node(entry.node, 1);
+                        self.fs.hold_node(entry.node, 1);
                     }
                     full
                 })
@@ -544,7 +579,7 @@ impl Filesystem for Adapter {
 
     fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         if fh.0 != 0 {
-            self.0.close_directory(fh.0);
+            self.fs.close_directory(fh.0);
         }
         reply.ok();
     }
@@ -562,27 +597,27 @@ impl Filesystem for Adapter {
             }
             Err(e) => reply.error(errno(&e)),
         };
-        self.0.offload(Box::new(answer), |fs| fs.space());
+        self.fs.offload(Box::new(answer), |fs| fs.space());
     }
 
     fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
         guarded("setxattr", || {
-            answer_empty(reply, node(ino).and_then(|id| self.0.setxattr(caller(req), id, name.as_bytes(), value)));
+            answer_empty(reply, node(ino).and_then(|id| self.fs.setxattr(caller(req), id, name.as_bytes(), value)));
         });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.count();
-        guarded("getxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.0.getxattr(id, name.as_bytes()))));
+        guarded("getxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.fs.getxattr(id, name.as_bytes()))));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.0.listxattr(id))));
+        guarded("listxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.fs.listxattr(id))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("removexattr", || {
-            answer_empty(reply, node(ino).and_then(|id| self.0.removexattr(caller(req), id, name.as_bytes())));
+            answer_empty(reply, node(ino).and_then(|id| self.fs.removexattr(caller(req), id, name.as_bytes())));
         });
     }
 
@@ -604,7 +639,7 @@ impl Filesystem for Adapter {
             }
             Err(e) => reply.error(errno(&e)),
         };
-        self.0.offload(Box::new(answer), move |fs| make(fs));
+        self.fs.offload(Box::new(answer), move |fs| make(fs));
     }
 
     fn ioctl(
@@ -643,7 +678,7 @@ impl Filesystem for Adapter {
                 _ => return reply.error(Errno::EINVAL),
             };
             let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-            match node(ino).and_then(|id| self.0.seek(id, fh.0, offset, data)) {
+            match node(ino).and_then(|id| self.fs.seek(id, fh.0, offset, data)) {
                 Ok(Some(found)) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
                 Ok(None) => reply.error(Errno::ENXIO),
                 Err(e) => reply.error(errno(&e)),

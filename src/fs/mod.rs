@@ -28,6 +28,7 @@ mod latency;
 mod links;
 pub mod mount;
 mod node;
+mod passthrough;
 mod read;
 mod staging;
 mod stat;
@@ -42,7 +43,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
-use crate::export::RecipeReader;
+use crate::export::RecipeReaders;
 use crate::store::Store;
 use crate::tree::Tree;
 use edit::Edit;
@@ -120,13 +121,13 @@ enum Handle {
     Made {
         serial: u32,
         recipe: u32,
-        reader: Mutex<RecipeReader>,
+        readers: RecipeReaders,
     },
     /// A kept upload of this version.
     Kept {
         serial: u32,
         tree: Arc<Tree>,
-        reader: Mutex<RecipeReader>,
+        readers: RecipeReaders,
     },
     Directory(Vec<DirEntry>),
 }

@@ -4,11 +4,12 @@ use std::os::unix::fs::FileExt;
 
 use parking_lot::Mutex;
 
-use crate::blob::ReadBuf;
+use crate::blob::{OBJECT_MIN, ReadBuf};
 use crate::catalog::Kept;
 use crate::describe;
+use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::export::{self, RecipeReader};
+use crate::export::{self, RecipeReaders};
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
@@ -30,6 +31,8 @@ pub struct OpenMode {
 pub enum Opened {
     /// The content never changes: pages may stay.
     Lasting,
+    /// The same, of a blob that may be a file of its own.
+    Large(BlobId),
     /// Every read and write comes here.
     Direct(u64),
     /// A handle, with the kernel's cache.
@@ -62,10 +65,14 @@ impl ImageFs {
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
             NodeId::Staged { directory, file } => self.open_staged(directory, file, mode),
             _ if mode.writes => Err(frozen(node)),
-            NodeId::Tree { serial, index } => match self.store.tree(serial)?.tree.node(index)?.kind {
-                Kind::File(Bytes::Recipe(recipe)) => Ok(self.open_made(serial, recipe)),
-                _ => Ok(Opened::Lasting),
-            },
+            NodeId::Tree { serial, index } => {
+                let node = self.store.tree(serial)?.tree.node(index)?;
+                match node.kind {
+                    Kind::File(Bytes::Recipe(recipe)) => Ok(self.open_made(serial, recipe)),
+                    Kind::File(Bytes::Blob(blob)) if node.size >= OBJECT_MIN => Ok(Opened::Large(blob)),
+                    _ => Ok(Opened::Lasting),
+                }
+            }
             NodeId::Version { serial, part: VersionPart::Tar, .. } => {
                 self.store.tree(serial)?;
                 Ok(self.open_made(serial, 0))
@@ -86,7 +93,7 @@ impl ImageFs {
     }
 
     fn open_made(&self, serial: u32, recipe: u32) -> Opened {
-        Opened::Cached(self.open_handle(Handle::Made { serial, recipe, reader: Mutex::new(RecipeReader::default()) }))
+        Opened::Cached(self.open_handle(Handle::Made { serial, recipe, readers: RecipeReaders::default() }))
     }
 
     /// Opens an upload as it came: its pieces, or what comes out when its content is compressed again.
@@ -95,7 +102,7 @@ impl ImageFs {
         let handle = match kept.ok_or_else(stale)? {
             Kept::Stored { .. } => {
                 let tree = self.store.kept(serial).map_err(|e| self.damage(serial, ROOT, e))?;
-                Handle::Kept { serial, tree, reader: Mutex::new(RecipeReader::default()) }
+                Handle::Kept { serial, tree, readers: RecipeReaders::default() }
             }
             Kept::Made { method } => {
                 let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, ROOT, e))?;
@@ -136,13 +143,13 @@ impl ImageFs {
     pub fn read(&self, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let handle = self.handle(fh)?;
         match &*handle {
-            Handle::Made { serial, recipe, reader } => {
+            Handle::Made { serial, recipe, readers } => {
                 let slot = self.store.tree(*serial)?;
-                let read = reader.lock().read(&self.store, &slot.tree, *recipe, offset, len, out);
+                let read = readers.read(&self.store, &slot.tree, *recipe, offset, len, out);
                 read.map_err(|e| self.damage(*serial, ROOT, e))
             }
-            Handle::Kept { serial, tree, reader } => {
-                let read = reader.lock().read(&self.store, tree, keep::RECIPE, offset, len, out);
+            Handle::Kept { serial, tree, readers } => {
+                let read = readers.read(&self.store, tree, keep::RECIPE, offset, len, out);
                 read.map_err(|e| self.damage(*serial, ROOT, e))
             }
             Handle::Staged { file, path, .. } => {
