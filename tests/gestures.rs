@@ -608,3 +608,31 @@ fn a_name_that_was_just_refused_can_be_written_again_at_once() {
     let ran = m.sh("for i in $(seq 1000); do echo 'no tar' > b.tar; done 2> $S/said; wc -l < $S/said; head -3 $S/said");
     assert!(ran.out.starts_with("0\n"), "{}", ran.out);
 }
+
+#[test]
+fn what_begins_as_the_newest_version_is_judged_by_its_end() {
+    let mut m = Mount::with(&["trash=0"]);
+    m.ok("mkdir $S/t; head -c 9000000 /dev/urandom > $S/t/large; head -c 70000 /dev/urandom > $S/t/small; tar -C $S/t -cf $S/big.tar large small; cp $S/big.tar web.tar");
+    // All of it: nothing new, whatever writes it and however.
+    m.ok("cp $S/big.tar web.tar; cp $S/big.tar web/again.tar; dd if=$S/big.tar of=web.tar bs=1000 status=none; (head -c 5000000 $S/big.tar; tail -c +5000001 $S/big.tar) > web.tar; test ! -e web/1");
+    m.ok("grep -c 'the newest version already is this' .imgfs/log | grep -qx 4");
+    // A part of it, short and long; and what is killed in the middle.
+    for cut in [1, 511, 512, 100_000, 3_000_000, 9_000_000, 9_001_472, 9_072_000] {
+        m.refused(&format!("head -c {cut} $S/big.tar > $S/cut; cp $S/cut web.tar"), "Invalid argument");
+    }
+    m.ok("timeout -s KILL 0.3 sh -c '(head -c 4000000 $S/big.tar; sleep 5) > web.tar' || true; test ! -e web/1");
+    // Another end: after it, instead of it, in the middle of a file.
+    m.ok("(cat $S/big.tar; head -c 10240 /dev/zero) > $S/longer.tar; cp $S/longer.tar web.tar; cmp $S/longer.tar web/1/rootfs.tar; cp $S/big.tar web.tar; cmp $S/big.tar web/2/rootfs.tar");
+    m.ok("cp $S/big.tar $S/appended.tar; echo more > $S/t/more; tar -C $S/t -rf $S/appended.tar more; cp $S/appended.tar web.tar; cmp $S/appended.tar web/3/rootfs.tar; cmp $S/t/more web/3/rootfs/more");
+    m.ok("cp $S/appended.tar $S/other.tar; printf x | dd of=$S/other.tar bs=1 seek=8000000 conv=notrunc status=none; cp $S/other.tar web.tar; cmp $S/other.tar web/4/rootfs.tar; cmp $S/appended.tar web/3/rootfs.tar");
+    // The version that it is compared with goes meanwhile, and is replaced meanwhile.
+    m.ok(
+        "(head -c 6000000 $S/other.tar; rmdir web/4; tail -c +6000001 $S/other.tar) > web.tar; cmp $S/other.tar web/5/rootfs.tar",
+    );
+    m.ok("(head -c 6000000 $S/other.tar; cp $S/big.tar web/; tail -c +6000001 $S/other.tar) > web.tar; cmp $S/big.tar web/6/rootfs.tar; cmp $S/other.tar web/7/rootfs.tar");
+    // Announced is announced.
+    m.ok("cp $S/other.tar .x; setfattr -n user.imgfs.expect -v sha256:$(sha256sum < $S/other.tar | cut -c-64) .x; mv .x web.tar; test ! -e web/8");
+    m.remount();
+    m.ok("cp $S/other.tar web.tar; test ! -e web/8; test -z \"$(ls $STORE/staging)\"");
+    m.fsck();
+}

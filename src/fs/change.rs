@@ -397,6 +397,9 @@ impl ImageFs {
     /// `fsync(2)`: an editor asks whether the document is good; a staged file reaches the disk.
     pub fn fsync(&self, caller: Caller, fh: u64) -> Result<()> {
         self.flush_edit(caller, fh)?;
+        if let Some(Handle::Upload { upload, .. }) = self.handles.read().get(&fh).map(|handle| &**handle) {
+            self.sync_upload(upload)?;
+        }
         self.sync_staged(fh)
     }
 

@@ -7,6 +7,8 @@
 //!                            `--> tar reader --> blobs, tree, recipe                  (plain ones)
 //! ```
 //!
+//! Before that, `same.rs` compares an upload with the newest version, until a byte differs.
+//!
 //! `Ingest::settle` says whether the archive is complete so far, which a close wants to know; `finish` ends it;
 //! `publish` makes it a version. Dropped at any time before, it leaves nothing.
 
@@ -20,6 +22,7 @@ mod oci;
 mod payload;
 mod pipe;
 mod publish;
+mod same;
 mod squashfs;
 pub mod staged;
 mod unpack;
@@ -38,6 +41,7 @@ pub use oci::lay;
 pub use payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
 pub use publish::{Published, Source, Target, check_identity, new_image, publish};
+pub use same::Incoming;
 pub use unpack::{Draft, Hint, place};
 
 use crate::blob::Writer;
@@ -50,7 +54,7 @@ use crate::tree::recipe::RecipeBuilder;
 use pipe::{Pipe, PipeReader};
 
 /// Bytes an upload may have in flight before its writer waits.
-const UPLOAD_PIPE: usize = 4 << 20;
+const UPLOAD_PIPE: usize = 2 << 20;
 /// The same between the decoder and the tar reader.
 const TAR_PIPE: usize = 2 << 20;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, Result};
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
-use crate::ingest::{self, Hint, Ingest, Published, Settled, Source, Target};
+use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target};
 use crate::name::{ImageName, Promise, promise_of};
 use crate::tar;
 
@@ -75,6 +75,19 @@ impl ImageFs {
         }
     }
 
+    /// `fsync(2)`: an upload is durable when it is closed; of what the close would refuse that cannot be promised.
+    pub(in crate::fs) fn sync_upload(&self, upload: &Upload) -> Result<()> {
+        let Some(state) = upload.state.try_lock() else { return Ok(()) };
+        match &state.phase {
+            Phase::Published(_) | Phase::Empty => Ok(()),
+            Phase::Failed(errno, sentence) => Err(repeated(*errno, sentence)),
+            _ => match self.wanted(upload, &state) {
+                Wanted::Refuse(e) => Err(e),
+                Wanted::Publish | Wanted::Staged => Ok(()),
+            },
+        }
+    }
+
     /// What a close of this name and content means.
     fn wanted(&self, upload: &Upload, state: &State) -> Wanted {
         let promise = upload.promise();
@@ -124,9 +137,8 @@ impl ImageFs {
             if Hint::of(name).recognises(&head) != Some(true) {
                 return Err(tar::not_a_tar(upload.name(), &head));
             }
-            let staging = format!("upload-{}", upload.number);
-            let ingest = Ingest::start(&self.store, &staging, &head, Hint::of(name), self.wish(upload))?;
-            state.phase = Phase::Gapped(ingest, 0);
+            let ingest = self.begin_with(upload, Hint::of(name))(&head)?;
+            state.phase = Phase::Gapped(Incoming::fresh(ingest), 0);
         }
         if let Phase::Gapped(..) = state.phase {
             let Phase::Gapped(mut ingest, from) = std::mem::replace(&mut state.phase, Phase::Moving) else {
@@ -141,22 +153,13 @@ impl ImageFs {
             Phase::Streaming(_) => {}
             _ => return Err(Error::Stopping),
         }
-        let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else { unreachable!("matched") };
-        match ingest.settle() {
-            Settled::Complete | Settled::Failed => {}
-            Settled::Unmarked(_) if commit || upload.info.lock().expect.is_some() => {}
-            Settled::Unmarked(e) | Settled::Incomplete(e) => {
-                state.phase = Phase::Streaming(ingest);
-                return Err(e);
-            }
-        }
-        upload.job.phase("publishing");
-        let unpacked = ingest.finish()?;
-        let expected = upload.info.lock().expect.clone();
-        if let Some(expected) = expected {
-            expected.check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
-        }
-        let published = ingest::publish(&self.store, unpacked, &self.source(upload, name)?)?;
+        let Phase::Streaming(mut ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else { unreachable!("matched") };
+        // What was announced is to be found by hashing.
+        let counts = upload.info.lock().expect.is_none();
+        let published = match ingest.same(counts) {
+            Some(published) => published,
+            None => self.publish_unpacked(upload, state, ingest, name, commit)?,
+        };
         let version = self.store.catalog.read().version(published.image, published.number).map(|v| v.serial);
         {
             let mut info = upload.info.lock();
@@ -165,6 +168,32 @@ impl ImageFs {
         state.phase = Phase::Published(published);
         state.spool = None;
         Ok(())
+    }
+
+    /// Makes what was unpacked a version, if it is complete.
+    fn publish_unpacked(
+        &self,
+        upload: &Upload,
+        state: &mut State,
+        ingest: Incoming,
+        name: &str,
+        commit: bool,
+    ) -> Result<Published> {
+        let expected = upload.info.lock().expect.clone();
+        match ingest.settle() {
+            Settled::Complete | Settled::Failed => {}
+            Settled::Unmarked(_) if commit || expected.is_some() => {}
+            Settled::Unmarked(e) | Settled::Incomplete(e) => {
+                state.phase = Phase::Streaming(ingest);
+                return Err(e);
+            }
+        }
+        upload.job.phase("publishing");
+        let unpacked = ingest.finish()?;
+        if let Some(expected) = expected {
+            expected.check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
+        }
+        ingest::publish(&self.store, unpacked, &self.source(upload, name)?)
     }
 
     pub(super) fn source(&self, upload: &Upload, name: &str) -> Result<Source> {
@@ -240,7 +269,7 @@ impl ImageFs {
             Promise::Dotted | Promise::Foreign => true,
             Promise::Archive(_) => false,
         };
-        let (why, keep) = match &state.phase {
+        let (why, keep) = match &mut state.phase {
             Phase::Published(_) => return,
             Phase::Failed(_, sentence) => (Some(sentence.clone()), false),
             Phase::Empty => (None, staged),
@@ -343,7 +372,7 @@ fn published_in(state: &State) -> Option<Published> {
 }
 
 /// Gives the rest of the file to the unpacker; what was never written is zeros.
-fn feed_spool(state: &State, ingest: &mut Ingest, from: u64, size: u64) -> Result<()> {
+fn feed_spool(state: &State, ingest: &mut Incoming, from: u64, size: u64) -> Result<()> {
     let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
     let mut at = from;
     while at < size && !ingest.has_failed() {

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::Attr;
-use crate::ingest::{Expected, Hint, Ingest, Published};
+use crate::ingest::{Expected, Hint, Incoming, Published};
 use crate::journal::Job;
 use crate::name::{Promise, promise_of};
 
@@ -96,9 +96,9 @@ struct Before {
 enum Phase {
     Empty,
     Head(Vec<u8>),
-    Streaming(Ingest),
+    Streaming(Incoming),
     /// As streaming, with `from` bytes unpacked and the rest in the spool.
-    Gapped(Ingest, u64),
+    Gapped(Incoming, u64),
     Spooled,
     Published(Published),
     Failed(i32, String),

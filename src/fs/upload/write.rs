@@ -18,7 +18,7 @@ use crate::fs::upload::judge::process_of;
 use crate::fs::upload::{Before, Info, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
-use crate::ingest::{Hint, Ingest, Published, Wish};
+use crate::ingest::{Hint, Incoming, Ingest, Published, Wish};
 use crate::keep;
 use crate::manifest::now;
 use crate::name::{ImageName, Promise, promise_of};
@@ -297,25 +297,37 @@ impl ImageFs {
 
     pub(super) fn begin_stream(&self, upload: &Upload, state: &mut State, head: &[u8]) -> Result<()> {
         upload.job.phase("unpacking");
-        let staging = format!("upload-{}", upload.number);
-        state.phase = Phase::Streaming(Ingest::start(&self.store, &staging, head, Hint::of(&upload.name()), self.wish(upload))?);
+        let begin = self.begin_with(upload, Hint::of(&upload.name()));
+        // What a rename publishes has no target yet.
+        let image = if let Promise::Archive(_) = upload.promise() { self.target_of(upload) } else { None };
+        state.phase = Phase::Streaming(Incoming::start(&self.store, image, head, Box::new(begin))?);
         Ok(())
+    }
+
+    /// What begins to unpack an upload.
+    pub(super) fn begin_with(&self, upload: &Upload, hint: Hint) -> impl FnOnce(&[u8]) -> Result<Ingest> + Send + use<> {
+        let (store, staging, wish) = (self.store.clone(), format!("upload-{}", upload.number), self.wish(upload));
+        move |head| Ingest::start(&store, &staging, head, hint, wish)
+    }
+
+    /// The image that the upload goes into, if its name and place say so.
+    fn target_of(&self, upload: &Upload) -> Option<u32> {
+        match (upload.place, upload.promise()) {
+            (Place::Image(serial), _) => Some(serial),
+            (Place::Root, Promise::Archive(stem)) => self.store.catalog.read().image_named(&stem).map(|i| i.serial),
+            _ => None,
+        }
     }
 
     /// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a rename
     /// publishes may have been announced with its sha1 by then.
-    pub(super) fn wish(&self, upload: &Upload) -> Wish {
+    fn wish(&self, upload: &Upload) -> Wish {
         let sha1 = match upload.promise() {
             Promise::Dotted => true,
             Promise::Foreign => upload.place == Place::Root,
             Promise::Archive(_) => false,
         };
-        let image = match (upload.place, upload.promise()) {
-            (Place::Image(serial), _) => Some(serial),
-            (Place::Root, Promise::Archive(stem)) => self.store.catalog.read().image_named(&stem).map(|i| i.serial),
-            _ => None,
-        };
-        Wish { keep: keep::policy(&self.store, image), sha1 }
+        Wish { keep: keep::policy(&self.store, self.target_of(upload)), sha1 }
     }
 
     pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {

@@ -1,0 +1,249 @@
+//! Journey 1, cp in, of what is there already: the bytes are compared with the newest version while they come.
+//!
+//! A tar that is the newest version's own is neither hashed nor unpacked. Two versions differ within their first
+//! kilobytes, so looking costs nothing; where they do so later, what was compared is read back from the store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::export::RecipeReader;
+use crate::ingest::pipe::{Block, OnRoom, Pipe, PipeReader};
+use crate::ingest::{Ingest, Published, Settled, UPLOAD_PIPE, Unpacked, spawn};
+use crate::store::{Store, TreeSlot};
+
+/// What a version's tar begins with is read in pieces of this size, when it comes to that.
+const PIECE: usize = 1 << 20;
+
+/// Begins to unpack an upload, which begins with these bytes.
+pub type Begin = Box<dyn FnOnce(&[u8]) -> Result<Ingest> + Send>;
+
+/// An upload that comes in order.
+pub enum Incoming {
+    /// So far it may be the newest version's tar: a thread compares.
+    Comparing {
+        pipe: Arc<Pipe>,
+        thread: JoinHandle<Result<Compared>>,
+        differs: Arc<AtomicBool>,
+    },
+    Fresh(Box<Ingest>),
+    /// It could not be unpacked. The error is taken once.
+    Failed(Option<Error>),
+}
+
+/// What came of comparing.
+pub enum Compared {
+    Same(Box<Same>),
+    /// It differed, and is being unpacked.
+    Differs(Box<Ingest>),
+}
+
+/// An upload that begins as the newest version of its image does.
+pub struct Same {
+    store: Arc<Store>,
+    image: u32,
+    serial: u32,
+    slot: Arc<TreeSlot>,
+    reader: RecipeReader,
+    /// Bytes that came; and of the version's tar.
+    at: u64,
+    size: u64,
+    ours: Vec<u8>,
+    begin: Begin,
+}
+
+impl Same {
+    /// Compares with the newest version of an image, if its rootfs.tar is what came and nothing came with it.
+    fn new(store: &Arc<Store>, image: u32, begin: Begin) -> std::result::Result<Same, Begin> {
+        let newest = store.catalog.read().latest(image).cloned();
+        let plain = newest.filter(|v| v.facts.as_it_came() == 0 && v.facts.fingerprint.is_empty() && v.facts.uuid.is_empty());
+        match plain.and_then(|v| Some((v.serial, store.tree(v.serial).ok().filter(|slot| slot.tree.has_rootfs())?))) {
+            Some((serial, slot)) => {
+                let size = slot.tree.recipe(0).map_or(0, |recipe| recipe.tar_size);
+                let (store, reader, ours) = (store.clone(), RecipeReader::default(), Vec::new());
+                Ok(Same { store, image, serial, slot, reader, at: 0, size, ours, begin })
+            }
+            None => Err(begin),
+        }
+    }
+
+    /// Compares all that comes through the pipe. From the first byte that differs on, all of it is unpacked; when that
+    /// has caught up, `differs` is set: who ends the pipe then has what comes next to himself.
+    fn compare(mut self: Box<Self>, mut input: PipeReader, differs: &AtomicBool) -> Result<Compared> {
+        while let Some(block) = input.next_block() {
+            if self.goes_on(&block) {
+                continue;
+            }
+            let mut ingest = Box::new(self.leave(&block)?);
+            ingest.push_and_wait(block);
+            differs.store(true, Ordering::Release);
+            while let Some(block) = input.next_block() {
+                ingest.push_and_wait(block);
+            }
+            return Ok(Compared::Differs(ingest));
+        }
+        Ok(Compared::Same(self))
+    }
+
+    /// Whether these bytes are what the version has next; then they count as taken.
+    fn goes_on(&mut self, bytes: &[u8]) -> bool {
+        self.ours.clear();
+        let read = self.reader.read(&self.store, &self.slot.tree, 0, self.at, bytes.len(), &mut self.ours);
+        let same = read.is_ok() && self.ours == bytes;
+        if same {
+            self.at += bytes.len() as u64;
+        }
+        same
+    }
+
+    /// Unpacks what came, as if it had never been compared. `next`: the bytes behind it.
+    fn leave(mut self, next: &[u8]) -> Result<Ingest> {
+        let mut piece = |at: u64, len: u64| {
+            let mut bytes = Vec::new();
+            let len = usize::try_from(len).unwrap_or(usize::MAX).min(PIECE);
+            self.reader.read(&self.store, &self.slot.tree, 0, at, len, &mut bytes).map(|()| bytes)
+        };
+        let mut head = piece(0, self.at)?;
+        head.extend_from_slice(next);
+        let mut ingest = (self.begin)(&head)?;
+        let mut at = 0;
+        while at < self.at && !ingest.has_failed() {
+            let bytes = piece(at, self.at - at)?;
+            at += bytes.len() as u64;
+            ingest.push_and_wait(Arc::new(bytes));
+        }
+        Ok(ingest)
+    }
+
+    /// The version, if all of it came and it is the newest still.
+    fn whole(&self) -> Option<Published> {
+        let model = self.store.catalog.read();
+        let image = model.live_image(self.image)?;
+        let newest = model.latest(self.image).filter(|v| v.serial == self.serial && self.at == self.size)?;
+        Some(Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 })
+    }
+}
+
+impl Incoming {
+    /// Begins an upload: into `image`, if that is there, with `head`, which is pushed later.
+    pub fn start(store: &Arc<Store>, image: Option<u32>, head: &[u8], begin: Begin) -> Result<Incoming> {
+        let begin = match image {
+            None => begin,
+            Some(image) => match Same::new(store, image, begin) {
+                Err(begin) => begin,
+                Ok(same) => {
+                    let (pipe, differs) = (Pipe::new(UPLOAD_PIPE), Arc::<AtomicBool>::default());
+                    let (input, flag) = (PipeReader::new(&pipe), differs.clone());
+                    let thread = spawn("compare", move || Box::new(same).compare(input, &flag))?;
+                    return Ok(Incoming::Comparing { pipe, thread, differs });
+                }
+            },
+        };
+        Ok(Incoming::fresh(begin(head)?))
+    }
+
+    pub fn fresh(ingest: Ingest) -> Incoming {
+        Incoming::Fresh(Box::new(ingest))
+    }
+
+    /// Takes the next bytes. `on_room` is called when more are welcome.
+    pub fn push(&mut self, block: Block, on_room: OnRoom) {
+        if let Incoming::Comparing { differs, .. } = self
+            && differs.load(Ordering::Acquire)
+        {
+            // It differs, so this is no version, and it has caught up, so this takes no time.
+            self.same(false);
+        }
+        match self {
+            Incoming::Comparing { pipe, .. } => pipe.push_deferred(block, on_room),
+            Incoming::Fresh(ingest) => ingest.push(block, on_room),
+            Incoming::Failed(_) => on_room(),
+        }
+    }
+
+    /// Takes the next bytes, and waits until more are welcome.
+    pub fn push_and_wait(&mut self, block: Block) {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.push(block, Box::new(move || sender.send(()).unwrap_or_default()));
+        let _ = receiver.recv();
+    }
+
+    /// Ends the comparing.
+    fn compared(&mut self) -> Option<Result<Compared>> {
+        match std::mem::replace(self, Incoming::Failed(None)) {
+            Incoming::Comparing { pipe, thread, .. } => {
+                pipe.end();
+                Some(thread.join().unwrap_or(Err(Error::Stopping)))
+            }
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+
+    /// Ends the comparing: the version, if all of the upload is the newest one and that `counts`. Else it goes on as one
+    /// that is unpacked.
+    pub fn same(&mut self, counts: bool) -> Option<Published> {
+        let fresh = match self.compared()? {
+            Ok(Compared::Differs(ingest)) => Ok(ingest),
+            Ok(Compared::Same(same)) => match same.whole().filter(|_| counts) {
+                None => same.leave(&[]).map(Box::new),
+                whole => return whole,
+            },
+            Err(e) => Err(e),
+        };
+        *self = fresh.map_or_else(|e| Incoming::Failed(Some(e)), Incoming::Fresh);
+        None
+    }
+
+    /// The first failure, if there was one.
+    pub fn failure(&mut self) -> Option<Error> {
+        match self {
+            Incoming::Comparing { .. } => None,
+            Incoming::Fresh(ingest) => ingest.failure(),
+            Incoming::Failed(e) => e.take(),
+        }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        match self {
+            // Who compares ends by himself only when something fails.
+            Incoming::Comparing { thread, .. } => thread.is_finished(),
+            Incoming::Fresh(ingest) => ingest.has_failed(),
+            Incoming::Failed(_) => true,
+        }
+    }
+
+    /// As `Ingest::settle`, when it is not compared any more.
+    pub fn settle(&self) -> Settled {
+        if let Incoming::Fresh(ingest) = self { ingest.settle() } else { Settled::Failed }
+    }
+
+    /// As `Ingest::finish`, when it is not compared any more.
+    pub fn finish(mut self) -> Result<Unpacked> {
+        match self.compared() {
+            Some(Err(e)) => return Err(e),
+            Some(Ok(Compared::Differs(ingest))) => return ingest.finish(),
+            Some(Ok(Compared::Same(_))) | None => {}
+        }
+        match self {
+            Incoming::Fresh(ingest) => ingest.finish(),
+            Incoming::Failed(e) => Err(e.unwrap_or(Error::Stopping)),
+            Incoming::Comparing { .. } => Err(Error::Stopping),
+        }
+    }
+
+    pub fn abort(mut self) {
+        match self.compared() {
+            Some(Ok(Compared::Differs(ingest))) => ingest.abort(),
+            Some(_) => {}
+            None => {
+                if let Incoming::Fresh(ingest) = self {
+                    ingest.abort();
+                }
+            }
+        }
+    }
+}
