@@ -2,10 +2,12 @@
 //!
 //! # The four journeys
 //!
-//! 1. cp in: `fs/upload/` takes the bytes (`fs/staging.rs` several files), `ingest/` unpacks them (`tar/`,
-//!    `tree/build/`, `blob/writer.rs`) and publishes a version (`ingest/publish.rs`, `catalog/`).
+//! 1. cp in: `fs/upload/` takes the bytes (`fs/staging.rs` several files), `ingest/` compares them with the newest
+//!    version (`same.rs`) or unpacks them (`tar/`, `tree/build/`, `blob/writer.rs`) and publishes a version
+//!    (`ingest/publish.rs`, `catalog/`). Later `repack.rs` moves its content into packs (`blob/repack.rs`).
 //! 2. ls and cat: `fs/browse.rs` answers from the catalog's model and from mapped trees (`tree/file.rs`); content
-//!    comes checked from `blob/read.rs` (at rest `blob/pack.rs`, large and checked `fs/passthrough.rs`), `rootfs.tar` from the recipe (`export.rs`, `tree/recipe.rs`).
+//!    comes checked from `blob/read.rs`, out of packs through `blob/pack.rs`, large and checked before past imgfs
+//!    (`fs/passthrough.rs`); `rootfs.tar` from the recipe (`export.rs`, `tree/recipe.rs`).
 //! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `versions::set_default` or `pin`.
 //! 4. rmdir: `fs/change.rs`, `versions::delete_version` or `delete_image` into the trash; `versions::purge` and
 //!    `gc.rs` give the space back. rm -r is `fs/ghost.rs`.
