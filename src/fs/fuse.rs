@@ -99,6 +99,11 @@ fn errno(e: &Error) -> Errno {
     Errno::from_i32(e.errno())
 }
 
+/// For a node whose name was just found: if it is gone, the kernel is to look the name up again, which it does once.
+fn errno_of_node(e: &Error) -> Errno {
+    if matches!(e, Error::NotFound { .. }) { Errno::ESTALE } else { errno(e) }
+}
+
 fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
@@ -193,10 +198,11 @@ impl Adapter {
     }
 
     fn reply_entry(&self, found: Result<NodeId>, reply: ReplyEntry) {
-        match found.and_then(|id| self.entry(id)) {
-            Ok(attr) => {
+        match found.map(|id| self.entry(id)) {
+            Ok(Ok(attr)) => {
                 reply.entry_with_ttls(&lasting(attr.lasting), &lasting(attr.lasting_name), &file_attr(&attr), Generation(0))
             }
+            Ok(Err(e)) => reply.error(errno_of_node(&e)),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -274,7 +280,7 @@ impl Filesystem for Adapter {
             });
             match attr {
                 Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
-                Err(e) => reply.error(errno(&e)),
+                Err(e) => reply.error(errno_of_node(&e)),
             }
         });
     }
@@ -401,9 +407,7 @@ impl Filesystem for Adapter {
                 reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
             Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
-            // It went after its name was looked up: the kernel looks again, once, and may create it.
-            Err(Error::NotFound { .. }) => reply.error(Errno::ESTALE),
-            Err(e) => reply.error(errno(&e)),
+            Err(e) => reply.error(errno_of_node(&e)),
         };
         let slow = matches!(NodeId::from_ino(ino.0), Some(NodeId::Version { part: VersionPart::Upload, .. }));
         if !mode.writes && !slow {

@@ -254,13 +254,13 @@ impl ImageFs {
     pub fn release_upload(self: &Arc<Self>, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
         let Handle::Upload { upload, writes: true } = &*handle else { return };
+        // Held until it is off the names: nobody opens what is about to go.
+        let mut state = upload.state.lock();
         if upload.writers.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        let mut state = upload.state.lock();
         if state.before.take().is_some() {
             // Opened and closed: the receipt in the catalog is what it was.
-            drop(state);
             upload.job.end("nothing was written");
             self.uploads.remove(upload);
             return;
@@ -288,7 +288,6 @@ impl ImageFs {
             ingest.abort();
         }
         state.spool = None;
-        drop(state);
         match why {
             Some(why) => {
                 self.store.journal.fail(&name, &why);

@@ -138,7 +138,11 @@ impl ImageFs {
                             if open.truncates {
                                 self.truncate_upload(caller, &upload, 0)?;
                             }
+                            // Not while the last one to have it open lets go of it.
+                            let state = upload.state.lock();
+                            self.uploads.by_number(number).filter(|u| Arc::ptr_eq(u, &upload)).ok_or_else(stale)?;
                             upload.writers.fetch_add(1, Ordering::AcqRel);
+                            drop(state);
                         }
                         upload
                     }
