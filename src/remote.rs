@@ -81,8 +81,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             let before = store.stored_bytes()?;
             gc::run(store)?;
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
-            let moved = repack::run_job(store, What::All, threads, progress)?;
-            gc::run(store)?;
+            let moved = repack::run(store, What::All, threads, progress)?;
             store.blobs.squeeze()?;
             Answer::Repacked { before, after: store.stored_bytes()?, blobs: moved.blobs, bytes: moved.bytes }
         }

@@ -44,18 +44,27 @@ pub struct Repacked {
     pub bytes: u64,
 }
 
-/// Carries out a repack as a job: nice, and giving way to uploads. `listen` is told bytes done and bytes in all, and
-/// says whether to go on.
+/// Carries out a repack as a job, if there is anything to do: nice, and giving way to uploads. `listen` is told bytes
+/// done and bytes in all, and says whether to go on; what is done then stays.
 ///
-/// Errors: as `run`.
-pub fn run_job(store: &Store, what: What, threads: usize, mut listen: impl FnMut(u64, u64) -> bool) -> Result<Repacked> {
+/// Errors: `Corrupt` for content that cannot be read, `Io`. What was moved stays moved.
+pub fn run(store: &Store, what: What, threads: usize, mut listen: impl FnMut(u64, u64) -> bool) -> Result<Repacked> {
+    // One at a time: two would pack the same.
+    let _one = store.repack.lock();
+    let pins = store.blobs.pin();
+    let plan = plan(store, what)?;
+    if plan.is_empty() && what == What::Rested {
+        return Ok(Repacked::default());
+    }
+    // Those that a gc under way has freed are passed over later.
+    pins.add(plan.moves().flat_map(|m| [Some(m.id), m.base]).flatten().chain(plan.loosen.iter().copied()));
     let job = store.journal.start_job("repack", "", rustix::process::geteuid().as_raw());
     // The threads that compress are started from here and take it over.
     let nice = rustix::thread::gettid();
     let _ = rustix::process::setpriority_process(Some(nice), if what == What::Rested { 19 } else { 10 });
     let listen = std::cell::RefCell::new(&mut listen);
     let stopped = std::cell::Cell::new(false);
-    let done = run(store, what, threads, &|done, total| {
+    let done = carry_out(store, &plan, threads, &|done, total| {
         job.bytes_done.store(done, Ordering::Relaxed);
         job.bytes_total.store(total, Ordering::Relaxed);
         job.phase("packing");
@@ -74,22 +83,13 @@ pub fn run_job(store: &Store, what: What, threads: usize, mut listen: impl FnMut
     done
 }
 
-/// Moves content. `go_on` is told bytes done and bytes in all, and says whether to go on; what is done then stays.
-///
-/// Errors: `Corrupt` for content that cannot be read, `Io`. What was moved stays moved.
-pub fn run(store: &Store, what: What, threads: usize, go_on: &dyn Fn(u64, u64) -> bool) -> Result<Repacked> {
-    // One at a time: two would pack the same.
-    let _one = store.repack.lock();
-    let pins = store.blobs.pin();
-    let plan = plan(store, what)?;
-    let moves = || plan.packs.iter().flat_map(|(_, moves)| moves);
-    // Those that a gc under way has freed are passed over later.
-    pins.add(moves().flat_map(|m| [Some(m.id), m.base]).flatten().chain(plan.loosen.iter().copied()));
+/// Moves content, whose blobs the caller pins. `go_on` is told bytes done and bytes in all, and says whether to go on.
+fn carry_out(store: &Store, plan: &Plan, threads: usize, go_on: &dyn Fn(u64, u64) -> bool) -> Result<Repacked> {
     let size = |id: BlobId| store.blobs.record(id).map_or(0, |record| record.size);
-    let total = moves().map(|m| size(m.id)).chain(plan.loosen.iter().map(|id| size(*id))).sum();
+    let total = plan.moves().map(|m| size(m.id)).chain(plan.loosen.iter().map(|id| size(*id))).sum();
     let done = AtomicU64::new(0);
     let tell = |bytes| go_on(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-    let blobs = (moves().count() + plan.loosen.len()) as u64;
+    let blobs = (plan.moves().count() + plan.loosen.len()) as u64;
     if blobs > 0 {
         store.blobs.loosen(&plan.loosen, &tell)?;
         for (shape, moves) in &plan.packs {
@@ -97,20 +97,21 @@ pub fn run(store: &Store, what: What, threads: usize, go_on: &dyn Fn(u64, u64) -
         }
         store.has_garbage();
     }
-    drop(pins);
-    for slot in &plan.trees {
+    for (serial, slot) in &plan.trees {
         if !go_on(done.load(Ordering::Relaxed), total) {
             break;
         }
         slot.tree.pack()?;
+        // Purged meanwhile: the row goes before the file, so without a row this file is one too many.
+        if !store.catalog.read().versions.contains_key(serial) {
+            let path = slot.tree.path();
+            match std::fs::remove_file(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", path)(e)),
+                _ => {}
+            }
+        }
     }
     Ok(Repacked { blobs, bytes: done.into_inner() })
-}
-
-/// Whether anything that has rested is to move.
-pub fn has_work(store: &Store) -> Result<bool> {
-    let plan = plan(store, What::Rested)?;
-    Ok(!plan.loosen.is_empty() || !plan.packs.is_empty() || !plan.trees.is_empty())
 }
 
 /// What is to move, and in which order.
@@ -118,8 +119,18 @@ pub fn has_work(store: &Store) -> Result<bool> {
 struct Plan {
     loosen: Vec<BlobId>,
     packs: Vec<(Shape, Vec<Move>)>,
-    /// Trees whose content all rests.
-    trees: Vec<Arc<TreeSlot>>,
+    /// Trees whose content all rests, with their versions.
+    trees: Vec<(u32, Arc<TreeSlot>)>,
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.loosen.is_empty() && self.packs.is_empty() && self.trees.is_empty()
+    }
+
+    fn moves(&self) -> impl Iterator<Item = &Move> {
+        self.packs.iter().flat_map(|(_, moves)| moves)
+    }
 }
 
 fn plan(store: &Store, what: What) -> Result<Plan> {
@@ -141,10 +152,11 @@ fn plan(store: &Store, what: What) -> Result<Plan> {
         if let Some(set) = set {
             slot.tree.blobs().for_each(|id| set.insert(id));
         }
-        trees.push((version.image, slot));
+        trees.push((version, slot));
     }
     let stay = |slot: &TreeSlot| slot.tree.blobs().any(|id| fast.contains(id) || stays.contains(id));
-    plan.trees = trees.iter().map(|(_, slot)| slot).filter(|slot| !slot.tree.is_packed() && !stay(slot)).cloned().collect();
+    let rest = trees.iter().filter(|(_, slot)| !slot.tree.is_packed() && !stay(slot));
+    plan.trees = rest.map(|(version, slot)| (version.serial, slot.clone())).collect();
     let thin = store.blobs.thinly_packed()?;
     let mut wanted = IdSet::default();
     for (id, record) in store.blobs.records() {
@@ -158,9 +170,10 @@ fn plan(store: &Store, what: What) -> Result<Plan> {
     }
     let (mut for_auto, mut for_small) = (Vec::new(), Vec::new());
     let mut planner = Planner { store, wanted, deltas: IdSet::default(), moves: Vec::new() };
-    for (n, (image, slot)) in trees.iter().enumerate() {
+    for (n, (version, slot)) in trees.iter().enumerate() {
         let before = &trees[..n];
-        let own: Vec<&Tree> = before.iter().rev().filter(|(of, _)| of == image).map(|(_, s)| &s.tree).take(REFERENCES).collect();
+        let own: Vec<&Tree> =
+            before.iter().rev().filter(|(of, _)| of.image == version.image).map(|(_, s)| &s.tree).take(REFERENCES).collect();
         let references = if own.is_empty() { most_alike(&slot.tree, before).into_iter().collect() } else { own };
         planner.version(&slot.tree, &references)?;
         for m in planner.moves.drain(..) {
@@ -181,12 +194,12 @@ fn in_order(store: &Store) -> Vec<(Version, Storage, bool)> {
     let model = store.catalog.read();
     let mut versions: Vec<_> = model.all_versions().cloned().collect();
     versions.sort_by_key(|v| (v.image, v.number));
-    let of = |version: &Version| {
+    let of = |version: Version| {
         let image = model.images.get(&version.image);
         let is_default = image.and_then(|image| model.default_version(image)).is_some_and(|v| v.serial == version.serial);
-        (image.map_or(Storage::Auto, |image| image.editable.storage), is_default)
+        (version, image.map_or(Storage::Auto, |image| image.editable.storage), is_default)
     };
-    versions.into_iter().map(|version| (version.clone(), of(&version))).map(|(v, (s, d))| (v, s, d)).collect()
+    versions.into_iter().map(of).collect()
 }
 
 fn has_rested(store: &Store, version: &Version, is_default: bool) -> bool {
@@ -196,10 +209,10 @@ fn has_rested(store: &Store, version: &Version, is_default: bool) -> bool {
 }
 
 /// Of the newest version of each of some other images, the one that shares most blobs with this one.
-fn most_alike<'t>(tree: &Tree, others: &'t [(u32, Arc<TreeSlot>)]) -> Option<&'t Tree> {
+fn most_alike<'t>(tree: &Tree, others: &'t [(&Version, Arc<TreeSlot>)]) -> Option<&'t Tree> {
     let mut ids = IdSet::default();
     tree.blobs().for_each(|id| ids.insert(id));
-    let newest: HashMap<u32, &Tree> = others.iter().map(|(image, slot)| (*image, &slot.tree)).collect();
+    let newest: HashMap<u32, &Tree> = others.iter().map(|(of, slot)| (of.image, &slot.tree)).collect();
     let mut newest: Vec<_> = newest.into_iter().collect();
     newest.sort_unstable_by_key(|(image, _)| std::cmp::Reverse(*image));
     let shared = |other: &Tree| other.blobs().filter(|id| ids.contains(*id)).count();

@@ -46,8 +46,10 @@ fn a_packed_store_is_small_and_reads_the_same() {
     m.fsck();
     m.remount();
     m.ok(SAME);
-    // Nothing is left to do, and nothing is done.
+    // Nothing is left to do, and nothing is done, also with the trees still open.
+    m.ok("stat -c '%n %i' $STORE/trees/* > $S/trees");
     repack(&m);
+    m.ok("stat -c '%n %i' $STORE/trees/* | cmp - $S/trees");
     assert!(size(&m) <= after);
     // The same bytes are still known, new ones come loose.
     m.ok("cp $S/v3.tar web.tar; test ! -e web/4; cp $S/v2.tar web/; test -e web/4; cmp $S/v2.tar web/4/rootfs.tar; echo new >> $S/t/new; tar -C $S/t -cf $S/n.tar .; cp $S/n.tar kin/; test -n \"$(ls $STORE/loose)\"");
@@ -132,6 +134,9 @@ fn uploads_deletions_and_reads_go_on_during_a_repack() {
     m.ok(SAME);
     m.fsck();
     repack(&m);
+    m.ok(&format!(
+        "{IMGFS} gc --trash --store $STORE; test $(ls $STORE/trees | wc -l) = $(ls -d web/[0-9]* kin/[0-9]* more/[0-9]* | wc -l)"
+    ));
     m.remount();
     m.ok(SAME);
     m.fsck();

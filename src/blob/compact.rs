@@ -109,15 +109,7 @@ impl BlobStore {
     fn write_object(&self, id: BlobId, record: &Record) -> Result<PathBuf> {
         let path = self.staging.join(format!("compact-{:08x}.object", record.container));
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        let (mut at, mut buf) = (0, ReadBuf::default());
-        while at < record.size {
-            let bytes = self.read(id, at, 1 << 20, &mut buf)?;
-            if bytes.is_empty() {
-                return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its record says".into() });
-            }
-            write_with_holes(&file, &path, bytes, at, None)?;
-            at += bytes.len() as u64;
-        }
+        self.each_piece(id, record.size, &mut ReadBuf::default(), |at, bytes| write_with_holes(&file, &path, bytes, at, None))?;
         file.set_len(record.size).and_then(|()| file.sync_data()).map_err(Error::io("write", &path))?;
         Ok(path)
     }

@@ -186,18 +186,36 @@ impl BlobStore {
         Ok(found.map_or(record.size, |frame| frame.from.clamp(from, end) - record.offset))
     }
 
+    /// Gives all of a blob of `size` bytes to `take`, in order: where a piece begins, and its bytes.
+    ///
+    /// Errors: `Corrupt`, `Io`, and what `take` fails with.
+    pub(super) fn each_piece(
+        &self,
+        id: BlobId,
+        size: u64,
+        buf: &mut ReadBuf,
+        mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = 0;
+        while at < size {
+            let bytes = self.read(id, at, 1 << 20, buf)?;
+            if bytes.is_empty() {
+                return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its record says".into() });
+            }
+            take(at, bytes)?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Reads all of a blob and checks it against its digest, wherever it lies; for fsck.
     pub fn verify(&self, id: BlobId, buf: &mut ReadBuf) -> Result<()> {
         let record = self.record(id)?;
-        let (mut at, mut hasher) = (0, blake3::Hasher::new());
-        while at < record.size {
-            let bytes = self.read(id, at, 1 << 20, buf)?;
-            if bytes.is_empty() {
-                break;
-            }
+        let mut hasher = blake3::Hasher::new();
+        self.each_piece(id, record.size, buf, |_, bytes| {
             hasher.update(bytes);
-            at += bytes.len() as u64;
-        }
+            Ok(())
+        })?;
         if hasher.finalize().as_bytes() != &record.digest.0 {
             return Err(damaged(id, &record));
         }

@@ -332,8 +332,7 @@ impl<'s> PackWriter<'s> {
         let batch = std::mem::take(&mut self.batch);
         let shape = &self.shape;
         let packed: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
-            let nice = |draft: &Draft| draft.pack(shape);
-            let workers: Vec<_> = batch.iter().map(|draft| scope.spawn(move || nice(draft))).collect();
+            let workers: Vec<_> = batch.iter().map(|draft| scope.spawn(move || draft.pack(shape))).collect();
             workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(compression("a thread stopped")))).collect()
         });
         let ends = batch.iter().skip(1).map(|draft| draft.from).chain([self.open.from]);

@@ -41,6 +41,11 @@ impl IdSet {
         was
     }
 
+    /// Ascending.
+    pub fn iter(&self) -> impl Iterator<Item = BlobId> + '_ {
+        (0..).zip(&self.words).flat_map(|(n, word)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| n * 64 + bit))
+    }
+
     pub fn contains(&self, id: BlobId) -> bool {
         self.words.get(id as usize / 64).is_some_and(|w| w >> (id % 64) & 1 == 1)
     }
@@ -90,14 +95,20 @@ impl BlobStore {
                 pins.retired.iter().flatten().for_each(|&id| kept.insert(id));
             }
             let lives = |id: BlobId| id >= token.bound || live.contains(id) || kept.contains(id);
-            let bases = bases_of(&packs, table.records().filter(|(id, _)| lives(*id)));
-            let mut freed = Vec::new();
-            for (id, record) in table.records() {
-                if !lives(id) && !bases.contains(id) {
-                    swept.blobs += 1;
-                    swept.bytes += record.size;
-                    freed.push((id, None));
+            let mut dead = Vec::new();
+            let living = table.records().filter(|(id, record)| {
+                let lives = lives(*id);
+                if !lives {
+                    dead.push((*id, record.size));
                 }
+                lives
+            });
+            let bases = bases_of(&packs, living);
+            let mut freed = Vec::new();
+            for (id, size) in dead.into_iter().filter(|(id, _)| !bases.contains(*id)) {
+                swept.blobs += 1;
+                swept.bytes += size;
+                freed.push((id, None));
             }
             table.rewrite(&freed)?;
             table.sync()?;
@@ -237,21 +248,15 @@ impl BlobStore {
 
     /// Frames whose bases are not there, or need bases themselves (invariant 10). For fsck.
     pub fn broken_bases(&self) -> Result<Vec<String>> {
+        // A pack that cannot be opened is damage of its blobs.
+        let packs = container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack);
+        let packs = packs.filter_map(|(number, _)| Some((number, self.pack(number).ok()?))).collect();
         let mut broken = Vec::new();
-        for (number, place) in container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack) {
-            // A pack that cannot be opened is damage of its blobs.
-            let Ok(pack) = self.pack(number) else { continue };
-            let live: Vec<_> = self.records().into_iter().filter(|(_, r)| r.is_packed() && r.container == number).collect();
-            let mut used = vec![false; pack.frames.len()];
-            live.iter().for_each(|(_, r)| used[pack.frames_of(r.offset, r.offset + r.size)].fill(true));
-            for base in pack.frames.iter().zip(used).filter(|(_, used)| *used).flat_map(|(frame, _)| pack.bases_of(frame)) {
-                match self.has_bases(base.id) {
-                    Ok(false) => {}
-                    Ok(true) => {
-                        broken.push(format!("{}: base {} has bases itself", Container::name_of(number, place).display(), base.id))
-                    }
-                    Err(e) => broken.push(format!("{}: base {}: {e}", Container::name_of(number, place).display(), base.id)),
-                }
+        for id in bases_of(&packs, self.records().into_iter()).iter() {
+            match self.has_bases(id) {
+                Ok(false) => {}
+                Ok(true) => broken.push(format!("base {id} of a pack has bases itself")),
+                Err(e) => broken.push(format!("base {id} of a pack: {e}")),
             }
         }
         Ok(broken)
@@ -271,7 +276,7 @@ impl BlobStore {
 /// Blobs that frames with something alive in them are compressed against.
 fn bases_of(packs: &HashMap<u32, Arc<Pack>>, live: impl Iterator<Item = (BlobId, Record)>) -> IdSet {
     let mut used: HashMap<u32, Vec<bool>> = packs.iter().map(|(n, pack)| (*n, vec![false; pack.frames.len()])).collect();
-    for (_, record) in live.filter(|(_, record)| record.place == Place::Pack) {
+    for (_, record) in live.filter(|(_, record)| record.is_packed()) {
         if let (Some(pack), Some(used)) = (packs.get(&record.container), used.get_mut(&record.container)) {
             used[pack.frames_of(record.offset, record.offset + record.size)].fill(true);
         }

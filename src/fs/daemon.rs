@@ -142,10 +142,8 @@ fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
                 continue;
             }
             next = Instant::now() + PACK_EVERY;
-            match repack::has_work(&store) {
-                Ok(false) => {}
-                Ok(true) => drop(repack::run_job(&store, What::Rested, 1, |_, _| go_on())),
-                Err(e) => log::error!("packing: {e}"),
+            if let Err(e) = repack::run(&store, What::Rested, 1, |_, _| go_on()) {
+                log::error!("packing: {e}");
             }
         }
     };

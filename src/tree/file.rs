@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::Mmap;
 
@@ -21,8 +22,8 @@ const PACKED_LEVEL: i32 = 19;
 pub struct Tree {
     path: PathBuf,
     map: Mmap,
-    /// Bytes of the file; fewer than the map's if it is packed.
-    stored: u64,
+    /// Bytes of the file; fewer than the map's once it is packed.
+    stored: AtomicU64,
     /// Checked when opened: within the map, whole rows.
     sections: [(usize, usize); SECTIONS],
 }
@@ -94,7 +95,7 @@ impl Tree {
     }
 
     pub fn is_packed(&self) -> bool {
-        self.stored != self.map.len() as u64
+        self.file_size() != self.map.len() as u64
     }
 
     /// Packs the tree's file, durably, if that is not done yet. Who has it open keeps what it has.
@@ -105,11 +106,14 @@ impl Tree {
         let failed = Error::io("pack", &self.path);
         let mut packed = PACKED_TREE_MAGIC.to_vec();
         packed.extend_from_slice(&zstd::bulk::compress(&self.map, PACKED_LEVEL).map_err(failed)?);
-        write_durably(&self.path, &packed)
+        write_durably(&self.path, &packed)?;
+        self.stored.store(packed.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn parse(path: &Path, file: &File, stored: u64) -> Result<Tree> {
-        let mut tree = Tree { path: path.to_owned(), map: sys::map(file, path)?, stored, sections: Default::default() };
+        let mut tree =
+            Tree { path: path.to_owned(), map: sys::map(file, path)?, stored: stored.into(), sections: Default::default() };
         let sections = match tree.map.first_chunk::<16>() {
             Some(TREE_MAGIC) => SECTIONS,
             Some(TREE_MAGIC_1) => SECTIONS_1,
@@ -152,7 +156,7 @@ impl Tree {
 
     /// Bytes of the tree file.
     pub fn file_size(&self) -> u64 {
-        self.stored
+        self.stored.load(Ordering::Relaxed)
     }
 
     fn section(&self, section: Section) -> &[u8] {
