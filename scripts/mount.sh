@@ -17,7 +17,7 @@ mkdir -p "$prefix/bin" "$prefix/share/man/man1" "$prefix/share/bash-completion/c
 install -m 755 "$program" "$prefix/bin/imgfs"
 "$program" man > "$prefix/share/man/man1/imgfs.1"
 "$program" completions bash > "$prefix/share/bash-completion/completions/imgfs"
-if ((EUID == 0)); then ln -sfn "$prefix/bin/imgfs" /sbin/mount.fuse.imgfs; fi
+if ((EUID == 0)); then for name in mount umount; do ln -sfn "$prefix/bin/imgfs" /sbin/$name.fuse.imgfs; done; fi
 case :$PATH: in *:"$prefix/bin":*) ;; *) echo "add $prefix/bin to your PATH to call imgfs by its name" >&2 ;; esac
 
 exec "$prefix/bin/imgfs" mount "$@" "$point"

@@ -11,6 +11,7 @@
 //! |-- packs/        content at rest: HEX.pack, compressed together and against older versions
 //! |-- trees/        HEX.tree, one immutable mapped file a version: nodes, names, tar recipe
 //! |-- staging/      uploads under way; emptied at start
+//! |-- mounted/      where the trees are mounted from, with trees=mounted
 //! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
 //! |-- log           one line a change

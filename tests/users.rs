@@ -43,6 +43,7 @@ fn an_ordinary_user_has_everything_of_an_own_store() {
          ln -sfn 0 mnt/web/default; ln -s web mnt/prod; test $(stat -c %u mnt/web) = $(id -u)
          rmdir mnt/web/1; mv mnt/.imgfs/trash/web.1 mnt/web/; test -d mnt/web/1; rm -r mnt/web; test -z \"$(ls mnt)\"
          ! ./imgfs mount mnt 2> err; grep -q 'is mounted there' err
+         mkdir m2; ! ./imgfs mount -o trees=mounted --store s2 m2 2> err; grep -q 'only root' err; ! mountpoint -q m2
          findmnt -n -o FSTYPE,OPTIONS mnt | grep nosuid | grep nodev | grep -q fuse.imgfs
          ./imgfs umount mnt; ! mountpoint -q mnt; ./imgfs fsck
          ./imgfs mount mnt; fusermount3 -u mnt; for i in $(seq 50); do ./imgfs status > st; grep -q mounted st || exit 0; sleep 0.1; done; exit 1",

@@ -48,7 +48,7 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), threads=N, latency=auto|off, passthrough=auto|off, max_size=BYTES, max_entries=N
+    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted, max_size=BYTES, max_entries=N
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error
@@ -163,6 +163,7 @@ pub struct Parsed {
     pub threads: usize,
     pub latency: bool,
     pub passthrough: bool,
+    pub mounted_trees: bool,
 }
 
 /// Reads `-o`; unknown words are refused, those of fstab and mount(8) that mean nothing here are passed over.
@@ -174,6 +175,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         threads: cores.clamp(2, 4),
         latency: true,
         passthrough: true,
+        mounted_trees: false,
     };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty()) {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
@@ -202,6 +204,11 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
                 Some("auto") => parsed.passthrough = true,
                 Some("off") => parsed.passthrough = false,
                 _ => return Err(bad("it takes auto or off")),
+            },
+            "trees" => match value {
+                Some("inline") => parsed.mounted_trees = false,
+                Some("mounted") => parsed.mounted_trees = true,
+                _ => return Err(bad("it takes inline or mounted")),
             },
             "keep_upload" => {
                 let keep = value.and_then(KeepUpload::parse);
@@ -251,8 +258,31 @@ fn duration(text: &str) -> Option<Duration> {
 
 /// Whether mount(8) runs us, by the name it looks for: `mount -t fuse.imgfs STORE MNT`.
 pub fn called_by_mount(arguments: &[OsString]) -> bool {
+    called_as(arguments, &["mount.fuse.imgfs", "mount.imgfs"])
+}
+
+/// Whether umount(8) runs us: it alone would say that a mount with trees mounted in it is busy.
+pub fn called_by_umount(arguments: &[OsString]) -> bool {
+    called_as(arguments, &["umount.fuse.imgfs", "umount.imgfs"])
+}
+
+fn called_as(arguments: &[OsString], names: &[&str]) -> bool {
     let name = arguments.first().map(Path::new).and_then(Path::file_name);
-    name.is_some_and(|n| n == "mount.fuse.imgfs" || n == "mount.imgfs")
+    name.is_some_and(|n| names.iter().any(|known| n == *known))
+}
+
+/// `umount.fuse.imgfs MNT [-flnrv] [-N NAMESPACE] [-t TYPE]` as our own words.
+pub fn from_umount(arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut ours: Vec<OsString> = vec!["imgfs".into(), "umount".into()];
+    let mut rest = arguments.into_iter().skip(1);
+    while let Some(argument) = rest.next() {
+        match argument.to_str() {
+            Some("-N" | "-t") => drop(rest.next()),
+            Some(flags) if flags.starts_with('-') => ours.extend(flags.contains('l').then(|| "--lazy".into())),
+            _ => ours.push(argument),
+        }
+    }
+    ours
 }
 
 /// `mount.fuse.imgfs STORE MNT [-sfnv] [-o OPTIONS]` as our own words.
@@ -305,6 +335,10 @@ mod tests {
         let words = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
         let called = words(&["/sbin/mount.fuse.imgfs", "/srv/store", "/mnt", "-n", "-o", "rw,allow_other"]);
         assert!(called_by_mount(&called));
+        assert!(!called_by_umount(&called));
+        let undone = words(&["umount.fuse.imgfs", "/mnt", "-vl"]);
+        assert!(called_by_umount(&undone));
+        assert_eq!(from_umount(undone), words(&["imgfs", "umount", "/mnt", "--lazy"]));
         assert_eq!(from_mount(called), words(&["imgfs", "mount", "-o", "rw,allow_other", "--store", "/srv/store", "/mnt"]));
     }
 }

@@ -20,6 +20,8 @@ use crate::error::Result;
 pub fn main(mut arguments: Vec<OsString>) -> ExitCode {
     if args::called_by_mount(&arguments) {
         arguments = args::from_mount(arguments);
+    } else if args::called_by_umount(&arguments) {
+        arguments = args::from_umount(arguments);
     }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,

@@ -29,6 +29,7 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
         threads: parsed.threads,
         latency: parsed.latency,
         passthrough: parsed.passthrough,
+        mounted_trees: parsed.mounted_trees,
     };
     if arguments.foreground {
         start_log(None);
@@ -135,7 +136,7 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     }
     // Whoever mounts or copies the store next shall find it free.
     let begun = Instant::now();
-    while StoreLock::holder(&mounted.source).is_some() {
+    while StoreLock::holder(&mounted.source).is_some_and(|(_, point)| Path::new(&point) == mounted.point) {
         if begun.elapsed() > END {
             eprintln!("imgfs: unmounted, but the daemon has not ended yet");
             return Ok(ExitCode::from(1));

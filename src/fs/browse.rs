@@ -163,6 +163,13 @@ impl ImageFs {
         }
     }
 
+    /// A tree by the serial of its version, as the second connection calls it.
+    pub fn tree_called(&self, name: &[u8]) -> Result<NodeId> {
+        let serial = std::str::from_utf8(name).ok().and_then(|text| text.parse().ok()).ok_or_else(|| not_found(name))?;
+        self.store.tree(serial)?;
+        Ok(NodeId::Tree { serial, index: ROOT })
+    }
+
     /// The name of the version's upload, if it can be had as it came.
     fn kept_name(&self, serial: u32) -> Option<String> {
         keep::name(self.store.catalog.read().versions.get(&serial)?)

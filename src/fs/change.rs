@@ -163,8 +163,9 @@ impl ImageFs {
             self.store.journal.log(caller.uid, "purge", &name, "gone");
             return Ok(());
         }
-        versions::delete_image(&self.store, serial)?;
         let below: Vec<u32> = self.store.catalog.read().all_versions().filter(|v| v.image == serial).map(|v| v.serial).collect();
+        self.detach_trees(below.iter().copied());
+        versions::delete_image(&self.store, serial)?;
         self.count_incarnation(below.into_iter().chain([serial]));
         *self.root_changed.lock() = now();
         self.store.journal.log(caller.uid, "delete", &name, "in the trash");
@@ -185,6 +186,7 @@ impl ImageFs {
         if self.store.catalog.read().live_image(image).is_none() {
             return Err(Error::Frozen { what: "what is in the trash".into() });
         }
+        self.detach_trees([serial]);
         versions::delete_version(&self.store, image, number)?;
         self.count_incarnation([serial]);
         self.store.journal.log(caller.uid, "delete", &path, "in the trash");

@@ -9,9 +9,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
+use crate::fs::attach::Trees;
+use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
-use crate::fs::{ImageFs, View, fuse, staging};
+use crate::fs::{ImageFs, View, attach, fuse, staging};
 use crate::repack::What;
 use crate::store::{Settings, Store};
 use crate::{gc, keep, remote, repack};
@@ -36,6 +38,8 @@ pub struct Options {
     pub latency: bool,
     /// Whether the kernel may read large files by itself, once they were checked.
     pub passthrough: bool,
+    /// Whether each tree is to be a mount of its own.
+    pub mounted_trees: bool,
 }
 
 /// Mounts, calls `ready` with a line for the user, and serves until the mount is gone.
@@ -54,30 +58,63 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     };
     staging::prepare(&store.dir)?;
     store.mounted_on(&view.mount_point)?;
+    clean_up(&store.dir);
     remote::listen(store.clone())?;
+    let latency = if options.latency { Latency::start() } else { None };
     let fs = ImageFs::new(store.clone(), view);
-    let fd = mount::mount(&point, &store.dir, &options.flags)?;
+    let serving =
+        |plane| Serving { plane, threads: options.threads, allow_other: options.flags.allow_other, latency: latency.clone() };
+    if options.mounted_trees {
+        start_trees(&fs, &point, &options.flags, serving(Plane::Trees))?;
+    }
+    let fd = mount::mount(&point, &store.dir, &options.flags).inspect_err(|_| clean_up(&store.dir))?;
     let stopping = Arc::new(AtomicBool::new(false));
     start_background(&fs, &stopping)?;
     start_proving(&store, &stopping)?;
     start_packing(&store, &stopping)?;
-    stop_on_signals(&point, &stopping)?;
+    stop_on_signals(&store.dir, &point, &stopping)?;
     let line = {
         let model = store.catalog.read();
         let (images, versions) = (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
         format!("{} shows {} ({images} images, {versions} versions)", point.display(), store.dir.display())
     };
-    let latency = if options.latency { Latency::start() } else { None };
-    let served = fuse::serve(&fs, fd, options.threads, options.flags.allow_other, latency, options.passthrough, || {
+    let served = fuse::serve(&fs, fd, serving(Plane::All { passthrough: options.passthrough }), || {
         if let Some(mounted) = mount::mounted_on(&point) {
             mount::raise_readahead(&mounted);
         }
         ready(&line);
     });
     stopping.store(true, Ordering::Release);
-    let _ = std::fs::remove_file(store.dir.join("control"));
+    clean_up(&store.dir);
     log::info!("unmounted from {}", point.display());
     served.map_err(Error::io("serve", &point))
+}
+
+/// Takes away what a daemon leaves in the store beside content: the way to it, and the mount of the trees.
+fn clean_up(store: &Path) {
+    if let Err(e) = attach::clear(store) {
+        log::error!("{e}");
+    }
+    let _ = std::fs::remove_file(store.join("control"));
+}
+
+/// Serves the trees on a connection of their own.
+fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::Invalid { what: "-o trees=mounted".into(), why: "only root may mount them".into() });
+    }
+    let (place, fd) = attach::prepare(&fs.store.dir, flags)?;
+    let (served, path) = (fs.clone(), place.clone());
+    let work = move || {
+        if let Err(e) = fuse::serve(&served, fd, serving, || {}) {
+            log::error!("serving {}: {e}", path.display());
+        }
+    };
+    let made = std::thread::Builder::new().name("trees".into()).spawn(work);
+    made.map_err(Error::io("start a thread for", Path::new("trees")))?;
+    let trees = Trees::open(&fs.store, point, &place)?;
+    let _ = fs.trees.set(trees);
+    Ok(())
 }
 
 /// The mount point as an absolute path; a dead daemon's mount on it is cleared away.
@@ -152,9 +189,9 @@ fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
 }
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
-fn stop_on_signals(point: &Path, stopping: &Arc<AtomicBool>) -> Result<()> {
+fn stop_on_signals(store: &Path, point: &Path, stopping: &Arc<AtomicBool>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
-    let (point, stopping) = (point.to_owned(), stopping.clone());
+    let (store, point, stopping) = (store.to_owned(), point.to_owned(), stopping.clone());
     let work = move || {
         if let Some(signal) = signals.forever().next() {
             log::info!("signal {signal}: unmounting {}", point.display());
@@ -167,6 +204,7 @@ fn stop_on_signals(point: &Path, stopping: &Arc<AtomicBool>) -> Result<()> {
             if !stopping.load(Ordering::Acquire) {
                 // Detached, but somebody keeps a file open: what was closed is durable, the rest is cut off.
                 log::warn!("files are still open: ending without them");
+                clean_up(&store);
             }
             std::process::exit(0);
         }

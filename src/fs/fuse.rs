@@ -19,9 +19,10 @@ use fuser::{
 
 use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
+use crate::fs::attach::{NAMED, Step};
 use crate::fs::change::Changes;
 use crate::fs::latency::Latency;
-use crate::fs::node::{NodeId, VersionPart};
+use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::passthrough::Backings;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel};
@@ -41,9 +42,28 @@ thread_local! {
     static BUFFERS: RefCell<(ReadBuf, Vec<u8>)> = RefCell::default();
 }
 
+/// What a connection serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// The mount. `passthrough`: the kernel may read large files by itself.
+    All { passthrough: bool },
+    /// Trees alone, which never change: the kernel need not say that it opens one.
+    Trees,
+}
+
+/// How a connection is served.
+pub struct Serving {
+    pub plane: Plane,
+    /// Event loops.
+    pub threads: usize,
+    pub allow_other: bool,
+    pub latency: Option<Arc<Latency>>,
+}
+
 #[derive(Clone)]
 struct Adapter {
     fs: Arc<ImageFs>,
+    plane: Plane,
     latency: Option<Arc<Latency>>,
     /// Who has large files open; none if the kernel is not to read any by itself.
     backings: Option<Arc<Backings<BackingId>>>,
@@ -70,15 +90,8 @@ impl Kernel for ToKernel {
 /// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been greeted.
 ///
 /// Errors: what the descriptor fails with.
-pub fn serve(
-    fs: &Arc<ImageFs>,
-    fd: OwnedFd,
-    threads: usize,
-    allow_other: bool,
-    latency: Option<Arc<Latency>>,
-    passthrough: bool,
-    ready: impl FnOnce(),
-) -> io::Result<()> {
+pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnce()) -> io::Result<()> {
+    let Serving { plane, threads, allow_other, latency } = serving;
     let mut config = Config::default();
     // The kernel checks who may; fuser's own check would refuse root on a user's mount.
     let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -86,8 +99,11 @@ pub fn serve(
     config.n_threads = Some(threads);
     // A loop of its own descriptor wakes alone; opening /dev/fuse again takes permission.
     config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    let backings = passthrough.then(Arc::default);
-    let session = Session::from_fd(Adapter { fs: fs.clone(), latency, backings }, fd, acl, config)?;
+    let backings = (plane == Plane::All { passthrough: true }).then(Arc::default);
+    let session = Session::from_fd(Adapter { fs: fs.clone(), plane, latency, backings }, fd, acl, config)?;
+    if plane == Plane::Trees {
+        return session.run();
+    }
     fs.connect(Some(Arc::new(ToKernel(session.notifier()))));
     ready();
     let ended = session.run();
@@ -198,9 +214,15 @@ impl Adapter {
     }
 
     fn reply_entry(&self, found: Result<NodeId>, reply: ReplyEntry) {
+        self.reply_entry_for(found, Duration::ZERO, reply);
+    }
+
+    /// The same; the name holds for `least` at least.
+    fn reply_entry_for(&self, found: Result<NodeId>, least: Duration, reply: ReplyEntry) {
         match found.map(|id| self.entry(id)) {
             Ok(Ok(attr)) => {
-                reply.entry_with_ttls(&lasting(attr.lasting), &lasting(attr.lasting_name), &file_attr(&attr), Generation(0))
+                let name = lasting(attr.lasting_name).max(least);
+                reply.entry_with_ttls(&lasting(attr.lasting), &name, &file_attr(&attr), Generation(0))
             }
             Ok(Err(e)) => reply.error(errno_of_node(&e)),
             Err(e) => reply.error(errno(&e)),
@@ -254,6 +276,9 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count();
         guarded("lookup", || {
+            if self.plane == Plane::Trees && parent.0 == ROOT_INO {
+                return self.reply_entry(self.fs.tree_called(name.as_bytes()), reply);
+            }
             let directory = node(parent);
             let found = directory.and_then(|p| self.fs.lookup(caller(req), p, name.as_bytes()));
             if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
@@ -261,7 +286,19 @@ impl Filesystem for Adapter {
                 let none = Attr { ino: 0, ..EMPTY };
                 return reply.entry(&FOREVER, &file_attr(&none), Generation(0));
             }
-            self.reply_entry(found, reply);
+            let trees = self.fs.trees.get().filter(|_| self.plane != Plane::Trees);
+            match trees.zip(found.as_ref().ok()).map(|(trees, id)| trees.on_the_way(*id, req.pid())) {
+                None | Some(Step::Go) => self.reply_entry(found, reply),
+                Some(Step::Into) => self.reply_entry_for(found, NAMED, reply),
+                Some(Step::Again) => reply.error(Errno::ESTALE),
+                Some(Step::Wait(serial)) => {
+                    let this = self.clone();
+                    self.fs.offload(Box::new(move |found| this.reply_entry(found, reply)), move |fs| {
+                        fs.wait_for_tree(serial);
+                        found
+                    });
+                }
+            }
         });
     }
 
@@ -389,6 +426,10 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count();
+        if self.plane == Plane::Trees {
+            // Meant for the life of the connection.
+            return reply.error(Errno::ENOSYS);
+        }
         let (who, fs) = (caller(req), &self.fs);
         let mode = OpenMode { writes: flags.acc_mode() != OpenAccMode::O_RDONLY, truncates: flags.0 & libc::O_TRUNC != 0 };
         let this = self.clone();
@@ -482,6 +523,9 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        if self.plane == Plane::Trees {
+            return reply.error(Errno::ENOSYS);
+        }
         guarded("flush", || match self.fs.handle(fh.0).as_deref() {
             Ok(Handle::Upload { upload, writes: true }) => {
                 let upload = upload.clone();
@@ -528,6 +572,9 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count();
+        if self.plane == Plane::Trees {
+            return reply.error(Errno::ENOSYS);
+        }
         guarded("opendir", || match node(ino).and_then(|id| self.fs.opendir(caller(req), id)) {
             Ok(Opened::Direct(fh) | Opened::Cached(fh)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Ok(Opened::Lasting | Opened::Large(_)) => {

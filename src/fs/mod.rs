@@ -9,6 +9,7 @@
 //! edit.rs      metadata.json being written
 //! control.rs   the files of .imgfs
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted
+//! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
 //! latency.rs   idle CPUs kept awake during bursts
 //! mount.rs     mount(2), fusermount3, umount
@@ -17,6 +18,7 @@
 //!
 //! Slow work leaves the event loops: such operations take a `Reply` and answer it from a thread of their own.
 
+mod attach;
 mod browse;
 mod change;
 mod control;
@@ -36,8 +38,8 @@ mod upload;
 mod xattr;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -169,6 +171,8 @@ pub struct ImageFs {
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
+    /// Trees that are mounts of their own, if any are to be.
+    trees: OnceLock<Arc<attach::Trees>>,
     started: std::time::Instant,
 }
 
@@ -186,6 +190,7 @@ impl ImageFs {
             incarnations: Mutex::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
+            trees: OnceLock::new(),
             started: std::time::Instant::now(),
         })
     }
@@ -233,6 +238,19 @@ impl ImageFs {
     pub fn hold_node(&self, node: NodeId, inodes: i64) {
         if let NodeId::Tree { serial, .. } = node {
             self.store.hold(serial, inodes);
+        }
+    }
+
+    fn wait_for_tree(&self, serial: u32) {
+        if let Some(trees) = self.trees.get() {
+            trees.wait(serial);
+        }
+    }
+
+    /// Takes the mounts of these versions' trees away, before they are deleted.
+    fn detach_trees(&self, serials: impl IntoIterator<Item = u32>) {
+        if let Some(trees) = self.trees.get() {
+            trees.detach(serials);
         }
     }
 

@@ -28,6 +28,7 @@ pub struct Flags {
     pub suid: bool,
     pub dev: bool,
     pub noexec: bool,
+    pub read_only: bool,
 }
 
 /// Mounts on `point`; the descriptor is to be served at once.
@@ -60,6 +61,7 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
     bits.set(MountFlags::NOSUID, !flags.suid);
     bits.set(MountFlags::NODEV, !flags.dev);
     bits.set(MountFlags::NOEXEC, flags.noexec);
+    bits.set(MountFlags::RDONLY, flags.read_only);
     let options = std::ffi::CString::new(options).expect("numbers and words");
     let source =
         std::ffi::CString::new(source).map_err(|_| Error::Invalid { what: source.into(), why: "it has a zero byte".into() })?;
@@ -112,10 +114,19 @@ fn receive_fd(socket: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-/// Unmounts. `lazy` detaches at once and lets the users of open files finish.
+/// Unmounts, with the trees that are mounted in it. `lazy` detaches at once and lets the users of open files finish.
 ///
 /// Errors: EBUSY as `Io` while files are open.
 pub fn unmount(point: &Path, lazy: bool) -> Result<()> {
+    if !lazy {
+        for tree in mounts().into_iter().rev().filter(|m| m.point != point && m.point.starts_with(point)) {
+            unmount_one(&tree.point, false)?;
+        }
+    }
+    unmount_one(point, lazy)
+}
+
+fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         return rustix::mount::unmount(point, flags | UnmountFlags::NOFOLLOW).map_err(|e| Error::Io {
