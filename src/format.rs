@@ -52,7 +52,7 @@
 //!
 //! # Tree
 //!
-//! See tree/mod.rs. At rest: `PACKED_TREE_MAGIC`, then the same in zstd; the digest is that of the tree.
+//! See tree/mod.rs; at rest, tree/packed.rs. Some are still packed as `PACKED_TREE_MAGIC_1`, then the tree in zstd.
 //!
 //! # Invariants
 //!
@@ -62,11 +62,12 @@
 //! 3. The content at a record's place has the record's size and digest.
 //! 4. Blob ids, version numbers within an image, and the serials of images and versions are never given out twice.
 //! 5. A tree file has the digest in its version's row; its blob references are within the table.
-//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row; others are swept.
+//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree whose base it is; others are swept.
 //! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
 //! 8. `default` of the store names an image that exists, `default` of an image a version that does.
 //! 9. The check of every row in the catalog matches its columns.
 //! 10. The bases of a frame are blobs that exist, and lie in no frame that has bases itself.
+//! 11. The base of a packed tree is there, as `ID.tree` or, once its version is purged, as `ID.base`, and has none.
 //!
 //! # History
 //!
@@ -74,6 +75,7 @@
 //! 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are read as they are, so
 //!    a store of format 1 is taken by writing its new number.
 //! 3: content and trees at rest may be packed.
+//! 4: trees at rest are packed against others.
 
 use std::fs;
 use std::path::Path;
@@ -81,7 +83,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// The format this program writes, and the newest it reads.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;
@@ -94,7 +96,8 @@ pub const SEGMENT_ENTRY_LEN: usize = 68;
 pub const PACK_MAGIC: &[u8; 16] = b"imgfs pack 1\n\0\0\0";
 pub const PACK_END: &[u8; 16] = b"imgfs pack end\n\0";
 pub const PACK_FOOTER_LEN: usize = 128;
-pub const PACKED_TREE_MAGIC: &[u8; 16] = b"imgfs ztree 1\n\0\0";
+pub const PACKED_TREE_MAGIC: &[u8; 16] = b"imgfs ztree 2\n\0\0";
+pub const PACKED_TREE_MAGIC_1: &[u8; 16] = b"imgfs ztree 1\n\0\0";
 pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 2\n\0\0\0";
 pub const TREE_MAGIC_1: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 

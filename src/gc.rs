@@ -14,6 +14,7 @@ pub fn run(store: &Store) -> Result<Swept> {
     store.close_idle_trees(usize::MAX);
     let live = store.live_blobs()?;
     let swept = store.blobs.sweep(token, &live)?;
+    store.drop_bases()?;
     store.trash_has_changed();
     store.set_reserve();
     if swept.blobs > 0 {

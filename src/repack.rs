@@ -1,6 +1,7 @@
 //! imgfs repack, and the same in the background: what is at rest moves into packs, what is to be fast comes out.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::{AUTO, IdSet, Move, SMALL, Shape};
 use crate::catalog::Version;
-use crate::digest::BlobId;
+use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::manifest::Storage;
 use crate::store::{Store, TreeSlot};
@@ -97,19 +98,12 @@ fn carry_out(store: &Store, plan: &Plan, threads: usize, go_on: &dyn Fn(u64, u64
         }
         store.has_garbage();
     }
-    for (serial, slot) in &plan.trees {
+    for tree in &plan.trees {
         if !go_on(done.load(Ordering::Relaxed), total) {
             break;
         }
-        slot.tree.pack()?;
-        // Purged meanwhile: the row goes before the file, so without a row this file is one too many.
-        if !store.catalog.read().versions.contains_key(serial) {
-            let path = slot.tree.path();
-            match std::fs::remove_file(path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", path)(e)),
-                _ => {}
-            }
-        }
+        let (packed, base) = tree.slot.tree.pack(tree.digest, &tree.bases)?;
+        store.put_packed(tree.serial, &tree.slot.tree, &packed, base.as_deref())?;
     }
     Ok(Repacked { blobs, bytes: done.into_inner() })
 }
@@ -119,8 +113,16 @@ fn carry_out(store: &Store, plan: &Plan, threads: usize, go_on: &dyn Fn(u64, u64
 struct Plan {
     loosen: Vec<BlobId>,
     packs: Vec<(Shape, Vec<Move>)>,
-    /// Trees whose content all rests, with their versions.
-    trees: Vec<(u32, Arc<TreeSlot>)>,
+    trees: Vec<TreeMove>,
+}
+
+/// A tree whose content all rests.
+struct TreeMove {
+    serial: u32,
+    digest: Digest,
+    slot: Arc<TreeSlot>,
+    /// Trees that it is like.
+    bases: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -155,8 +157,6 @@ fn plan(store: &Store, what: What) -> Result<Plan> {
         trees.push((version, slot));
     }
     let stay = |slot: &TreeSlot| slot.tree.blobs().any(|id| fast.contains(id) || stays.contains(id));
-    let rest = trees.iter().filter(|(_, slot)| !slot.tree.is_packed() && !stay(slot));
-    plan.trees = rest.map(|(version, slot)| (version.serial, slot.clone())).collect();
     let thin = store.blobs.thinly_packed()?;
     let mut wanted = IdSet::default();
     for (id, record) in store.blobs.records() {
@@ -175,6 +175,10 @@ fn plan(store: &Store, what: What) -> Result<Plan> {
         let own: Vec<&Tree> =
             before.iter().rev().filter(|(of, _)| of.image == version.image).map(|(_, s)| &s.tree).take(REFERENCES).collect();
         let references = if own.is_empty() { most_alike(&slot.tree, before).into_iter().collect() } else { own };
+        if !slot.tree.is_packed() && !stay(slot) {
+            let bases = references.iter().map(|tree| tree.path().to_owned()).collect();
+            plan.trees.push(TreeMove { serial: version.serial, digest: version.tree, slot: slot.clone(), bases });
+        }
         planner.version(&slot.tree, &references)?;
         for m in planner.moves.drain(..) {
             if auto.contains(m.id) { &mut for_auto } else { &mut for_small }.push(m);

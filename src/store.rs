@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::format;
 use crate::journal::Journal;
 use crate::manifest::{Cost, KeepUpload};
-use crate::tree::Tree;
+use crate::tree::{Tree, base_of};
 
 /// How a store behaves; options of the mount.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,9 @@ impl Default for Settings {
     }
 }
 
+/// How the files of trees end: those of versions, and those that are only the base of others.
+const TREE: &str = "tree";
+const BASE: &str = "base";
 /// How exactly the time of a version's last use is noted.
 const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -49,6 +52,8 @@ pub struct Store {
     slots: RwLock<HashMap<u32, Arc<TreeSlot>>>,
     /// Trees of kept uploads that were opened, by the serial of their version.
     kept: RwLock<HashMap<u32, Arc<Tree>>>,
+    /// Held while a tree is packed against another, and while one that may be such a base goes.
+    bases: Mutex<()>,
     /// One gc at a time.
     pub(crate) gc: Mutex<()>,
     /// One repack at a time.
@@ -147,6 +152,7 @@ impl Store {
             blobs,
             slots: RwLock::default(),
             kept: RwLock::default(),
+            bases: Mutex::default(),
             gc: Mutex::default(),
             repack: Mutex::default(),
             repack_paused: AtomicBool::new(false),
@@ -175,8 +181,8 @@ impl Store {
         let trees = self.dir.join("trees");
         for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
             let path = entry.map_err(Error::io("list", &trees))?.path();
-            if !named.contains(&path) {
-                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE) {
+                self.drop_tree(&path)?;
             }
         }
         Ok(())
@@ -216,12 +222,62 @@ impl Store {
     }
 
     pub fn tree_path(&self, version_id: &str) -> PathBuf {
-        self.dir.join("trees").join(format!("{version_id}.tree"))
+        self.dir.join("trees").join(format!("{version_id}.{TREE}"))
     }
 
     /// Where the pieces of a version's upload are named, if it is kept.
     pub fn kept_path(&self, version_id: &str) -> PathBuf {
         self.dir.join("trees").join(format!("{version_id}.kept"))
+    }
+
+    /// Puts a tree that was packed, against that of `base`, in the place of the one that is there. Not if either has
+    /// been purged meanwhile.
+    ///
+    /// Errors: `Io`.
+    pub fn put_packed(&self, serial: u32, tree: &Tree, packed: &[u8], base: Option<&str>) -> Result<()> {
+        let _held = self.bases.lock();
+        let there = |base: &str| [TREE, BASE].iter().any(|e| self.tree_path(base).with_extension(e).exists());
+        if base.is_none_or(there) && self.catalog.read().versions.contains_key(&serial) {
+            format::write_durably(tree.path(), packed)?;
+            tree.has_been_packed(packed.len() as u64);
+            // Its row goes before its file: without a row this file is one too many.
+            if !self.catalog.read().versions.contains_key(&serial) {
+                fs::remove_file(tree.path()).map_err(Error::io("remove", tree.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the file of a tree that no row names. One that may be the base of others stays until `drop_bases`.
+    ///
+    /// Errors: `Io`.
+    pub fn drop_tree(&self, path: &Path) -> Result<()> {
+        let _held = self.bases.lock();
+        let gone = match base_of(path) {
+            (_, true) => fs::rename(path, path.with_extension(BASE)),
+            _ => fs::remove_file(path),
+        };
+        match gone {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the bases that no packed tree needs any more.
+    ///
+    /// Errors: `Io`.
+    pub fn drop_bases(&self) -> Result<()> {
+        let _held = self.bases.lock();
+        let dir = self.dir.join("trees");
+        let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+        let paths: Vec<PathBuf> = entries.map_err(Error::io("list", &dir))?.iter().map(fs::DirEntry::path).collect();
+        let (bases, others): (Vec<&PathBuf>, Vec<_>) = paths.iter().partition(|path| path.extension().is_some_and(|e| e == BASE));
+        if bases.is_empty() {
+            return Ok(());
+        }
+        let needed: std::collections::HashSet<String> = others.iter().filter_map(|path| base_of(path).0).collect();
+        let unused = bases.iter().filter(|path| path.file_stem().and_then(|s| s.to_str()).is_none_or(|s| !needed.contains(s)));
+        unused.into_iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
     }
 
     /// The tree of a kept upload.

@@ -3,8 +3,6 @@
 //! Each gesture is one function and one transaction. Deleting moves a row into the trash; purging drops it, and
 //! gc gives the space back.
 
-use std::fs;
-
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
 use crate::error::{Error, Result};
 use crate::ingest::{check_identity, new_image};
@@ -186,10 +184,8 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
     store.has_garbage();
     // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
     for path in trees.iter().flat_map(|id| [store.tree_path(id), store.kept_path(id)]) {
-        if let Err(e) = fs::remove_file(&path)
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            log::warn!("cannot remove {}: {e}; it goes at the next start", path.display());
+        if let Err(e) = store.drop_tree(&path) {
+            log::warn!("{e}; it goes at the next start");
         }
     }
     Ok(())

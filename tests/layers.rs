@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up; a module may use those of its own row and of the rows before.
 const LAYERS: &[&[&str]] = &[
-    &["error", "compress", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
+    &["error", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
     &["blob", "catalog"],
     &["store"],
     &["describe", "export", "fsck", "gc", "ingest", "keep", "remote", "repack", "status", "versions"],

@@ -135,7 +135,7 @@ fn uploads_deletions_and_reads_go_on_during_a_repack() {
     m.fsck();
     repack(&m);
     m.ok(&format!(
-        "{IMGFS} gc --trash --store $STORE; test $(ls $STORE/trees | wc -l) = $(ls -d web/[0-9]* kin/[0-9]* more/[0-9]* | wc -l)"
+        "{IMGFS} gc --trash --store $STORE; test $(ls $STORE/trees/*.tree | wc -l) = $(ls -d web/[0-9]* kin/[0-9]* more/[0-9]* | wc -l)"
     ));
     m.remount();
     m.ok(SAME);
@@ -180,4 +180,27 @@ fn a_large_file_reads_the_same_past_imgfs() {
     // The same without the kernel's help.
     let off = Mount::with(&["passthrough=off"]);
     off.ok("mkdir $S/t; head -c 3000000 /dev/urandom > $S/t/large; tar -C $S/t -cf $S/a.tar .; cp $S/a.tar web.tar; cmp $S/t/large web/0/rootfs/large; cmp $S/t/large web/0/rootfs/large");
+}
+
+#[test]
+fn the_next_versions_tree_costs_what_differs_and_outlives_what_it_was_packed_against() {
+    let mut m = Mount::new();
+    m.ok("mkdir $S/t; for n in $(seq 3000); do echo $n > $S/t/a-file-with-the-number-$n; done; for v in 0 1 2; do echo $v > $S/t/v; tar -C $S/t --sort=name -cf $S/v$v.tar .; cp $S/v$v.tar web.tar; done; cp $S/v2.tar kin.tar");
+    repack(&m);
+    m.ok("set -- $(stat -c %s $STORE/trees/*.tree | sort -n); test $# = 4 -a $(($3 * 20)) -lt $4");
+    m.fsck();
+    m.remount();
+    m.ok("for v in 0 1 2; do cmp $S/v$v.tar web/$v/rootfs.tar; done; cmp $S/v2.tar kin/0/rootfs.tar; diff -r $S/t web/2/rootfs");
+    // The first is gone, and its tree is needed; also after what a crash in between leaves.
+    m.ok(&format!("rmdir web/0; {IMGFS} gc --trash --store $STORE; ls $STORE/trees/*.base"));
+    m.kill();
+    let base = m.sh("cd $STORE/trees; mv *.base $(basename *.base .base).tree; ls");
+    assert_eq!(base.code, 0, "{base:?}");
+    m.mount();
+    m.ok("ls $STORE/trees/*.base; for v in 1 2; do cmp $S/v$v.tar web/$v/rootfs.tar; done; cmp $S/v2.tar kin/0/rootfs.tar");
+    m.fsck();
+    m.ok(&format!("ln -sfn kin default; rm -r web; {IMGFS} gc --trash --store $STORE; ls $STORE/trees/*.base; cmp $S/v2.tar kin/0/rootfs.tar"));
+    m.ok(&format!("rm -r kin; {IMGFS} gc --trash --store $STORE"));
+    m.ok("test -z \"$(ls $STORE/trees)\" || { ls $STORE/trees; exit 1; }");
+    m.fsck();
 }

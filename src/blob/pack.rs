@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use blake3::hazmat::ChainingValue;
 use parking_lot::Mutex;
-use zstd::zstd_safe::{DCtx, DParameter, get_error_name};
 
 use crate::blob::BlobStore;
 use crate::blob::container::{Container, Place};
 use crate::blob::read::ReadBuf;
+use crate::delta;
 use crate::digest::{BlobId, CV_LEN, Digest};
 use crate::error::{Error, Result};
 use crate::format::{PACK_END, PACK_FOOTER_LEN};
@@ -212,20 +212,6 @@ impl Pack {
     }
 }
 
-/// Unpacks a frame that was compressed against `base`, empty for none, and is `size` bytes long. `out` is used again.
-pub fn unpack(packed: &[u8], base: &[u8], size: usize, mut out: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
-    let failed = |code| get_error_name(code).to_owned();
-    let mut context = DCtx::create();
-    context.set_parameter(DParameter::WindowLogMax(31)).map_err(failed)?;
-    if !base.is_empty() {
-        context.ref_prefix(base).map_err(failed)?;
-    }
-    out.clear();
-    out.reserve_exact(size);
-    context.decompress(&mut out, packed).map_err(failed)?;
-    if out.len() == size { Ok(out) } else { Err(format!("{} bytes instead of {size}", out.len())) }
-}
-
 /// Frames unpacked lately, least used first out.
 #[derive(Default)]
 pub struct FrameCache {
@@ -330,7 +316,7 @@ impl BlobStore {
         for part in pack.bases_of(frame) {
             self.append_base(part, &mut base)?;
         }
-        let unpacked = unpack(&pack.packed(frame)?, &base, size, self.frames.take_spare());
+        let unpacked = delta::unpack(&pack.packed(frame)?, &base, size, self.frames.take_spare());
         let unpacked = Arc::new(unpacked.map_err(|why| pack.corrupt(&format!("a frame cannot be unpacked: {why}")))?);
         *content = Some(unpacked.clone());
         Ok(unpacked)

@@ -11,13 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blake3::hazmat::ChainingValue;
-use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
 
 use crate::blob::container::{Container, Place};
-use crate::blob::pack::{Base, FRAME_MAX, Frame, check_of, unpack};
+use crate::blob::pack::{Base, FRAME_MAX, Frame, check_of};
 use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::{BlobStore, OBJECT_MIN};
+use crate::delta;
 use crate::digest::{BlobId, Digest, GROUP};
 use crate::error::{Error, Result};
 use crate::format::{PACK_END, PACK_FOOTER_LEN, PACK_MAGIC, sync_dir};
@@ -401,19 +401,7 @@ impl Draft {
             return Ok(Vec::new());
         }
         debug_assert!(self.base_bytes.len() as u64 <= FRAME_MAX, "a draft is closed long before");
-        let failed = |code| compression(get_error_name(code));
-        let window = usize::BITS - (self.content.len() + self.base_bytes.len()).leading_zeros();
-        let mut context = CCtx::create();
-        context.set_parameter(CParameter::CompressionLevel(shape.level)).map_err(failed)?;
-        context.set_parameter(CParameter::WindowLog(window.max(10))).map_err(failed)?;
-        if !self.base_bytes.is_empty() {
-            context.ref_prefix(&self.base_bytes).map_err(failed)?;
-        }
-        let mut packed = Vec::with_capacity(compress_bound(self.content.len()));
-        context.compress2(&mut packed, &self.content).map_err(failed)?;
-        drop(context);
-        let back = unpack(&packed, &self.base_bytes, self.content.len(), Vec::new()).map_err(|why| compression(&why))?;
-        if back == self.content { Ok(packed) } else { Err(compression("a frame does not unpack to what went in")) }
+        delta::pack(&self.content, &self.base_bytes, shape.level)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::catalog::{Image, Model, Named, Version};
 use crate::error::{Error, Result};
+use crate::fs::change::refuse_walk;
 use crate::fs::ghost::Object;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::Opened;
@@ -202,10 +203,7 @@ impl ImageFs {
 
     /// Opens a directory: a listing of its own, or nothing for trees, which are read in place.
     pub fn opendir(&self, caller: Caller, node: NodeId) -> Result<Opened> {
-        if let Some(errno) = self.refused_walk(caller, node) {
-            let source = std::io::Error::from_raw_os_error(errno);
-            return Err(Error::Io { doing: "list", path: "what may not be deleted".into(), source });
-        }
+        refuse_walk(self.refused_walk(caller, node))?;
         if let NodeId::Tree { .. } = node {
             return Ok(Opened::Lasting);
         }

@@ -30,10 +30,9 @@ pub(super) fn text_of(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
-fn refuse_walk(errno: Option<i32>) -> Result<()> {
-    let Some(errno) = errno else { return Ok(()) };
-    let source = std::io::Error::from_raw_os_error(errno);
-    Err(Error::Io { doing: "remove", path: "a part of what may not be deleted".into(), source })
+/// Refuses a part of what this walker was just refused as a whole.
+pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
+    errno.map_or(Ok(()), |errno| Err(Error::Again { errno, sentence: "it is a part of what may not be deleted".into() }))
 }
 
 impl ImageFs {

@@ -4,19 +4,18 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::Mmap;
 
 use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
-use crate::format::{PACKED_TREE_MAGIC, TREE_MAGIC, TREE_MAGIC_1, write_durably};
+use crate::format::{PACKED_TREE_MAGIC, PACKED_TREE_MAGIC_1, TREE_MAGIC, TREE_MAGIC_1};
 use crate::sys;
+use crate::tree::packed::{self, Packed};
 use crate::tree::recipe::Recipe;
-use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section};
-
-/// zstd's level for trees at rest.
-const PACKED_LEVEL: i32 = 19;
+use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section, join, lay_out};
 
 /// A version's tree.
 pub struct Tree {
@@ -26,6 +25,10 @@ pub struct Tree {
     stored: AtomicU64,
     /// Checked when opened: within the map, whole rows.
     sections: [(usize, usize); SECTIONS],
+    /// What it was unpacked from.
+    packed: Option<Packed>,
+    /// The inline bytes of its recipes, if it is packed and one of them was read.
+    inline: OnceLock<Mmap>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +79,21 @@ impl Tree {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let stored = file.metadata().map_err(Error::io("stat", path))?.len();
         let mut head = [0; 16];
-        let found = if file.read_exact_at(&mut head, 0).is_ok() && head == *PACKED_TREE_MAGIC {
+        let _ = file.read_exact_at(&mut head, 0);
+        if head == *PACKED_TREE_MAGIC {
+            let packed = Packed::open(path)?;
+            let mut tree = Tree::parse(path, &nameless(path, &packed.part(0)?)?, stored)?;
+            if packed.digest() != *digest {
+                return Err(tree.corrupt("it is not the tree that the catalog names"));
+            }
+            tree.packed = Some(packed);
+            return Ok(tree);
+        }
+        let found = if head == *PACKED_TREE_MAGIC_1 {
             // What does not look like zstd is no tree either: the digest says so.
             let _ = file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("read", path))?;
             let packed = zstd::Decoder::new(file).map_err(Error::io("unpack", path))?;
-            // In a file without a name, not in memory: the system may put it aside.
-            file = tempfile::tempfile_in(path.parent().unwrap_or(path)).map_err(Error::io("create a file beside", path))?;
+            file = nameless(path, &[])?;
             digest_of(packed, |bytes| file.write_all(bytes)).map_err(Error::io("unpack", path))?
         } else {
             // Read, not mapped: a check through the map would keep the whole tree in memory.
@@ -98,22 +110,51 @@ impl Tree {
         self.file_size() != self.map.len() as u64
     }
 
-    /// Packs the tree's file, durably, if that is not done yet. Who has it open keeps what it has.
-    pub fn pack(&self) -> Result<()> {
-        if self.is_packed() {
-            return Ok(());
+    /// What the file of this tree, which has the digest, is to be at rest: against one of the trees in `bases`, if
+    /// that is worth it. And the version whose tree it then needs.
+    ///
+    /// Errors: `Corrupt`, `Io`.
+    pub fn pack(&self, digest: Digest, bases: &[PathBuf]) -> Result<(Vec<u8>, Option<String>)> {
+        let mut sections: [Vec<u8>; SECTIONS] = self.sections.map(|(from, to)| self.map[from..to].to_vec());
+        let (mut recipes, mut inline) = (Vec::new(), Vec::new());
+        for number in u32::from(!self.has_rootfs())..=self.more_recipes() {
+            let (recipe, bytes) = self.recipe(number)?.split()?;
+            recipes.push(recipe);
+            inline.extend_from_slice(&bytes);
         }
-        let failed = Error::io("pack", &self.path);
-        let mut packed = PACKED_TREE_MAGIC.to_vec();
-        packed.extend_from_slice(&zstd::bulk::compress(&self.map, PACKED_LEVEL).map_err(failed)?);
-        write_durably(&self.path, &packed)?;
-        self.stored.store(packed.len() as u64, Ordering::Relaxed);
-        Ok(())
+        if self.has_rootfs() {
+            sections[Section::Recipe as usize] = recipes.remove(0);
+        }
+        sections[Section::More as usize] = join(recipes);
+        let mut tree = Vec::with_capacity(self.map.len());
+        lay_out(&sections, |bytes| tree.write_all(bytes)).map_err(Error::io("pack", &self.path))?;
+        packed::pack(digest, [tree, inline], bases)
+    }
+
+    /// The file is packed now. Who has it open keeps what it has.
+    pub fn has_been_packed(&self, stored: u64) {
+        self.stored.store(stored, Ordering::Relaxed);
+    }
+
+    /// The inline bytes of all recipes of a packed tree.
+    pub(super) fn inline(&self) -> Result<&[u8]> {
+        if let Some(inline) = self.inline.get() {
+            return Ok(inline);
+        }
+        let packed = self.packed.as_ref().ok_or_else(|| self.corrupt("a recipe's bytes are elsewhere"))?;
+        let inline = sys::map(&nameless(&self.path, &packed.part(1)?)?, &self.path)?;
+        Ok(self.inline.get_or_init(|| inline))
     }
 
     fn parse(path: &Path, file: &File, stored: u64) -> Result<Tree> {
-        let mut tree =
-            Tree { path: path.to_owned(), map: sys::map(file, path)?, stored: stored.into(), sections: Default::default() };
+        let mut tree = Tree {
+            path: path.to_owned(),
+            map: sys::map(file, path)?,
+            stored: stored.into(),
+            sections: Default::default(),
+            packed: None,
+            inline: OnceLock::new(),
+        };
         let sections = match tree.map.first_chunk::<16>() {
             Some(TREE_MAGIC) => SECTIONS,
             Some(TREE_MAGIC_1) => SECTIONS_1,
@@ -312,6 +353,19 @@ impl Tree {
     ///
     /// Errors: `Corrupt` if there is none, or it makes no sense.
     pub fn recipe(&self, number: u32) -> Result<Recipe<'_>> {
+        let recipe = self.stored_recipe(number)?;
+        if self.packed.is_none() {
+            return Ok(recipe);
+        }
+        let mut from = 0u64;
+        for before in u32::from(!self.has_rootfs())..number {
+            let size = self.stored_recipe(before)?.inline_size();
+            from = from.checked_add(size).ok_or_else(|| self.corrupt("a recipe is too long"))?;
+        }
+        Ok(recipe.apart(self, from))
+    }
+
+    fn stored_recipe(&self, number: u32) -> Result<Recipe<'_>> {
         if number == 0 {
             return Recipe::parse(self.section(Section::Recipe));
         }
@@ -373,6 +427,14 @@ impl<'t> Iterator for XattrIter<'t> {
         self.rest = &self.rest[8 + name_len + value_len..];
         Some((name, value))
     }
+}
+
+/// A file without a name beside a tree's: what is unpacked is not kept in memory, the system may put it aside.
+fn nameless(path: &Path, content: &[u8]) -> Result<File> {
+    let failed = Error::io("create a file beside", path);
+    let mut file = tempfile::tempfile_in(path.parent().unwrap_or(path)).map_err(failed)?;
+    file.write_all(content).map_err(Error::io("write a file beside", path))?;
+    Ok(file)
 }
 
 /// The digest of all that `from` has; `also` gets it too.

@@ -22,12 +22,18 @@
 //! Node 0 is rootfs. The children of a directory have consecutive numbers in the order of their names, so a
 //! reader that follows the listing follows the numbers. The digest of the whole file is in the version's row.
 
+use std::io;
+
+use crate::format::TREE_MAGIC;
+
 mod build;
 mod file;
+mod packed;
 pub mod recipe;
 
 pub use build::{Builder, Counts, Make, Meta, Refused, Visit};
 pub use file::{Bytes, Kind, Node, Tree, XattrIter};
+pub use packed::base_of;
 
 /// The parts of a tree file, in the order of the head.
 #[derive(Clone, Copy)]
@@ -54,6 +60,44 @@ const MADE: u32 = 1 << 31;
 const ATTR_LEN: usize = 16;
 const NODE_LEN: usize = 40;
 const ENTRY_LEN: usize = 8;
+
+/// The section of recipes 1, 2 and so on.
+fn join(recipes: Vec<Vec<u8>>) -> Vec<u8> {
+    if recipes.is_empty() {
+        return Vec::new();
+    }
+    let mut out = (recipes.len() as u64).to_le_bytes().to_vec();
+    let mut at = (8 + recipes.len() * 16) as u64;
+    for recipe in &recipes {
+        out.extend_from_slice(&at.to_le_bytes());
+        out.extend_from_slice(&(recipe.len() as u64).to_le_bytes());
+        at += recipe.len() as u64;
+    }
+    recipes.iter().for_each(|recipe| out.extend_from_slice(recipe));
+    out
+}
+
+/// Gives the bytes of a tree file of these sections to `take`.
+fn lay_out(sections: &[Vec<u8>; SECTIONS], mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut head = TREE_MAGIC.to_vec();
+    let mut at = HEAD_LEN as u64;
+    for section in sections {
+        at = at.next_multiple_of(8);
+        head.extend_from_slice(&at.to_le_bytes());
+        head.extend_from_slice(&(section.len() as u64).to_le_bytes());
+        at += section.len() as u64;
+    }
+    let mut written = 0usize;
+    for part in std::iter::once(&head).chain(sections) {
+        let padding = [0u8; 8];
+        let padding = &padding[..written.next_multiple_of(8) - written];
+        for bytes in [padding, part] {
+            take(bytes)?;
+            written += bytes.len();
+        }
+    }
+    Ok(())
+}
 
 /// A node's number within its tree.
 pub type NodeIndex = u32;

@@ -8,11 +8,12 @@
 //! records   varints: inline bytes before the content; what it is; its length. 0: a hole, or, of no length, the end;
 //!           below 2^32: the blob with this id; from there on: what recipe n - 2^32 of the same tree makes, whose
 //!           number is above this one's own
-//! inline    zstd frames of 256 KiB of inline bytes each, the last shorter
+//! inline    zstd frames of 256 KiB of inline bytes each, the last shorter; none in a tree at rest, see packed.rs
 //! ```
 
 use crate::digest::{BlobId, Content};
 use crate::error::{Error, Result};
+use crate::tree::Tree;
 
 /// Inline bytes in a frame.
 const FRAME: usize = 256 * 1024;
@@ -166,6 +167,8 @@ pub struct Recipe<'t> {
     points: usize,
     records: (usize, usize),
     frames: usize,
+    /// Of a tree at rest: the tree, and where in its inline bytes those of this recipe begin.
+    apart: Option<(&'t Tree, u64)>,
 }
 
 /// Where a reader stands: record after record, and the inline frame it unpacked last.
@@ -223,7 +226,31 @@ impl<'t> Recipe<'t> {
         if points == 0 {
             return Err(bad());
         }
-        Ok(Recipe { raw, tar_size: fields[0], inline_size: fields[1], points, records: (records_at, records_end), frames })
+        let records = (records_at, records_end);
+        Ok(Recipe { raw, tar_size: fields[0], inline_size: fields[1], points, records, frames, apart: None })
+    }
+
+    /// The same, of a tree at rest, whose inline bytes from `from` on are this one's.
+    pub(super) fn apart(self, tree: &'t Tree, from: u64) -> Recipe<'t> {
+        Recipe { apart: Some((tree, from)), ..self }
+    }
+
+    pub(super) fn inline_size(&self) -> u64 {
+        self.inline_size
+    }
+
+    /// The stored form without inline bytes, and those: what a tree at rest has of it.
+    pub(super) fn split(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let frames = HEAD + self.points * POINT;
+        let mut out = self.raw[..frames].to_vec();
+        out[HEAD - 8..HEAD].fill(0);
+        out.extend_from_slice(&self.raw[self.records.0..self.records.1]);
+        let mut inline = Vec::new();
+        self.inline(&mut Cursor::default(), 0, self.inline_size, &mut |_, bytes| {
+            inline.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok((out, inline))
     }
 
     fn point(&self, n: usize) -> Position {
@@ -352,6 +379,12 @@ impl<'t> Recipe<'t> {
 
     fn inline(&self, cursor: &mut Cursor, from: u64, len: u64, emit: &mut impl FnMut(Piece, &[u8]) -> Result<()>) -> Result<()> {
         let (mut at, end) = (from, from.checked_add(len).filter(|e| *e <= self.inline_size).ok_or_else(bad)?);
+        if let Some((tree, begin)) = self.apart {
+            let range = begin.checked_add(from).zip(begin.checked_add(end)).ok_or_else(bad)?;
+            let found = usize::try_from(range.0).ok().zip(usize::try_from(range.1).ok());
+            let bytes = found.map(|(from, to)| tree.inline().map(|all| all.get(from..to))).transpose()?.flatten();
+            return emit(Piece::Inline, bytes.ok_or_else(bad)?);
+        }
         while at < end {
             let n = usize::try_from(at / FRAME as u64).map_err(|_| bad())?;
             if cursor.frame.as_ref().is_none_or(|(have, _)| *have != n) {

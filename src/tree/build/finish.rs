@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{BlobId, Content, Digest};
 use crate::error::{Error, Result};
-use crate::format::TREE_MAGIC;
 use crate::tree::build::{Builder, HEAP_MAX, MADE, Make, Meta, NONE, name_at};
 use crate::tree::recipe::RecipeBuilder;
-use crate::tree::{HEAD_LEN, NodeIndex, SECTIONS, Section};
+use crate::tree::{NodeIndex, SECTIONS, Section, join, lay_out};
 
 impl Builder {
     /// Writes the tree file, durably, and gives its digest and what was counted. `recipes`: that of rootfs.tar, if
@@ -256,22 +255,6 @@ pub struct Visit<'v> {
     pub first: Option<&'v [u8]>,
 }
 
-/// The section of recipes 1, 2 and so on.
-fn join(recipes: Vec<Vec<u8>>) -> Vec<u8> {
-    if recipes.is_empty() {
-        return Vec::new();
-    }
-    let mut out = (recipes.len() as u64).to_le_bytes().to_vec();
-    let mut at = (8 + recipes.len() * 16) as u64;
-    for recipe in &recipes {
-        out.extend_from_slice(&at.to_le_bytes());
-        out.extend_from_slice(&(recipe.len() as u64).to_le_bytes());
-        at += recipe.len() as u64;
-    }
-    recipes.iter().for_each(|recipe| out.extend_from_slice(recipe));
-    out
-}
-
 /// What a tree holds, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -287,26 +270,13 @@ pub struct Counts {
 }
 
 fn write(path: &Path, sections: &[Vec<u8>; SECTIONS]) -> Result<Digest> {
-    let mut head = TREE_MAGIC.to_vec();
-    let mut at = HEAD_LEN as u64;
-    for section in sections {
-        at = at.next_multiple_of(8);
-        head.extend_from_slice(&at.to_le_bytes());
-        head.extend_from_slice(&(section.len() as u64).to_le_bytes());
-        at += section.len() as u64;
-    }
     let mut file = File::create(path).map_err(Error::io("create", path))?;
     let mut hasher = blake3::Hasher::new();
-    let mut written = 0usize;
-    for part in std::iter::once(&head).chain(sections) {
-        let padding = [0u8; 8];
-        let padding = &padding[..written.next_multiple_of(8) - written];
-        for bytes in [padding, part] {
-            file.write_all(bytes).map_err(Error::io("write", path))?;
-            hasher.update(bytes);
-            written += bytes.len();
-        }
-    }
+    lay_out(sections, |bytes| {
+        hasher.update(bytes);
+        file.write_all(bytes)
+    })
+    .map_err(Error::io("write", path))?;
     file.sync_all().map_err(Error::io("sync", path))?;
     Ok(Digest(*hasher.finalize().as_bytes()))
 }
