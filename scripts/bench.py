@@ -31,6 +31,8 @@ class Bench:
         self.images, self.store = self.work / "images", self.work / "store"
         self.images.mkdir()
         self.samples, self.facts, self.mounts = {}, {}, []
+        os.environ.update(BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes", BORG_BASE_DIR=str(self.work / "borg-home"),
+                          RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(self.work / "restic-home"))
 
     # -- what is measured with ------------------------------------------------------------------------------------
 
@@ -89,7 +91,6 @@ class Bench:
         for suffix, make in [("xz", "xz -T2 -2"), ("zst", "zstd -q -3"), ("gz", "gzip -6")]:
             if not (c / f"web-v3.tar.{suffix}").exists():
                 sh(f"{make} -c {tar} > {tar}.{suffix}")
-        os.environ.update(BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes", BORG_BASE_DIR=str(w / "borg-home"))
         for _ in range(self.rounds):
             sh(f"cat {c}/web-v*.tar {tar}.* > /dev/null; sync")
             self.time("tar xf and sync", f"mkdir {w}/x; tar xf {tar} -C {w}/x; sync -f {w}/x")
@@ -106,11 +107,18 @@ class Bench:
             self.time("cp twenty", f"for n in $(seq 20); do cp {c}/web-v0.tar {i}/a$n.tar & done; wait")
             self.empty()
         self.facts["ingest peak MiB"] = self.memory("VmHWM")
+        # Those that take no tarball get the unpacked tree, those that take no devices get none.
+        sh(f"mkdir {w}/x; tar xf {tar} -C {w}/x; find {w}/x -type c -delete")
         for _ in range(min(self.rounds, 2)):
-            sh(f"rm -rf {w}/borg {w}/restic {w}/casync {w}/a.sqfs; borg init -e none {w}/borg; cat {tar} > /dev/null; sync")
+            sh(f"borg init -e none {w}/borg; restic init -q -r {w}/restic; ostree init --repo={w}/ostree --mode=archive")
+            sh(f"tar c -C {w}/x . | cat > /dev/null; cat {tar} > /dev/null; sync")
             self.time("borg import-tar", f"borg import-tar -C zstd,3 {w}/borg::a {tar}; sync")
             self.time("sqfstar -comp zstd", f"sqfstar -comp zstd -quiet -no-progress {w}/a.sqfs < {tar}; sync")
-            sh(f"rm -rf {w}/borg {w}/a.sqfs")
+            self.time("restic backup", f"restic backup -q -r {w}/restic {w}/x; sync")
+            self.time("casync make", f"cd {w}; casync make --store=casync a.caidx x; sync")
+            self.time("ostree commit", f"ostree commit --repo={w}/ostree -b a --tree=dir={w}/x; sync")
+            sh(f"rm -rf {w}/borg {w}/restic {w}/ostree {w}/casync {w}/a.caidx {w}/a.sqfs")
+        sh(f"rm -rf {w}/x")
 
     def space(self):
         """Bytes on the disk after each version, and after a repack; against one image, chunk stores, tarballs."""
@@ -148,7 +156,12 @@ class Bench:
         sh(f"cd {w}; for n in {' '.join(FIVE)}; do casync make --store=casync $n.caidx all/$n; done")
         sizes["casync"] = int(sh(f"du -sk --apparent-size {w}/casync").split()[0]) * 1024
         sizes["five .tar.xz"] = sum(int(sh(f"xz -T2 -6 -c {c}/{n}.tar | wc -c")) for n in FIVE)
-        sh(f"rm -rf {w}/all {w}/all.sqfs {w}/borg {w}/casync {w}/*.caidx")
+        sh(f"restic init -q -r {w}/restic; for n in {' '.join(FIVE)}; do restic backup -q -r {w}/restic {w}/all/$n; done")
+        sizes["restic"] = int(sh(f"du -sk {w}/restic").split()[0]) * 1024
+        sh(f"find {w}/all -type c -delete; ostree init --repo={w}/ostree --mode=archive")
+        sh(f"for n in {' '.join(FIVE)}; do ostree commit --repo={w}/ostree -b $n --tree=dir={w}/all/$n; done")
+        sizes["ostree, without devices"] = int(sh(f"du -sk {w}/ostree").split()[0]) * 1024
+        sh(f"rm -rf {w}/all {w}/all.sqfs {w}/borg {w}/casync {w}/*.caidx {w}/restic {w}/ostree")
         self.facts["stored, bytes"] = sizes
 
     def read(self):
@@ -158,16 +171,20 @@ class Bench:
         sh(f"mkdir {w}/x; tar xf {c}/web-v3.tar -C {w}/x; sync")
         sh(f"mksquashfs {w}/x {w}/x.sqfs -comp zstd -Xcompression-level 3 -quiet -no-progress; mkfs.erofs -zlz4hc {w}/x.erofs {w}/x > /dev/null 2>&1")
         sh(f"cp {c}/web-v3.tar {i}/packed.tar; {self.imgfs} repack --store {self.store}")
-        # Packed content alone in one store, loose content alone in another.
+        # Packed content alone in one store, loose content alone in another, and once more with trees mounted.
         packed = self.work / "packed-store"
         self.unmount()
         self.store.rename(packed)
         self.mount()
         sh(f"cp {c}/web-v3.tar {i}/loose.tar")
-        other = self.work / "packed"
+        other, third, copy = w / "packed", w / "trees", w / "copy-store"
         other.mkdir()
+        third.mkdir()
+        self.unmount()
+        sh(f"cp -a {self.store} {copy}")
         peers = {
-            "imgfs loose": (f"{self.imgfs} mount --store {self.store} -o trash=0 {i}", str(i), f"{i}/loose/0/rootfs", self.store),
+            "imgfs": (f"{self.imgfs} mount --store {self.store} -o trash=0 {i}", str(i), f"{i}/loose/0/rootfs", self.store),
+            "imgfs trees=mounted": (f"{self.imgfs} mount --store {copy} -o trash=0,trees=mounted {third}", str(third), f"{third}/loose/0/rootfs", copy),
             "imgfs packed": (f"{self.imgfs} mount --store {packed} -o trash=0 {other}", str(other), f"{other}/packed/0/rootfs", packed),
         }
         for name, make in [("squashfs", "mount -t squashfs -o loop,ro {} {}"), ("erofs", "mount -t erofs -o loop,ro {} {}"), ("squashfuse", "squashfuse_ll {} {}")]:
@@ -176,7 +193,6 @@ class Bench:
             image = f"{w}/x.erofs" if name == "erofs" else f"{w}/x.sqfs"
             peers[name] = (make.format(image, point), str(point), str(point), image)
         peers["ext4"] = (":", None, f"{w}/x", None)
-        self.unmount()
         self.mounts += [p[1] for p in peers.values() if p[1]]
 
         def attach(name):
@@ -185,7 +201,7 @@ class Bench:
 
         def detach(name):
             if peers[name][1]:
-                sh(f"umount {peers[name][1]}")
+                sh(f"{self.imgfs + ' ' if 'imgfs' in name else ''}umount {peers[name][1]}")
 
         ops = {
             "find -ls": "find {0} -ls > /dev/null",
@@ -229,7 +245,7 @@ class Bench:
             for name in peers:
                 self.random_reads(f"warm random 4 KiB: {name}", f"{peers[name][2]}/{BIG}")
         for _ in range(self.rounds):
-            for name in ["imgfs loose", "imgfs packed"]:
+            for name in ["imgfs", "imgfs packed"]:
                 detach(name)
                 attach(name)
                 image = Path(peers[name][2]).parent
@@ -238,7 +254,7 @@ class Bench:
             self.time("cold rootfs.tar: ext4", f"cat {c}/web-v3.tar > /dev/null")
         for name in peers:
             detach(name)
-        sh(f"rm -rf {w}/x {w}/x.sqfs {w}/x.erofs {packed}")
+        sh(f"rm -rf {w}/x {w}/x.sqfs {w}/x.erofs {packed} {copy}")
         self.mount()
         self.fresh()
 
@@ -336,6 +352,9 @@ class Bench:
             ("first version; `tar xf` and sync", "cp first", "tar xf and sync"),
             ("first version; `borg import-tar`", "cp first", "borg import-tar"),
             ("first version; `sqfstar -comp zstd`", "cp first", "sqfstar -comp zstd"),
+            ("first version; `restic backup` of the unpacked tree", "cp first", "restic backup"),
+            ("first version; `casync make` of the unpacked tree", "cp first", "casync make"),
+            ("first version; `ostree commit` of the unpacked tree", "cp first", "ostree commit"),
             ("most content known; first version", "cp shared", "cp first"),
             ("the same again; first version", "cp same", "cp first"),
             (".tar.xz; `xz -T2 -dc`", "cp xz", "bare xz"),
@@ -344,7 +363,7 @@ class Bench:
             ("twenty of web-v0 (170 MB) at once; web-v3 first version", "cp twenty", "cp first"),
         ])
         kinds = sorted({name.split(":")[0] for name in self.samples if ": ext4" in name or ": squashfs" in name})
-        peers = ["imgfs loose", "imgfs packed", "ext4", "squashfs", "erofs", "squashfuse"]
+        peers = ["imgfs", "imgfs trees=mounted", "imgfs packed", "ext4", "squashfs", "erofs", "squashfuse"]
         if kinds:
             out += ["", "| seconds | " + " | ".join(peers) + " |", "|---|" + "---|" * len(peers)]
         for kind in kinds:
@@ -370,11 +389,12 @@ class Bench:
         def pick(pairs):
             return [(label, self.median(name)) for label, name in pairs if name in self.samples]
 
-        peers = ["imgfs loose", "imgfs packed", "ext4", "squashfs", "erofs", "squashfuse"]
+        peers = ["imgfs", "imgfs trees=mounted", "imgfs packed", "ext4", "squashfs", "erofs", "squashfuse"]
         charts = {
             "ingest": ("web-v3.tar (533 MB) into the store, seconds", pick([
                 ("imgfs: cp", "cp first"), ("imgfs: cp, the same again", "cp same"), ("tar xf, sync", "tar xf and sync"),
-                ("borg import-tar", "borg import-tar"), ("sqfstar, zstd", "sqfstar -comp zstd")])),
+                ("borg import-tar", "borg import-tar"), ("restic backup", "restic backup"),
+                ("ostree commit", "ostree commit"), ("casync make", "casync make"), ("sqfstar, zstd", "sqfstar -comp zstd")])),
             "warm": ("tar c | cat of web-v3's tree, warm, seconds", pick([(p, f"warm tar c | cat: {p}") for p in peers])),
             "cold": ("tar c | cat, fresh mount, store in memory, seconds", pick([(p, f"cold tar c | cat: {p}") for p in peers])),
             "space": ("five images (1,191 MB of tar), stored, MB", [

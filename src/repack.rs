@@ -14,7 +14,7 @@ use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::manifest::Storage;
 use crate::store::{Store, TreeSlot};
-use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree};
+use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree, is_packed};
 
 /// In the background, content of `auto` images is packed when its version has rested for so long: the one that
 /// `default` leads to, and others.
@@ -53,7 +53,11 @@ pub fn run(store: &Store, what: What, threads: usize, mut listen: impl FnMut(u64
     // One at a time: two would pack the same.
     let _one = store.repack.lock();
     let pins = store.blobs.pin();
-    let plan = plan(store, what)?;
+    let versions = in_order(store);
+    if what == What::Rested && !may_find(store, &versions)? {
+        return Ok(Repacked::default());
+    }
+    let plan = plan(store, what, &versions)?;
     if plan.is_empty() && what == What::Rested {
         return Ok(Repacked::default());
     }
@@ -135,12 +139,24 @@ impl Plan {
     }
 }
 
-fn plan(store: &Store, what: What) -> Result<Plan> {
-    let versions = in_order(store);
+/// Whether a look into every tree, which takes a while, may find something that is to move.
+fn may_find(store: &Store, versions: &[(Version, Storage, bool)]) -> Result<bool> {
+    let moves = |(version, storage, is_default): &(Version, Storage, bool)| {
+        let packed = is_packed(&store.tree_path(&version.id));
+        match storage {
+            Storage::Fast => packed,
+            Storage::Auto => !packed && has_rested(store, version, *is_default),
+            Storage::Small => !packed,
+        }
+    };
+    Ok(versions.iter().any(moves) || !store.blobs.thinly_packed()?.is_empty())
+}
+
+fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Result<Plan> {
     // Content of several versions lies where the fastest of them wants it.
     let (mut fast, mut stays, mut auto) = (IdSet::default(), IdSet::default(), IdSet::default());
     let (mut trees, mut plan) = (Vec::new(), Plan::default());
-    for (version, storage, is_default) in &versions {
+    for (version, storage, is_default) in versions {
         let slot = match store.tree(version.serial) {
             Err(Error::NotFound { .. }) => continue,
             other => other?,

@@ -8,6 +8,7 @@ mod checked;
 mod compact;
 mod container;
 mod pack;
+mod pins;
 mod read;
 mod reopen;
 mod repack;
@@ -24,18 +25,20 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 
 pub use container::Place;
+pub use pins::Pins;
 pub use read::ReadBuf;
 pub use reopen::{ContentReader, PieceReader};
 pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{Large, Pins, Sealed, Writer};
+pub use writer::{Large, Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;
 use checked::Checked;
 use container::Container;
 use pack::{FrameCache, Pack};
+use pins::AllPins;
 use table::Table;
 
 /// Blobs from this size on are files of their own (*objects*); smaller ones share a segment.
@@ -51,8 +54,8 @@ pub struct BlobStore {
     table: RwLock<Table>,
     /// Open container files by number. Dropped from here when swept; readers keep their `Arc`.
     containers: Mutex<HashMap<u32, Arc<Container>>>,
-    /// Ids that uploads under way count on.
-    pins: Mutex<AllPins>,
+    /// Blobs that somebody at work counts on.
+    pins: Arc<AllPins>,
     /// Open packs by number. Lock order: on its own.
     packs: Mutex<HashMap<u32, Arc<Pack>>>,
     /// Lock order: on its own.
@@ -70,15 +73,6 @@ pub struct BlobStore {
 /// Frees space; says whether it could.
 pub type MakeRoom = Arc<dyn Fn() -> bool + Send + Sync>;
 
-#[derive(Default)]
-struct AllPins {
-    next: u64,
-    /// The known blobs each writer under way counts on.
-    writers: HashMap<u64, Arc<Mutex<Vec<BlobId>>>>,
-    /// While a mark is under way: pins of writers that ended since it began, whose rows it may not have seen.
-    retired: Option<Vec<BlobId>>,
-}
-
 impl BlobStore {
     /// Opens the content of the store in `dir`, whose directories exist.
     ///
@@ -93,7 +87,7 @@ impl BlobStore {
             staging: dir.join("staging"),
             table: RwLock::new(Table::open(&dir.join("blobs"))?),
             containers: Mutex::default(),
-            pins: Mutex::default(),
+            pins: Arc::default(),
             packs: Mutex::default(),
             outlines: Mutex::default(),
             checked: Mutex::default(),
@@ -101,6 +95,11 @@ impl BlobStore {
             room: OnceLock::new(),
             seal: Mutex::new(next),
         })
+    }
+
+    /// Begins to keep blobs from being swept.
+    pub fn pin(&self) -> Pins {
+        self.pins.pin()
     }
 
     /// Says what to do when the disk is full during an upload. Once.
@@ -131,7 +130,7 @@ impl BlobStore {
     /// Lets go of the memory that only ingest needs, unless an upload is under way.
     pub fn forget_index(&self) {
         let mut table = self.table.write();
-        if self.pins.lock().writers.is_empty() {
+        if self.pins.is_empty() {
             table.forget_index();
         }
     }

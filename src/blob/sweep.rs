@@ -59,7 +59,7 @@ pub struct MarkToken<'s> {
 
 impl Drop for MarkToken<'_> {
     fn drop(&mut self) {
-        self.store.pins.lock().retired = None;
+        self.store.pins.end_mark();
     }
 }
 
@@ -74,7 +74,7 @@ pub struct Swept {
 impl BlobStore {
     /// Begins a mark. Call before looking at which trees exist; only one at a time.
     pub fn begin_mark(&self) -> MarkToken<'_> {
-        self.pins.lock().retired = Some(Vec::new());
+        self.pins.begin_mark();
         MarkToken { store: self, bound: self.id_bound() }
     }
 
@@ -86,14 +86,7 @@ impl BlobStore {
         let packs = self.all_packs()?;
         {
             let mut table = self.table.write();
-            let mut kept = IdSet::default();
-            {
-                let pins = self.pins.lock();
-                for ids in pins.writers.values() {
-                    ids.lock().iter().for_each(|&id| kept.insert(id));
-                }
-                pins.retired.iter().flatten().for_each(|&id| kept.insert(id));
-            }
+            let kept = self.pins.kept();
             let lives = |id: BlobId| id >= token.bound || live.contains(id) || kept.contains(id);
             let mut dead = Vec::new();
             let living = table.records().filter(|(id, record)| {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use blake3::hazmat::ChainingValue;
 use hashbrown::HashTable;
-use parking_lot::Mutex;
 
 use crate::blob::container::{Container, Place};
+use crate::blob::pins::Pins;
 use crate::blob::read::ReadBuf;
 use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
@@ -28,7 +28,7 @@ const WRITEBACK: u64 = 8 * 1024 * 1024;
 /// Takes the content of one upload. Dropped unsealed, it leaves nothing.
 pub struct Writer {
     pub(super) store: Arc<BlobStore>,
-    pins: Pins,
+    pins: Arc<Pins>,
     /// immutable: this upload's directory under staging/; removed on drop.
     dir: PathBuf,
     pub(super) segment: Option<Segment>,
@@ -61,7 +61,7 @@ pub(super) struct Segment {
 /// What `seal` gives: the ids of the new blobs. While it lives, gc keeps every blob of the upload.
 pub struct Sealed {
     ids: Vec<BlobId>,
-    _pins: Pins,
+    _pins: Arc<Pins>,
     /// New content in this upload, in bytes.
     pub new_bytes: u64,
 }
@@ -77,43 +77,10 @@ impl Sealed {
     }
 }
 
-/// Blobs that somebody at work counts on: gc keeps them as long as this lives.
-pub struct Pins {
-    store: Arc<BlobStore>,
-    key: u64,
-    ids: Arc<Mutex<Vec<BlobId>>>,
-}
-
-impl Pins {
-    /// Keeps these too. Whoever names them must know them to live now, or check afterwards.
-    pub fn add(&self, ids: impl IntoIterator<Item = BlobId>) {
-        self.ids.lock().extend(ids);
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let mut pins = self.store.pins.lock();
-        pins.writers.remove(&self.key);
-        if let Some(retired) = &mut pins.retired {
-            retired.append(&mut self.ids.lock());
-        }
-    }
-}
-
 impl BlobStore {
-    /// Begins to keep blobs from being swept.
-    pub fn pin(self: &Arc<Self>) -> Pins {
-        let mut pins = self.pins.lock();
-        let (key, ids) = (pins.next, Arc::default());
-        pins.next += 1;
-        pins.writers.insert(key, Arc::clone(&ids));
-        Pins { store: self.clone(), key, ids }
-    }
-
     /// Begins an upload whose new content is staged in `staging/NAME`.
     pub fn writer(self: &Arc<Self>, name: &str) -> Result<Writer> {
-        let pins = self.pin();
+        let pins = Arc::new(self.pin());
         if !self.table.read().has_index() {
             self.table.write().build_index();
         }
@@ -157,7 +124,7 @@ impl Writer {
         let table = self.store.table.read();
         let id = table.by_digest(digest)?;
         // Pinned under the table's lock: a sweep takes it for writing and then reads the pins.
-        self.pins.ids.lock().push(id);
+        self.pins.add([id]);
         Some(Content::Known(id))
     }
 
@@ -215,9 +182,8 @@ impl Writer {
         }
         let store = self.store.clone();
         let (ids, new_bytes) = self.seal_locked(&store, &mut store.seal.lock())?;
-        // The guard moves on to the caller, who drops it when the version's row is written.
-        let pins = std::mem::replace(&mut self.pins, Pins { store: store.clone(), key: u64::MAX, ids: Arc::default() });
-        Ok(Sealed { ids, _pins: pins, new_bytes })
+        // The caller drops them when the version's row is written.
+        Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes })
     }
 
     fn seal_locked(&mut self, store: &BlobStore, next_container: &mut u32) -> Result<(Vec<BlobId>, u64)> {
@@ -225,11 +191,10 @@ impl Writer {
         let mut ids = vec![0; self.fresh.len()];
         {
             let table = store.table.read();
-            let mut pins = self.pins.ids.lock();
             for (id, fresh) in ids.iter_mut().zip(&self.fresh) {
                 if let Some(known) = table.by_digest(&fresh.record.digest) {
                     *id = known;
-                    pins.push(known);
+                    self.pins.add([known]);
                 }
             }
         }
@@ -273,7 +238,7 @@ impl Writer {
                 store.checked.lock().all(ids[i]);
             }
         }
-        self.pins.ids.lock().extend_from_slice(&ids);
+        self.pins.add(ids.iter().copied());
         Ok((ids, new_bytes))
     }
 }
@@ -444,7 +409,7 @@ impl Large<'_> {
             let table = store.table.read();
             let found = table.by_lead(self.size, lead);
             if let Some((id, _)) = found {
-                self.writer.pins.ids.lock().push(id);
+                self.writer.pins.add([id]);
             }
             found
         };

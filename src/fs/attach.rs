@@ -112,7 +112,8 @@ impl Trees {
             store: store.clone(),
             point: point.to_owned(),
             root,
-            thread: AtomicU32::new(0),
+            // 0 is everybody in another process namespace.
+            thread: AtomicU32::new(u32::MAX),
             wanted,
             all: Mutex::default(),
             settled: Condvar::new(),

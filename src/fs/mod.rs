@@ -1,7 +1,7 @@
 //! The mount: what the kernel asks, answered from the store.
 //!
 //! ```text
-//! fuse.rs      the only file that names fuser: requests in, replies out
+//! fuse.rs      and fuse/ alone name fuser: requests in, replies out
 //! browse.rs    ls: names; stat.rs: what they are; read.rs: cat
 //! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
 //! staging.rs   several files that become one version

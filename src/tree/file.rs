@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::Mmap;
 
@@ -21,8 +21,10 @@ use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS
 pub struct Tree {
     path: PathBuf,
     map: Mmap,
-    /// Bytes of the file; fewer than the map's once it is packed.
+    /// Bytes of the file.
     stored: AtomicU64,
+    /// Whether the file is packed by now.
+    at_rest: AtomicBool,
     /// Checked when opened: within the map, whole rows.
     sections: [(usize, usize); SECTIONS],
     /// What it was unpacked from.
@@ -87,6 +89,7 @@ impl Tree {
                 return Err(tree.corrupt("it is not the tree that the catalog names"));
             }
             tree.packed = Some(packed);
+            tree.at_rest = true.into();
             return Ok(tree);
         }
         let found = if head == *PACKED_TREE_MAGIC_1 {
@@ -107,7 +110,7 @@ impl Tree {
     }
 
     pub fn is_packed(&self) -> bool {
-        self.file_size() != self.map.len() as u64
+        self.at_rest.load(Ordering::Acquire)
     }
 
     /// What the file of this tree, which has the digest, is to be at rest: against one of the trees in `bases`, if
@@ -134,6 +137,7 @@ impl Tree {
     /// The file is packed now. Who has it open keeps what it has.
     pub fn has_been_packed(&self, stored: u64) {
         self.stored.store(stored, Ordering::Relaxed);
+        self.at_rest.store(true, Ordering::Release);
     }
 
     /// The inline bytes of all recipes of a packed tree.
@@ -151,6 +155,7 @@ impl Tree {
             path: path.to_owned(),
             map: sys::map(file, path)?,
             stored: stored.into(),
+            at_rest: false.into(),
             sections: Default::default(),
             packed: None,
             inline: OnceLock::new(),

@@ -186,6 +186,11 @@ fn assemble(digest: Digest, parts: &[Vec<u8>; 2], bases: [&[u8]; 2], base: Optio
     Ok(out)
 }
 
+/// Whether the tree in `path` is packed, as far as its head says.
+pub fn is_packed(path: &Path) -> bool {
+    Packed::open(path).is_ok()
+}
+
 /// The version that the packed tree in `path` needs, and whether it can be a base itself. Neither for one that is
 /// not packed.
 pub fn base_of(path: &Path) -> (Option<String>, bool) {
