@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! STORE/
-//! |-- format        "imgfs 3\n"; a store newer than the program is refused with both numbers
+//! |-- format        "imgfs 4\n"; a store newer than the program is refused with both numbers
 //! |-- lock          held with flock by the one daemon; holds its process id and mount point
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
 //! |-- catalog.db    SQLite: images, versions, aliases, settings. One row each; see catalog/schema.sql
-//! |-- blobs         the blob table: where each content lies
+//! |-- catalog.rows  the same rows as text, a line a commit: what a lost catalog.db is made again of; see catalog/copy.rs
+//! |-- blobs         the blob table: where each content lies; made again of the lists in loose/ and packs/
 //! |-- loose/        content as it came: HEX.seg segments of small blobs, HEX.obj one large blob each
 //! |-- packs/        content at rest: HEX.pack, compressed together and against older versions
-//! |-- trees/        HEX.tree, one immutable mapped file a version: nodes, names, tar recipe
+//! |-- trees/        ID.tree, one immutable mapped file a version: nodes, names, tar recipe; ID.base, ID.kept, ID.damaged
 //! |-- staging/      uploads under way; emptied at start
 //! |-- mounted/      where the trees are mounted from, with trees=mounted
 //! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
@@ -65,7 +66,7 @@
 //! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree whose base it is; others are swept.
 //! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
 //! 8. `default` of the store names an image that exists, `default` of an image a version that does.
-//! 9. The check of every row in the catalog matches its columns.
+//! 9. The check of every row in the catalog matches its columns; catalog.rows says the same.
 //! 10. The bases of a frame are blobs that exist, and lie in no frame that has bases itself.
 //! 11. The base of a packed tree is there, as `ID.tree` or, once its version is purged, as `ID.base`, and has none.
 //!
@@ -75,7 +76,7 @@
 //! 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are read as they are, so
 //!    a store of format 1 is taken by writing its new number.
 //! 3: content and trees at rest may be packed.
-//! 4: trees at rest are packed against others.
+//! 4: trees at rest are packed against others; the catalog has a copy.
 
 use std::fs;
 use std::path::Path;

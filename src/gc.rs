@@ -1,7 +1,7 @@
 //! Space comes back: what no version, no trash, no open file and no upload needs.
 
 use crate::blob::Swept;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::versions;
 
@@ -13,6 +13,14 @@ pub fn run(store: &Store) -> Result<Swept> {
     let token = store.blobs.begin_mark();
     store.close_idle_trees(usize::MAX);
     let live = store.live_blobs()?;
+    // What has lost its record must not count as free.
+    if !store.blobs.missing(&live).is_empty() {
+        store.blobs.rebuild(0)?;
+        if !store.blobs.missing(&live).is_empty() {
+            let what = store.dir.join("blobs").display().to_string();
+            return Err(Error::Corrupt { what, why: "records that versions need are lost: imgfs fsck says which".into() });
+        }
+    }
     let swept = store.blobs.sweep(token, &live)?;
     store.drop_bases()?;
     store.trash_has_changed();

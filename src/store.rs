@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::adopt::adopt;
 use crate::blob::{BlobStore, IdSet};
-use crate::catalog::{Catalog, Kept, Model, Version};
+use crate::catalog::{Catalog, Kept, Model, Opened, Version};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::journal::Journal;
@@ -35,7 +36,7 @@ impl Default for Settings {
 }
 
 /// How the files of trees end: those of versions, and those that are only the base of others.
-const TREE: &str = "tree";
+pub(crate) const TREE: &str = "tree";
 const BASE: &str = "base";
 /// How exactly the time of a version's last use is noted.
 const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
@@ -137,13 +138,7 @@ impl Store {
         lock.describe("")?;
         format::open(&dir)?;
         let has_trees = fs::read_dir(dir.join("trees")).map_err(Error::io("list", &dir))?.next().is_some();
-        if has_trees && !dir.join("catalog.db").exists() {
-            return Err(Error::NotAStore {
-                store: dir,
-                why: "its catalog.db is gone, and its trees are there: nothing was changed".into(),
-            });
-        }
-        let catalog = Catalog::open(&dir)?;
+        let (catalog, opened) = Catalog::open(&dir, has_trees)?;
         let blobs = Arc::new(BlobStore::open(&dir)?);
         let store = Store {
             journal: Journal::open(&dir)?,
@@ -163,9 +158,23 @@ impl Store {
             lock,
             dir,
         };
+        if opened == Opened::RebuiltInPart {
+            adopt(&store)?;
+        }
         store.clear_leftovers()?;
+        store.mend_table(opened)?;
         store.set_reserve();
         Ok(Arc::new(store))
+    }
+
+    /// Finds the records of blobs again if the table is lost or cut.
+    fn mend_table(&self, opened: Opened) -> Result<()> {
+        let bound = self.catalog.read().blobs;
+        // Of a catalog that was made of trees nobody knows how many there were.
+        if self.blobs.id_bound() < bound || opened == Opened::RebuiltInPart {
+            self.blobs.rebuild(bound)?;
+        }
+        Ok(())
     }
 
     /// Removes staged uploads and trees that no row names. A crash leaves such.
@@ -181,7 +190,7 @@ impl Store {
         let trees = self.dir.join("trees");
         for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
             let path = entry.map_err(Error::io("list", &trees))?.path();
-            if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE) {
+            if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE && e != "damaged") {
                 self.drop_tree(&path)?;
             }
         }

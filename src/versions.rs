@@ -5,7 +5,7 @@
 
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
 use crate::error::{Error, Result};
-use crate::ingest::{check_identity, new_image};
+use crate::ingest::check_identity;
 use crate::manifest::{Editable, now};
 use crate::name::ImageName;
 use crate::store::Store;
@@ -22,7 +22,7 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
         let serial = change.serial();
-        change.put(Row::Image(new_image(serial, name.as_str(), uid, gid, mode, now())?.into()));
+        change.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
         if change.model.default_image.is_none() {
             change.put(Row::Default { image: Some(serial), hidden: false });
         }

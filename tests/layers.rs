@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
     &["blob", "catalog"],
-    &["store"],
+    &["store", "adopt"],
     &["describe", "export", "fsck", "gc", "ingest", "keep", "remote", "repack", "status", "versions"],
     &["fs"],
     &["cli"],

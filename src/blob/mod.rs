@@ -10,6 +10,7 @@ mod container;
 mod pack;
 mod pins;
 mod read;
+mod rebuild;
 mod reopen;
 mod repack;
 mod sweep;

@@ -124,6 +124,8 @@ pub struct Pack {
     bases: Vec<Base>,
     outlines_at: u64,
     outlines: u64,
+    /// Offset and bytes of the list, and its digest.
+    list: (u64, u64, Digest),
 }
 
 impl Pack {
@@ -153,7 +155,10 @@ impl Pack {
         let (frames, bases) = tables.split_at(frames_len as usize);
         let frames: Vec<Frame> = frames.as_chunks().0.iter().map(Frame::decode).collect();
         let bases: Vec<Base> = bases.as_chunks().0.iter().map(Base::decode).collect();
-        let pack = Pack { number, container, frames, bases, outlines_at, outlines };
+        let list_len = u64_at(&footer, 48);
+        let list_digest = Digest(footer[64..96].try_into().expect("32 bytes"));
+        let list = (footer_at.saturating_sub(list_len), list_len, list_digest);
+        let pack = Pack { number, container, frames, bases, outlines_at, outlines, list };
         pack.check()?;
         Ok(pack)
     }
@@ -199,6 +204,22 @@ impl Pack {
         let mut raw = vec![0; count * CV_LEN];
         self.container.read_exact_at(&mut raw, self.outlines_at + u64::from(first) * CV_LEN as u64)?;
         Ok(raw.as_chunks().0.to_vec())
+    }
+
+    /// Id and size of each blob, in the order of the stream.
+    ///
+    /// Errors: `Corrupt`, `Io`.
+    pub fn list(&self) -> Result<Vec<(BlobId, u64)>> {
+        let (at, len, digest) = self.list;
+        let packed_len =
+            usize::try_from(len).ok().filter(|_| at >= self.outlines_at).ok_or_else(|| self.corrupt("its list is damaged"))?;
+        let mut packed = vec![0; packed_len];
+        self.container.read_exact_at(&mut packed, at)?;
+        if Digest::of(&packed) != digest {
+            return Err(self.corrupt("its list is damaged"));
+        }
+        let list = zstd::decode_all(&packed[..]).map_err(|_| self.corrupt("its list is damaged"))?;
+        Ok(list.chunks_exact(12).map(|raw| (u32_at(raw, 0), u64_at(raw, 4))).collect())
     }
 
     /// The bytes of a frame in the file, checked.

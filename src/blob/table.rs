@@ -1,6 +1,6 @@
 //! The blob table: one 64-byte record an id, in an array that only grows. See `format.rs`, "Blob table".
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -96,9 +96,16 @@ struct Index {
 }
 
 impl Table {
+    /// Opens the table, or makes an empty one. What does not begin as one is put aside.
     pub fn open(path: &Path) -> Result<Table> {
-        let file =
-            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(Error::io("open", path))?;
+        let open = || File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = open().map_err(Error::io("open", path))?;
+        let mut magic = [0; TABLE_MAGIC.len()];
+        if file.read_exact_at(&mut magic, 0).is_ok() && magic != TABLE_MAGIC {
+            log::error!("{} does not begin as a blob table: it is put aside", path.display());
+            fs::rename(path, path.with_extension("damaged")).map_err(Error::io("put aside", path))?;
+            file = open().map_err(Error::io("open", path))?;
+        }
         if file.metadata().map_err(Error::io("stat", path))?.len() < RECORD_LEN as u64 {
             let mut head = [0u8; RECORD_LEN];
             head[..TABLE_MAGIC.len()].copy_from_slice(TABLE_MAGIC);
@@ -106,9 +113,6 @@ impl Table {
             file.sync_all().map_err(Error::io("sync", path))?;
         }
         let map = sys::map(&file, path)?;
-        if !map.starts_with(TABLE_MAGIC) {
-            return Err(Error::Corrupt { what: path.display().to_string(), why: "it does not begin as a blob table".into() });
-        }
         Ok(Table { path: path.to_owned(), file, map, index: None })
     }
 
@@ -183,6 +187,17 @@ impl Table {
             let raw = record.map_or([0u8; RECORD_LEN], |r| r.encode(*id));
             self.file.write_all_at(&raw, u64::from(*id) * RECORD_LEN as u64).map_err(Error::io("write", &self.path))?;
         }
+        Ok(())
+    }
+
+    /// Makes ids below `bound` given out, free as long as nothing says otherwise.
+    pub fn grow(&mut self, bound: BlobId) -> Result<()> {
+        let len = u64::from(bound) * RECORD_LEN as u64;
+        if len > self.map.len() as u64 {
+            self.file.set_len(len).and_then(|()| self.file.sync_all()).map_err(Error::io("write", &self.path))?;
+            self.map = sys::map(&self.file, &self.path)?;
+        }
+        self.index = None;
         Ok(())
     }
 

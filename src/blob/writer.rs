@@ -469,7 +469,7 @@ impl Large<'_> {
 }
 
 /// Never 0, which means none.
-fn lead_of(cv: &ChainingValue) -> u32 {
+pub(super) fn lead_of(cv: &ChainingValue) -> u32 {
     u32::from_le_bytes([cv[0], cv[1], cv[2], cv[3]]).max(1)
 }
 

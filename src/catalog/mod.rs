@@ -1,21 +1,26 @@
 //! The catalog: images, versions, aliases and settings, in SQLite and in memory.
 //!
 //! Readers see the `Model` in memory. A change is a list of `Row`s that a verb works out from the model; `commit`
-//! writes it in one transaction, and only then does the model change: one gesture, one transaction.
+//! writes it in one transaction, and only then does the model change: one gesture, one transaction. All rows are in a
+//! second file as well, of which a lost or damaged catalog.db is made again.
 
+mod copy;
 mod model;
 mod sqlite;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use serde::{Deserialize, Serialize};
 
+use copy::Copy;
 pub use model::{Alias, Image, Kept, Model, Named, Receipt, Version, VersionFacts};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::sync_dir;
 
 /// One row's new state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Row {
     Image(Box<Image>),
     Version(Box<Version>),
@@ -28,6 +33,8 @@ pub enum Row {
         image: Option<u32>,
         hidden: bool,
     },
+    /// Ids of blobs below this were given out.
+    Blobs(u32),
 }
 
 /// A change being worked out: the model as it is, and the rows that will change it.
@@ -51,18 +58,50 @@ impl Change<'_> {
 
 pub struct Catalog {
     /// Taken for the whole of a change; lock order: before `model`.
-    connection: Mutex<sqlite::Db>,
+    files: Mutex<Files>,
     model: RwLock<Model>,
 }
 
+struct Files {
+    db: sqlite::Db,
+    copy: Copy,
+}
+
+/// What was done to open the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Nothing out of the way.
+    Sound,
+    /// It was made again of its copy, and nothing is missing.
+    Rebuilt,
+    /// It was made again, as far as there was a copy: rows may be missing.
+    RebuiltInPart,
+}
+
 impl Catalog {
-    /// Opens the catalog in `dir`, or makes a new one.
+    /// Opens the catalog in `dir`, or makes a new one. One that is lost, damaged, or behind its copy is put aside and
+    /// made again. `has_content`: there are trees, so an empty catalog is a lost one.
     ///
-    /// Errors: `Catalog`, `Corrupt` for a row whose check fails, `Io`.
-    pub fn open(dir: &Path) -> Result<Catalog> {
-        let mut connection = sqlite::Db::open(&dir.join("catalog.db"))?;
-        let model = connection.load()?;
-        Ok(Catalog { connection: Mutex::new(connection), model: RwLock::new(model) })
+    /// Errors: `Catalog`, `Io`.
+    pub fn open(dir: &Path, has_content: bool) -> Result<(Catalog, Opened)> {
+        let (path, copy) = (dir.join("catalog.db"), dir.join("catalog.rows"));
+        let there = path.exists();
+        let stored = sqlite::Db::open(&path).and_then(|mut db| db.load().map(|model| (db, model)));
+        let copied = copy::last_commit(&copy)?;
+        let (db, model, opened) = match stored {
+            // The copy is written last: one that is ahead saw commits that SQLite has lost.
+            Ok((db, model)) if (there || !has_content) && copied.is_none_or(|commit| commit <= model.commit) => {
+                (db, model, Opened::Sound)
+            }
+            Err(e) if !matches!(e, Error::Corrupt { .. }) => return Err(e),
+            stored => {
+                let why =
+                    stored.map_or_else(|e| e.to_string(), |_| format!("{} is lost, or older than its copy", path.display()));
+                rebuild(&path, &copy, &why)?
+            }
+        };
+        let copy = Copy::open(&copy, &model)?;
+        Ok((Catalog { files: Mutex::new(Files { db, copy }), model: RwLock::new(model) }, opened))
     }
 
     /// The state of everything, unchanging while the guard is held. Do not call `commit` meanwhile.
@@ -74,7 +113,8 @@ impl Catalog {
     ///
     /// Errors: what `work` refuses; `Catalog` or `Io` if it cannot be written.
     pub fn commit<T>(&self, work: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = self.connection.lock();
+        let mut files = self.files.lock();
+        let Files { db, copy } = &mut *files;
         let (rows, next_serial, result) = {
             let model = self.model.read();
             let mut change = Change { model: &model, rows: Vec::new(), next_serial: model.next_serial };
@@ -82,16 +122,58 @@ impl Catalog {
             (change.rows, change.next_serial, result)
         };
         if !rows.is_empty() {
-            connection.write(&rows, next_serial)?;
-            let mut model = self.model.write();
-            model.next_serial = next_serial;
-            rows.into_iter().for_each(|row| model.apply(row));
+            let commit = self.model.read().commit + 1;
+            db.write(&rows, next_serial, commit)?;
+            copy.append(commit, next_serial, &rows);
+            {
+                let mut model = self.model.write();
+                (model.next_serial, model.commit) = (next_serial, commit);
+                rows.into_iter().for_each(|row| model.apply(row));
+            }
+            // It is committed: that there is no copy of it is told, and tried again after the next.
+            if copy.is_stale()
+                && let Err(e) = copy.rewrite(&self.model.read())
+            {
+                log::error!("{e}");
+            }
         }
         Ok(result)
     }
 
-    /// Looks for damage in the file itself: SQLite's own check, and every row's. For fsck.
+    /// Looks for damage: SQLite's own check, every row's, and the copy's, which is made good. For fsck.
     pub fn check(&self) -> Result<Vec<String>> {
-        self.connection.lock().check()
+        let mut files = self.files.lock();
+        let mut found = files.db.check()?;
+        let said = copy::read(files.copy.path())?;
+        let text = |model: &Model| serde_json::to_string(&model.rows()).unwrap_or_default();
+        if !said.whole || text(&said.model) != text(&self.read()) {
+            files.copy.rewrite(&self.read())?;
+            found.push("catalog.rows did not say what catalog.db says: it was written anew".into());
+        }
+        Ok(found)
     }
+}
+
+/// Puts what is left of catalog.db aside, and makes it again of the copy.
+fn rebuild(path: &Path, copy: &Path, why: &str) -> Result<(sqlite::Db, Model, Opened)> {
+    log::error!("{why}: it is made again of {}", copy.display());
+    let aside =
+        (0..).map(|n| path.with_extension(format!("damaged-{n}"))).find(|aside| !aside.exists()).expect("numbers do not end");
+    for ending in ["", "-wal", "-shm"] {
+        let with = |path: &Path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        match std::fs::rename(with(path), with(&aside)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("put aside", path)(e)),
+            _ => {}
+        }
+    }
+    sync_dir(path.parent().unwrap_or(Path::new("/")))?;
+    let said = if copy.exists() { copy::read(copy)? } else { copy::Said { model: Model::default(), whole: false } };
+    let mut db = sqlite::Db::open(path)?;
+    db.write(&said.model.rows(), said.model.next_serial.max(1), said.model.commit)?;
+    let model = db.load()?;
+    Ok((db, model, if said.whole { Opened::Rebuilt } else { Opened::RebuiltInPart }))
 }

@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::Row;
 use crate::compress::Method;
 use crate::digest::Digest;
+use crate::error::Result;
 use crate::manifest::Editable;
+use crate::name::new_id;
 use crate::tree::Counts;
 
 /// An image: a named series of versions.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Image {
     pub serial: u32,
     pub id: String,
@@ -28,6 +30,30 @@ pub struct Image {
     pub updated_at: i64,
     pub trashed_at: Option<i64>,
     pub trash_name: Option<String>,
+}
+
+impl Image {
+    /// An image without versions.
+    ///
+    /// Errors: `Io` if there is no randomness for its id.
+    pub fn new(serial: u32, name: &str, uid: u32, gid: u32, mode: u32, at: i64) -> Result<Image> {
+        Ok(Image {
+            serial,
+            id: new_id()?,
+            name: name.to_owned(),
+            uid,
+            gid,
+            mode: mode & 0o7777,
+            next_number: 0,
+            pinned: None,
+            default_hidden: false,
+            editable: Editable::new(),
+            created_at: at,
+            updated_at: at,
+            trashed_at: None,
+            trash_name: None,
+        })
+    }
 }
 
 /// What is known of a version since it was made.
@@ -120,7 +146,7 @@ pub struct Receipt {
     pub mode: u32,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Version {
     pub serial: u32,
     /// Serial of its image.
@@ -135,7 +161,7 @@ pub struct Version {
     pub trash_name: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alias {
     pub serial: u32,
     pub name: String,
@@ -162,6 +188,10 @@ pub struct Model {
     pub default_image: Option<u32>,
     pub default_hidden: bool,
     pub next_serial: u32,
+    /// Ids of blobs below this were given out, at least: a table that has fewer is cut.
+    pub blobs: u32,
+    /// How many commits led here.
+    pub commit: u64,
 }
 
 impl Model {
@@ -250,6 +280,15 @@ impl Model {
         self.versions.values()
     }
 
+    /// Rows that make this model of an empty one.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        let images = self.images.values().map(|image| Row::Image(image.clone().into()));
+        let versions = self.versions.values().map(|version| Row::Version(version.clone().into()));
+        let aliases = self.aliases.values().map(|alias| Row::Alias(alias.clone()));
+        let default = Row::Default { image: self.default_image, hidden: self.default_hidden };
+        images.chain(versions).chain(aliases).chain([default, Row::Blobs(self.blobs)]).collect()
+    }
+
     pub(super) fn apply(&mut self, row: Row) {
         match row {
             Row::Image(image) => {
@@ -290,6 +329,7 @@ impl Model {
                 self.unname_alias(serial);
                 self.aliases.remove(&serial);
             }
+            Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
         }
     }

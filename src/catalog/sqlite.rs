@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, params, params_from_iter};
+use rusqlite::{Connection, ErrorCode, params, params_from_iter};
 
 use crate::catalog::Row;
 use crate::catalog::model::{Alias, Image, Model, Version};
@@ -25,11 +25,22 @@ pub struct Db {
 impl From<rusqlite::Error> for Error {
     fn from(e: rusqlite::Error) -> Error {
         match e.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => {
+            Some(ErrorCode::DiskFull) => {
                 let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
                 Error::Io { doing: "write", path: "catalog.db".into(), source }
             }
-            _ => Error::Catalog(e.to_string()),
+            Some(
+                ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::OutOfMemory
+                | ErrorCode::ConstraintViolation,
+            ) => Error::Catalog(e.to_string()),
+            // Whatever else a file of ours can make SQLite, or the reading of its values, say.
+            _ => Error::Corrupt { what: "catalog.db".into(), why: e.to_string() },
         }
     }
 }
@@ -46,8 +57,9 @@ impl Db {
             connection
                 .execute_batch(&format!("BEGIN; {} PRAGMA user_version = {SCHEMA}; COMMIT;", include_str!("schema.sql")))?;
         } else if found > SCHEMA {
-            let (found, known) = (found as u32, SCHEMA as u32);
-            return Err(Error::StoreNewer { store: path.to_owned(), found, known });
+            // A newer one would come with a newer format of the store.
+            let why = format!("its schema is {found}, and {SCHEMA} is known");
+            return Err(Error::Corrupt { what: path.display().to_string(), why });
         }
         Ok(Db { path: path.to_owned(), connection })
     }
@@ -58,6 +70,8 @@ impl Db {
         for row in self.rows("setting", "key, value")? {
             if let [Value::Text(key), Value::Text(value)] = &row[..] {
                 match key.as_str() {
+                    "commit" => model.commit = value.parse().map_err(|_| self.bad("setting", "a number"))?,
+                    "blobs" => model.blobs = value.parse().map_err(|_| self.bad("setting", "a number"))?,
                     "next_serial" => model.next_serial = value.parse().map_err(|_| self.bad("setting", "a number"))?,
                     "default_image" => model.default_image = value.parse().ok(),
                     "default_hidden" => model.default_hidden = value == "1",
@@ -106,7 +120,7 @@ impl Db {
     }
 
     /// Writes all rows in one transaction.
-    pub fn write(&mut self, rows: &[Row], next_serial: u32) -> Result<()> {
+    pub fn write(&mut self, rows: &[Row], next_serial: u32, commit: u64) -> Result<()> {
         let transaction = self.connection.transaction()?;
         let put = |table: &str, columns: &str, values: Vec<Value>| -> Result<()> {
             let marks = vec!["?"; values.len() + 1].join(", ");
@@ -127,6 +141,7 @@ impl Db {
                 Row::DropImage(serial) => drop(transaction.execute("DELETE FROM image WHERE serial = ?", params![serial])?),
                 Row::DropVersion(serial) => drop(transaction.execute("DELETE FROM version WHERE serial = ?", params![serial])?),
                 Row::DropAlias(serial) => drop(transaction.execute("DELETE FROM alias WHERE serial = ?", params![serial])?),
+                Row::Blobs(bound) => setting("blobs", bound.to_string())?,
                 Row::Default { image, hidden } => {
                     setting("default_image", image.map(|i| i.to_string()).unwrap_or_default())?;
                     setting("default_hidden", u8::from(*hidden).to_string())?;
@@ -134,6 +149,7 @@ impl Db {
             }
         }
         setting("next_serial", next_serial.to_string())?;
+        setting("commit", commit.to_string())?;
         transaction.commit()?;
         Ok(())
     }

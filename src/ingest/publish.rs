@@ -7,7 +7,7 @@ use crate::format::sync_dir;
 use crate::ingest::detect::detect;
 use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
-use crate::manifest::{Editable, now};
+use crate::manifest::now;
 use crate::name::{ImageName, new_id};
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
@@ -172,13 +172,13 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             Target::Named(name) => match change.model.named(name.as_str()) {
                 Some(Named::Image(serial)) => (change.model.images[&serial].clone(), true),
                 Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
-                None => (new_image(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true),
+                None => (Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true),
             },
             Target::New(name) => {
                 if change.model.named(name.as_str()).is_some() {
                     return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
                 }
-                (new_image(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true)
+                (Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true)
             }
         };
         let (number, newest_is_first) = (image.next_number, image.next_number == 0);
@@ -215,6 +215,7 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         let serial = change.serial();
         let image_serial = image.serial;
         change.put(Row::Image(image.into()));
+        change.put(Row::Blobs(store.blobs.id_bound()));
         change.put(Row::Version(Box::new(Version {
             serial,
             image: image_serial,
@@ -249,24 +250,4 @@ pub fn check_identity(model: &Model, uuid: &str, origin: &str) -> Result<()> {
         return Err(Error::NotFound { what: format!("origin {origin} of the manifest") });
     }
     Ok(())
-}
-
-/// An image without versions.
-pub fn new_image(serial: u32, name: &str, uid: u32, gid: u32, mode: u32, at: i64) -> Result<Image> {
-    Ok(Image {
-        serial,
-        id: new_id()?,
-        name: name.to_owned(),
-        uid,
-        gid,
-        mode: mode & 0o7777,
-        next_number: 0,
-        pinned: None,
-        default_hidden: false,
-        editable: Editable::new(),
-        created_at: at,
-        updated_at: at,
-        trashed_at: None,
-        trash_name: None,
-    })
 }

@@ -109,6 +109,25 @@ impl Tree {
         Ok(tree)
     }
 
+    /// The digest that a row of the tree in `path` is to have; for one whose row is lost.
+    ///
+    /// Errors: `Corrupt`, `Io`.
+    pub fn digest(path: &Path) -> Result<Digest> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut head = [0; 16];
+        let _ = file.read_exact_at(&mut head, 0);
+        if head == *PACKED_TREE_MAGIC {
+            return Ok(Packed::open(path)?.digest());
+        }
+        if head != *PACKED_TREE_MAGIC_1 {
+            return digest_of(&file, |_| Ok(())).map_err(Error::io("read", path));
+        }
+        let mut file = &file;
+        let _ = file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("read", path))?;
+        let packed = zstd::Decoder::new(file).map_err(Error::io("unpack", path))?;
+        digest_of(packed, |_| Ok(())).map_err(Error::io("unpack", path))
+    }
+
     pub fn is_packed(&self) -> bool {
         self.at_rest.load(Ordering::Acquire)
     }

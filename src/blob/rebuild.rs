@@ -1,0 +1,133 @@
+//! imgfs mount and gc, when the blob table has lost records: they are found again in the lists that segments and packs
+//! end with.
+//!
+//! A list may be older than the truth: content that has moved since is still listed where it was. So what was found
+//! is read, and of several places the first counts whose content is good.
+
+use std::collections::HashMap;
+
+use crate::blob::container::{self, Container, Place};
+use crate::blob::pack::Pack;
+use crate::blob::read::ReadBuf;
+use crate::blob::table::Record;
+use crate::blob::writer::lead_of;
+use crate::blob::{BlobStore, IdSet};
+use crate::digest::{BlobId, Digest, GROUP, Outline};
+use crate::error::{Error, Result};
+use crate::format::{RECORD_LEN, SEGMENT_END, SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN};
+
+/// What a pack's list does not say: found by reading the content.
+const UNKNOWN: Digest = Digest([0; 32]);
+
+impl BlobStore {
+    /// Those of `wanted` that have no record.
+    pub fn missing(&self, wanted: &IdSet) -> Vec<BlobId> {
+        let table = self.table.read();
+        wanted.iter().filter(|id| table.find(*id).is_none()).collect()
+    }
+
+    /// Finds lost records again: all that are listed, lead to good content, and are not there. No id below `bound`, or
+    /// that is listed, will be given out. What was free and is found is freed again by the next sweep.
+    ///
+    /// Errors: `Io`. Damage of a container loses what only it had.
+    pub fn rebuild(&self, bound: BlobId) -> Result<()> {
+        let mut places = container::list(&self.dir)?;
+        // Newest first, and packs before segments: content moves from these into those.
+        places.sort_unstable_by_key(|(number, place)| (*place != Place::Pack, std::cmp::Reverse(*number)));
+        let (mut found, mut listed) = (HashMap::<BlobId, Vec<Record>>::new(), IdSet::default());
+        for (number, place) in places {
+            let list = match place {
+                Place::Object => continue,
+                Place::Segment => self.segment_list(number),
+                Place::Pack => self.pack(number).and_then(|pack| pack_list(&pack, number)),
+            };
+            match list {
+                Ok(list) => {
+                    for (id, record) in list {
+                        listed.insert(id);
+                        found.entry(id).or_default().push(record);
+                    }
+                }
+                Err(e @ Error::Io { .. }) => return Err(e),
+                Err(e) => log::error!("{e}"),
+            }
+        }
+        self.table.write().grow(bound.max(listed.iter().last().map_or(0, |id| id + 1)))?;
+        let lost = self.missing(&listed);
+        log::warn!("the blob table has lost records: looking for {} blobs", lost.len());
+        let (mut buf, mut count) = (ReadBuf::default(), 0);
+        // In two rounds: what has a base can be read when that can be.
+        for _ in 0..2 {
+            for id in self.missing(&listed) {
+                for record in &found[&id] {
+                    if self.try_record(id, record, &mut buf)? {
+                        count += 1;
+                        break;
+                    }
+                }
+            }
+        }
+        self.table.write().sync()?;
+        log::warn!("{count} were found");
+        Ok(())
+    }
+
+    /// Puts a record into the table if the content it leads to is good.
+    fn try_record(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<bool> {
+        let mut record = *record;
+        self.table.write().rewrite(&[(id, Some(record))])?;
+        let mut hasher = blake3::Hasher::new();
+        let read = self.each_piece(id, record.size, buf, |_, bytes| {
+            hasher.update(bytes);
+            Ok(())
+        });
+        let digest = Digest(*hasher.finalize().as_bytes());
+        let good = match read {
+            Ok(()) => record.digest == UNKNOWN || record.digest == digest,
+            Err(Error::Corrupt { .. }) => false,
+            // Its container is gone.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => false,
+            Err(e) => return Err(e),
+        };
+        record.digest = digest;
+        self.table.write().rewrite(&[(id, good.then_some(record))])?;
+        Ok(good)
+    }
+
+    /// What a segment was written with.
+    fn segment_list(&self, number: u32) -> Result<Vec<(BlobId, Record)>> {
+        let segment = Container::open(&self.dir, number, Place::Segment)?;
+        let bad = || Error::Corrupt { what: segment.path.display().to_string(), why: "its list is damaged".into() };
+        let len = segment.file.metadata().map_err(Error::io("stat", &segment.path))?.len();
+        let footer_at = len.checked_sub(SEGMENT_FOOTER_LEN as u64).ok_or_else(bad)?;
+        let mut footer = [0; SEGMENT_FOOTER_LEN];
+        segment.read_exact_at(&mut footer, footer_at)?;
+        let list_at = u64::from_le_bytes(footer[24..32].try_into().map_err(|_| bad())?);
+        let size = footer_at.checked_sub(list_at).and_then(|size| usize::try_from(size).ok()).ok_or_else(bad)?;
+        let mut list = vec![0; size];
+        segment.read_exact_at(&mut list, list_at)?;
+        if !footer.starts_with(SEGMENT_END) || footer[32..] != Digest::of(&list).0 {
+            return Err(bad());
+        }
+        let entry = |raw: &[u8]| {
+            let id = u32::from_le_bytes(raw[..4].try_into().ok()?);
+            Some((id, Record::decode(id, &raw[4..4 + RECORD_LEN])?))
+        };
+        list.chunks_exact(SEGMENT_ENTRY_LEN).map(|raw| entry(raw).ok_or_else(bad)).collect()
+    }
+}
+
+/// What a pack was written with; digests are not in it.
+fn pack_list(pack: &Pack, number: u32) -> Result<Vec<(BlobId, Record)>> {
+    let (mut offset, mut value) = (0, 0u64);
+    let mut found = Vec::new();
+    for (id, size) in pack.list()? {
+        let outlined = size > GROUP as u64;
+        let outline_in = u32::try_from(value).unwrap_or(u32::MAX);
+        let lead = if outlined { pack.outline(outline_in, 1)?.first().map_or(0, lead_of) } else { 0 };
+        found.push((id, Record { digest: UNKNOWN, size, place: Place::Pack, offset, container: number, outline_in, lead }));
+        offset += size;
+        value += if outlined { Outline::len_for(size) } else { 0 };
+    }
+    Ok(found)
+}

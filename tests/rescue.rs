@@ -1,0 +1,146 @@
+//! A catalog that is lost or damaged is made again: of its copy, and without one of the trees.
+
+mod common;
+
+use common::{IMGFS, Mount};
+
+/// All that rows decide, as text.
+const STATE: &str = "shopt -s nullglob; for d in . .imgfs/trash; do for i in $d/*; do stat -c '%A %u %g %N' $i $i/*; test -L $i || { \
+    cat $i/metadata.json; for v in $i/[0-9]*; do cat $v/metadata.json; sha256sum < $v/rootfs.tar; done; }; done; done | grep -v _bytes";
+
+/// A store with something of everything.
+fn filled() -> Mount {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/c.tar web.tar; cp $S/d.tar db.tar; ln -s web prod; ln -s web/1 old; ln -sfn 1 web/default; ln -sfn db default");
+    m.ok("rmdir web/0; cp $S/a.tar gone.tar; rm -r gone; setfattr -n user.imgfs.storage -v small web; mv db site; chmod 750 site; mkdir empty");
+    m
+}
+
+fn state(m: &Mount) -> String {
+    m.ok(STATE)
+}
+
+#[test]
+fn a_lost_catalog_is_made_again_of_its_copy() {
+    let mut m = filled();
+    let before = state(&m);
+    assert!(before.contains("'./prod' -> 'web'") && before.lines().count() > 60, "{before}");
+    for loss in [
+        "rm $STORE/catalog.db*",
+        "rm $STORE/catalog.db-wal",
+        ": > $STORE/catalog.db; rm -f $STORE/catalog.db-*",
+        "head -c 5000 /dev/urandom > $STORE/catalog.db; rm -f $STORE/catalog.db-*",
+        "rm $STORE/catalog.db*; printf %s '0000 12 {\"next' >> $STORE/catalog.rows",
+        "rm $STORE/catalog.rows",
+        "sed -i '$d' $STORE/catalog.rows",
+        "echo nonsense > $STORE/catalog.rows",
+    ] {
+        m.kill();
+        assert_eq!(m.sh(&format!("cd $STORE; {loss}")).code, 0);
+        m.mount();
+        assert_eq!(state(&m), before, "{loss}");
+        m.fsck();
+    }
+    // Damage in the middle of the copy is found by fsck, which writes it anew.
+    let fsck = format!("{IMGFS} fsck --store $STORE");
+    let ran = m.sh(&format!("sed -i '2s/mode/mobe/' $STORE/catalog.rows; {fsck}"));
+    assert!(ran.code == 4 && ran.out.contains("catalog.rows"), "{ran:?}");
+    m.fsck();
+    m.ok("test -e $STORE/catalog.damaged-0; cp $S/b.tar site/; test -e site/1");
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_the_catalog_changes_nothing() {
+    let mut m = filled();
+    let before = state(&m);
+    // Everything in one file.
+    m.unmount();
+    assert_eq!(m.sh("cd $STORE; python3 -c \"import sqlite3; c=sqlite3.connect('catalog.db'); c.execute('pragma wal_checkpoint(truncate)')\"; cp catalog.db $S/good.db").code, 0);
+    let good = std::fs::read(m.path("src/good.db")).unwrap();
+    for n in 0..40 {
+        let mut damaged = good.clone();
+        let at = if n < 8 {
+            n * 13
+        } else if n < 12 {
+            52 + n
+        } else {
+            n * good.len() / 40 + 7 * n
+        };
+        damaged[at % good.len()] ^= 1 << (n % 8);
+        std::fs::write(m.path("store/catalog.db"), damaged).unwrap();
+        let ran = m.sh("cd $STORE; rm -f catalog.db-*; rm -f catalog.damaged*");
+        assert_eq!(ran.code, 0);
+        m.mount();
+        assert_eq!(state(&m), before, "byte {at}");
+        m.unmount();
+    }
+}
+
+#[test]
+fn without_a_copy_the_trees_are_images_again() {
+    let mut m = filled();
+    m.ok("sha256sum web/*/rootfs.tar site/0/rootfs.tar .imgfs/trash/*/rootfs.tar .imgfs/trash/*/*/rootfs.tar | cut -c-64 | sort > $S/sums");
+    m.kill();
+    let ran = m.sh("cd $STORE; rm catalog.*; head -c 300 $(ls trees/*.tree | head -1) > trees/cut.tree");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    m.mount();
+    m.ok("sha256sum */*/rootfs.tar | cut -c-64 | sort -u | cmp - <(sort -u $S/sums)");
+    m.ok("test -e $STORE/trees/cut.damaged; grep -q recover .imgfs/errors; grep -q recover .imgfs/log; readlink default");
+    m.fsck();
+    // Half a copy: what it says is kept, what it does not say is found.
+    m.kill();
+    let ran = m.sh("cd $STORE; rm catalog.db*; sed -i '3,$ s/next/nxet/' catalog.rows");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    m.mount();
+    m.ok("sha256sum */*/rootfs.tar | cut -c-64 | sort -u | cmp - <(sort -u $S/sums)");
+    m.fsck();
+}
+
+#[test]
+fn a_lost_or_damaged_blob_table_is_made_again_of_the_containers() {
+    let mut m = Mount::new();
+    // Loose and packed, deltas, large files, what was deleted, what moved.
+    m.ok("mkdir $S/t; for n in $(seq 300); do seq $n 900 > $S/t/f$n; done; seq 400000 > $S/t/large; head -c 3000000 /dev/urandom > $S/t/noise; truncate -s 5M $S/t/holes; cp $S/t/large $S/t/large2; seq 300000 >> $S/t/large2; tar -C $S/t -cf $S/v0.tar .");
+    m.ok("cp $S/v0.tar web.tar; for n in $(seq 300); do echo $n >> $S/t/f$n; done; sed -i s/77/88/ $S/t/large; tar -C $S/t -cf $S/v1.tar .; cp $S/v1.tar web.tar; cp $S/a.tar gone.tar; rmdir gone");
+    m.ok(&format!("{IMGFS} gc --trash --store $STORE; {IMGFS} repack --store $STORE; cp $S/b.tar more.tar; cp $S/c.tar db.tar; rmdir db; {IMGFS} gc --trash --store $STORE"));
+    const SAME: &str = "cmp $S/v0.tar web/0/rootfs.tar && cmp $S/v1.tar web/1/rootfs.tar && cmp $S/b.tar more/0/rootfs.tar";
+    m.ok(SAME);
+    for loss in [
+        "rm blobs",
+        ": > blobs",
+        "truncate -s -64 blobs",
+        "truncate -s 5000 blobs",
+        "truncate -s 100 blobs",
+        "printf x | dd of=blobs conv=notrunc",
+    ] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("cd $STORE; {loss}")).code, 0);
+        m.mount();
+        m.ok(SAME);
+        m.fsck();
+        // No id is given out twice: new content is not taken for old.
+        m.ok("echo new >> $S/t/f9; tar -C $S/t -cf $S/n.tar .; cp $S/n.tar new.tar; cmp $S/n.tar new/0/rootfs.tar");
+        m.ok(&format!("{SAME}; rmdir new; {IMGFS} gc --trash --store $STORE"));
+    }
+    // Zeros look free: gc finds out before it frees anything. Damage does not.
+    for (from, what) in [(5, "/dev/zero"), (40, "/dev/zero"), (5, "/dev/urandom")] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("dd if={what} of=$STORE/blobs bs=64 seek={from} count=60 conv=notrunc")).code, 0);
+        m.mount();
+        m.ok(&format!("{IMGFS} gc --store $STORE"));
+        m.ok(SAME);
+        m.fsck();
+    }
+}
+
+#[test]
+fn the_copy_stays_short() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; for n in $(seq 700); do ln -sfn $((n % 2)) web/default; done");
+    m.ok("test $(stat -c %s $STORE/catalog.rows) -lt 400000");
+    let before = state(&m);
+    m.kill();
+    assert_eq!(m.sh("rm $STORE/catalog.db*").code, 0);
+    m.mount();
+    assert_eq!(state(&m), before);
+}
