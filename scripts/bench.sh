@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures imgfs beside what people use instead, in turns in one run; writes tables, JSON and charts.
 # Usage: bench.sh [--rounds N] [--corpus DIR] [--out DIR] [SECTION...]; sections: ingest space read ends scale (all but
-# scale by default). Root; 10 GB of disk, half an hour; scale: 60 GB, an hour. Builds the images it needs.
+# scale by default). Root; 10 GB of disk, half an hour; scale: 50 GB, ten minutes more. Builds the images it needs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 ((EUID == 0)) || { echo "bench.sh: mounts file systems and drops caches: run it as root" >&2; exit 1; }
