@@ -304,6 +304,19 @@ fn holes_are_served_as_holes() {
 // ---- journey 3: ln -sfn
 
 #[test]
+fn links_follow_the_image_they_lead_to() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar; ln -s web prod; ln -s web/0 old");
+    for name in ["site", "other"] {
+        // Read before, so that the kernel remembers.
+        m.ok("readlink prod old default; readlink .imgfs/by-id/*; cat prod/0/rootfs/etc/motd old/rootfs/etc/motd default/0/.id");
+        m.ok(&format!("mv $(readlink prod) {name}; test $(readlink prod) = {name}; test $(readlink old) = {name}/0; test $(readlink default) = {name}"));
+        m.ok("cat prod/0/rootfs/etc/motd old/rootfs/etc/motd default/0/.id; for l in .imgfs/by-id/*; do test -e $l/metadata.json || exit 1; done");
+    }
+    m.ok("ln -sfn db default; rm -r other; ls -l; mv .imgfs/trash/other back; test $(readlink prod) = back; cat old/rootfs/etc/motd");
+}
+
+#[test]
 fn the_default_image_is_switched_by_a_link() {
     let m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");

@@ -89,6 +89,12 @@ impl Kernel for ToKernel {
             log::debug!("cannot invalidate attributes: {e}");
         }
     }
+
+    fn forget_content(&self, ino: u64) {
+        if let Err(e) = self.0.inval_inode(INodeNo(ino), 0, 0) {
+            log::debug!("cannot invalidate content: {e}");
+        }
+    }
 }
 
 /// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been greeted.

@@ -26,6 +26,15 @@ pub(super) struct StagedLink {
 }
 
 impl ImageFs {
+    /// An image has another name: the kernel, which remembers what symlinks lead to, is to read those to it again.
+    fn forget_links_to(&self, image: u32) {
+        let versions: Vec<u32> =
+            self.store.catalog.read().all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
+        let of_version = |serial| [Link::Version(serial), Link::DeepVersion(serial)];
+        let links = versions.into_iter().flat_map(of_version).chain([Link::Image(image), Link::DeepImage(image)]);
+        self.with_kernel(|kernel| links.for_each(|link| kernel.forget_content(NodeId::Link(link).ino())));
+    }
+
     pub(super) fn staged_link(&self, place: Place, name: &[u8]) -> Option<NodeId> {
         let staged = self.staged_links.lock();
         staged.iter().find(|l| l.place == place && l.name == name).map(|l| NodeId::StagedLink(l.number))
@@ -200,6 +209,7 @@ impl ImageFs {
                 NodeId::Root => {
                     let name = ImageName::parse(&to.1)?;
                     versions::rename_image(&self.store, serial, &name)?;
+                    self.forget_links_to(serial);
                     *self.root_changed.lock() = now();
                     self.store.journal.log(caller.uid, "rename", &text_of(&from.1), name.as_str());
                     Ok(())
@@ -294,6 +304,7 @@ impl ImageFs {
         match (node, to.0) {
             (NodeId::Image { serial, .. }, NodeId::Root) => {
                 versions::restore_image(&self.store, serial, &ImageName::parse(&to.1)?)?;
+                self.forget_links_to(serial);
             }
             (NodeId::Version { serial, .. }, NodeId::Image { serial: image, part: ImagePart::Dir, .. }) => {
                 versions::restore_version(&self.store, serial, image)?;

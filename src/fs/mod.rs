@@ -138,6 +138,8 @@ enum Handle {
 pub trait Kernel: Send + Sync {
     fn forget_name(&self, parent: u64, name: &[u8]);
     fn forget_attributes(&self, ino: u64);
+    /// What a symlink leads to, too.
+    fn forget_content(&self, ino: u64);
 }
 
 /// How the mount was made.
