@@ -22,13 +22,10 @@ const NAMELESS: &str = "recovered";
 /// Errors: `Io`, `Catalog`.
 pub fn adopt(store: &Store) -> Result<()> {
     let named: HashSet<PathBuf> = store.catalog.read().all_versions().map(|v| store.tree_path(&v.id)).collect();
-    let dir = store.dir.join("trees");
     let mut lost = Vec::new();
-    for entry in std::fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
-        let entry = entry.map_err(Error::io("list", &dir))?;
-        let path = entry.path();
+    for path in store.tree_files()? {
         if path.extension().is_some_and(|e| e == TREE) && !named.contains(&path) {
-            let written = entry.metadata().and_then(|meta| meta.modified()).map_err(Error::io("stat", &path))?;
+            let written = path.metadata().and_then(|meta| meta.modified()).map_err(Error::io("stat", &path))?;
             lost.push((written, path));
         }
     }
@@ -47,8 +44,7 @@ pub fn adopt(store: &Store) -> Result<()> {
 }
 
 fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> {
-    let digest = Tree::digest(path)?;
-    let tree = Tree::open(path, &digest)?;
+    let (tree, digest) = Tree::read(path)?;
     let corrupt = |why: &str| Error::Corrupt { what: path.display().to_string(), why: why.into() };
     let facts: VersionFacts = serde_json::from_slice(tree.facts()).map_err(|e| corrupt(&e.to_string()))?;
     let id = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| corrupt("its name is no version's"))?;

@@ -63,7 +63,8 @@
 //! 3. The content at a record's place has the record's size and digest.
 //! 4. Blob ids, version numbers within an image, and the serials of images and versions are never given out twice.
 //! 5. A tree file has the digest in its version's row; its blob references are within the table.
-//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree whose base it is; others are swept.
+//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree whose
+//!    base it is; others are swept.
 //! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
 //! 8. `default` of the store names an image that exists, `default` of an image a version that does.
 //! 9. The check of every row in the catalog matches its columns; catalog.rows says the same.

@@ -7,7 +7,8 @@
 //!    (`ingest/publish.rs`, `catalog/`). Later `repack.rs` moves its content into packs (`blob/repack.rs`).
 //! 2. ls and cat: `fs/browse.rs` answers from the catalog's model and from mapped trees (`tree/file.rs`); content
 //!    comes checked from `blob/read.rs`, out of packs through `blob/pack.rs`, large and checked before past imgfs
-//!    (`fs/passthrough.rs`); `rootfs.tar` from the recipe (`export.rs`, `tree/recipe.rs`).
+//!    (`fs/passthrough.rs`), or without a message from a mount of the tree (`fs/attach.rs`); `rootfs.tar` from the
+//!    recipe (`export.rs`, `tree/recipe.rs`).
 //! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `versions::set_default` or `pin`.
 //! 4. rmdir: `fs/change.rs`, `versions::delete_version` or `delete_image` into the trash; `versions::purge` and
 //!    `gc.rs` give the space back. rm -r is `fs/ghost.rs`.
@@ -16,10 +17,11 @@
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the store on disk,
 //! its invariants), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
-//! (the only unsafe code), `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and `catalog` (names, in SQLite and in memory), which do not
-//! know each other; `store` holds both (`adopt`: trees whose rows are lost). Verbs: `ingest` (`unpack.rs` says which kind of image came:
-//! `lxd.rs`, `oci.rs`, `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `gc`, `repack`, `fsck`, `status`,
-//! `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
+//! (the only unsafe code), `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob`
+//! (content, once) and `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both
+//! (`adopt`: trees whose rows are lost). Verbs: `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `gc`, `repack`, `fsck`, `status`, `remote`
+//! (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
 //! holds that.
 
 pub mod adopt;

@@ -14,7 +14,7 @@ use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::manifest::Storage;
 use crate::store::{Store, TreeSlot};
-use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree, is_packed};
+use crate::tree::{Bytes, Form, Kind, NodeIndex, ROOT, Tree, form_of};
 
 /// In the background, content of `auto` images is packed when its version has rested for so long: the one that
 /// `default` leads to, and others.
@@ -142,7 +142,7 @@ impl Plan {
 /// Whether a look into every tree, which takes a while, may find something that is to move.
 fn may_find(store: &Store, versions: &[(Version, Storage, bool)]) -> Result<bool> {
     let moves = |(version, storage, is_default): &(Version, Storage, bool)| {
-        let packed = is_packed(&store.tree_path(&version.id));
+        let packed = form_of(&store.tree_path(&version.id)) != Form::Loose;
         match storage {
             Storage::Fast => packed,
             Storage::Auto => !packed && has_rested(store, version, *is_default),

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::format;
 use crate::journal::Journal;
 use crate::manifest::{Cost, KeepUpload};
-use crate::tree::{Tree, base_of};
+use crate::tree::{Form, Tree, form_of};
 
 /// How a store behaves; options of the mount.
 #[derive(Clone, Copy, Debug)]
@@ -187,9 +187,7 @@ impl Store {
         }
         let named: std::collections::HashSet<PathBuf> =
             self.catalog.read().all_versions().flat_map(|v| [self.tree_path(&v.id), self.kept_path(&v.id)]).collect();
-        let trees = self.dir.join("trees");
-        for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
-            let path = entry.map_err(Error::io("list", &trees))?.path();
+        for path in self.tree_files()? {
             if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE && e != "damaged") {
                 self.drop_tree(&path)?;
             }
@@ -234,6 +232,15 @@ impl Store {
         self.dir.join("trees").join(format!("{version_id}.{TREE}"))
     }
 
+    /// Every file in `trees/`.
+    ///
+    /// Errors: `Io`.
+    pub fn tree_files(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.dir.join("trees");
+        let entries = fs::read_dir(&dir).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
+        entries.map_err(Error::io("list", &dir))
+    }
+
     /// Where the pieces of a version's upload are named, if it is kept.
     pub fn kept_path(&self, version_id: &str) -> PathBuf {
         self.dir.join("trees").join(format!("{version_id}.kept"))
@@ -262,9 +269,9 @@ impl Store {
     /// Errors: `Io`.
     pub fn drop_tree(&self, path: &Path) -> Result<()> {
         let _held = self.bases.lock();
-        let gone = match base_of(path) {
-            (_, true) => fs::rename(path, path.with_extension(BASE)),
-            _ => fs::remove_file(path),
+        let gone = match form_of(path) {
+            Form::Alone => fs::rename(path, path.with_extension(BASE)),
+            Form::Loose | Form::Against(_) => fs::remove_file(path),
         };
         match gone {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
@@ -277,14 +284,13 @@ impl Store {
     /// Errors: `Io`.
     pub fn drop_bases(&self) -> Result<()> {
         let _held = self.bases.lock();
-        let dir = self.dir.join("trees");
-        let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
-        let paths: Vec<PathBuf> = entries.map_err(Error::io("list", &dir))?.iter().map(fs::DirEntry::path).collect();
+        let paths = self.tree_files()?;
         let (bases, others): (Vec<&PathBuf>, Vec<_>) = paths.iter().partition(|path| path.extension().is_some_and(|e| e == BASE));
         if bases.is_empty() {
             return Ok(());
         }
-        let needed: std::collections::HashSet<String> = others.iter().filter_map(|path| base_of(path).0).collect();
+        let needed: std::collections::HashSet<String> =
+            others.iter().filter_map(|path| if let Form::Against(base) = form_of(path) { Some(base) } else { None }).collect();
         let unused = bases.iter().filter(|path| path.file_stem().and_then(|s| s.to_str()).is_none_or(|s| !needed.contains(s)));
         unused.into_iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
     }

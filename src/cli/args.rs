@@ -182,6 +182,12 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
         let number = || value.and_then(|v| v.parse::<u64>().ok()).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number"));
         let size = || value.and_then(bytes).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number, with K, M, G or T"));
+        // Whether it is the first of two words.
+        let either = |first: &str, second: &str| match value {
+            Some(v) if v == first => Ok(true),
+            Some(v) if v == second => Ok(false),
+            _ => Err(bad(&format!("it takes {first} or {second}"))),
+        };
         let limits = &mut parsed.settings.limits;
         match key {
             "allow_other" => parsed.flags.allow_other = true,
@@ -195,21 +201,9 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
                     value.and_then(duration).ok_or_else(|| bad("it takes a time: 30m, 24h, 7d, or 0"))?.as_secs()
             }
             "threads" => parsed.threads = number()?.min(64) as usize,
-            "latency" => match value {
-                Some("auto") => parsed.latency = true,
-                Some("off") => parsed.latency = false,
-                _ => return Err(bad("it takes auto or off")),
-            },
-            "passthrough" => match value {
-                Some("auto") => parsed.passthrough = true,
-                Some("off") => parsed.passthrough = false,
-                _ => return Err(bad("it takes auto or off")),
-            },
-            "trees" => match value {
-                Some("inline") => parsed.mounted_trees = false,
-                Some("mounted") => parsed.mounted_trees = true,
-                _ => return Err(bad("it takes inline or mounted")),
-            },
+            "latency" => parsed.latency = either("auto", "off")?,
+            "passthrough" => parsed.passthrough = either("auto", "off")?,
+            "trees" => parsed.mounted_trees = !either("inline", "mounted")?,
             "keep_upload" => {
                 let keep = value.and_then(KeepUpload::parse);
                 parsed.settings.keep_upload = keep.ok_or_else(|| bad("it takes never, always or exact"))?;

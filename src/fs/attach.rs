@@ -27,6 +27,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 use crate::error::{Error, Result};
 use crate::fs::mount::{self, Flags};
 use crate::fs::node::{NodeId, VersionPart};
+use crate::fs::start_thread;
 use crate::store::Store;
 use crate::tree::ROOT;
 
@@ -135,8 +136,7 @@ impl Trees {
                 trees.settled.notify_all();
             }
         };
-        let made = std::thread::Builder::new().name("trees".into()).spawn(work);
-        made.map_err(Error::io("start a thread for", Path::new("trees")))?;
+        start_thread("trees", "trees", work)?;
         Ok(trees)
     }
 
@@ -232,25 +232,28 @@ impl Trees {
             if left < MANY {
                 return;
             }
-            self.unmount(serial, UnmountFlags::empty());
-            left = self.all.lock().values().filter(|state| matches!(state, State::Mounted(_))).count();
+            left -= usize::from(self.unmount(serial, UnmountFlags::empty()));
         }
     }
 
-    fn unmount(&self, serial: u32, flags: UnmountFlags) {
+    /// Whether it was mounted, and is no longer.
+    fn unmount(&self, serial: u32, flags: UnmountFlags) -> bool {
         {
             let mut all = self.all.lock();
             match all.get(&serial) {
                 Some(State::Mounted(_)) => drop(all.insert(serial, State::Unmounting)),
-                _ => return,
+                _ => return false,
             }
         }
         let unmounted = rustix::mount::unmount(self.path_of(serial), flags | UnmountFlags::NOFOLLOW);
         let mut all = self.all.lock();
         match unmounted {
-            Err(rustix::io::Errno::BUSY) => drop(all.insert(serial, State::Mounted(Instant::now()))),
-            // Somebody else has unmounted it: the next lookup mounts it again.
-            _ => drop(all.remove(&serial)),
+            Err(rustix::io::Errno::BUSY) => {
+                all.insert(serial, State::Mounted(Instant::now()));
+                false
+            }
+            // Also if somebody else has unmounted it: the next lookup mounts it again.
+            _ => all.remove(&serial).is_some(),
         }
     }
 }

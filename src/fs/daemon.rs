@@ -13,7 +13,7 @@ use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
-use crate::fs::{ImageFs, View, attach, fuse, staging};
+use crate::fs::{ImageFs, View, attach, fuse, staging, start_thread};
 use crate::repack::What;
 use crate::store::{Settings, Store};
 use crate::{gc, keep, remote, repack};
@@ -110,8 +110,7 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
             log::error!("serving {}: {e}", path.display());
         }
     };
-    let made = std::thread::Builder::new().name("trees".into()).spawn(work);
-    made.map_err(Error::io("start a thread for", Path::new("trees")))?;
+    start_thread("trees", "trees", work)?;
     let trees = Trees::open(&fs.store, point, &place)?;
     let _ = fs.trees.set(trees);
     Ok(())
@@ -145,8 +144,7 @@ fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()>
             std::thread::sleep(TICK);
         }
     };
-    let made = std::thread::Builder::new().name("background".into()).spawn(work);
-    made.map(drop).map_err(Error::io("start a thread for", Path::new("background work")))
+    start_thread("background", "background work", work)
 }
 
 /// Finds out which uploads can be made again, one after the other, and gives way to everything else.
@@ -163,8 +161,7 @@ fn start_proving(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
             std::thread::sleep(TICK);
         }
     };
-    let made = std::thread::Builder::new().name("prove".into()).spawn(work);
-    made.map(drop).map_err(Error::io("start a thread for", Path::new("uploads to prove")))
+    start_thread("prove", "uploads to prove", work)
 }
 
 /// Packs what has rested, and gives way to everything else.
@@ -184,8 +181,7 @@ fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
             }
         }
     };
-    let made = std::thread::Builder::new().name("pack".into()).spawn(work);
-    made.map(drop).map_err(Error::io("start a thread for", Path::new("packing")))
+    start_thread("pack", "packing", work)
 }
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
@@ -209,6 +205,5 @@ fn stop_on_signals(store: &Path, point: &Path, stopping: &Arc<AtomicBool>) -> Re
             std::process::exit(0);
         }
     };
-    let made = std::thread::Builder::new().name("signals".into()).spawn(work);
-    made.map(drop).map_err(Error::io("start a thread for", Path::new("signals")))
+    start_thread("signals", "signals", work)
 }

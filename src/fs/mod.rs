@@ -38,6 +38,7 @@ mod upload;
 mod xattr;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -155,6 +156,12 @@ pub struct View {
 /// The answer for a node that was, and is no more.
 fn stale() -> Error {
     Error::NotFound { what: "such file any more".into() }
+}
+
+/// Starts a thread that ends with the process; `what` it does is for the message.
+fn start_thread(name: &str, what: &'static str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let made = std::thread::Builder::new().name(name.into()).spawn(work);
+    made.map(drop).map_err(Error::io("start a thread for", Path::new(what)))
 }
 
 /// The file system.

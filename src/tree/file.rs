@@ -78,6 +78,14 @@ impl Tree {
     ///
     /// Errors: `Corrupt`, `Io`.
     pub fn open(path: &Path, digest: &Digest) -> Result<Tree> {
+        let (tree, found) = Tree::read(path)?;
+        if found == *digest { Ok(tree) } else { Err(tree.corrupt("its bytes do not match the digest in the catalog")) }
+    }
+
+    /// Opens a tree whose row is lost: with the digest that a row of it is to have.
+    ///
+    /// Errors: `Corrupt`, `Io`.
+    pub fn read(path: &Path) -> Result<(Tree, Digest)> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let stored = file.metadata().map_err(Error::io("stat", path))?.len();
         let mut head = [0; 16];
@@ -85,12 +93,10 @@ impl Tree {
         if head == *PACKED_TREE_MAGIC {
             let packed = Packed::open(path)?;
             let mut tree = Tree::parse(path, &nameless(path, &packed.part(0)?)?, stored)?;
-            if packed.digest() != *digest {
-                return Err(tree.corrupt("it is not the tree that the catalog names"));
-            }
+            let digest = packed.digest();
             tree.packed = Some(packed);
             tree.at_rest = true.into();
-            return Ok(tree);
+            return Ok((tree, digest));
         }
         let found = if head == *PACKED_TREE_MAGIC_1 {
             // What does not look like zstd is no tree either: the digest says so.
@@ -102,30 +108,7 @@ impl Tree {
             // Read, not mapped: a check through the map would keep the whole tree in memory.
             digest_of(&file, |_| Ok(())).map_err(Error::io("read", path))?
         };
-        let tree = Tree::parse(path, &file, stored)?;
-        if found != *digest {
-            return Err(tree.corrupt("its bytes do not match the digest in the catalog"));
-        }
-        Ok(tree)
-    }
-
-    /// The digest that a row of the tree in `path` is to have; for one whose row is lost.
-    ///
-    /// Errors: `Corrupt`, `Io`.
-    pub fn digest(path: &Path) -> Result<Digest> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let mut head = [0; 16];
-        let _ = file.read_exact_at(&mut head, 0);
-        if head == *PACKED_TREE_MAGIC {
-            return Ok(Packed::open(path)?.digest());
-        }
-        if head != *PACKED_TREE_MAGIC_1 {
-            return digest_of(&file, |_| Ok(())).map_err(Error::io("read", path));
-        }
-        let mut file = &file;
-        let _ = file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("read", path))?;
-        let packed = zstd::Decoder::new(file).map_err(Error::io("unpack", path))?;
-        digest_of(packed, |_| Ok(())).map_err(Error::io("unpack", path))
+        Ok((Tree::parse(path, &file, stored)?, found))
     }
 
     pub fn is_packed(&self) -> bool {

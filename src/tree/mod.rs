@@ -33,7 +33,7 @@ pub mod recipe;
 
 pub use build::{Builder, Counts, Make, Meta, Refused, Visit};
 pub use file::{Bytes, Kind, Node, Tree, XattrIter};
-pub use packed::{base_of, is_packed};
+pub use packed::{Form, form_of};
 
 /// The parts of a tree file, in the order of the head.
 #[derive(Clone, Copy)]

@@ -186,15 +186,23 @@ fn assemble(digest: Digest, parts: &[Vec<u8>; 2], bases: [&[u8]; 2], base: Optio
     Ok(out)
 }
 
-/// Whether the tree in `path` is packed, as far as its head says.
-pub fn is_packed(path: &Path) -> bool {
-    Packed::open(path).is_ok()
+/// How the file of a tree lies, as far as its head says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As it was written, or unreadable.
+    Loose,
+    /// Packed alone: it may be the base of others.
+    Alone,
+    /// Packed against the tree of this version.
+    Against(String),
 }
 
-/// The version that the packed tree in `path` needs, and whether it can be a base itself. Neither for one that is
-/// not packed.
-pub fn base_of(path: &Path) -> (Option<String>, bool) {
-    Packed::open(path).map_or((None, false), |packed| (packed.base().map(str::to_owned), packed.base().is_none()))
+/// The form of the tree in `path`.
+pub fn form_of(path: &Path) -> Form {
+    match Packed::open(path) {
+        Err(_) => Form::Loose,
+        Ok(packed) => packed.base().map_or(Form::Alone, |base| Form::Against(base.to_owned())),
+    }
 }
 
 #[cfg(test)]
