@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Kills the daemon, and fails its calls, in the middle of each gesture, and looks at what is left.
-# Usage: torture.sh [POINTS]: how many points of each gesture (5; 1000: every one), about half a second each.
+# Does every kind of harm to a store and looks whether anything is lost. As root.
+# Usage: torture.sh [short|long|NUMBER] [CLASS]: short takes about 5 minutes, long a night; CLASS is a file of
+# tests/torture without its .rs. IMGFS_SEED=N makes a run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh test
-IMGFS_TORTURE=${1:-5} exec cargo test --test torture -- --ignored --nocapture --test-threads=1
+IMGFS_TORTURE=${1:-short} exec cargo test --test torture -- --ignored --nocapture --test-threads=2 "${2:-}"

@@ -1,0 +1,100 @@
+//! Kill and failure at every call: the daemon is killed at every call that changes a file, and every such call fails,
+//! in the middle of each gesture. Then the store shows what it showed before the gesture or what it shows after it,
+//! after it if the gesture was acknowledged, and fsck finds nothing.
+
+use crate::common::Ran;
+use crate::{Mode, World, length, seed};
+
+/// Gestures, each done on what the ones before have left.
+const GESTURES: &[(&str, &str)] = &[
+    ("a first version", "cp $S/a.tar web.tar"),
+    ("an image beside it", "cp $S/d.tar.gz db.tar.gz"),
+    ("the next version", "cp $S/b.tar web.tar"),
+    ("the same again", "cp $S/b.tar web.tar"),
+    ("large content", "cp $S/large.tar big.tar"),
+    ("a staged one", "cp $S/c.tar .web.tar; mv .web.tar web.tar"),
+    ("default", "ln -sfn db default"),
+    ("a pin", "ln -sfn 0 web/default"),
+    ("an alias", "ln -s web/1 old"),
+    ("a rename", "mv web site"),
+    ("an edit", "setfattr -n user.imgfs.storage -v small site"),
+    ("a repack", "$IMGFS repack --store $STORE"),
+    ("an update of what is packed", "cp $S/large2.tar big.tar"),
+    ("a deletion", "rmdir site/2"),
+    ("its undoing", "mv .imgfs/trash/site.2 site/"),
+    ("an image's deletion", "rm -r site"),
+    ("a gc", "$IMGFS gc --trash --store $STORE"),
+    ("a second repack", "$IMGFS repack --store $STORE"),
+    ("another default", "ln -sfn big default"),
+    ("another deletion", "rmdir db"),
+    ("a second gc", "$IMGFS gc --trash --store $STORE"),
+];
+
+/// Up to `most` points of `count`, spread, other ones for another seed.
+fn points(count: u32, most: u32, seed: u32) -> Vec<u32> {
+    if count <= most { (1..=count).collect() } else { (0..most).map(|n| 1 + (n * count + seed % count) / most % count).collect() }
+}
+
+fn torture(modes: &[(Mode, i32)]) {
+    let (most, seed) = (length(2, 1000), seed() as u32);
+    let world = World::new();
+    let mut tried = 0;
+    for (name, gesture) in GESTURES {
+        // Once in peace, which shows what is before and after, and how many calls there are.
+        world.ok("rm -rf before; cp -a store before");
+        world.mount();
+        let before = world.state();
+        world.arm(Mode::Once, 0, 0);
+        let ran = world.sh("mnt", gesture);
+        assert_eq!(ran.code, 0, "{name}: {ran:?}");
+        let count = world.count();
+        world.arm(Mode::Off, 0, 0);
+        let after = world.state();
+        world.unmount();
+        world.ok("rm -rf after; cp -a store after");
+        for &(mode, errno) in modes {
+            for at in points(count, most, seed) {
+                let when = format!("{name}, call {at} of {count}, errno {errno}");
+                world.ok("rm -rf store; cp -a before store");
+                world.mount();
+                world.arm(mode, at, errno);
+                let ran = world.sh(".", &format!("cd mnt && timeout 20 bash -c '{gesture}'"));
+                world.arm(Mode::Off, 0, 0);
+                assert_ne!(ran.code, 124, "{when}: it hangs");
+                if !matches!(mode, Mode::Kill) {
+                    check(&world, &when, &ran, &before, &after);
+                }
+                world.unmount();
+                world.mount();
+                check(&world, &when, &ran, &before, &after);
+                world.unmount();
+                let ran = world.sh(".", "$IMGFS fsck --store store");
+                assert_eq!(ran.code, 0, "{when}: {ran:?}");
+                tried += 1;
+            }
+        }
+        world.ok("rm -rf store; cp -a after store");
+    }
+    println!("{tried} points");
+}
+
+fn check(world: &World, when: &str, ran: &Ran, before: &str, after: &str) {
+    let now = world.state();
+    if ran.code == 0 {
+        assert_eq!(now, after, "{when}: it was acknowledged\n{ran:?}");
+    } else {
+        assert!(now == before || now == after, "{when}: neither before nor after\n{ran:?}\nbefore:\n{before}\nnow:\n{now}");
+    }
+}
+
+#[test]
+#[ignore = "minutes: scripts/torture.sh"]
+fn the_daemon_is_killed_anywhere() {
+    torture(&[(Mode::Kill, 0)]);
+}
+
+#[test]
+#[ignore = "minutes: scripts/torture.sh"]
+fn any_call_fails() {
+    torture(&[(Mode::Once, libc::EIO), (Mode::Once, libc::ENOSPC), (Mode::FromThenOn, libc::ENOSPC)]);
+}

@@ -1,0 +1,130 @@
+//! Nothing is ever lost: each file here does one kind of harm to a store under a real load, and looks whether what was
+//! acknowledged is there, whole, and what was not is nowhere. Each has a control: a run in which a loss must be seen.
+//!
+//! scripts/torture.sh runs it. `IMGFS_TORTURE` is how long: `short`, `long`, or how many of each. `IMGFS_SEED` makes a
+//! run again.
+
+mod calls;
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{IMGFS, Ran};
+
+/// How many: what the short form and the long form do, or what `IMGFS_TORTURE` says.
+pub fn length(short: u32, long: u32) -> u32 {
+    match std::env::var("IMGFS_TORTURE").as_deref() {
+        Err(_) | Ok("short") => short,
+        Ok("long") => long,
+        Ok(number) => number.parse().expect("IMGFS_TORTURE is short, long or a number"),
+    }
+}
+
+/// The seed of this run, printed.
+pub fn seed() -> u64 {
+    let given = std::env::var("IMGFS_SEED").ok().map(|text| text.parse().expect("IMGFS_SEED is a number"));
+    let seed = given.unwrap_or_else(|| {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_nanos()))
+    });
+    println!("IMGFS_SEED={seed}");
+    seed
+}
+
+/// All that the mount shows, as text.
+const STATE: &str = "shopt -s nullglob; for d in . .imgfs/trash; do for i in $d/*; do stat -c '%A %N' $i $i/*; test -L $i || { \
+    for v in $i/[0-9]*; do sha256sum < $v/rootfs.tar; done; }; done; done";
+
+/// What the shim does at a call.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Mode {
+    Off,
+    Kill,
+    Once,
+    FromThenOn,
+}
+
+/// A store, mounted with the shim preloaded, and archives to copy in.
+pub(crate) struct World {
+    dir: tempfile::TempDir,
+    shim: PathBuf,
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        let dir = tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap();
+        let shim = dir.path().join("shim.so");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/torture/shim.c");
+        let built =
+            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).args([source, "-ldl"]).status().unwrap();
+        assert!(built.success());
+        std::fs::write(dir.path().join("control"), [0; 16]).unwrap();
+        let world = World { dir, shim };
+        let made = world.sh(
+            ".",
+            "mkdir mnt src store; cd src; mkdir t; for n in $(seq 60); do seq $n 300 > t/f$n; done; for v in a b c d; do echo $v > t/v; \
+             tar -C t --sort=name -cf $v.tar .; done; gzip d.tar; seq 400000 > t/large; head -c 1500000 /dev/urandom > t/noise; \
+             tar -C t --sort=name -cf large.tar .; sed -i s/77/88/ t/large; tar -C t --sort=name -cf large2.tar .",
+        );
+        assert_eq!(made.code, 0, "{made:?}");
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn sh(&self, dir: &str, script: &str) -> Ran {
+        let here = self.dir.path().display();
+        common::sh(&self.path(dir), &format!("export S={here}/src STORE={here}/store MNT={here}/mnt IMGFS={IMGFS}; {script}"))
+    }
+
+    pub fn ok(&self, script: &str) {
+        let ran = self.sh(".", script);
+        assert_eq!(ran.code, 0, "{script}: {ran:?}");
+    }
+
+    pub fn arm(&self, mode: Mode, at: u32, errno: i32) {
+        let words = [mode as u32, at, errno.cast_unsigned(), 0];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        std::fs::File::options().write(true).open(self.path("control")).unwrap().write_all_at(&bytes, 0).unwrap();
+    }
+
+    /// How many calls there were since it was armed.
+    pub fn count(&self) -> u32 {
+        let bytes = std::fs::read(self.path("control")).unwrap();
+        u32::from_ne_bytes(bytes[12..16].try_into().unwrap())
+    }
+
+    pub fn mount(&self) {
+        let output = Command::new(IMGFS)
+            .args(["mount", "--store"])
+            .arg(self.path("store"))
+            .arg(self.path("mnt"))
+            .env("LD_PRELOAD", &self.shim)
+            .env("TORTURE", self.path("control"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Also of a dead daemon.
+    pub fn unmount(&self) {
+        self.ok("$IMGFS umount mnt || $IMGFS umount --lazy mnt; flock -w 20 store/lock true");
+    }
+
+    pub fn state(&self) -> String {
+        let ran = self.sh("mnt", STATE);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.sh(".", "umount -l mnt 2>/dev/null");
+    }
+}
