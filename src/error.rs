@@ -97,6 +97,8 @@ pub enum Error {
     Corrupt { what: String, why: String },
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("the store takes no changes any more: {why}")]
+    Stopped { why: String },
     #[error("the catalog failed: {0}")]
     Catalog(String),
     /// What was said before, to one who asks again.
@@ -147,7 +149,7 @@ impl Error {
             | Error::HasDependents { .. }
             | Error::UploadBusy { .. }
             | Error::Locked { .. } => libc::EBUSY,
-            Error::Frozen { .. } => libc::EROFS,
+            Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
             Error::Managed { .. } => libc::EPERM,
             Error::NotDirectory { .. } => libc::ENOTDIR,
             Error::IsDirectory { .. } => libc::EISDIR,
@@ -167,6 +169,11 @@ impl Error {
     /// Whether the disk was full; such a failure may be retried after the trash is emptied.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
+    }
+
+    /// Whether what is stored is not there as it was stored, for good as far as one can see.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Corrupt { .. } | Error::Io { .. }) && self.errno() == libc::EIO
     }
 
     /// What the user can do about it.
@@ -206,7 +213,8 @@ impl Error {
             Error::Locked { .. } => "imgfs umount it first",
             Error::StoreNewer { .. } => "use a newer imgfs",
             Error::NotAStore { .. } => "give another --store, or an empty directory",
-            Error::Corrupt { .. } => "run imgfs fsck",
+            Error::Stopped { .. } => "look at the disk (dmesg), then unmount and mount again",
+            Error::Corrupt { .. } => "copy the same upload in again, which heals it; imgfs fsck says what else is damaged",
             Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 "delete images and run imgfs gc --trash, or give the store more room"
             }

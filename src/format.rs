@@ -7,6 +7,7 @@
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
 //! |-- catalog.db    SQLite: images, versions, aliases, settings. One row each; see catalog/schema.sql
 //! |-- catalog.rows  the same rows as text, a line a commit: what a lost catalog.db is made again of; see catalog/copy.rs
+//! |               catalog.damaged-N and catalog.format-N are what was put aside and what an older format had
 //! |-- blobs         the blob table: where each content lies; made again of the lists in loose/ and packs/
 //! |-- loose/        content as it came: HEX.seg segments of small blobs, HEX.obj one large blob each
 //! |-- packs/        content at rest: HEX.pack, compressed together and against older versions
@@ -15,6 +16,8 @@
 //! |-- mounted/      where the trees are mounted from, with trees=mounted
 //! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
+//! |-- damaged       blobs that are known to be damaged, an id a line; only a hint
+//! |-- scrub         how far the background's look at everything came; only a hint
 //! |-- log           one line a change
 //! `-- daemon.log    what the daemon had to say
 //! ```
@@ -113,7 +116,10 @@ pub fn make_dir(dir: &Path) -> Result<()> {
 /// Makes `dir` a store, or checks that it is one this program can read.
 ///
 /// Errors: `StoreNewer`; `NotAStore` if it holds other things; `Io`.
-pub fn open(dir: &Path) -> Result<()> {
+///
+/// A store of an older format becomes one of this; `keep(FORMAT)` keeps what a return to it would need, before
+/// anything is changed.
+pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
     make_dir(dir)?;
     let path = dir.join("format");
     let not = |why: &str| Error::NotAStore { store: dir.to_owned(), why: why.into() };
@@ -125,6 +131,7 @@ pub fn open(dir: &Path) -> Result<()> {
                 return Err(Error::StoreNewer { store: dir.to_owned(), found, known: FORMAT });
             }
             if found < FORMAT {
+                keep(found)?;
                 write_durably(&path, format!("imgfs {FORMAT}\n").as_bytes())?;
             }
         }

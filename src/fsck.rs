@@ -1,12 +1,14 @@
-//! imgfs fsck: every numbered invariant of `format.rs`, checked; what is wrong, and what it affects.
+//! imgfs fsck: every numbered invariant of `format.rs`, checked; what is wrong, and what it affects. With --repair, what
+//! another copy in the store can give is put back, and the rest is put aside.
 
 use std::collections::HashMap;
 
 use crate::blob::ReadBuf;
+use crate::catalog::{Image, Row};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::export;
 use crate::store::Store;
+use crate::{export, gc, heal};
 
 /// One broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -27,6 +29,8 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     }
     check_names(store, &mut say);
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
+    // What is open may be gone from its directory.
+    store.blobs.reopen();
     let mut records = store.blobs.records();
     // As they lie, so that a frame is unpacked once.
     records.sort_unstable_by_key(|(_, record)| (record.container, record.offset));
@@ -57,8 +61,8 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     let mut affected: HashMap<BlobId, Vec<String>> = HashMap::new();
     for version in &versions {
         let name = store.path_of(&store.catalog.read(), version.serial);
-        let slot = match store.tree(version.serial) {
-            Ok(slot) => slot,
+        let tree = match store.read_tree(version.serial) {
+            Ok(tree) => tree,
             Err(_) if !store.catalog.read().versions.contains_key(&version.serial) => continue,
             Err(e) => {
                 say(5, format!("{name}: {e}"));
@@ -66,12 +70,14 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
             }
         };
         let mut whole = true;
-        for id in slot.tree.blobs() {
+        for id in tree.blobs() {
             if damaged.contains_key(&id) {
-                affected.entry(id).or_default().push(name.clone());
+                let path = tree.path_of_blob(id).unwrap_or_default();
+                affected.entry(id).or_default().push(format!("{name}/{path}"));
                 whole = false;
             } else if store.blobs.record(id).is_err() {
-                say(2, format!("{name}: its tree names blob {id}, which is free"));
+                let path = tree.path_of_blob(id).unwrap_or_default();
+                say(2, format!("{name}/{path}: its content, blob {id}, is lost"));
                 whole = false;
             }
         }
@@ -90,11 +96,11 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
             Err(e) => say(5, format!("{name}: {e}")),
         }
         for (recipe, digest) in replays {
-            let there = if recipe == 0 { slot.tree.has_rootfs() } else { slot.tree.more_recipes() > 0 };
+            let there = if recipe == 0 { tree.has_rootfs() } else { tree.more_recipes() > 0 };
             if whole
                 && there
                 && !digest.is_empty()
-                && let Err(what) = replay(store, &slot.tree, recipe, digest)
+                && let Err(what) = replay(store, &tree, recipe, digest)
             {
                 say(7, format!("{name}: {what}"));
             }
@@ -117,6 +123,95 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     }
     found.sort_by(|a, b| (a.invariant, &a.what).cmp(&(b.invariant, &b.what)));
     Ok(found)
+}
+
+/// What a repair came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Repaired {
+    /// What was done, a sentence each.
+    pub done: Vec<String>,
+    /// What is still wrong.
+    pub left: Vec<Finding>,
+}
+
+/// Checks all, and repairs what can be.
+///
+/// Errors: what keeps it from looking or writing; damage that no copy heals is left.
+pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Repaired> {
+    let found = check(store, &mut progress)?;
+    if found.is_empty() {
+        return Ok(Repaired::default());
+    }
+    let mut done = mend_names(store)?;
+    if found.iter().any(|f| matches!(f.invariant, 2 | 3)) {
+        store.blobs.rebuild(0)?;
+    }
+    let again = store.blobs.find_again(&store.blobs.damaged())?;
+    if again > 0 {
+        done.push(format!("{again} blobs were found again in other copies"));
+    }
+    done.extend(heal::heal_from_twins(store)?.into_iter().map(|name| format!("{name}: its tree is there again, from a copy")));
+    done.extend(put_aside(store)?);
+    match gc::run(store) {
+        Ok(swept) if swept.blobs > 0 => done.push(format!("{} blobs that belong to nothing were removed", swept.blobs)),
+        Ok(_) => {}
+        Err(e) => done.push(format!("gc was not possible: {e}")),
+    }
+    let left = check(store, progress)?;
+    found.iter().filter(|f| !left.contains(f)).for_each(|f| done.push(format!("no longer: {}", f.what)));
+    Ok(Repaired { done, left })
+}
+
+/// Trees that cannot be read and that no copy heals are put aside, so that gc can go on; so are kept uploads, whose
+/// versions go on without.
+fn put_aside(store: &Store) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
+    for version in versions {
+        let name = store.path_of(&store.catalog.read(), version.serial);
+        let path = store.tree_path(&version.id);
+        if store.tree(version.serial).is_err_and(|e| e.is_damage()) && !store.is_quarantined(&path) {
+            store.quarantine(&path)?;
+            done.push(format!("{name}: its tree was put aside; a copy of the same upload into it brings it back"));
+        }
+        if store.kept(version.serial).is_err_and(|e| e.is_damage()) {
+            store.catalog.commit(|change| {
+                if let Some(version) = change.model.versions.get(&version.serial) {
+                    let mut version = version.clone();
+                    version.facts.kept = None;
+                    change.put(Row::Version(version.into()));
+                }
+                Ok(())
+            })?;
+            store.forget_kept(version.serial);
+            store.drop_tree(&store.kept_path(&version.id))?;
+            done.push(format!("{name}: its upload is no longer kept as it came"));
+        }
+    }
+    Ok(done)
+}
+
+/// Links that lead nowhere: default to the image that was changed last, others away.
+fn mend_names(store: &Store) -> Result<Vec<String>> {
+    store.catalog.commit(|change| {
+        let (model, mut done) = (change.model, Vec::new());
+        if model.default_image.is_some_and(|serial| model.live_image(serial).is_none()) {
+            let newest = model.live_images().max_by_key(|image| image.updated_at);
+            change.put(Row::Default { image: newest.map(|image| image.serial), hidden: false });
+            done.push(format!("default names {} now", newest.map_or("nothing", |image| &image.name)));
+        }
+        for image in model.live_images() {
+            if image.pinned.is_some_and(|number| model.version(image.serial, number).is_none()) {
+                change.put(Row::Image(Image { pinned: None, ..image.clone() }.into()));
+                done.push(format!("{}/default names the newest version now", image.name));
+            }
+        }
+        for alias in model.aliases.values().filter(|alias| !model.images.contains_key(&alias.image)) {
+            change.put(Row::DropAlias(alias.serial));
+            done.push(format!("the alias {} is gone", alias.name));
+        }
+        Ok(done)
+    })
 }
 
 fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {

@@ -16,15 +16,17 @@ pub fn run(store: &Store) -> Result<Swept> {
     // What has lost its record must not count as free.
     if !store.blobs.missing(&live).is_empty() {
         store.blobs.rebuild(0)?;
-        if !store.blobs.missing(&live).is_empty() {
+        // What fsck --repair has looked for everywhere is lost.
+        if !store.blobs.missing(&live).iter().all(|id| store.blobs.is_damaged(*id)) {
             let what = store.dir.join("blobs").display().to_string();
             return Err(Error::Corrupt { what, why: "records that versions need are lost: imgfs fsck says which".into() });
         }
     }
+    store.blobs.forget_damage(&live);
     let swept = store.blobs.sweep(token, &live)?;
     store.drop_bases()?;
     store.trash_has_changed();
-    store.set_reserve();
+    store.catalog.set_reserve();
     if swept.blobs > 0 {
         log::info!("gc: removed {} blobs, {} bytes", swept.blobs, swept.bytes);
     }
@@ -41,9 +43,20 @@ pub fn make_room(store: &Store) -> Result<bool> {
     Ok(run(store)?.bytes > 0)
 }
 
+/// Empties the oldest of the trash until there is room for `bytes`, or nothing left to empty.
+///
+/// Errors: what keeps gc from running.
+pub fn ensure_room(store: &Store, bytes: u64) -> Result<()> {
+    let free = || rustix::fs::statvfs(&store.dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    while free() < bytes && versions::purge_oldest(store)? {
+        run(store)?;
+    }
+    Ok(())
+}
+
 /// What the daemon does every few seconds: ends the trash's time, gives space back.
 pub fn tick(store: &Store) -> Result<()> {
-    versions::empty_trash(store, false)?;
+    versions::end_trash_time(store)?;
     store.note_use();
     store.close_idle_trees(64);
     if store.take_garbage() {

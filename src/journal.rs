@@ -35,6 +35,13 @@ struct Refusal {
     remedy: &'static str,
 }
 
+impl Refusal {
+    fn is_like(&self, other: &Refusal) -> bool {
+        let (a, b) = (self, other);
+        a.gesture == "read" && (a.uid, a.gesture, &a.path, &a.sentence) == (b.uid, b.gesture, &b.path, &b.sentence)
+    }
+}
+
 /// Work that takes a while.
 pub struct Job {
     pub id: u64,
@@ -99,6 +106,11 @@ impl Journal {
         let refusal =
             Refusal { at: now(), uid, gesture, path: path.to_owned(), sentence: error.to_string(), remedy: error.remedy() };
         let mut all = self.refusals.lock();
+        // Who reads on, or asks twice, is told once.
+        if let Some(last) = all.front_mut().filter(|last| last.is_like(&refusal)) {
+            last.at = refusal.at;
+            return;
+        }
         all.truncate(KEPT - 1);
         all.push_front(refusal);
     }

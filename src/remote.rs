@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::fsck::Finding;
+use crate::fsck::Repaired;
 use crate::repack::What;
 use crate::store::Store;
 use crate::{fsck, gc, repack, versions};
@@ -29,7 +29,9 @@ pub enum Request {
     Pause {
         pause: bool,
     },
-    Fsck,
+    Fsck {
+        repair: bool,
+    },
     Status,
     /// Every image's metadata.json.
     List,
@@ -55,9 +57,7 @@ pub enum Answer {
         bytes: u64,
     },
     Done,
-    Checked {
-        findings: Vec<Finding>,
-    },
+    Checked(Repaired),
     Document {
         document: serde_json::Value,
     },
@@ -76,7 +76,8 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             let swept = gc::run(store)?;
             Answer::Swept { purged, blobs: swept.blobs, bytes: swept.bytes }
         }
-        Request::Fsck => Answer::Checked { findings: fsck::check(store, progress)? },
+        Request::Fsck { repair: true } => Answer::Checked(fsck::repair(store, progress)?),
+        Request::Fsck { repair: false } => Answer::Checked(Repaired { done: Vec::new(), left: fsck::check(store, progress)? }),
         Request::Repack => {
             let before = store.stored_bytes()?;
             gc::run(store)?;
@@ -127,7 +128,12 @@ pub fn listen(store: Arc<Store>) -> Result<()> {
     let listener = UnixListener::bind(address).map_err(Error::io("bind", &path))?;
     drop(dir_fd);
     let served = move || {
-        for stream in listener.incoming().flatten() {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                // Too many files are open, say: until then nobody is answered.
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                continue;
+            };
             let store = store.clone();
             let _ = std::thread::Builder::new().name("control".into()).spawn(move || answer(&store, stream));
         }

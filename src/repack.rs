@@ -48,10 +48,21 @@ pub struct Repacked {
 /// Carries out a repack as a job, if there is anything to do: nice, and giving way to uploads. `listen` is told bytes
 /// done and bytes in all, and says whether to go on; what is done then stays.
 ///
-/// Errors: `Corrupt` for content that cannot be read, `Io`. What was moved stays moved.
+/// Errors: `Io`. What was moved stays moved. Content that cannot be read stays where it is.
 pub fn run(store: &Store, what: What, threads: usize, mut listen: impl FnMut(u64, u64) -> bool) -> Result<Repacked> {
     // One at a time: two would pack the same.
     let _one = store.repack.lock();
+    loop {
+        let known = store.blobs.damaged().len();
+        match attempt(store, what, threads, &mut listen) {
+            Err(e) if e.is_damage() && store.blobs.damaged().len() > known => log::error!("{e}: packing without it"),
+            done => return done,
+        }
+    }
+}
+
+/// Ends at content that cannot be read, which is known to be damaged from then on.
+fn attempt(store: &Store, what: What, threads: usize, listen: &mut dyn FnMut(u64, u64) -> bool) -> Result<Repacked> {
     let pins = store.blobs.pin();
     let versions = in_order(store);
     if what == What::Rested && !may_find(store, &versions)? {
@@ -67,7 +78,7 @@ pub fn run(store: &Store, what: What, threads: usize, mut listen: impl FnMut(u64
     // The threads that compress are started from here and take it over.
     let nice = rustix::thread::gettid();
     let _ = rustix::process::setpriority_process(Some(nice), if what == What::Rested { 19 } else { 10 });
-    let listen = std::cell::RefCell::new(&mut listen);
+    let listen = std::cell::RefCell::new(listen);
     let stopped = std::cell::Cell::new(false);
     let done = carry_out(store, &plan, threads, &|done, total| {
         job.bytes_done.store(done, Ordering::Relaxed);
@@ -158,7 +169,8 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
     let (mut trees, mut plan) = (Vec::new(), Plan::default());
     for (version, storage, is_default) in versions {
         let slot = match store.tree(version.serial) {
-            Err(Error::NotFound { .. }) => continue,
+            // Gone meanwhile, or damaged: what only it has stays where it is.
+            Err(e) if e.is_damage() || matches!(e, Error::NotFound { .. }) => continue,
             other => other?,
         };
         let set = match storage {
@@ -176,6 +188,9 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
     let thin = store.blobs.thinly_packed()?;
     let mut wanted = IdSet::default();
     for (id, record) in store.blobs.records() {
+        if store.blobs.is_damaged(id) {
+            continue;
+        }
         if fast.contains(id) {
             if record.is_packed() {
                 plan.loosen.push(id);
@@ -196,7 +211,8 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
             plan.trees.push(TreeMove { serial: version.serial, digest: version.tree, slot: slot.clone(), bases });
         }
         planner.version(&slot.tree, &references)?;
-        for m in planner.moves.drain(..) {
+        for mut m in planner.moves.drain(..) {
+            m.base = m.base.filter(|base| !store.blobs.is_damaged(*base));
             if auto.contains(m.id) { &mut for_auto } else { &mut for_small }.push(m);
         }
     }

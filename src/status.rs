@@ -23,6 +23,7 @@ pub fn status(store: &Store) -> Result<serde_json::Value> {
     }
     let unique: u64 = store.blobs.records().iter().map(|(_, record)| record.size).sum();
     let stored = store.stored_bytes()?;
+    let (damaged_blobs, damaged_trees) = (store.blobs.damaged().len(), store.hurt_trees().len());
     let ratio = if stored == 0 { 1.0 } else { (tar_bytes as f64 / stored as f64 * 100.0).round() / 100.0 };
     Ok(json!({
         "program": concat!("imgfs ", env!("CARGO_PKG_VERSION")),
@@ -35,9 +36,13 @@ pub fn status(store: &Store) -> Result<serde_json::Value> {
         "logical_bytes": logical,
         "unique_bytes": unique,
         "stored_bytes": stored,
-        "trash_bytes": store.trash_bytes()?,
+        "trash_bytes": store.trash_bytes(),
         "dedup_ratio": ratio,
+        "scrub": store.scrub.document(),
+        "read_only": store.writable.stopped(),
         "jobs_running": store.journal.running_jobs(),
-        "health": "ok",
+        "health": if damaged_blobs + damaged_trees == 0 { "ok" } else { "damaged" },
+        "damaged_blobs": damaged_blobs,
+        "damaged_trees": damaged_trees,
     }))
 }

@@ -1,11 +1,12 @@
 //! A store: its catalog, content and trees, locked by the one process that may change it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
@@ -17,13 +18,18 @@ use crate::error::{Error, Result};
 use crate::format;
 use crate::journal::Journal;
 use crate::manifest::{Cost, KeepUpload};
+use crate::scrub::Scrub;
 use crate::tree::{Form, Tree, form_of};
+use crate::versions::Trashed;
+use crate::writable::Writable;
 
 /// How a store behaves; options of the mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Seconds that what was deleted stays in the trash.
     pub trash_seconds: u64,
+    /// Seconds between two looks of the background at everything that is stored; 0: it never looks.
+    pub scrub_seconds: u64,
     pub limits: crate::tar::Limits,
     /// For images that do not say it themselves.
     pub keep_upload: KeepUpload,
@@ -31,13 +37,20 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { trash_seconds: 24 * 3600, limits: crate::tar::Limits::default(), keep_upload: KeepUpload::default() }
+        Settings {
+            trash_seconds: 24 * 3600,
+            scrub_seconds: 7 * 24 * 3600,
+            limits: crate::tar::Limits::default(),
+            keep_upload: KeepUpload::default(),
+        }
     }
 }
 
 /// How the files of trees end: those of versions, and those that are only the base of others.
 pub(crate) const TREE: &str = "tree";
 const BASE: &str = "base";
+/// Those that were put aside.
+const DAMAGED: &str = "damaged";
 /// How exactly the time of a version's last use is noted.
 const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -49,10 +62,13 @@ pub struct Store {
     pub catalog: Catalog,
     pub blobs: Arc<BlobStore>,
     pub journal: Journal,
+    pub writable: Writable,
     /// Trees that are open, by the serial of their version.
     slots: RwLock<HashMap<u32, Arc<TreeSlot>>>,
     /// Trees of kept uploads that were opened, by the serial of their version.
     kept: RwLock<HashMap<u32, Arc<Tree>>>,
+    /// Versions whose trees were found damaged.
+    hurt: Mutex<BTreeSet<u32>>,
     /// Held while a tree is packed against another, and while one that may be such a base goes.
     bases: Mutex<()>,
     /// One gc at a time.
@@ -64,6 +80,10 @@ pub struct Store {
     /// Bytes that emptying the trash would give back, counted when asked after a change.
     trash_bytes: AtomicU64,
     trash_changed: AtomicBool,
+    /// What the background has seen in the trash, and since when.
+    pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
+    /// The background's look at everything that is stored.
+    pub scrub: Scrub,
     /// Whether there may be content that nothing holds.
     garbage: AtomicBool,
     /// Held for the life of the process.
@@ -136,23 +156,28 @@ impl Store {
         let dir = fs::canonicalize(dir).map_err(Error::io("open", dir))?;
         let lock = StoreLock::take(&dir)?;
         lock.describe("")?;
-        format::open(&dir)?;
+        format::open(&dir, |older| Catalog::keep(&dir, older))?;
         let has_trees = fs::read_dir(dir.join("trees")).map_err(Error::io("list", &dir))?.next().is_some();
-        let (catalog, opened) = Catalog::open(&dir, has_trees)?;
-        let blobs = Arc::new(BlobStore::open(&dir)?);
+        let writable = Writable::default();
+        let (catalog, opened) = Catalog::open(&dir, has_trees, &writable)?;
+        let blobs = Arc::new(BlobStore::open(&dir, &writable)?);
         let store = Store {
             journal: Journal::open(&dir)?,
             settings,
             catalog,
             blobs,
+            writable,
             slots: RwLock::default(),
             kept: RwLock::default(),
+            hurt: Mutex::default(),
             bases: Mutex::default(),
             gc: Mutex::default(),
             repack: Mutex::default(),
             repack_paused: AtomicBool::new(false),
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
+            seen_in_trash: Mutex::default(),
+            scrub: Scrub::open(&dir),
             // A crash may have left some.
             garbage: AtomicBool::new(true),
             lock,
@@ -163,7 +188,7 @@ impl Store {
         }
         store.clear_leftovers()?;
         store.mend_table(opened)?;
-        store.set_reserve();
+        store.catalog.set_reserve();
         Ok(Arc::new(store))
     }
 
@@ -188,39 +213,11 @@ impl Store {
         let named: std::collections::HashSet<PathBuf> =
             self.catalog.read().all_versions().flat_map(|v| [self.tree_path(&v.id), self.kept_path(&v.id)]).collect();
         for path in self.tree_files()? {
-            if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE && e != "damaged") {
+            if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE && e != DAMAGED) {
                 self.drop_tree(&path)?;
             }
         }
         Ok(())
-    }
-
-    /// Deletes on a full disk: the catalog needs room to note that something is gone. Gives up the reserve for it.
-    pub fn deleting<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
-        match work() {
-            Err(e) if e.is_no_space() => {
-                let reserve = self.dir.join("reserve");
-                fs::remove_file(&reserve).map_err(Error::io("remove", &reserve))?;
-                let result = work();
-                self.set_reserve();
-                result
-            }
-            other => other,
-        }
-    }
-
-    /// Sets the reserve aside, if there is room for it now; gc tries again.
-    pub fn set_reserve(&self) {
-        let path = self.dir.join("reserve");
-        let made = File::options().create(true).append(true).open(&path).and_then(|file| {
-            if file.metadata()?.len() < format::RESERVE {
-                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, format::RESERVE)?;
-            }
-            Ok(())
-        });
-        if let Err(e) = made {
-            log::debug!("no reserve: {e}");
-        }
     }
 
     /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`.
@@ -328,13 +325,62 @@ impl Store {
         if let Some(slot) = self.slots.read().get(&serial) {
             return Ok(slot.clone());
         }
+        let slot = Arc::new(TreeSlot { tree: self.read_tree(serial)?, lookups: AtomicI64::new(0) });
+        Ok(self.slots.write().entry(serial).or_insert(slot).clone())
+    }
+
+    /// The same from its file, even if it is open.
+    pub fn read_tree(&self, serial: u32) -> Result<Tree> {
         let (path, digest) = {
             let model = self.catalog.read();
             let version = model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
             (self.tree_path(&version.id), version.tree)
         };
-        let slot = Arc::new(TreeSlot { tree: Tree::open(&path, &digest)?, lookups: AtomicI64::new(0) });
-        Ok(self.slots.write().entry(serial).or_insert(slot).clone())
+        Tree::open(&path, &digest).map_err(|e| self.note_hurt(serial, e))
+    }
+
+    /// Says whose tree is damaged, and keeps the sentence, once.
+    fn note_hurt(&self, serial: u32, e: Error) -> Error {
+        if !e.is_damage() {
+            return e;
+        }
+        let name = self.path_of(&self.catalog.read(), serial);
+        let e = Error::Corrupt { what: format!("the tree of {name}"), why: e.to_string() };
+        if self.hurt.lock().insert(serial) {
+            self.journal.refuse(0, "read", &name, &e);
+        }
+        e
+    }
+
+    /// Versions whose trees are known to be damaged.
+    pub fn hurt_trees(&self) -> Vec<u32> {
+        let model = self.catalog.read();
+        self.hurt.lock().iter().copied().filter(|serial| model.versions.contains_key(serial)).collect()
+    }
+
+    /// A version has another file for a tree: the next look opens that. Inodes of the old one stay counted.
+    pub fn tree_was_replaced(&self, serial: u32) -> Result<()> {
+        let old = self.slots.write().remove(&serial);
+        self.hurt.lock().remove(&serial);
+        let lookups = old.map_or(0, |slot| slot.lookups.load(Ordering::Acquire));
+        self.tree(serial)?.lookups.fetch_add(lookups, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds nothing.
+    ///
+    /// Errors: `Io`.
+    pub fn quarantine(&self, path: &Path) -> Result<()> {
+        match fs::rename(path, path.with_extension(DAMAGED)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                File::create(path.with_extension(DAMAGED)).map(drop).map_err(Error::io("put aside", path))
+            }
+            other => other.map_err(Error::io("put aside", path)),
+        }
+    }
+
+    pub fn is_quarantined(&self, path: &Path) -> bool {
+        path.with_extension(DAMAGED).exists() && !path.exists()
     }
 
     /// Counts inodes of a tree that the kernel was told of, or (negative) has forgotten.
@@ -390,13 +436,15 @@ impl Store {
 
     /// Every blob that a version, the trash, or an inode the kernel still knows needs.
     ///
-    /// Errors: any tree that cannot be read: then nothing may be swept.
+    /// Errors: any tree that cannot be read, unless fsck --repair has put it aside: then nothing may be swept.
     pub fn live_blobs(&self) -> Result<IdSet> {
         let mut live = IdSet::default();
-        let versions: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).collect();
-        for serial in versions {
+        let versions: Vec<(u32, PathBuf)> =
+            self.catalog.read().all_versions().map(|v| (v.serial, self.tree_path(&v.id))).collect();
+        for (serial, path) in versions {
             match self.tree(serial) {
                 Ok(slot) => slot.tree.blobs().for_each(|id| live.insert(id)),
+                Err(_) if self.is_quarantined(&path) => {}
                 // Purged between the two looks: its row is gone, so it counts only if it is held, below.
                 Err(Error::NotFound { .. }) if !self.catalog.read().versions.contains_key(&serial) => {}
                 Err(e) => return Err(e),
@@ -437,7 +485,8 @@ impl Store {
         let kept = self.kept(version.serial).ok();
         let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
         for id in slot.tree.blobs().chain(kept.iter().flat_map(|tree| tree.blobs())).filter(|id| !others.contains(*id)) {
-            let size = self.blobs.record(id)?.size;
+            // What has lost its record takes nothing.
+            let size = self.blobs.record(id).map_or(0, |record| record.size);
             unique += size;
             stored += size;
         }
@@ -450,14 +499,14 @@ impl Store {
     }
 
     /// Content that only the trash holds, in bytes.
-    pub fn trash_bytes(&self) -> Result<u64> {
+    pub fn trash_bytes(&self) -> u64 {
         if self.trash_changed.swap(false, Ordering::AcqRel) {
-            self.count_trash()?;
+            self.count_trash();
         }
-        Ok(self.trash_bytes.load(Ordering::Relaxed))
+        self.trash_bytes.load(Ordering::Relaxed)
     }
 
-    fn count_trash(&self) -> Result<()> {
+    fn count_trash(&self) {
         let (live, trashed): (Vec<u32>, Vec<u32>) = {
             let model = self.catalog.read();
             let (live, trashed): (Vec<&Version>, Vec<&Version>) = model.all_versions().partition(|v| model.is_live(v));
@@ -467,22 +516,22 @@ impl Store {
         if !trashed.is_empty() {
             let mut seen = IdSet::default();
             for serial in live {
-                self.tree(serial)?.tree.blobs().for_each(|id| seen.insert(id));
+                self.tree(serial).into_iter().for_each(|slot| slot.tree.blobs().for_each(|id| seen.insert(id)));
                 self.kept(serial).into_iter().for_each(|kept| kept.blobs().for_each(|id| seen.insert(id)));
             }
             for serial in trashed {
-                let (slot, kept) = (self.tree(serial)?, self.kept(serial).ok());
+                let Ok(slot) = self.tree(serial) else { continue };
+                let kept = self.kept(serial).ok();
                 bytes += slot.tree.file_size();
                 for id in slot.tree.blobs().chain(kept.iter().flat_map(|kept| kept.blobs())) {
                     if !seen.contains(id) {
                         seen.insert(id);
-                        bytes += self.blobs.record(id)?.size;
+                        bytes += self.blobs.record(id).map_or(0, |record| record.size);
                     }
                 }
             }
         }
         self.trash_bytes.store(bytes, Ordering::Relaxed);
-        Ok(())
     }
 
     /// What a version is called in messages.

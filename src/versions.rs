@@ -3,12 +3,17 @@
 //! Each gesture is one function and one transaction. Deleting moves a row into the trash; purging drops it, and
 //! gc gives the space back.
 
+use std::time::{Duration, Instant};
+
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
 use crate::error::{Error, Result};
 use crate::ingest::check_identity;
 use crate::manifest::{Editable, now};
 use crate::name::ImageName;
 use crate::store::Store;
+
+/// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
+const SEEN_MIN: u64 = 3600;
 
 /// What a link in the root leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,28 +40,26 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
 /// Errors: `OnlyVersion`, `VersionIsPinned`, `NotFound`.
 pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
     store.trash_has_changed();
-    store.deleting(|| {
-        store.catalog.commit(|change| {
-            let (of, version) = live_version(change.model, image, number)?;
-            if change.model.versions_of(image).count() == 1 {
-                return Err(Error::OnlyVersion { image: of.name.clone(), number });
-            }
-            if of.pinned == Some(number) {
-                return Err(Error::VersionIsPinned { image: of.name.clone(), number });
-            }
-            refuse_dependents(change.model, &[version])?;
-            let (mut of, mut version) = (of.clone(), version.clone());
-            let serial = version.serial;
-            for alias in change.model.aliases_of(image).into_iter().filter(|a| a.number == Some(number)) {
-                change.put(Row::DropAlias(alias.serial));
-            }
-            version.trashed_at = Some(now());
-            version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
-            of.updated_at = now();
-            change.put(Row::Version(version.into()));
-            change.put(Row::Image(of.into()));
-            Ok(serial)
-        })
+    store.catalog.commit(|change| {
+        let (of, version) = live_version(change.model, image, number)?;
+        if change.model.versions_of(image).count() == 1 {
+            return Err(Error::OnlyVersion { image: of.name.clone(), number });
+        }
+        if of.pinned == Some(number) {
+            return Err(Error::VersionIsPinned { image: of.name.clone(), number });
+        }
+        refuse_dependents(change.model, &[version])?;
+        let (mut of, mut version) = (of.clone(), version.clone());
+        let serial = version.serial;
+        for alias in change.model.aliases_of(image).into_iter().filter(|a| a.number == Some(number)) {
+            change.put(Row::DropAlias(alias.serial));
+        }
+        version.trashed_at = Some(now());
+        version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
+        of.updated_at = now();
+        change.put(Row::Version(version.into()));
+        change.put(Row::Image(of.into()));
+        Ok(serial)
     })
 }
 
@@ -65,21 +68,19 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
 /// Errors: `ImageIsDefault`, `NotFound`.
 pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     store.trash_has_changed();
-    store.deleting(|| {
-        store.catalog.commit(|change| {
-            let mut image = live_image(change.model, serial)?.clone();
-            refuse_dependents(change.model, &change.model.versions_of(serial).collect::<Vec<_>>())?;
-            if change.model.default_image == Some(serial) {
-                if change.model.live_images().count() > 1 {
-                    return Err(Error::ImageIsDefault { image: image.name });
-                }
-                change.put(Row::Default { image: None, hidden: false });
+    store.catalog.commit(|change| {
+        let mut image = live_image(change.model, serial)?.clone();
+        refuse_dependents(change.model, &change.model.versions_of(serial).collect::<Vec<_>>())?;
+        if change.model.default_image == Some(serial) {
+            if change.model.live_images().count() > 1 {
+                return Err(Error::ImageIsDefault { image: image.name });
             }
-            image.trashed_at = Some(now());
-            image.trash_name = Some(change.model.free_trash_name(&image.name));
-            change.put(Row::Image(image.into()));
-            Ok(())
-        })
+            change.put(Row::Default { image: None, hidden: false });
+        }
+        image.trashed_at = Some(now());
+        image.trash_name = Some(change.model.free_trash_name(&image.name));
+        change.put(Row::Image(image.into()));
+        Ok(())
     })
 }
 
@@ -97,7 +98,7 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
 }
 
 /// What `.imgfs/trash/NAME` is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trashed {
     Image(u32),
     Version(u32),
@@ -158,27 +159,25 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
 
 /// `rm -r .imgfs/trash/web`, and the end of its time: gone for good. The caller runs gc.
 pub fn purge(store: &Store, what: Trashed) -> Result<()> {
-    let purged = store.deleting(|| {
-        store.catalog.commit(|change| {
-            let mut trees = Vec::new();
-            match what {
-                Trashed::Image(serial) => {
-                    for version in change.model.all_versions().filter(|v| v.image == serial) {
-                        trees.push(version.id.clone());
-                        change.put(Row::DropVersion(version.serial));
-                    }
-                    for alias in change.model.aliases.values().filter(|a| a.image == serial) {
-                        change.put(Row::DropAlias(alias.serial));
-                    }
-                    change.put(Row::DropImage(serial));
+    let purged = store.catalog.commit(|change| {
+        let mut trees = Vec::new();
+        match what {
+            Trashed::Image(serial) => {
+                for version in change.model.all_versions().filter(|v| v.image == serial) {
+                    trees.push(version.id.clone());
+                    change.put(Row::DropVersion(version.serial));
                 }
-                Trashed::Version(serial) => {
-                    trees.extend(change.model.versions.get(&serial).map(|v| v.id.clone()));
-                    change.put(Row::DropVersion(serial));
+                for alias in change.model.aliases.values().filter(|a| a.image == serial) {
+                    change.put(Row::DropAlias(alias.serial));
                 }
+                change.put(Row::DropImage(serial));
             }
-            Ok(trees)
-        })
+            Trashed::Version(serial) => {
+                trees.extend(change.model.versions.get(&serial).map(|v| v.id.clone()));
+                change.put(Row::DropVersion(serial));
+            }
+        }
+        Ok(trees)
     });
     let trees = purged?;
     store.has_garbage();
@@ -193,10 +192,30 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
 
 /// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
 pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
-    let limit =
-        now().saturating_sub(i64::try_from(store.settings.trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000));
-    let due = trash_by_age(&store.catalog.read(), |at| everything || at <= limit);
-    for (_, what) in &due {
+    purge_those(store, |at, _| everything || at <= trash_limit(store))
+}
+
+/// The same in the background: what it has not seen in the trash for a while stays, because the clock may have jumped.
+pub fn end_trash_time(store: &Store) -> Result<usize> {
+    let least = Duration::from_secs(store.settings.trash_seconds.min(SEEN_MIN));
+    let mut seen = store.seen_in_trash.lock();
+    let there = trash_by_age(&store.catalog.read());
+    seen.retain(|what, _| there.iter().any(|(_, other)| other == what));
+    for (_, what) in there {
+        seen.entry(what).or_insert_with(Instant::now);
+    }
+    purge_those(store, |at, what| at <= trash_limit(store) && seen.get(&what).is_some_and(|since| since.elapsed() >= least))
+}
+
+/// What was deleted before this is due.
+fn trash_limit(store: &Store) -> i64 {
+    now().saturating_sub(i64::try_from(store.settings.trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+}
+
+fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usize> {
+    let all = trash_by_age(&store.catalog.read());
+    let due: Vec<Trashed> = all.into_iter().filter(|(at, what)| due(*at, *what)).map(|(_, what)| what).collect();
+    for what in &due {
         purge(store, *what)?;
     }
     Ok(due.len())
@@ -204,18 +223,19 @@ pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
 
 /// Purges the oldest entry of the trash, for want of space. False if there is none.
 pub fn purge_oldest(store: &Store) -> Result<bool> {
-    let oldest = trash_by_age(&store.catalog.read(), |_| true).first().copied();
+    let oldest = trash_by_age(&store.catalog.read()).first().copied();
     match oldest {
         Some((_, what)) => purge(store, what).map(|()| true),
         None => Ok(false),
     }
 }
 
-fn trash_by_age(model: &Model, due: impl Fn(i64) -> bool) -> Vec<(i64, Trashed)> {
+/// All that is in the trash, oldest first, and since when.
+fn trash_by_age(model: &Model) -> Vec<(i64, Trashed)> {
     let images = model.images.values().filter_map(|i| Some((i.trashed_at?, Trashed::Image(i.serial))));
     let versions = model.versions.values().filter_map(|v| Some((v.trashed_at?, Trashed::Version(v.serial))));
     // A version in the trash of an image in the trash goes with the image, or before it.
-    let mut all: Vec<_> = images.chain(versions).filter(|(at, _)| due(*at)).collect();
+    let mut all: Vec<_> = images.chain(versions).collect();
     all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_))));
     all
 }

@@ -23,6 +23,12 @@ impl Checked {
         self.whole.insert(id);
     }
 
+    /// It was found damaged.
+    pub fn none(&mut self, id: BlobId) {
+        self.whole.remove(id);
+        self.partly.remove(&id);
+    }
+
     /// These groups of `count` were read and found right.
     pub fn some(&mut self, id: BlobId, groups: Range<usize>, count: usize) {
         if self.whole.contains(id) {

@@ -7,6 +7,7 @@
 mod checked;
 mod compact;
 mod container;
+mod damage;
 mod pack;
 mod pins;
 mod read;
@@ -36,8 +37,10 @@ pub use writer::{Large, Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;
+use crate::writable::Writable;
 use checked::Checked;
 use container::Container;
+use damage::Damage;
 use pack::{FrameCache, Pack};
 use pins::AllPins;
 use table::Table;
@@ -63,6 +66,8 @@ pub struct BlobStore {
     outlines: Mutex<read::Outlines>,
     /// Lock order: on its own.
     checked: Mutex<Checked>,
+    /// Lock order: on its own.
+    damage: Damage,
     /// Frames unpacked lately.
     frames: FrameCache,
     /// Called when the disk is full: whether something was given back.
@@ -78,7 +83,7 @@ impl BlobStore {
     /// Opens the content of the store in `dir`, whose directories exist.
     ///
     /// Errors: `Io`; `Corrupt` if the table does not begin as one.
-    pub fn open(dir: &Path) -> Result<BlobStore> {
+    pub fn open(dir: &Path, writable: &Writable) -> Result<BlobStore> {
         let mut next = 1;
         for (number, _) in container::list(dir)? {
             next = next.max(number.saturating_add(1));
@@ -86,12 +91,13 @@ impl BlobStore {
         Ok(BlobStore {
             dir: dir.to_owned(),
             staging: dir.join("staging"),
-            table: RwLock::new(Table::open(&dir.join("blobs"))?),
+            table: RwLock::new(Table::open(&dir.join("blobs"), writable)?),
             containers: Mutex::default(),
             pins: Arc::default(),
             packs: Mutex::default(),
             outlines: Mutex::default(),
             checked: Mutex::default(),
+            damage: Damage::open(dir),
             frames: FrameCache::default(),
             room: OnceLock::new(),
             seal: Mutex::new(next),
@@ -134,6 +140,14 @@ impl BlobStore {
         if self.pins.is_empty() {
             table.forget_index();
         }
+    }
+
+    /// Opens every file anew when it is needed next, and reads again what it says.
+    pub fn reopen(&self) {
+        self.containers.lock().clear();
+        self.packs.lock().clear();
+        *self.outlines.lock() = Default::default();
+        self.frames.clear();
     }
 
     /// Lets go of memory that only makes the next reads faster.

@@ -56,10 +56,11 @@ impl BlobStore {
 
     /// The same, for what it is read for.
     pub(super) fn read_as<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf, used: Use) -> Result<&'b [u8]> {
-        self.read_record(id, |record| match record.place {
+        let read = self.read_record(id, |record| match record.place {
             Place::Pack => self.read_packed(record, offset, len, buf, used),
             _ => self.read_checked(id, record, offset, len, buf),
-        })?;
+        });
+        read.inspect_err(|e| self.note_failed(id, e))?;
         Ok(buf.bytes())
     }
 
@@ -216,10 +217,18 @@ impl BlobStore {
             hasher.update(bytes);
             Ok(())
         })?;
-        if hasher.finalize().as_bytes() != &record.digest.0 {
-            return Err(damaged(id, &record));
+        let whole = if hasher.finalize().as_bytes() != &record.digest.0 {
+            Err(damaged(id, &record))
+        } else if record.size > GROUP as u64 {
+            self.outline(id, &record).map(drop)
+        } else {
+            Ok(())
+        };
+        match &whole {
+            Ok(()) => self.note_sound(&[id]),
+            Err(e) => self.note_failed(id, e),
         }
-        if record.size > GROUP as u64 { self.outline(id, &record).map(drop) } else { Ok(()) }
+        whole
     }
 }
 

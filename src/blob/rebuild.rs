@@ -31,27 +31,9 @@ impl BlobStore {
     ///
     /// Errors: `Io`. Damage of a container loses what only it had.
     pub fn rebuild(&self, bound: BlobId) -> Result<()> {
-        let mut places = container::list(&self.dir)?;
-        // Newest first, and packs before segments: content moves from these into those.
-        places.sort_unstable_by_key(|(number, place)| (*place != Place::Pack, std::cmp::Reverse(*number)));
-        let (mut found, mut listed) = (HashMap::<BlobId, Vec<Record>>::new(), IdSet::default());
-        for (number, place) in places {
-            let list = match place {
-                Place::Object => continue,
-                Place::Segment => self.segment_list(number),
-                Place::Pack => self.pack(number).and_then(|pack| pack_list(&pack, number)),
-            };
-            match list {
-                Ok(list) => {
-                    for (id, record) in list {
-                        listed.insert(id);
-                        found.entry(id).or_default().push(record);
-                    }
-                }
-                Err(e @ Error::Io { .. }) => return Err(e),
-                Err(e) => log::error!("{e}"),
-            }
-        }
+        let found = self.listed()?;
+        let mut listed = IdSet::default();
+        found.keys().for_each(|id| listed.insert(*id));
         self.table.write().grow(bound.max(listed.iter().last().map_or(0, |id| id + 1)))?;
         let lost = self.missing(&listed);
         log::warn!("the blob table has lost records: looking for {} blobs", lost.len());
@@ -60,7 +42,7 @@ impl BlobStore {
         for _ in 0..2 {
             for id in self.missing(&listed) {
                 for record in &found[&id] {
-                    if self.try_record(id, record, &mut buf)? {
+                    if self.try_record(id, record, None, &mut buf)? {
                         count += 1;
                         break;
                     }
@@ -72,8 +54,51 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Puts a record into the table if the content it leads to is good.
-    fn try_record(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<bool> {
+    /// Looks for other copies of damaged content, which lists may still lead to. Gives how many were found.
+    ///
+    /// Errors: `Io`.
+    pub fn find_again(&self, damaged: &[BlobId]) -> Result<usize> {
+        let found = self.listed()?;
+        let (mut buf, mut healed) = (ReadBuf::default(), Vec::new());
+        for &id in damaged {
+            let Ok(old) = self.record(id) else { continue };
+            for other in found.get(&id).into_iter().flatten().filter(|r| (r.container, r.offset) != (old.container, old.offset)) {
+                if (other.digest == UNKNOWN || other.digest == old.digest)
+                    && self.try_record(id, &Record { digest: old.digest, ..*other }, Some(old), &mut buf)?
+                {
+                    healed.push(id);
+                    break;
+                }
+            }
+        }
+        self.table.write().sync()?;
+        self.note_sound(&healed);
+        Ok(healed.len())
+    }
+
+    /// What all containers say that they were written with, the likeliest place of a blob first.
+    fn listed(&self) -> Result<HashMap<BlobId, Vec<Record>>> {
+        let mut places = container::list(&self.dir)?;
+        // Newest first, and packs before segments: content moves from these into those.
+        places.sort_unstable_by_key(|(number, place)| (*place != Place::Pack, std::cmp::Reverse(*number)));
+        let mut found = HashMap::<BlobId, Vec<Record>>::new();
+        for (number, place) in places {
+            let list = match place {
+                Place::Object => continue,
+                Place::Segment => self.segment_list(number),
+                Place::Pack => self.pack(number).and_then(|pack| pack_list(&pack, number)),
+            };
+            match list {
+                Ok(list) => list.into_iter().for_each(|(id, record)| found.entry(id).or_default().push(record)),
+                Err(e @ Error::Io { .. }) => return Err(e),
+                Err(e) => log::error!("{e}"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Puts a record into the table if the content it leads to is good; otherwise what was there before.
+    fn try_record(&self, id: BlobId, record: &Record, before: Option<Record>, buf: &mut ReadBuf) -> Result<bool> {
         let mut record = *record;
         self.table.write().rewrite(&[(id, Some(record))])?;
         let mut hasher = blake3::Hasher::new();
@@ -90,7 +115,7 @@ impl BlobStore {
             Err(e) => return Err(e),
         };
         record.digest = digest;
-        self.table.write().rewrite(&[(id, good.then_some(record))])?;
+        self.table.write().rewrite(&[(id, if good { Some(record) } else { before })])?;
         Ok(good)
     }
 

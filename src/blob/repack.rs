@@ -131,8 +131,9 @@ impl BlobStore {
         let mut live: std::collections::HashMap<(u32, usize), u64> = Default::default();
         let records: Vec<_> = self.records().into_iter().filter(|(_, r)| r.place == Place::Pack).collect();
         let mut places = Vec::with_capacity(records.len());
+        let packs = self.all_packs()?;
         for (id, record) in &records {
-            let pack = self.pack(record.container)?;
+            let Some(pack) = packs.get(&record.container) else { continue };
             let frames = pack.frames_of(record.offset, record.offset + record.size);
             for n in frames.clone() {
                 let frame = &pack.frames[n];
@@ -143,7 +144,7 @@ impl BlobStore {
         }
         let mut thin = HashSet::new();
         for (id, container, mut frames) in places {
-            let pack = self.pack(container)?;
+            let pack = &packs[&container];
             if frames.any(|n| live.get(&(container, n)).is_some_and(|bytes| bytes * 2 < pack.frames[n].size)) {
                 thin.insert(id);
             }

@@ -107,6 +107,7 @@ impl BlobStore {
             table.sync()?;
             if !freed.is_empty() {
                 table.punch_free()?;
+                self.note_sound(&freed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
             }
         }
         drop(token);
@@ -148,15 +149,12 @@ impl BlobStore {
                     fs::remove_file(&path).map_err(Error::io("remove", &path))?;
                     removed = true;
                 }
-                Some(live) if place == Place::Segment => {
-                    live.sort_unstable();
-                    if self.punch_segment(number, live, all)? {
-                        self.compact(number, &mut next_container)?;
-                        removed = true;
-                    }
-                }
-                Some(live) if place == Place::Pack => self.punch_pack(number, live)?,
-                Some(_) => {}
+                Some(live) => match self.shrink(number, place, live, all, &mut next_container) {
+                    Ok(shrunk) => removed |= shrunk,
+                    // It stays as it is, with what can be read of it.
+                    Err(e @ Error::Corrupt { .. }) => log::error!("{e}"),
+                    Err(e) => return Err(e),
+                },
             }
         }
         if removed {
@@ -167,10 +165,33 @@ impl BlobStore {
         }
     }
 
-    /// Every pack, open.
+    /// Gives back what is dead in a container that holds something alive; says whether that went into a new one.
+    fn shrink(&self, number: u32, place: Place, live: &mut [(u64, u64)], all: bool, next_container: &mut u32) -> Result<bool> {
+        match place {
+            Place::Object => {}
+            Place::Pack => self.punch_pack(number, live)?,
+            Place::Segment => {
+                live.sort_unstable();
+                if self.punch_segment(number, live, all)? {
+                    self.compact(number, next_container)?;
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Every pack, open, but for those whose tables are damaged: nothing can be read from them, so they need nothing.
     pub(super) fn all_packs(&self) -> Result<HashMap<u32, Arc<Pack>>> {
-        let packs = container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack);
-        packs.map(|(number, _)| Ok((number, self.pack(number)?))).collect()
+        let mut open = HashMap::new();
+        for (number, _) in container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack) {
+            match self.pack(number) {
+                Ok(pack) => drop(open.insert(number, pack)),
+                Err(e @ Error::Corrupt { .. }) => log::error!("{e}"),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(open)
     }
 
     /// Gives frames that hold nothing alive back to the disk. `live`: what the records name of the stream.

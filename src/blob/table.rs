@@ -12,6 +12,7 @@ use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::format::{RECORD_LEN, TABLE_MAGIC};
 use crate::sys;
+use crate::writable::Writable;
 
 /// What is known of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,7 @@ fn record_check(id: BlobId, body: &[u8]) -> [u8; 4] {
 
 pub struct Table {
     path: PathBuf,
+    writable: Writable,
     file: File,
     /// The whole file. Remapped when it grows.
     map: Mmap,
@@ -97,7 +99,7 @@ struct Index {
 
 impl Table {
     /// Opens the table, or makes an empty one. What does not begin as one is put aside.
-    pub fn open(path: &Path) -> Result<Table> {
+    pub fn open(path: &Path, writable: &Writable) -> Result<Table> {
         let open = || File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = open().map_err(Error::io("open", path))?;
         let mut magic = [0; TABLE_MAGIC.len()];
@@ -113,7 +115,7 @@ impl Table {
             file.sync_all().map_err(Error::io("sync", path))?;
         }
         let map = sys::map(&file, path)?;
-        Ok(Table { path: path.to_owned(), file, map, index: None })
+        Ok(Table { path: path.to_owned(), writable: writable.clone(), file, map, index: None })
     }
 
     /// One more than the highest id; torn records at the end count, so that no id is given out twice.
@@ -149,6 +151,7 @@ impl Table {
     ///
     /// Errors: `Io`, `OverLimit` past 2^31 blobs. Nothing changes on an error.
     pub fn append(&mut self, records: &[Record]) -> Result<BlobId> {
+        self.writable.check()?;
         let first = self.len();
         if u64::from(first) + records.len() as u64 > 1 << 31 {
             return Err(Error::OverLimit { what: "the number of blobs".into(), limit: "2147483648".into() });
@@ -158,7 +161,7 @@ impl Table {
             raw.extend_from_slice(&record.encode(first + i as u32));
         }
         self.file.write_all_at(&raw, u64::from(first) * RECORD_LEN as u64).map_err(Error::io("write", &self.path))?;
-        self.file.sync_data().map_err(Error::io("sync", &self.path))?;
+        self.sync()?;
         self.map = sys::map(&self.file, &self.path)?;
         if let Some(mut index) = self.index.take() {
             for (i, record) in records.iter().enumerate() {
@@ -175,6 +178,7 @@ impl Table {
         if changes.is_empty() {
             return Ok(());
         }
+        self.writable.check()?;
         for (id, record) in changes {
             if record.is_none()
                 && let (Some(old), Some(mut index)) = (self.find(*id), self.index.take())
@@ -194,7 +198,9 @@ impl Table {
     pub fn grow(&mut self, bound: BlobId) -> Result<()> {
         let len = u64::from(bound) * RECORD_LEN as u64;
         if len > self.map.len() as u64 {
-            self.file.set_len(len).and_then(|()| self.file.sync_all()).map_err(Error::io("write", &self.path))?;
+            self.writable.check()?;
+            self.file.set_len(len).map_err(Error::io("write", &self.path))?;
+            self.writable.synced(&self.path, self.file.sync_all())?;
             self.map = sys::map(&self.file, &self.path)?;
         }
         self.index = None;
@@ -202,7 +208,7 @@ impl Table {
     }
 
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io("sync", &self.path))
+        self.writable.synced(&self.path, self.file.sync_data())
     }
 
     /// Gives pages of the table that hold free records only back to the disk.
@@ -301,7 +307,7 @@ mod tests {
     fn records_come_back_and_ids_are_never_reused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blobs");
-        let mut table = Table::open(&path).unwrap();
+        let mut table = Table::open(&path, &Writable::default()).unwrap();
         table.build_index();
         assert_eq!(table.append(&[record(1, 5), record(2, 1 << 40)]).unwrap(), 1);
         assert_eq!(table.by_digest(&Digest([2; 32])), Some(2));
@@ -310,7 +316,7 @@ mod tests {
         assert_eq!(table.by_digest(&Digest([2; 32])), None);
         assert_eq!(table.by_lead(1 << 40, 2), None);
         drop(table);
-        let mut table = Table::open(&path).unwrap();
+        let mut table = Table::open(&path, &Writable::default()).unwrap();
         assert_eq!(table.find(1), Some(record(1, 5)));
         assert_eq!(table.find(2), None);
         assert_eq!(table.append(&[record(3, 1)]).unwrap(), 3, "2 was given out once");
@@ -332,12 +338,12 @@ mod tests {
     fn a_torn_append_is_skipped_not_reused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blobs");
-        let mut table = Table::open(&path).unwrap();
+        let mut table = Table::open(&path, &Writable::default()).unwrap();
         table.append(&[record(1, 5)]).unwrap();
         drop(table);
         let file = File::options().write(true).open(&path).unwrap();
         file.set_len(RECORD_LEN as u64 * 2 + 10).unwrap();
-        let mut table = Table::open(&path).unwrap();
+        let mut table = Table::open(&path, &Writable::default()).unwrap();
         assert_eq!(table.find(2), None);
         assert_eq!(table.append(&[record(2, 6)]).unwrap(), 3);
         assert_eq!(table.find(3), Some(record(2, 6)));

@@ -10,8 +10,8 @@ use crate::error::Error;
 
 fn store() -> (tempfile::TempDir, Arc<BlobStore>) {
     let dir = tempfile::tempdir().unwrap();
-    crate::format::open(dir.path()).unwrap();
-    let store = Arc::new(BlobStore::open(dir.path()).unwrap());
+    crate::format::open(dir.path(), |_| Ok(())).unwrap();
+    let store = Arc::new(BlobStore::open(dir.path(), &Default::default()).unwrap());
     (dir, store)
 }
 
@@ -203,7 +203,7 @@ fn packed_content_is_the_same_and_smaller_and_may_come_out_again() {
     assert_eq!(store.seek(olds[10], 0, true).unwrap(), 1_200_000, "all of it is one");
     // Reopened, and known again when it comes again.
     drop(store);
-    let store = Arc::new(BlobStore::open(dir.path()).unwrap());
+    let store = Arc::new(BlobStore::open(dir.path(), &Default::default()).unwrap());
     check(&store);
     assert_eq!(store_all(&store, "c", &new), news);
     let all: Vec<BlobId> = olds.iter().chain(&news).copied().collect();
@@ -273,7 +273,7 @@ fn damage_in_a_pack_is_an_error_never_other_bytes() {
             let at = if n % 2 == 0 { good.len() * n / 60 } else { good.len() - 1 - n * 19 };
             bad[at] ^= 1 << (n % 8);
             std::fs::write(&path, &bad).unwrap();
-            let store = BlobStore::open(dir.path()).unwrap();
+            let store = BlobStore::open(dir.path(), &Default::default()).unwrap();
             for (id, content) in olds.iter().zip(&old).chain(news.iter().zip(&new)) {
                 let mut buf = ReadBuf::default();
                 for at in (0..content.len()).step_by(400_000) {

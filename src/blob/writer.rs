@@ -122,7 +122,7 @@ impl Writer {
             return Some(Content::Fresh(n));
         }
         let table = self.store.table.read();
-        let id = table.by_digest(digest)?;
+        let id = table.by_digest(digest).filter(|id| !self.store.is_damaged(*id))?;
         // Pinned under the table's lock: a sweep takes it for writing and then reads the pins.
         self.pins.add([id]);
         Some(Content::Known(id))
@@ -198,7 +198,9 @@ impl Writer {
                 }
             }
         }
-        let kept: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == 0 && !self.fresh[i].forgotten).collect();
+        // What is known and damaged is stored anew, under the id that trees have for it.
+        let wanted = |i: usize| !self.fresh[i].forgotten && (ids[i] == 0 || store.is_damaged(ids[i]));
+        let kept: Vec<usize> = (0..ids.len()).filter(|&i| wanted(i)).collect();
         let new_bytes = kept.iter().map(|&i| self.fresh[i].record.size).sum();
         if kept.is_empty() {
             return Ok((ids, new_bytes));
@@ -221,22 +223,32 @@ impl Writer {
             records.push(record);
         }
         let mut table = store.table.write();
-        let first = table.len();
+        let mut next = table.len();
+        for &i in &kept {
+            if ids[i] == 0 {
+                ids[i] = next;
+                next += 1;
+            }
+        }
         // A segment always exists here: a fresh object has put its outline there.
         let segment = self.segment.as_mut().expect("fresh content lies in a segment, or its outline does");
-        let entries: Vec<(BlobId, Record)> = records.iter().enumerate().map(|(i, r)| (first + i as u32, *r)).collect();
+        let entries: Vec<(BlobId, Record)> = kept.iter().zip(records).map(|(&i, record)| (ids[i], record)).collect();
         segment.finish(&entries)?;
         renames.push((segment.path.clone(), store.dir.join(Container::name_of(segment_number, Place::Segment))));
         for (from, to) in &renames {
             fs::rename(from, to).map_err(Error::io("rename", from))?;
         }
         sync_dir(&store.dir.join(Place::Segment.directory()))?;
-        let first = table.append(&records)?;
-        for (n, &i) in kept.iter().enumerate() {
-            ids[i] = first + n as u32;
-            if self.fresh[i].staged.is_some() {
-                store.checked.lock().all(ids[i]);
-            }
+        let (healed, new): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(id, _)| *id < table.len());
+        table.append(&new.into_iter().map(|(_, record)| record).collect::<Vec<_>>())?;
+        if !healed.is_empty() {
+            let healed: Vec<_> = healed.into_iter().map(|(id, record)| (id, Some(record))).collect();
+            table.rewrite(&healed)?;
+            table.sync()?;
+            store.note_sound(&healed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+        }
+        for &i in kept.iter().filter(|&&i| self.fresh[i].staged.is_some()) {
+            store.checked.lock().all(ids[i]);
         }
         self.pins.add(ids.iter().copied());
         Ok((ids, new_bytes))
@@ -407,7 +419,7 @@ impl Large<'_> {
         let store = self.writer.store.clone();
         let candidate = {
             let table = store.table.read();
-            let found = table.by_lead(self.size, lead);
+            let found = table.by_lead(self.size, lead).filter(|(id, _)| !store.is_damaged(*id));
             if let Some((id, _)) = found {
                 self.writer.pins.add([id]);
             }

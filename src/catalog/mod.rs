@@ -6,6 +6,7 @@
 
 mod copy;
 mod model;
+mod reserve;
 mod sqlite;
 
 use std::path::{Path, PathBuf};
@@ -15,9 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use copy::Copy;
 pub use model::{Alias, Image, Kept, Model, Named, Receipt, Version, VersionFacts};
+use reserve::Reserve;
 
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
+use crate::writable::Writable;
 
 /// One row's new state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,6 +63,8 @@ pub struct Catalog {
     /// Taken for the whole of a change; lock order: before `model`.
     files: Mutex<Files>,
     model: RwLock<Model>,
+    writable: Writable,
+    reserve: Reserve,
 }
 
 struct Files {
@@ -83,7 +88,7 @@ impl Catalog {
     /// made again. `has_content`: there are trees, so an empty catalog is a lost one.
     ///
     /// Errors: `Catalog`, `Io`.
-    pub fn open(dir: &Path, has_content: bool) -> Result<(Catalog, Opened)> {
+    pub fn open(dir: &Path, has_content: bool, writable: &Writable) -> Result<(Catalog, Opened)> {
         let (path, copy) = (dir.join("catalog.db"), dir.join("catalog.rows"));
         let there = path.exists();
         let stored = sqlite::Db::open(&path).and_then(|mut db| db.load().map(|model| (db, model)));
@@ -101,7 +106,31 @@ impl Catalog {
             }
         };
         let copy = Copy::open(&copy, &model)?;
-        Ok((Catalog { files: Mutex::new(Files { db, copy }), model: RwLock::new(model) }, opened))
+        Ok((
+            Catalog {
+                files: Mutex::new(Files { db, copy }),
+                model: RwLock::new(model),
+                writable: writable.clone(),
+                reserve: Reserve::new(dir),
+            },
+            opened,
+        ))
+    }
+
+    /// Keeps a copy of the catalog of a store of an older format, as `catalog.format-N`. One that cannot be read has a
+    /// copy of its own, or none.
+    ///
+    /// Errors: `Io`, `Catalog`.
+    pub fn keep(dir: &Path, format: u32) -> Result<()> {
+        let (path, kept) = (dir.join("catalog.db"), dir.join(format!("catalog.format-{format}")));
+        if !path.exists() || kept.exists() {
+            return Ok(());
+        }
+        match sqlite::copy(&path, &kept) {
+            Err(e @ Error::Corrupt { .. }) => log::error!("{e}: no copy of it is kept"),
+            other => other?,
+        }
+        sync_dir(dir)
     }
 
     /// The state of everything, unchanging while the guard is held. Do not call `commit` meanwhile.
@@ -122,8 +151,22 @@ impl Catalog {
             (change.rows, change.next_serial, result)
         };
         if !rows.is_empty() {
+            self.writable.check()?;
             let commit = self.model.read().commit + 1;
-            db.write(&rows, next_serial, commit)?;
+            match db.write(&rows, next_serial, commit) {
+                // What changes on a full disk is mostly what is deleted.
+                Err(e) if e.is_no_space() => {
+                    self.reserve.give_up()?;
+                    db.write(&rows, next_serial, commit)?;
+                    self.reserve.set();
+                }
+                // Whether it is committed is not known now.
+                Err(e) => {
+                    self.writable.stop(&e);
+                    return Err(e);
+                }
+                Ok(()) => {}
+            }
             copy.append(commit, next_serial, &rows);
             {
                 let mut model = self.model.write();
@@ -138,6 +181,11 @@ impl Catalog {
             }
         }
         Ok(result)
+    }
+
+    /// Sets the reserve aside, if it is not and there is room now.
+    pub fn set_reserve(&self) {
+        self.reserve.set();
     }
 
     /// Looks for damage: SQLite's own check, every row's, and the copy's, which is made good. For fsck.

@@ -173,6 +173,17 @@ impl Db {
     }
 }
 
+/// Writes a database anew into another file, durably.
+///
+/// Errors: `Corrupt`, `Catalog`, `Io`.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let temporary = to.with_extension("new");
+    let _ = std::fs::remove_file(&temporary);
+    Connection::open(from)?.backup("main", &temporary, None::<fn(rusqlite::backup::Progress)>)?;
+    std::fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("sync", &temporary))?;
+    std::fs::rename(&temporary, to).map_err(Error::io("rename", &temporary))
+}
+
 /// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
 fn sum_of(values: &[Value]) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();

@@ -48,7 +48,7 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted, max_size=BYTES, max_entries=N
+    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), scrub=DURATION (7d), threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted, max_size=BYTES, max_entries=N
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error
@@ -97,10 +97,15 @@ pub enum Command {
         filters: Vec<String>,
     },
     /// Check every invariant of the store
-    #[command(after_help = "Exit status: 0 nothing wrong, 1 could not check, 2 wrong usage, 4 damage was found.")]
+    #[command(
+        after_help = "Exit status: 0 nothing wrong (any more), 1 could not check, 2 wrong usage, 4 damage was found (and is left)."
+    )]
     Fsck {
         #[command(flatten)]
         store: StoreArg,
+        /// Put back what another copy in the store can give, and put the rest aside
+        #[arg(long)]
+        repair: bool,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -199,6 +204,10 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "trash" => {
                 parsed.settings.trash_seconds =
                     value.and_then(duration).ok_or_else(|| bad("it takes a time: 30m, 24h, 7d, or 0"))?.as_secs()
+            }
+            "scrub" => {
+                parsed.settings.scrub_seconds =
+                    value.and_then(duration).ok_or_else(|| bad("it takes a time: 7d, or 0 for never"))?.as_secs()
             }
             "threads" => parsed.threads = number()?.min(64) as usize,
             "latency" => parsed.latency = either("auto", "off")?,

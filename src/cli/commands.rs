@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::cli::args::{Cli, StoreArg};
 use crate::cli::text::{bytes, table};
 use crate::error::{Error, Result};
+use crate::fsck::Repaired;
 use crate::remote::{self, Answer, Request};
 use crate::store::{Settings, Store, StoreLock};
 
@@ -128,11 +129,15 @@ fn matches(image: &Value, filter: &str) -> bool {
         || image["architecture"] == alternative
 }
 
-pub fn fsck(store: &StoreArg, json: bool) -> Result<ExitCode> {
-    let Answer::Checked { findings } = perform(store, Request::Fsck, "fsck")? else { return Err(unexpected()) };
+pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {
+    let Answer::Checked(Repaired { done, left: findings }) = perform(store, Request::Fsck { repair }, "fsck")? else {
+        return Err(unexpected());
+    };
     if json {
         println!("{:#}", serde_json::to_value(&findings).expect("plain structs"));
+        done.iter().for_each(|line| eprintln!("{line}"));
     } else {
+        done.iter().for_each(|line| println!("{line}"));
         for finding in &findings {
             println!("invariant {}: {}", finding.invariant, finding.what);
         }

@@ -43,7 +43,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Umount { point, lazy } => mounting::umount(&point, lazy),
         Command::Status { store, json } => commands::status(&store, json),
         Command::Ls { store, json, filters } => commands::ls(&store, json, &filters),
-        Command::Fsck { store, json } => commands::fsck(&store, json),
+        Command::Fsck { store, repair, json } => commands::fsck(&store, repair, json),
         Command::Export { store, level, rootfs, version, file } => export::export(&store, &version, &file, level, rootfs),
         Command::Gc { store, trash } => commands::gc(&store, trash),
         Command::Repack { store, pause, resume } => commands::repack(&store, pause, resume),

@@ -172,7 +172,7 @@ impl ImageFs {
     }
 
     /// The name of the version's upload, if it can be had as it came.
-    fn kept_name(&self, serial: u32) -> Option<String> {
+    pub(super) fn kept_name(&self, serial: u32) -> Option<String> {
         keep::name(self.store.catalog.read().versions.get(&serial)?)
     }
 
@@ -289,7 +289,7 @@ impl ImageFs {
                 match self.store.tree(serial) {
                     Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), &mut all)?,
                     // A damaged tree: the version can still be looked at, and deleted.
-                    Err(e) => drop(self.damage(serial, ROOT, e)),
+                    Err(e) => log::error!("{e}"),
                 }
                 if let Some(kept) = self.kept_name(serial) {
                     all.push(entry(&kept, part(VersionPart::Upload), file));

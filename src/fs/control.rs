@@ -189,7 +189,7 @@ impl ImageFs {
             source: e.into(),
         })?;
         let total = stat.f_blocks * stat.f_frsize;
-        let free = stat.f_bavail * stat.f_frsize + self.store.trash_bytes()?;
+        let free = stat.f_bavail * stat.f_frsize + self.store.trash_bytes();
         Ok((total, free.min(total), self.store.blobs.id_bound().into()))
     }
 }

@@ -16,7 +16,7 @@ use crate::fs::mount::{self, Flags};
 use crate::fs::{ImageFs, View, attach, fuse, staging, start_thread};
 use crate::repack::What;
 use crate::store::{Settings, Store};
-use crate::{gc, keep, remote, repack};
+use crate::{gc, keep, remote, repack, scrub};
 
 /// Between two looks at the trash and at what can be freed.
 const TICK: Duration = Duration::from_secs(10);
@@ -72,6 +72,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     start_background(&fs, &stopping)?;
     start_proving(&store, &stopping)?;
     start_packing(&store, &stopping)?;
+    start_scrub(&store, &stopping)?;
     stop_on_signals(&store.dir, &point, &stopping)?;
     let line = {
         let model = store.catalog.read();
@@ -182,6 +183,21 @@ fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
         }
     };
     start_thread("pack", "packing", work)
+}
+
+/// Looks at what is stored, slowly, and gives way to everything else.
+fn start_scrub(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
+    let (store, stopping) = (store.clone(), stopping.clone());
+    let work = move || {
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+        while !stopping.load(Ordering::Acquire) {
+            std::thread::sleep(TICK);
+            if store.journal.running_jobs() == 0 {
+                scrub::step(&store);
+            }
+        }
+    };
+    start_thread("scrub", "scrubbing", work)
 }
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.

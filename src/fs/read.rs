@@ -16,7 +16,7 @@ use crate::fs::stale;
 use crate::fs::{Caller, Handle, ImageFs};
 use crate::keep;
 use crate::manifest;
-use crate::tree::{Bytes, Kind, ROOT};
+use crate::tree::{Bytes, Kind, NodeIndex, Tree};
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,16 @@ pub enum Opened {
     Direct(u64),
     /// A handle, with the kernel's cache.
     Cached(u64),
+}
+
+/// What of a version was to be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part {
+    Node(NodeIndex),
+    /// What the recipe with this number makes.
+    Made(u32),
+    /// The upload as it came.
+    Kept,
 }
 
 impl ImageFs {
@@ -101,11 +111,11 @@ impl ImageFs {
         let kept = self.store.catalog.read().versions.get(&serial).and_then(|v| v.facts.kept.clone());
         let handle = match kept.ok_or_else(stale)? {
             Kept::Stored { .. } => {
-                let tree = self.store.kept(serial).map_err(|e| self.damage(serial, ROOT, e))?;
+                let tree = self.store.kept(serial).map_err(|e| self.damage(serial, Part::Kept, e))?;
                 Handle::Kept { serial, tree, readers: RecipeReaders::default() }
             }
             Kept::Made { method } => {
-                let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, ROOT, e))?;
+                let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, Part::Kept, e))?;
                 Handle::Staged { file, path: "a remade upload".into(), writing: None }
             }
         };
@@ -136,7 +146,7 @@ impl ImageFs {
             Kind::File(Bytes::Blob(blob)) => self.store.blobs.read(blob, offset, len, buf),
             _ => export::read_file(&self.store, &slot.tree, &node, offset, len, buf, out).map(|()| &out[..]),
         };
-        read.map_err(|e| self.damage(serial, index, e))
+        read.map_err(|e| self.damage(serial, Part::Node(index), e))
     }
 
     /// Reads from a file that has a handle; appends to `out`. Less than `len` only at its end.
@@ -146,11 +156,11 @@ impl ImageFs {
             Handle::Made { serial, recipe, readers } => {
                 let slot = self.store.tree(*serial)?;
                 let read = readers.read(&self.store, &slot.tree, *recipe, offset, len, out);
-                read.map_err(|e| self.damage(*serial, ROOT, e))
+                read.map_err(|e| self.damage(*serial, Part::Made(*recipe), e))
             }
             Handle::Kept { serial, tree, readers } => {
                 let read = readers.read(&self.store, tree, keep::RECIPE, offset, len, out);
-                read.map_err(|e| self.damage(*serial, ROOT, e))
+                read.map_err(|e| self.damage(*serial, Part::Kept, e))
             }
             Handle::Staged { file, path, .. } => {
                 let begin = out.len();
@@ -173,14 +183,22 @@ impl ImageFs {
         }
     }
 
-    /// Says which image, version and path a damaged blob hits, and keeps the sentence.
-    pub(super) fn damage(&self, serial: u32, index: u32, e: Error) -> Error {
-        let what = self.store.path_of(&self.store.catalog.read(), serial);
-        let e = match e {
-            Error::Corrupt { what: blob, why } => Error::Corrupt { what: format!("{what} (node {index}, {blob})"), why },
-            other => other,
+    /// Says which image, version and path damage hits, and keeps the sentence.
+    pub(super) fn damage(&self, serial: u32, part: Part, e: Error) -> Error {
+        let version = self.store.path_of(&self.store.catalog.read(), serial);
+        let tree = |find: &dyn Fn(&Tree) -> Option<String>| self.store.tree(serial).ok().and_then(|slot| find(&slot.tree));
+        let path = match part {
+            Part::Node(index) => tree(&|tree| tree.path_where(|other| other == index)),
+            Part::Made(0) => Some("rootfs.tar".into()),
+            Part::Made(recipe) => tree(&|tree| {
+                let made = |index| tree.node(index).is_ok_and(|node| node.kind == Kind::File(Bytes::Recipe(recipe)));
+                tree.path_where(made)
+            }),
+            Part::Kept => self.kept_name(serial),
         };
-        self.store.journal.refuse(0, "read", &what, &e);
+        let path = format!("{version}/{}", path.unwrap_or_default());
+        let e = if e.is_damage() { Error::Corrupt { what: path.clone(), why: e.to_string() } } else { e };
+        self.store.journal.refuse(0, "read", &path, &e);
         e
     }
 

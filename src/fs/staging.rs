@@ -30,10 +30,15 @@ use crate::store::Store;
 /// Files that a staging directory may hold.
 const FILES_MAX: usize = 64;
 
+/// How long a daemon knows a staging directory before it believes the clock that nobody uses it.
+const KNOWN_MIN: Duration = Duration::from_secs(3600);
+
 /// One staging directory.
 pub struct Staging {
     /// immutable: its number since the mount
     number: u32,
+    /// immutable: since when this daemon knows it
+    known: Instant,
     /// immutable: STORE/staged/ID
     path: PathBuf,
     about: Mutex<About>,
@@ -133,7 +138,9 @@ impl Staging {
         let files = fs::read_dir(self.path.join("files")).into_iter().flatten().flatten().map(|e| e.path());
         let touched = files.chain([self.path.join("files"), self.path.join("about.json")]);
         let times = touched.filter_map(|p| fs::metadata(p).ok()?.modified().ok());
-        times.max().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
+        let idle = times.max().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+        // A clock that jumped is not believed at once.
+        if self.known.elapsed() < KNOWN_MIN { Duration::ZERO } else { idle }
     }
 }
 
@@ -175,6 +182,7 @@ impl Stagings {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let staging = Arc::new(Staging {
             number,
+            known: Instant::now(),
             path,
             about: Mutex::new(about),
             files: Mutex::new(files),

@@ -12,6 +12,10 @@ use crate::name::{ImageName, new_id};
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
+use crate::{gc, heal};
+
+/// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
+const ROOM: u64 = 4 << 20;
 
 /// Where an upload goes.
 #[derive(Clone, Debug)]
@@ -57,13 +61,20 @@ pub struct Published {
 /// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an error
 /// nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
-    if let Some(same) = newest_is_same(store, &unpacked, source) {
-        set_metadata(store, same.image, source)?;
-        return Ok(same);
+    let same = newest_is_same(store, &unpacked, source);
+    if let Some((published, version)) = &same
+        && !heal::is_hurt(store, version.serial)
+    {
+        set_metadata(store, published.image, source)?;
+        return Ok(published.clone());
     }
     let Unpacked { draft, kept, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
     let Draft { writer, builder, tar, more, mut facts } = draft;
     let came = more.first().or(tar.as_ref()).map_or(0, RecipeBuilder::tar_size);
+    // Of what follows, nothing asks for room itself.
+    if let Err(e) = gc::ensure_room(store, ROOM + builder.size_bound()) {
+        log::warn!("{e}");
+    }
     let sealed = writer.seal()?;
     let id = new_id()?;
     let path = store.tree_path(&id);
@@ -106,27 +117,45 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
                 *field = found;
             }
         }
-        add_rows(store, source, id, digest, facts)
+        match same {
+            // It was damaged, and its content is healed by now.
+            Some((published, version)) => {
+                heal::heal_trees(store, &version, &path, digest)?;
+                set_metadata(store, published.image, source)?;
+                Ok(published)
+            }
+            None => add_rows(store, source, id, digest, facts),
+        }
     });
     match made {
         Ok(mut published) => {
             published.new_bytes = sealed.new_bytes;
             drop(kept_pins);
+            if published.new {
+                heal_others(store, &published);
+            } else {
+                store.drop_tree(&path)?;
+                store.has_garbage();
+            }
             Ok(published)
         }
         Err(e) => {
-            // No row names it: a stray that the next start would sweep, too.
-            let _ = std::fs::remove_file(&path);
-            if let Some(kept) = kept_path {
-                let _ = std::fs::remove_file(kept);
+            // No row names it: a stray that the next start would sweep, too. Unless the row could not be synced: then
+            // the next start finds it, or not.
+            if store.writable.stopped().is_none() {
+                let _ = std::fs::remove_file(&path);
+                if let Some(kept) = kept_path {
+                    let _ = std::fs::remove_file(kept);
+                }
+                store.has_garbage();
             }
-            store.has_garbage();
             Err(e)
         }
     }
 }
 
-fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option<Published> {
+/// The newest version, if that is what was unpacked.
+fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option<(Published, Version)> {
     let digest = format!("sha256:{}", unpacked.tar_sha256);
     let model = store.catalog.read();
     let image = match &source.target {
@@ -141,7 +170,20 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
             && new.uuid == old.uuid
             && (new.fingerprint.is_empty() || new.fingerprint == old.fingerprint)
     })?;
-    Some(Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 })
+    let number = newest.number;
+    Some((Published { image: image.serial, name: image.name.clone(), number, new: false, new_bytes: 0 }, newest.clone()))
+}
+
+/// Other versions that came as the same bytes and are damaged get from this one what they lack.
+fn heal_others(store: &Store, published: &Published) {
+    if !store.blobs.has_damage() && store.hurt_trees().is_empty() {
+        return;
+    }
+    let version = store.catalog.read().version(published.image, published.number).cloned();
+    let healed = version.map(|v| heal::heal_trees(store, &v, &store.tree_path(&v.id), v.tree));
+    if let Some(Err(e)) = healed {
+        log::error!("{e}");
+    }
 }
 
 /// Sets the editable keys that came with an image which is there already.

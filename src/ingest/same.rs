@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::ingest::pipe::{Block, OnRoom, Pipe, PipeReader};
@@ -90,6 +91,12 @@ impl Same {
     fn goes_on(&mut self, bytes: &[u8]) -> bool {
         self.ours.clear();
         let read = self.reader.read(&self.store, &self.slot.tree, 0, self.at, bytes.len(), &mut self.ours);
+        if let Err(e) = &read {
+            // What comes heals what is known to be damaged, so let all of it be known.
+            log::error!("{}: {e}", self.slot.tree.path().display());
+            let mut buf = ReadBuf::default();
+            self.slot.tree.blobs().for_each(|id| drop(self.store.blobs.verify(id, &mut buf)));
+        }
         let same = read.is_ok() && self.ours == bytes;
         if same {
             self.at += bytes.len() as u64;

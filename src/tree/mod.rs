@@ -29,6 +29,7 @@ use crate::format::TREE_MAGIC;
 mod build;
 mod file;
 mod packed;
+mod paths;
 pub mod recipe;
 
 pub use build::{Builder, Counts, Make, Meta, Refused, Visit};

@@ -24,6 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -66,6 +67,8 @@ struct Info {
     /// Bytes of the file so far.
     size: u64,
     mtime: i64,
+    /// When something was last done with it, whatever the clock says.
+    touched: Instant,
     mode: u32,
     published: bool,
     /// Refused: no longer listed, though its writer may not have let go yet.

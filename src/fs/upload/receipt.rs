@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::fs::ImageFs;
 use crate::fs::upload::{Phase, Place, Upload};
 use crate::ingest::Expected;
-use crate::manifest::now;
 use crate::name::{Promise, promise_of};
 
 impl ImageFs {
@@ -121,6 +121,7 @@ impl ImageFs {
             let mut info = upload.info.lock();
             info.mode = mode.map_or(info.mode, |m| m & 0o7777);
             info.mtime = mtime.unwrap_or(info.mtime);
+            info.touched = Instant::now();
             info.version.filter(|_| info.published || info.untouched).map(|v| (v, info.name.clone()))
         };
         let Some((version, name)) = version else { return Ok(()) };
@@ -146,12 +147,11 @@ impl ImageFs {
 
     /// Drops staged files that nobody has touched for `idle`.
     pub fn reap_staged(&self, idle: std::time::Duration) {
-        let limit = now().saturating_sub(i64::try_from(idle.as_nanos()).unwrap_or(i64::MAX));
         let all: Vec<_> = self.uploads.all.lock().by_number.values().cloned().collect();
         for upload in all {
             let old = {
                 let info = upload.info.lock();
-                !info.published && info.mtime < limit
+                !info.published && info.touched.elapsed() > idle
             };
             if old && upload.writers.load(Ordering::Acquire) == 0 {
                 let mut state = upload.state.lock();

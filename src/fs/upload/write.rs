@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -93,6 +93,7 @@ impl ImageFs {
                 name: name.to_owned(),
                 size: before.map_or(0, |b| b.size),
                 mtime: before.map_or_else(now, |b| b.mtime),
+                touched: Instant::now(),
                 mode: mode & 0o7777,
                 published: false,
                 failed: false,
@@ -222,7 +223,7 @@ impl ImageFs {
         {
             let mut info = upload.info.lock();
             info.size = info.size.max(offset + data.len() as u64);
-            info.mtime = now();
+            (info.mtime, info.touched) = (now(), Instant::now());
             upload.job.bytes_done.store(info.size, Ordering::Relaxed);
         }
         match &mut state.phase {

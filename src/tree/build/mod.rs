@@ -128,6 +128,12 @@ impl Default for Builder {
 }
 
 impl Builder {
+    /// Bytes that the tree's file will have, at most, with a recipe of usual length.
+    pub fn size_bound(&self) -> u64 {
+        let texts = self.names.len() + self.targets.len() + self.xattrs.len() + self.sparse.len();
+        (texts + self.drafts.len() * 64 + self.entries.len() * 256) as u64
+    }
+
     pub fn new() -> Builder {
         let mut builder = Builder {
             drafts: Vec::new(),

@@ -1,0 +1,85 @@
+//! Journeys 1 and 2, when a disk is bad: which content is known to be damaged. A copy in of the same content heals it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::blob::{BlobStore, IdSet};
+use crate::digest::BlobId;
+use crate::error::Error;
+use crate::format::write_durably;
+
+/// What was found damaged and not healed since. Kept in STORE/damaged, an id a line, so that a healing copy may come
+/// after the next mount; what that file does not say is found again when it is read.
+pub(super) struct Damage {
+    path: PathBuf,
+    ids: Mutex<BTreeSet<BlobId>>,
+    /// Whether there is any, for the readers of what is sound.
+    any: AtomicBool,
+}
+
+impl Damage {
+    pub fn open(dir: &Path) -> Damage {
+        let path = dir.join("damaged");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let ids: BTreeSet<BlobId> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        Damage { path, any: AtomicBool::new(!ids.is_empty()), ids: Mutex::new(ids) }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<BlobId>) -> bool) {
+        let mut ids = self.ids.lock();
+        if !change(&mut ids) {
+            return;
+        }
+        self.any.store(!ids.is_empty(), Ordering::Release);
+        let text: String = ids.iter().map(|id| format!("{id}\n")).collect();
+        if let Err(e) = write_durably(&self.path, text.as_bytes()) {
+            log::error!("{e}");
+        }
+    }
+}
+
+impl BlobStore {
+    /// Whether any content is known to be damaged.
+    pub fn has_damage(&self) -> bool {
+        self.damage.any.load(Ordering::Acquire)
+    }
+
+    /// Whether this content is known to be damaged.
+    pub fn is_damaged(&self, id: BlobId) -> bool {
+        self.has_damage() && self.damage.ids.lock().contains(&id)
+    }
+
+    /// All that is known to be damaged.
+    pub fn damaged(&self) -> Vec<BlobId> {
+        self.damage.ids.lock().iter().copied().collect()
+    }
+
+    /// What nobody needs any more is no damage.
+    pub fn forget_damage(&self, live: &IdSet) {
+        if self.has_damage() {
+            self.damage.change(|ids| {
+                let before = ids.len();
+                ids.retain(|id| live.contains(*id) || self.record(*id).is_ok());
+                ids.len() < before
+            });
+        }
+    }
+
+    /// Notes what a read came to: damage, unless it is a failure that passes.
+    pub(super) fn note_failed(&self, id: BlobId, e: &Error) {
+        if e.is_damage() {
+            self.checked.lock().none(id);
+            self.damage.change(|ids| ids.insert(id));
+        }
+    }
+
+    /// These were read and found right, are stored anew, or are gone.
+    pub(super) fn note_sound(&self, ids: &[BlobId]) {
+        if self.has_damage() {
+            self.damage.change(|damaged| ids.iter().filter(|id| damaged.remove(id)).count() > 0);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What every change asks first: whether the store may still be written.
+//!
+//! A sync that failed is not tried again as if it had not: the kernel says so once, drops what it could not write, and
+//! the next sync succeeds. After that nobody knows what the disk holds, so nothing is written any more until the store
+//! is opened again; reading goes on.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use crate::error::{Error, Result};
+
+/// Shared by all that write files which live longer than an upload.
+#[derive(Clone, Default)]
+pub struct Writable {
+    stopped: Arc<OnceLock<String>>,
+}
+
+impl Writable {
+    /// Errors: `Stopped` after a sync has failed.
+    pub fn check(&self) -> Result<()> {
+        match self.stopped.get() {
+            None => Ok(()),
+            Some(why) => Err(Error::Stopped { why: why.clone() }),
+        }
+    }
+
+    /// What stopped the writing.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.get().map(String::as_str)
+    }
+
+    /// Nothing is written from now on.
+    pub fn stop(&self, why: &Error) {
+        log::error!("{why}: nothing is written until the store is opened again");
+        let _ = self.stopped.set(why.to_string());
+    }
+
+    /// The outcome of a sync of `path`: a failure stops all writing.
+    pub fn synced(&self, path: &Path, outcome: io::Result<()>) -> Result<()> {
+        outcome.map_err(Error::io("sync", path)).inspect_err(|e| self.stop(e))
+    }
+}
