@@ -45,6 +45,7 @@ pub mod journal;
 pub mod keep;
 pub mod manifest;
 pub mod name;
+pub mod progress;
 pub mod remote;
 pub mod repack;
 pub mod scrub;

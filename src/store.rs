@@ -18,9 +18,8 @@ use crate::error::{Error, Result};
 use crate::format;
 use crate::journal::Journal;
 use crate::manifest::{Cost, KeepUpload};
-use crate::scrub::Scrub;
+use crate::progress::Progress;
 use crate::tree::{Form, Tree, form_of};
-use crate::versions::Trashed;
 use crate::writable::Writable;
 
 /// How a store behaves; options of the mount.
@@ -80,10 +79,10 @@ pub struct Store {
     /// Bytes that emptying the trash would give back, counted when asked after a change.
     trash_bytes: AtomicU64,
     trash_changed: AtomicBool,
-    /// What the background has seen in the trash, and since when.
-    pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
+    /// What the background has seen in the trash, by serial, and since when.
+    pub(crate) seen_in_trash: Mutex<HashMap<u32, Instant>>,
     /// The background's look at everything that is stored.
-    pub scrub: Scrub,
+    pub scrub: Progress,
     /// Whether there may be content that nothing holds.
     garbage: AtomicBool,
     /// Held for the life of the process.
@@ -177,7 +176,7 @@ impl Store {
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
             seen_in_trash: Mutex::default(),
-            scrub: Scrub::open(&dir),
+            scrub: Progress::open(&dir),
             // A crash may have left some.
             garbage: AtomicBool::new(true),
             lock,

@@ -98,10 +98,19 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
 }
 
 /// What `.imgfs/trash/NAME` is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trashed {
     Image(u32),
     Version(u32),
+}
+
+impl Trashed {
+    /// Images and versions share the numbers.
+    fn serial(self) -> u32 {
+        match self {
+            Trashed::Image(serial) | Trashed::Version(serial) => serial,
+        }
+    }
 }
 
 /// Finds an entry of the trash.
@@ -200,11 +209,13 @@ pub fn end_trash_time(store: &Store) -> Result<usize> {
     let least = Duration::from_secs(store.settings.trash_seconds.min(SEEN_MIN));
     let mut seen = store.seen_in_trash.lock();
     let there = trash_by_age(&store.catalog.read());
-    seen.retain(|what, _| there.iter().any(|(_, other)| other == what));
+    seen.retain(|serial, _| there.iter().any(|(_, what)| what.serial() == *serial));
     for (_, what) in there {
-        seen.entry(what).or_insert_with(Instant::now);
+        seen.entry(what.serial()).or_insert_with(Instant::now);
     }
-    purge_those(store, |at, what| at <= trash_limit(store) && seen.get(&what).is_some_and(|since| since.elapsed() >= least))
+    purge_those(store, |at, what| {
+        at <= trash_limit(store) && seen.get(&what.serial()).is_some_and(|since| since.elapsed() >= least)
+    })
 }
 
 /// What was deleted before this is due.

@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up; a module may use those of its own row and of the rows before.
 const LAYERS: &[&[&str]] = &[
-    &["error", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "journal", "tar", "tree"],
+    &[
+        "error", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "writable", "progress", "journal",
+        "tar", "tree",
+    ],
     &["blob", "catalog"],
     &["store", "adopt"],
-    &["describe", "export", "fsck", "gc", "ingest", "keep", "remote", "repack", "status", "versions"],
+    &["describe", "export", "fsck", "gc", "heal", "ingest", "keep", "remote", "repack", "scrub", "status", "versions"],
     &["fs"],
     &["cli"],
 ];

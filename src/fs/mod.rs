@@ -71,7 +71,7 @@ pub struct Caller {
 const FOREVER: Duration = Duration::from_secs(1 << 31);
 
 /// How long the end of a closed file may take to arrive.
-const CLOSING: Duration = Duration::from_millis(200);
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// What stat shows, and for how long it holds.
 #[derive(Clone, Copy, Debug)]

@@ -133,14 +133,14 @@ impl Staging {
         Ok(())
     }
 
-    /// Seconds since anything in it was touched.
-    fn idle(&self) -> Duration {
+    /// How long nobody has touched anything in it; what was deleted stays for `trash`.
+    fn idle(&self, trash: Duration) -> Duration {
         let files = fs::read_dir(self.path.join("files")).into_iter().flatten().flatten().map(|e| e.path());
         let touched = files.chain([self.path.join("files"), self.path.join("about.json")]);
         let times = touched.filter_map(|p| fs::metadata(p).ok()?.modified().ok());
         let idle = times.max().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
         // A clock that jumped is not believed at once.
-        if self.known.elapsed() < KNOWN_MIN { Duration::ZERO } else { idle }
+        if self.known.elapsed() < KNOWN_MIN.min(trash) { Duration::ZERO } else { idle }
     }
 }
 
@@ -483,7 +483,8 @@ impl ImageFs {
     /// Drops staging directories that nobody has touched for `idle`.
     pub fn reap_stagings(&self, idle: Duration) {
         let all: Vec<_> = self.stagings.all.lock().values().cloned().collect();
-        for staging in all.into_iter().filter(|s| s.idle() > idle) {
+        let trash = Duration::from_secs(self.store.settings.trash_seconds);
+        for staging in all.into_iter().filter(|s| s.idle(trash) > idle) {
             let name = staging.about.lock().name.clone();
             self.store.journal.fail(&name, "nobody touched the staging directory for a long time");
             self.stagings.remove(&staging);
