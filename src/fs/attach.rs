@@ -35,6 +35,10 @@ use crate::tree::ROOT;
 const MANY: usize = 256;
 /// How long a lookup waits for a mount.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long what could not be mounted is read without.
+const REFUSED: Duration = Duration::from_secs(5);
+/// How long a mount is believed to be there: a name that the kernel is told to forget takes it away.
+const SEEN: Duration = Duration::from_secs(2);
 /// How long the name of a mounted tree holds. Elsewhere it is asked for each time, because a walker that deletes the
 /// version must not take the directory that somebody stands in; who stands in a mount is safe from that.
 pub const NAMED: Duration = Duration::from_secs(1);
@@ -53,10 +57,21 @@ pub enum Step {
 
 enum State {
     Mounting,
-    /// When it was last looked up.
-    Mounted(Instant),
+    /// When it was last looked up, and last mounted or seen to be.
+    Mounted {
+        used: Instant,
+        seen: Instant,
+    },
     Unmounting,
-    Refused,
+    /// When it could not be mounted.
+    Refused(Instant),
+}
+
+impl State {
+    fn mounted() -> State {
+        let now = Instant::now();
+        State::Mounted { used: now, seen: now }
+    }
 }
 
 /// The trees that are mounts of their own.
@@ -124,12 +139,16 @@ impl Trees {
             for serial in queue {
                 let Some(trees) = weak.upgrade() else { return };
                 trees.thread.store(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned(), Ordering::Release);
+                if matches!(trees.all.lock().get(&serial), Some(State::Mounted { .. })) {
+                    trees.look_again(serial);
+                    continue;
+                }
                 trees.make_room();
                 let state = match trees.mount(serial) {
-                    Ok(()) => State::Mounted(Instant::now()),
+                    Ok(()) => State::mounted(),
                     Err(e) => {
                         log::warn!("a tree is read without a mount of its own: {e}");
-                        State::Refused
+                        State::Refused(Instant::now())
                     }
                 };
                 trees.all.lock().insert(serial, state);
@@ -151,13 +170,21 @@ impl Trees {
             return Step::Go;
         }
         let mut all = self.all.lock();
+        // Its name may have led elsewhere at that moment.
+        if matches!(all.get(&serial), Some(State::Refused(at)) if at.elapsed() > REFUSED) {
+            all.remove(&serial);
+        }
         match all.get_mut(&serial) {
             Some(State::Mounting) => Step::Wait(serial),
-            Some(State::Mounted(used)) => {
+            Some(State::Mounted { used, seen }) => {
                 *used = Instant::now();
+                if is_tree && seen.elapsed() > SEEN {
+                    *seen = *used;
+                    let _ = self.wanted.send(serial);
+                }
                 if is_tree { Step::Into } else { Step::Go }
             }
-            Some(State::Unmounting | State::Refused) => Step::Go,
+            Some(State::Unmounting | State::Refused(_)) => Step::Go,
             None if !is_tree || !self.is_live(serial) => Step::Go,
             None => {
                 if self.wanted.send(serial).is_err() {
@@ -210,6 +237,15 @@ impl Trees {
         move_mount(tree.map_err(failed)?, "", &target, "", flags).map_err(failed)
     }
 
+    /// Mounts a tree again that has lost its mount.
+    fn look_again(&self, serial: u32) {
+        // Over one that is there it refuses.
+        if self.mount(serial).is_ok() && !matches!(self.all.lock().get(&serial), Some(State::Mounted { .. })) {
+            // It is being deleted.
+            let _ = rustix::mount::unmount(self.path_of(serial), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+    }
+
     /// Takes mounts away, whoever is in them: before what they show is deleted.
     pub fn detach(&self, serials: impl IntoIterator<Item = u32>) {
         for serial in serials {
@@ -223,7 +259,7 @@ impl Trees {
         let mut mounted: Vec<_> = {
             let all = self.all.lock();
             all.iter()
-                .filter_map(|(serial, state)| if let State::Mounted(used) = state { Some((*used, *serial)) } else { None })
+                .filter_map(|(serial, state)| if let State::Mounted { used, .. } = state { Some((*used, *serial)) } else { None })
                 .collect()
         };
         mounted.sort_unstable();
@@ -241,7 +277,7 @@ impl Trees {
         {
             let mut all = self.all.lock();
             match all.get(&serial) {
-                Some(State::Mounted(_)) => drop(all.insert(serial, State::Unmounting)),
+                Some(State::Mounted { .. }) => drop(all.insert(serial, State::Unmounting)),
                 _ => return false,
             }
         }
@@ -249,7 +285,7 @@ impl Trees {
         let mut all = self.all.lock();
         match unmounted {
             Err(rustix::io::Errno::BUSY) => {
-                all.insert(serial, State::Mounted(Instant::now()));
+                all.insert(serial, State::mounted());
                 false
             }
             // Also if somebody else has unmounted it: the next lookup mounts it again.
