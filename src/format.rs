@@ -136,10 +136,11 @@ pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
             }
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            // A power cut may have left format.new alone.
             let foreign = fs::read_dir(dir)
                 .map_err(Error::io("list", dir))?
                 .filter_map(|entry| entry.ok())
-                .any(|entry| !["lock", "daemon.log", "lost+found"].iter().any(|own| entry.file_name() == *own));
+                .any(|entry| !["lock", "daemon.log", "format.new", "lost+found"].iter().any(|own| entry.file_name() == *own));
             if foreign {
                 return Err(not("it holds other files and no format file"));
             }
@@ -168,4 +169,21 @@ pub fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
 /// Makes the names in a directory durable.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A power cut while the store was made left `format.new`, and from then on the store was refused.
+    #[test]
+    fn a_store_that_was_never_finished_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("format.new"), "im").unwrap();
+        open(dir.path()).unwrap();
+        open(dir.path()).unwrap();
+        fs::write(dir.path().join("other"), "").unwrap();
+        fs::remove_file(dir.path().join("format")).unwrap();
+        assert!(matches!(open(dir.path()), Err(Error::NotAStore { .. })));
+    }
 }
