@@ -180,10 +180,10 @@ mod tests {
     fn a_store_that_was_never_finished_is_made() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("format.new"), "im").unwrap();
-        open(dir.path()).unwrap();
-        open(dir.path()).unwrap();
+        open(dir.path(), |_| Ok(())).unwrap();
+        open(dir.path(), |_| Ok(())).unwrap();
         fs::write(dir.path().join("other"), "").unwrap();
         fs::remove_file(dir.path().join("format")).unwrap();
-        assert!(matches!(open(dir.path()), Err(Error::NotAStore { .. })));
+        assert!(matches!(open(dir.path(), |_| Ok(())), Err(Error::NotAStore { .. })));
     }
 }

@@ -56,12 +56,25 @@ impl BlobStore {
 
     /// The same, for what it is read for.
     pub(super) fn read_as<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf, used: Use) -> Result<&'b [u8]> {
-        let read = self.read_record(id, |record| match record.place {
-            Place::Pack => self.read_packed(record, offset, len, buf, used),
-            _ => self.read_checked(id, record, offset, len, buf),
-        });
+        let read = self.read_record(id, |record| self.read_there(id, record, offset, len, buf, used));
         read.inspect_err(|e| self.note_failed(id, e))?;
         Ok(buf.bytes())
+    }
+
+    /// The same, from where a record leads, be it in the table or not.
+    pub(super) fn read_there(
+        &self,
+        id: BlobId,
+        record: &Record,
+        offset: u64,
+        len: usize,
+        buf: &mut ReadBuf,
+        used: Use,
+    ) -> Result<()> {
+        match record.place {
+            Place::Pack => self.read_packed(record, offset, len, buf, used),
+            _ => self.read_checked(id, record, offset, len, buf),
+        }
     }
 
     fn read_packed(&self, record: &Record, offset: u64, len: usize, buf: &mut ReadBuf, used: Use) -> Result<()> {

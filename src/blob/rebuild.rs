@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use crate::blob::container::{self, Container, Place};
-use crate::blob::pack::Pack;
+use crate::blob::pack::{Pack, Use};
 use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::writer::lead_of;
@@ -42,7 +42,7 @@ impl BlobStore {
         for _ in 0..2 {
             for id in self.missing(&listed) {
                 for record in &found[&id] {
-                    if self.try_record(id, record, None, &mut buf)? {
+                    if self.try_record(id, record, &mut buf)? {
                         count += 1;
                         break;
                     }
@@ -64,7 +64,7 @@ impl BlobStore {
             let Ok(old) = self.record(id) else { continue };
             for other in found.get(&id).into_iter().flatten().filter(|r| (r.container, r.offset) != (old.container, old.offset)) {
                 if (other.digest == UNKNOWN || other.digest == old.digest)
-                    && self.try_record(id, &Record { digest: old.digest, ..*other }, Some(old), &mut buf)?
+                    && self.try_record(id, &Record { digest: old.digest, ..*other }, &mut buf)?
                 {
                     healed.push(id);
                     break;
@@ -97,26 +97,35 @@ impl BlobStore {
         Ok(found)
     }
 
-    /// Puts a record into the table if the content it leads to is good; otherwise what was there before.
-    fn try_record(&self, id: BlobId, record: &Record, before: Option<Record>, buf: &mut ReadBuf) -> Result<bool> {
-        let mut record = *record;
-        self.table.write().rewrite(&[(id, Some(record))])?;
-        let mut hasher = blake3::Hasher::new();
-        let read = self.each_piece(id, record.size, buf, |_, bytes| {
-            hasher.update(bytes);
-            Ok(())
-        });
-        let digest = Digest(*hasher.finalize().as_bytes());
-        let good = match read {
-            Ok(()) => record.digest == UNKNOWN || record.digest == digest,
-            Err(Error::Corrupt { .. }) => false,
+    /// Puts a record into the table if the content it leads to is good. Not before: a guess that a crash leaves there
+    /// would count as found.
+    fn try_record(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<bool> {
+        let digest = match self.digest_there(id, record, buf) {
+            Ok(digest) => digest,
+            Err(Error::Corrupt { .. }) => return Ok(false),
             // Its container is gone.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => false,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
-        record.digest = digest;
-        self.table.write().rewrite(&[(id, if good { Some(record) } else { before })])?;
+        let good = record.digest == UNKNOWN || record.digest == digest;
+        if good {
+            self.table.write().rewrite(&[(id, Some(Record { digest, ..*record }))])?;
+        }
         Ok(good)
+    }
+
+    /// The digest of the content that a record leads to.
+    fn digest_there(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<Digest> {
+        let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
+        while at < record.size {
+            self.read_there(id, record, at, 1 << 20, buf, Use::Read)?;
+            if buf.bytes().is_empty() {
+                return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its record says".into() });
+            }
+            hasher.update(buf.bytes());
+            at += buf.bytes().len() as u64;
+        }
+        Ok(Digest(*hasher.finalize().as_bytes()))
     }
 
     /// What a segment was written with.
