@@ -190,6 +190,24 @@ EOF"
     assert_eq!(m.ok("ls -A"), "default\nexits\n");
 }
 
+/// Python opens with O_CLOEXEC: a child's execve closes the upload, and nobody can read the child's stat meanwhile. The
+/// event loop waited for that, and the mount hung.
+#[test]
+fn a_writer_may_start_programs() {
+    let m = Mount::new();
+    m.ok("timeout 60 python3 - $S/a.tar <<'EOF'
+import os, subprocess, sys
+data = open(sys.argv[1], 'rb').read()
+with open('web.tar', 'wb') as out:
+    for at in range(0, len(data), 100000):
+        out.write(data[at:at + 100000])
+        out.flush()
+        # Forked, not vforked: the child closes its own copies.
+        subprocess.run(['true'], preexec_fn=lambda: None, close_fds=False, check=True)
+EOF");
+    m.ok("cmp $S/a.tar web/0/rootfs.tar; test ! -e web/1");
+}
+
 #[test]
 fn an_upload_shows_under_its_name_until_it_is_done() {
     let m = Mount::new();
@@ -606,6 +624,24 @@ fn mount_reports_what_is_wrong() {
         let ran = m.sh(&script);
         assert!(ran.code != 0 && ran.err.contains(wanted), "{script}: {ran:?}");
     }
+}
+
+/// Both took what the other had deleted out of the trash for good.
+#[test]
+fn two_walkers_leave_it_in_the_trash() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; cp $S/c.tar db.tar; ln -sfn db default");
+    m.ok("exec 8< web/0; rm -r web/0; ! rm /proc/self/fd/8/.id; test -d .imgfs/trash/web.0/rootfs");
+    m.ok("exec 9< web; rm -r web; ! rm /proc/self/fd/9/.id; test -d .imgfs/trash/web/1/rootfs");
+    m.ok("mv .imgfs/trash/web .; mv .imgfs/trash/web.0 web/; diff -r $S/a web/0/rootfs");
+}
+
+/// rm -r has the image's directory locked while it removes `.id`, mv has the root's and waits for the image's; the
+/// daemon, which had to tell the kernel about the root, waited for mv before it answered rm: all three for ever.
+#[test]
+fn rm_r_and_mv_of_one_image_at_once() {
+    let m = Mount::new();
+    m.ok("cp $S/c.tar db.tar; for i in $(seq 60); do cp $S/a.tar web.tar; rm -rf web & mv -T web www; rmdir web; wait; rm -rf web www; test ! -e web -a ! -e www || exit 1; done 2> /dev/null");
 }
 
 /// coreutils' rm goes on after it was refused `.id`: it had put the other versions into the trash.

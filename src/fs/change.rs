@@ -208,6 +208,12 @@ impl ImageFs {
 
     /// Removing `.id` is deleting the directory it is in.
     fn unlink_id(&self, caller: Caller, directory: NodeId) -> Result<()> {
+        // Deleted meanwhile by somebody else: what it is in the trash is not this walker's to purge.
+        if let NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } = directory
+            && incarnation != self.incarnation(serial)
+        {
+            return Err(stale());
+        }
         if let NodeId::Version { serial, .. } = directory {
             let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
             let refused = image.and_then(|image| self.walkers.was_refused(caller.pid, Object::Image(image)));
@@ -242,7 +248,7 @@ impl ImageFs {
         let refused = deleted.as_ref().err().map(Error::errno);
         self.walkers.note(caller.pid, object, parent.ino(), name.as_bytes(), refused);
         if deleted.is_ok() {
-            self.with_kernel(|kernel| kernel.forget_name(parent.ino(), name.as_bytes()));
+            self.forget_soon(parent.ino(), name.into_bytes());
             self.touch_root();
         }
         deleted

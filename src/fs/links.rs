@@ -17,6 +17,9 @@ use crate::versions::{self, LinkTarget};
 /// Staged links that are remembered; a link is renamed at once or never.
 const STAGED_LINKS: usize = 256;
 
+/// How long a deletion waits for the kernel to forget a name.
+const FORGETTING: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// A symlink under a temporary name, as GNU `ln -sfn` makes one before it renames it over the real name.
 pub(super) struct StagedLink {
     number: u64,
@@ -320,6 +323,20 @@ impl ImageFs {
         *self.root_changed.lock() = now();
         self.store.journal.log(caller.uid, "restore", &text_of(&to.1), "back from the trash");
         Ok(())
+    }
+
+    /// Tells the kernel about a name before the answer, but waits only so long: it locks the directory of the name, and
+    /// who holds that (`mv web www`, `rmdir web`) may wait for the directory that the current call has locked.
+    pub(super) fn forget_soon(&self, parent: u64, name: Vec<u8>) {
+        let Some(kernel) = self.kernel.read().clone() else { return };
+        let (done, waits) = std::sync::mpsc::sync_channel(1);
+        let work = move || {
+            kernel.forget_name(parent, &name);
+            done.send(()).unwrap_or_default();
+        };
+        if std::thread::Builder::new().name("forget".into()).spawn(work).is_ok() {
+            let _ = waits.recv_timeout(FORGETTING);
+        }
     }
 
     /// Tells the kernel about a name whose directory the current call has locked: after the answer.

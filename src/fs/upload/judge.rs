@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
@@ -11,11 +12,22 @@ use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target};
 use crate::name::{ImageName, Promise, promise_of};
 use crate::tar;
 
+/// How long the kernel may take to say what a process is doing.
+const TELLING: Duration = Duration::from_millis(500);
+
 /// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any other,
 /// but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and SEGV.
+///
+/// A process in the middle of execve(2) holds its own stat closed while it flushes what it has open with O_CLOEXEC, so
+/// that waiting for the one in order to answer the other would never end. It is not being killed.
 fn is_killed(pid: u32) -> bool {
     const PF_SIGNALED: u64 = 0x400;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let read = move || tell.send(std::fs::read_to_string(format!("/proc/{pid}/stat"))).unwrap_or_default();
+    if std::thread::Builder::new().name("stat".into()).spawn(read).is_err() {
+        return false;
+    }
+    let Ok(Ok(stat)) = told.recv_timeout(TELLING) else { return false };
     // The command's name may hold anything but ends at the last parenthesis; flags are the 7th field behind it.
     let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
     flags.is_some_and(|f| f & PF_SIGNALED != 0)
@@ -33,9 +45,8 @@ impl ImageFs {
         if upload.size() == 0 || upload.is_published() {
             return reply(Ok(()));
         }
-        // Looked at now: when the answer is sent, the process has gone on.
-        let killed = is_killed(caller.pid);
-        self.offload(reply, move |fs| fs.judge_at_close(caller, &upload, killed));
+        // Looked at before the answer is sent: then the process goes on.
+        self.offload(reply, move |fs| fs.judge_at_close(caller, &upload, is_killed(caller.pid)));
     }
 
     pub(super) fn judge_at_close(&self, caller: Caller, upload: &Arc<Upload>, killed: bool) -> Result<()> {
