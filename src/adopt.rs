@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::catalog::{Image, Row, Version, VersionFacts};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::manifest::now;
 use crate::name::{ImageName, strip_archive_suffix};
 use crate::store::{Store, TREE};
@@ -31,6 +32,7 @@ pub fn adopt(store: &Store) -> Result<()> {
     }
     lost.sort();
     for (written, path) in lost {
+        fault::reached("adopt.next");
         match adopt_one(store, &path, written) {
             Ok(name) => store.journal.log(0, "recover", &name, "the catalog was lost, its tree was not"),
             Err(e @ Error::Corrupt { .. }) => {

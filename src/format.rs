@@ -15,6 +15,7 @@
 //! |-- staging/      uploads under way; emptied at start
 //! |-- mounted/      where the trees are mounted from, with trees=mounted
 //! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
+//! |-- rebuilding    there while a catalog is made again of trees
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
 //! |-- damaged       blobs that are known to be damaged, an id a line; only a hint
 //! |-- scrub         how far the background's look at everything came; only a hint
@@ -86,6 +87,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::fault;
 
 /// The format this program writes, and the newest it reads.
 pub const FORMAT: u32 = 4;
@@ -132,6 +134,7 @@ pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
             }
             if found < FORMAT {
                 keep(found)?;
+                fault::reached("migrate.kept");
                 write_durably(&path, format!("imgfs {FORMAT}\n").as_bytes())?;
             }
         }
@@ -162,7 +165,9 @@ pub fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
     let mut file = fs::File::create(&temporary).map_err(Error::io("create", &temporary))?;
     file.write_all(content).map_err(Error::io("write", &temporary))?;
     file.sync_all().map_err(Error::io("sync", &temporary))?;
+    fault::reached("durably.written");
     fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))?;
+    fault::reached("durably.renamed");
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 

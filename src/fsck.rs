@@ -8,7 +8,7 @@ use crate::catalog::{Image, Row};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::{export, gc, heal};
+use crate::{export, fault, gc, heal};
 
 /// One broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -143,6 +143,7 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
         return Ok(Repaired::default());
     }
     let mut done = mend_names(store)?;
+    fault::reached("repair.named");
     if found.iter().any(|f| matches!(f.invariant, 2 | 3)) {
         store.blobs.rebuild(0)?;
     }
@@ -151,7 +152,9 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
         done.push(format!("{again} blobs were found again in other copies"));
     }
     done.extend(heal::heal_from_twins(store)?.into_iter().map(|name| format!("{name}: its tree is there again, from a copy")));
+    fault::reached("repair.healed");
     done.extend(put_aside(store)?);
+    fault::reached("repair.aside");
     match gc::run(store) {
         Ok(swept) if swept.blobs > 0 => done.push(format!("{} blobs that belong to nothing were removed", swept.blobs)),
         Ok(_) => {}

@@ -2,6 +2,7 @@
 
 use crate::blob::Swept;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::store::Store;
 use crate::versions;
 
@@ -23,7 +24,9 @@ pub fn run(store: &Store) -> Result<Swept> {
         }
     }
     store.blobs.forget_damage(&live);
+    fault::reached("gc.marked");
     let swept = store.blobs.sweep(token, &live)?;
+    fault::reached("gc.swept");
     store.drop_bases()?;
     store.trash_has_changed();
     store.catalog.set_reserve();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::catalog::{Row, Version};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::store::Store;
 
 /// Whether anything of a version is known to be damaged.
@@ -53,9 +54,12 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
     let copy: PathBuf = store.dir.join("staging").join(format!("heal-{}", version.id));
     std::fs::copy(tree, &copy).map_err(Error::io("copy", tree))?;
     std::fs::File::open(&copy).and_then(|file| file.sync_all()).map_err(Error::io("sync", &copy))?;
+    fault::reached("heal.copied");
     // Others may be packed against the one that was there.
     store.drop_tree(&path)?;
+    fault::reached("heal.dropped");
     std::fs::rename(&copy, &path).map_err(Error::io("rename", &copy))?;
+    fault::reached("heal.renamed");
     crate::format::sync_dir(&store.dir.join("trees"))?;
     let serial = version.serial;
     store.catalog.commit(|change| {

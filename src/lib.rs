@@ -34,6 +34,7 @@ pub mod describe;
 pub mod digest;
 pub mod error;
 pub mod export;
+pub mod fault;
 pub mod format;
 pub mod fs;
 pub mod fsck;

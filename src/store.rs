@@ -15,6 +15,7 @@ use crate::adopt::adopt;
 use crate::blob::{BlobStore, IdSet};
 use crate::catalog::{Catalog, Kept, Model, Opened, Version};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format;
 use crate::journal::Journal;
 use crate::manifest::{Cost, KeepUpload};
@@ -186,7 +187,11 @@ impl Store {
             adopt(&store)?;
         }
         store.clear_leftovers()?;
+        fault::reached("open.cleared");
         store.mend_table(opened)?;
+        if opened == Opened::RebuiltInPart {
+            store.catalog.rebuilt(&store.dir)?;
+        }
         store.catalog.set_reserve();
         Ok(Arc::new(store))
     }
@@ -251,6 +256,7 @@ impl Store {
         let there = |base: &str| [TREE, BASE].iter().any(|e| self.tree_path(base).with_extension(e).exists());
         if base.is_none_or(there) && self.catalog.read().versions.contains_key(&serial) {
             format::write_durably(tree.path(), packed)?;
+            fault::reached("tree.packed");
             tree.has_been_packed(packed.len() as u64);
             // Its row goes before its file: without a row this file is one too many.
             if !self.catalog.read().versions.contains_key(&serial) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::ingest::check_identity;
 use crate::manifest::{Editable, now};
 use crate::name::ImageName;
@@ -189,12 +190,14 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
         Ok(trees)
     });
     let trees = purged?;
+    fault::reached("purge.rows");
     store.has_garbage();
     // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
     for path in trees.iter().flat_map(|id| [store.tree_path(id), store.kept_path(id)]) {
         if let Err(e) = store.drop_tree(&path) {
             log::warn!("{e}; it goes at the next start");
         }
+        fault::reached("purge.tree");
     }
     Ok(())
 }

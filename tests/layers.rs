@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up; a module may use those of its own row and of the rows before.
 const LAYERS: &[&[&str]] = &[
     &[
-        "error", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "writable", "progress", "journal",
-        "tar", "tree",
+        "error", "fault", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "writable", "progress",
+        "journal", "tar", "tree",
     ],
     &["blob", "catalog"],
     &["store", "adopt"],

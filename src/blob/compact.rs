@@ -10,6 +10,7 @@ use crate::blob::writer::{Segment, write_with_holes};
 use crate::blob::{BlobStore, OBJECT_MIN};
 use crate::digest::{BlobId, CV_LEN, GROUP};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format::sync_dir;
 
 /// Bytes of content that are moved at once.
@@ -28,6 +29,7 @@ impl BlobStore {
             table.records().filter(|(_, r)| lives_here(r)).collect()
         };
         self.move_loose(here, next_container)?;
+        fault::reached("compact.moved");
         self.containers.lock().remove(&old);
         let path = self.dir.join(Container::name_of(old, Place::Segment));
         fs::remove_file(&path).map_err(Error::io("remove", &path))
@@ -101,6 +103,7 @@ impl BlobStore {
             fs::rename(&staged, &path).map_err(Error::io("rename", &staged))?;
         }
         sync_dir(&self.dir.join(Place::Segment.directory()))?;
+        fault::reached("compact.named");
         let changes: Vec<_> = moved.into_iter().map(|(id, record)| (id, Some(record))).collect();
         self.move_records(&changes)
     }

@@ -20,11 +20,12 @@ mod table;
 mod tests;
 mod writer;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, ReentrantMutex, RwLock};
 
 pub use container::Place;
 pub use pins::Pins;
@@ -68,6 +69,8 @@ pub struct BlobStore {
     checked: Mutex<Checked>,
     /// Lock order: on its own.
     damage: Damage,
+    /// Held while lost records are looked for, and whether they are.
+    mending: ReentrantMutex<Cell<bool>>,
     /// Frames unpacked lately.
     frames: FrameCache,
     /// Called when the disk is full: whether something was given back.
@@ -98,6 +101,7 @@ impl BlobStore {
             outlines: Mutex::default(),
             checked: Mutex::default(),
             damage: Damage::open(dir),
+            mending: ReentrantMutex::default(),
             frames: FrameCache::default(),
             room: OnceLock::new(),
             seal: Mutex::new(next),

@@ -9,6 +9,7 @@ use crate::blob::pack::Use;
 use crate::blob::table::Record;
 use crate::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
+use crate::fault;
 
 /// A buffer that reads reuse. Holds the bytes last read.
 #[derive(Default)]
@@ -56,8 +57,12 @@ impl BlobStore {
 
     /// The same, for what it is read for.
     pub(super) fn read_as<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf, used: Use) -> Result<&'b [u8]> {
-        let read = self.read_record(id, |record| self.read_there(id, record, offset, len, buf, used));
-        read.inspect_err(|e| self.note_failed(id, e))?;
+        let mut read = |store: &BlobStore| store.read_record(id, |record| store.read_there(id, record, offset, len, buf, used));
+        let mut outcome = read(self);
+        if outcome.is_err() && self.mend_record(id) {
+            outcome = read(self);
+        }
+        outcome.inspect_err(|e| self.note_failed(id, e))?;
         Ok(buf.bytes())
     }
 
@@ -119,7 +124,7 @@ impl BlobStore {
         let container = self.container(record.container, record.place)?;
         container.read_exact_at(&mut buf.data[..span], base + from)?;
         if record.size <= group {
-            if Digest::of(&buf.data[..span]) != record.digest {
+            if Digest::of(&buf.data[..span]) != record.digest && !fault::leaves_out("read.check") {
                 return Err(damaged(id, record));
             }
         } else {

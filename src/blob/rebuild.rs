@@ -14,6 +14,7 @@ use crate::blob::writer::lead_of;
 use crate::blob::{BlobStore, IdSet};
 use crate::digest::{BlobId, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format::{RECORD_LEN, SEGMENT_END, SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN};
 
 /// What a pack's list does not say: found by reading the content.
@@ -35,6 +36,7 @@ impl BlobStore {
         let mut listed = IdSet::default();
         found.keys().for_each(|id| listed.insert(*id));
         self.table.write().grow(bound.max(listed.iter().last().map_or(0, |id| id + 1)))?;
+        fault::reached("rebuild.grown");
         let lost = self.missing(&listed);
         log::warn!("the blob table has lost records: looking for {} blobs", lost.len());
         let (mut buf, mut count) = (ReadBuf::default(), 0);
@@ -52,6 +54,26 @@ impl BlobStore {
         self.table.write().sync()?;
         log::warn!("{count} were found");
         Ok(())
+    }
+
+    /// Finds a single record that is lost, with all others that are, unless that was tried before. Says whether there is
+    /// one now.
+    pub(super) fn mend_record(&self, id: BlobId) -> bool {
+        let missing = || self.table.read().find(id).is_none();
+        if self.is_damaged(id) || !missing() {
+            return false;
+        }
+        // Others wait for it. What a rebuild itself reads finds it under way.
+        let under_way = self.mending.lock();
+        if under_way.replace(true) {
+            return false;
+        }
+        let rebuilt = if missing() { self.rebuild(0) } else { Ok(()) };
+        under_way.set(false);
+        if let Err(e) = rebuilt {
+            log::error!("{e}");
+        }
+        !missing()
     }
 
     /// Looks for other copies of damaged content, which lists may still lead to. Gives how many were found.

@@ -20,6 +20,7 @@ use crate::blob::{BlobStore, OBJECT_MIN};
 use crate::delta;
 use crate::digest::{BlobId, Digest, GROUP};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format::{PACK_END, PACK_FOOTER_LEN, PACK_MAGIC, sync_dir};
 
 /// How content is compressed.
@@ -95,12 +96,14 @@ impl BlobStore {
             }
         }
         let moved = writer.finish()?;
+        fault::reached("pack.written");
         let mut next_container = self.seal.lock();
         let number = *next_container;
         *next_container += 1;
         let path = self.dir.join(Container::name_of(number, Place::Pack));
         fs::rename(&moved.path, &path).map_err(Error::io("rename", &moved.path))?;
         sync_dir(&self.dir.join(Place::Pack.directory()))?;
+        fault::reached("pack.named");
         let mut changes = Vec::with_capacity(moved.blobs.len());
         for blob in &moved.blobs {
             // It may lie elsewhere by now; the same bytes are the same.
@@ -113,6 +116,7 @@ impl BlobStore {
             }
         }
         self.move_records(&changes)?;
+        fault::reached("pack.recorded");
         Ok(true)
     }
 

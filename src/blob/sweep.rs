@@ -15,6 +15,7 @@ use crate::blob::pack::Pack;
 use crate::blob::table::Record;
 use crate::digest::{BlobId, CV_LEN, Outline};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format::{SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN, sync_dir};
 
 /// A set of blob ids: a bit each.
@@ -86,7 +87,7 @@ impl BlobStore {
         let packs = self.all_packs()?;
         {
             let mut table = self.table.write();
-            let kept = self.pins.kept();
+            let kept = if fault::leaves_out("gc.pins") { IdSet::default() } else { self.pins.kept() };
             let lives = |id: BlobId| id >= token.bound || live.contains(id) || kept.contains(id);
             let mut dead = Vec::new();
             let living = table.records().filter(|(id, record)| {
@@ -105,6 +106,7 @@ impl BlobStore {
             }
             table.rewrite(&freed)?;
             table.sync()?;
+            fault::reached("sweep.freed");
             if !freed.is_empty() {
                 table.punch_free()?;
                 self.note_sound(&freed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
@@ -147,6 +149,7 @@ impl BlobStore {
                     self.packs.lock().remove(&number);
                     let path = self.dir.join(Container::name_of(number, place));
                     fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                    fault::reached("reclaim.removed");
                     removed = true;
                 }
                 Some(live) => match self.shrink(number, place, live, all, &mut next_container) {
@@ -169,7 +172,10 @@ impl BlobStore {
     fn shrink(&self, number: u32, place: Place, live: &mut [(u64, u64)], all: bool, next_container: &mut u32) -> Result<bool> {
         match place {
             Place::Object => {}
-            Place::Pack => self.punch_pack(number, live)?,
+            Place::Pack => {
+                self.punch_pack(number, live)?;
+                fault::reached("reclaim.punched");
+            }
             Place::Segment => {
                 live.sort_unstable();
                 if self.punch_segment(number, live, all)? {

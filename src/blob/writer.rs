@@ -16,7 +16,7 @@ use crate::blob::{BlobStore, MakeRoom};
 use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, GroupHasher, Outline};
 use crate::error::{Error, Result};
 use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, sync_dir};
-use crate::sys;
+use crate::{fault, sys};
 
 /// A page; holes and punched space come in these.
 const PAGE: usize = 4096;
@@ -181,6 +181,7 @@ impl Writer {
             segment.file.sync_data().map_err(Error::io("sync", &segment.path))?;
         }
         let store = self.store.clone();
+        fault::reached("seal.synced");
         let (ids, new_bytes) = self.seal_locked(&store, &mut store.seal.lock())?;
         // The caller drops them when the version's row is written.
         Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes })
@@ -234,17 +235,22 @@ impl Writer {
         let segment = self.segment.as_mut().expect("fresh content lies in a segment, or its outline does");
         let entries: Vec<(BlobId, Record)> = kept.iter().zip(records).map(|(&i, record)| (ids[i], record)).collect();
         segment.finish(&entries)?;
+        fault::reached("seal.listed");
         renames.push((segment.path.clone(), store.dir.join(Container::name_of(segment_number, Place::Segment))));
         for (from, to) in &renames {
             fs::rename(from, to).map_err(Error::io("rename", from))?;
         }
+        fault::reached("seal.renamed");
         sync_dir(&store.dir.join(Place::Segment.directory()))?;
+        fault::reached("seal.named");
         let (healed, new): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(id, _)| *id < table.len());
         table.append(&new.into_iter().map(|(_, record)| record).collect::<Vec<_>>())?;
+        fault::reached("seal.recorded");
         if !healed.is_empty() {
             let healed: Vec<_> = healed.into_iter().map(|(id, record)| (id, Some(record))).collect();
             table.rewrite(&healed)?;
             table.sync()?;
+            fault::reached("seal.healed");
             store.note_sound(&healed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
         }
         for &i in kept.iter().filter(|&&i| self.fresh[i].staged.is_some()) {

@@ -19,8 +19,12 @@ pub use model::{Alias, Image, Kept, Model, Named, Receipt, Version, VersionFacts
 use reserve::Reserve;
 
 use crate::error::{Error, Result};
-use crate::format::sync_dir;
+use crate::fault;
+use crate::format::{sync_dir, write_durably};
 use crate::writable::Writable;
+
+/// A file that is there from when a catalog is made again without all its rows until trees that lack them have some.
+const REBUILDING: &str = "rebuilding";
 
 /// One row's new state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,7 +95,13 @@ impl Catalog {
     pub fn open(dir: &Path, has_content: bool, writable: &Writable) -> Result<(Catalog, Opened)> {
         let (path, copy) = (dir.join("catalog.db"), dir.join("catalog.rows"));
         let there = path.exists();
-        let stored = sqlite::Db::open(&path).and_then(|mut db| db.load().map(|model| (db, model)));
+        let stored = sqlite::Db::open(&path).and_then(|mut db| {
+            let (model, whole) = db.load()?;
+            if !whole {
+                agrees(&model, &copy)?;
+            }
+            Ok((db, model))
+        });
         let copied = copy::last_commit(&copy)?;
         let (db, model, opened) = match stored {
             // The copy is written last: one that is ahead saw commits that SQLite has lost.
@@ -105,6 +115,7 @@ impl Catalog {
                 rebuild(&path, &copy, &why)?
             }
         };
+        let opened = if dir.join(REBUILDING).exists() { Opened::RebuiltInPart } else { opened };
         let copy = Copy::open(&copy, &model)?;
         Ok((
             Catalog {
@@ -115,6 +126,17 @@ impl Catalog {
             },
             opened,
         ))
+    }
+
+    /// Every tree has a row: after `RebuiltInPart`.
+    ///
+    /// Errors: `Io`.
+    pub fn rebuilt(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(REBUILDING);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
+            _ => sync_dir(dir),
+        }
     }
 
     /// Keeps a copy of the catalog of a store of an older format, as `catalog.format-N`. One that cannot be read has a
@@ -157,6 +179,7 @@ impl Catalog {
                 // What changes on a full disk is mostly what is deleted.
                 Err(e) if e.is_no_space() => {
                     self.reserve.give_up()?;
+                    fault::reached("commit.reserve");
                     db.write(&rows, next_serial, commit)?;
                     self.reserve.set();
                 }
@@ -167,7 +190,9 @@ impl Catalog {
                 }
                 Ok(()) => {}
             }
+            fault::reached("commit.written");
             copy.append(commit, next_serial, &rows);
+            fault::reached("commit.copied");
             {
                 let mut model = self.model.write();
                 (model.next_serial, model.commit) = (next_serial, commit);
@@ -202,6 +227,21 @@ impl Catalog {
     }
 }
 
+/// Checks a catalog that has no total against its copy, if that is of the same commit.
+///
+/// Errors: `Corrupt`.
+fn agrees(model: &Model, copy: &Path) -> Result<()> {
+    if copy::last_commit(copy)? != Some(model.commit) {
+        return Ok(());
+    }
+    let said = copy::read(copy)?;
+    let text = |model: &Model| serde_json::to_string(&model.rows()).unwrap_or_default();
+    if said.whole && text(&said.model) != text(model) {
+        return Err(Error::Corrupt { what: "catalog.db".into(), why: "its copy says otherwise".into() });
+    }
+    Ok(())
+}
+
 /// Puts what is left of catalog.db aside, and makes it again of the copy.
 fn rebuild(path: &Path, copy: &Path, why: &str) -> Result<(sqlite::Db, Model, Opened)> {
     log::error!("{why}: it is made again of {}", copy.display());
@@ -219,9 +259,14 @@ fn rebuild(path: &Path, copy: &Path, why: &str) -> Result<(sqlite::Db, Model, Op
         }
     }
     sync_dir(path.parent().unwrap_or(Path::new("/")))?;
+    fault::reached("rebuild.aside");
     let said = if copy.exists() { copy::read(copy)? } else { copy::Said { model: Model::default(), whole: false } };
+    if !said.whole {
+        write_durably(&path.with_file_name(REBUILDING), b"")?;
+    }
     let mut db = sqlite::Db::open(path)?;
     db.write(&said.model.rows(), said.model.next_serial.max(1), said.model.commit)?;
-    let model = db.load()?;
+    let (model, _) = db.load()?;
+    fault::reached("rebuild.made");
     Ok((db, model, if said.whole { Opened::Rebuilt } else { Opened::RebuiltInPart }))
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, ErrorCode, params, params_from_iter};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params, params_from_iter};
 
 use crate::catalog::Row;
 use crate::catalog::model::{Alias, Image, Model, Version};
@@ -17,9 +17,15 @@ const IMAGE: &str = "serial, id, name, uid, gid, mode, next_number, pinned, defa
 const VERSION: &str = "serial, image, number, id, tree, facts, receipt, created_at, trashed_at, trash_name";
 const ALIAS: &str = "serial, name, image, number";
 
+/// The key of the setting that holds the total.
+const TOTAL: &str = "total";
+
 pub struct Db {
     path: PathBuf,
     connection: Connection,
+    /// The checks of all rows, but for its own, one XORed with the other: SQLite does not notice that a flipped bit in
+    /// the count of a page's rows hides one of them.
+    total: u128,
 }
 
 impl From<rusqlite::Error> for Error {
@@ -61,14 +67,23 @@ impl Db {
             let why = format!("its schema is {found}, and {SCHEMA} is known");
             return Err(Error::Corrupt { what: path.display().to_string(), why });
         }
-        Ok(Db { path: path.to_owned(), connection })
+        Ok(Db { path: path.to_owned(), connection, total: 0 })
     }
 
-    /// Reads everything, checking every row.
-    pub fn load(&mut self) -> Result<Model> {
+    /// Reads everything, checking every row and that none is missing.
+    ///
+    /// False beside what was read: there is no total, as before format 4, and whether it is whole only the copy says.
+    /// Errors: `Corrupt`.
+    pub fn load(&mut self) -> Result<(Model, bool)> {
         let mut model = Model::default();
-        for row in self.rows("setting", "key, value")? {
+        let (mut total, mut said) = (0, None);
+        for (row, sum) in self.rows("setting", "key, value")? {
             if let [Value::Text(key), Value::Text(value)] = &row[..] {
+                if key == TOTAL {
+                    said = Some(u128::from_str_radix(value, 16).map_err(|_| self.bad("setting", "the total"))?);
+                    continue;
+                }
+                total ^= sum;
                 match key.as_str() {
                     "commit" => model.commit = value.parse().map_err(|_| self.bad("setting", "a number"))?,
                     "blobs" => model.blobs = value.parse().map_err(|_| self.bad("setting", "a number"))?,
@@ -79,28 +94,36 @@ impl Db {
                 }
             }
         }
-        for row in self.rows("image", IMAGE)? {
+        for (row, sum) in self.rows("image", IMAGE)? {
+            total ^= sum;
             let image = image_from(&row).ok_or_else(|| self.bad("image", "a column"))?;
             model.apply(Row::Image(image.into()));
         }
-        for row in self.rows("version", VERSION)? {
+        for (row, sum) in self.rows("version", VERSION)? {
+            total ^= sum;
             let version = version_from(&row).ok_or_else(|| self.bad("version", "a column"))?;
             model.apply(Row::Version(version.into()));
         }
-        for row in self.rows("alias", ALIAS)? {
+        for (row, sum) in self.rows("alias", ALIAS)? {
+            total ^= sum;
             let alias = alias_from(&row).ok_or_else(|| self.bad("alias", "a column"))?;
             model.apply(Row::Alias(alias));
         }
         model.next_serial = model.next_serial.max(1);
-        Ok(model)
+        if said.is_some_and(|said| said != total) {
+            return Err(Error::Corrupt { what: self.path.display().to_string(), why: "rows are missing".into() });
+        }
+        self.total = total;
+        // Nothing was ever written to an empty one.
+        Ok((model, total == 0 || said.is_some()))
     }
 
     fn bad(&self, table: &str, what: &str) -> Error {
         Error::Corrupt { what: format!("{} (table {table})", self.path.display()), why: format!("{what} makes no sense") }
     }
 
-    /// All rows of a table whose checks hold.
-    fn rows(&self, table: &str, columns: &str) -> Result<Vec<Vec<Value>>> {
+    /// All rows of a table, with their checks, which hold.
+    fn rows(&self, table: &str, columns: &str) -> Result<Vec<(Vec<Value>, u128)>> {
         let mut statement = self.connection.prepare(&format!("SELECT {columns}, sum FROM {table}"))?;
         let width = statement.column_count() - 1;
         let mut rows = statement.query([])?;
@@ -108,13 +131,14 @@ impl Db {
         while let Some(row) = rows.next()? {
             let values = (0..width).map(|i| row.get(i)).collect::<rusqlite::Result<Vec<Value>>>()?;
             let sum: Vec<u8> = row.get(width)?;
-            if sum != sum_of(&values) {
+            let found = sum_of(&values);
+            if sum != found.to_be_bytes() {
                 return Err(Error::Corrupt {
                     what: format!("{} (table {table}, {:?})", self.path.display(), values.first()),
                     why: "a row does not match its check".into(),
                 });
             }
-            all.push(values);
+            all.push((values, found));
         }
         Ok(all)
     }
@@ -122,12 +146,28 @@ impl Db {
     /// Writes all rows in one transaction.
     pub fn write(&mut self, rows: &[Row], next_serial: u32, commit: u64) -> Result<()> {
         let transaction = self.connection.transaction()?;
+        let total = std::cell::Cell::new(self.total);
+        // What a row adds to the total now.
+        let adds = |table: &str, key: &str, value: &Value| -> Result<u128> {
+            let sql = format!("SELECT sum FROM {table} WHERE {key} = ?");
+            let sum: Option<Vec<u8>> = transaction.prepare_cached(&sql)?.query_row([value], |row| row.get(0)).optional()?;
+            Ok(sum.and_then(|sum| Some(u128::from_be_bytes(sum.try_into().ok()?))).unwrap_or(0))
+        };
+        let drop_row = |table: &str, serial: u32| -> Result<()> {
+            total.set(total.get() ^ adds(table, "serial", &integer(serial))?);
+            transaction.execute(&format!("DELETE FROM {table} WHERE serial = ?"), params![serial])?;
+            Ok(())
+        };
         let put = |table: &str, columns: &str, values: Vec<Value>| -> Result<()> {
             let marks = vec!["?"; values.len() + 1].join(", ");
             let update =
                 columns.split(", ").skip(1).chain(["sum"]).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
             let key = columns.split(", ").next().unwrap_or_default();
-            let sum = Value::Blob(sum_of(&values));
+            let sum = sum_of(&values);
+            if values[0] != Value::Text(TOTAL.into()) {
+                total.set(total.get() ^ adds(table, key, &values[0])? ^ sum);
+            }
+            let sum = Value::Blob(sum.to_be_bytes().to_vec());
             let sql = format!("INSERT INTO {table} ({columns}, sum) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {update}");
             transaction.prepare_cached(&sql)?.execute(params_from_iter(values.into_iter().chain([sum])))?;
             Ok(())
@@ -138,9 +178,9 @@ impl Db {
                 Row::Image(image) => put("image", IMAGE, image_values(image))?,
                 Row::Version(version) => put("version", VERSION, version_values(version))?,
                 Row::Alias(alias) => put("alias", ALIAS, alias_values(alias))?,
-                Row::DropImage(serial) => drop(transaction.execute("DELETE FROM image WHERE serial = ?", params![serial])?),
-                Row::DropVersion(serial) => drop(transaction.execute("DELETE FROM version WHERE serial = ?", params![serial])?),
-                Row::DropAlias(serial) => drop(transaction.execute("DELETE FROM alias WHERE serial = ?", params![serial])?),
+                Row::DropImage(serial) => drop_row("image", *serial)?,
+                Row::DropVersion(serial) => drop_row("version", *serial)?,
+                Row::DropAlias(serial) => drop_row("alias", *serial)?,
                 Row::Blobs(bound) => setting("blobs", bound.to_string())?,
                 Row::Default { image, hidden } => {
                     setting("default_image", image.map(|i| i.to_string()).unwrap_or_default())?;
@@ -150,7 +190,10 @@ impl Db {
         }
         setting("next_serial", next_serial.to_string())?;
         setting("commit", commit.to_string())?;
+        setting(TOTAL, format!("{:x}", total.get()))?;
+        let total = total.get();
         transaction.commit()?;
+        self.total = total;
         Ok(())
     }
 
@@ -185,7 +228,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
-fn sum_of(values: &[Value]) -> Vec<u8> {
+fn sum_of(values: &[Value]) -> u128 {
     let mut hasher = blake3::Hasher::new();
     let mut add = |kind: u8, bytes: &[u8]| {
         hasher.update(&[kind]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -199,7 +242,9 @@ fn sum_of(values: &[Value]) -> Vec<u8> {
             Value::Blob(bytes) => add(4, bytes),
         }
     }
-    hasher.finalize().as_bytes()[..16].to_vec()
+    let mut first = [0; 16];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_be_bytes(first)
 }
 
 fn integer(n: impl Into<i64>) -> Value {

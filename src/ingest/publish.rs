@@ -12,7 +12,7 @@ use crate::name::{ImageName, new_id};
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
-use crate::{gc, heal};
+use crate::{fault, gc, heal};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
 const ROOM: u64 = 4 << 20;
@@ -75,7 +75,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     if let Err(e) = gc::ensure_room(store, ROOM + builder.size_bound()) {
         log::warn!("{e}");
     }
+    fault::reached("publish.unpacked");
     let sealed = writer.seal()?;
+    fault::reached("publish.sealed");
     let id = new_id()?;
     let path = store.tree_path(&id);
     // Held until the row is written: gc keeps what it names.
@@ -107,7 +109,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     let kept_path = kept_pins.as_ref().map(|_| store.kept_path(&id));
     let written = builder.finish(&path, tar, more, |content| sealed.id(content), stored);
     let made = written.and_then(|(digest, _)| {
+        fault::reached("publish.written");
         sync_dir(path.parent().expect("trees/"))?;
+        fault::reached("publish.named");
         let system = detect(store, &Tree::open(&path, &digest)?);
         for (field, found) in
             [(&mut facts.os, system.os), (&mut facts.release, system.release), (&mut facts.architecture, system.architecture)]
@@ -129,6 +133,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     });
     match made {
         Ok(mut published) => {
+            fault::reached("publish.listed");
             published.new_bytes = sealed.new_bytes;
             drop(kept_pins);
             if published.new {

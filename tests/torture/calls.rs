@@ -6,7 +6,7 @@ use crate::common::Ran;
 use crate::{Mode, World, length, seed};
 
 /// Gestures, each done on what the ones before have left.
-const GESTURES: &[(&str, &str)] = &[
+pub const GESTURES: &[(&str, &str)] = &[
     ("a first version", "cp $S/a.tar web.tar"),
     ("an image beside it", "cp $S/d.tar.gz db.tar.gz"),
     ("the next version", "cp $S/b.tar web.tar"),
@@ -78,7 +78,7 @@ fn torture(modes: &[(Mode, i32)]) {
     println!("{tried} points");
 }
 
-fn check(world: &World, when: &str, ran: &Ran, before: &str, after: &str) {
+pub fn check(world: &World, when: &str, ran: &Ran, before: &str, after: &str) {
     let now = world.state();
     if ran.code == 0 {
         assert_eq!(now, after, "{when}: it was acknowledged\n{ran:?}");

@@ -7,6 +7,11 @@
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod dice;
+mod full;
+mod points;
+mod rot;
+mod soak;
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -100,15 +105,21 @@ impl World {
     }
 
     pub fn mount(&self) {
+        self.mount_armed("").unwrap();
+    }
+
+    /// Mounts with these named points armed.
+    pub fn mount_armed(&self, points: &str) -> Result<(), String> {
         let output = Command::new(IMGFS)
             .args(["mount", "--store"])
             .arg(self.path("store"))
             .arg(self.path("mnt"))
             .env("LD_PRELOAD", &self.shim)
             .env("TORTURE", self.path("control"))
+            .env("FAILPOINTS", points)
             .output()
             .unwrap();
-        assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
     /// Also of a dead daemon.
