@@ -158,6 +158,19 @@ fn a_tar_cut_between_entries_is_refused_but_a_rename_may_commit_it() {
     m.ok("cp $S/unmarked.tar .x; mv .x web.tar; diff -r $S/a web/0/rootfs; cmp $S/unmarked.tar web/0/rootfs.tar");
 }
 
+/// A staged upload that was removed, as rsync does when it is told to end, kept three threads and its bytes.
+#[test]
+fn staged_uploads_that_are_removed_leave_nothing() {
+    let m = Mount::new();
+    let threads = format!("/proc/{}/task", m.daemon());
+    m.ok(&format!(
+        "ls {threads} | wc -l > $S/before; cp $S/a.tar .x.tar; rm .x.tar; head -c 200000 $S/a.tar > .y.tar; rm .y.tar"
+    ));
+    m.ok("(exec 7> .z.tar; head -c 200000 $S/a.tar >&7; rm .z.tar); cp $S/a.tar .v.tar; cp $S/b.tar .w.tar; mv .v.tar .w.tar; rm .w.tar");
+    m.ok(&format!("for i in $(seq 100); do [ -z \"$(ls $STORE/staging)\" ] && [ $(ls {threads} | wc -l) -le $(cat $S/before) ] && exit 0; sleep 0.1; done; ls $STORE/staging; exit 1"));
+    assert_eq!(m.ok("ls -A"), "");
+}
+
 #[test]
 fn empty_files_are_never_images_and_never_errors() {
     let m = Mount::new();

@@ -134,6 +134,17 @@ impl Drop for Spool {
     }
 }
 
+/// Off the names and closed: whatever took it there, its threads and its staged bytes go.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let phase = std::mem::replace(&mut self.state.get_mut().phase, Phase::Empty);
+        if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = phase {
+            // Not here: it waits for them.
+            let _ = std::thread::Builder::new().name("abort".into()).spawn(move || ingest.abort());
+        }
+    }
+}
+
 impl Upload {
     pub fn name(&self) -> String {
         self.info.lock().name.clone()
