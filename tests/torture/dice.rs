@@ -16,4 +16,8 @@ impl Dice {
     pub fn roll(&mut self, sides: usize) -> usize {
         (self.next() % sides as u64) as usize
     }
+
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.roll(of.len())]
+    }
 }

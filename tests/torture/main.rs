@@ -12,6 +12,7 @@ mod full;
 mod points;
 mod rot;
 mod soak;
+mod hands;
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
