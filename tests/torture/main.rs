@@ -7,6 +7,7 @@
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod copiers;
 mod dice;
 mod full;
 mod points;
