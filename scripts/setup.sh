@@ -8,10 +8,10 @@ declare -A package=(
   [busybox]=busybox-static [rsync]=rsync [jq]=jq [vim]=vim-tiny [perl]=perl [python3]=python3 [wget]=wget
   [zstd]=zstd [lz4]=lz4 [bzip2]=bzip2 [xz]=xz-utils [gzip]=gzip [setfattr]=attr [setfacl]=acl [chattr]=e2fsprogs
   [setpriv]=util-linux [mksquashfs]=squashfs-tools [qemu-img]=qemu-utils [mmdebstrap]=mmdebstrap [bc]=bc [file]=file [fallocate]=util-linux
-  [borg]=borgbackup [casync]=casync [squashfuse_ll]=squashfuse [mkfs.erofs]=erofs-utils [restic]=restic [ostree]=ostree
+  [faketime]=faketime [borg]=borgbackup [casync]=casync [squashfuse_ll]=squashfuse [mkfs.erofs]=erofs-utils [restic]=restic [ostree]=ostree
 )
 build="cc fusermount3"
-test="$build busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv mksquashfs qemu-img"
+test="$build busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv mksquashfs qemu-img faketime"
 images="mmdebstrap xz zstd"
 bench="$build python3 mksquashfs squashfuse_ll mkfs.erofs borg casync restic ostree jq setfattr xz zstd gzip"
 

@@ -14,6 +14,7 @@ mod points;
 mod rot;
 mod soak;
 mod hands;
+mod stalls;
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
