@@ -649,6 +649,25 @@ fn two_walkers_leave_it_in_the_trash() {
     m.ok("mv .imgfs/trash/web .; mv .imgfs/trash/web.0 web/; diff -r $S/a web/0/rootfs");
 }
 
+/// The last step of rm -r took a new image of the name with it, and left one that had come back unreadable.
+#[test]
+fn what_comes_while_a_walker_ends_stays() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar; ln -sfn db default");
+    for comes in ["mv .imgfs/trash/web web", "cp ../src/c.tar web.tar"] {
+        m.ok(&format!(
+            "python3 -c \"
+import os, subprocess
+os.unlink('web/.id')
+subprocess.run('{comes}; cd web; exec sleep 1 &', shell=True, check=True)
+try: os.rmdir('web')
+except FileNotFoundError: pass
+else: raise SystemExit('it was removed')
+\"; cat web/0/rootfs/etc/motd"
+        ));
+    }
+}
+
 /// rm -r has the image's directory locked while it removes `.id`, mv has the root's and waits for the image's; the
 /// daemon, which had to tell the kernel about the root, waited for mv before it answered rm: all three for ever.
 #[test]

@@ -112,7 +112,17 @@ impl ImageFs {
             NodeId::Tree { .. } | NodeId::Version { .. } => return Err(Error::Frozen { what: "a version".into() }),
             _ => {}
         }
-        match self.lookup(caller, parent, name)? {
+        let found = self.lookup(caller, parent, name)?;
+        if let NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } = found
+            && incarnation == self.incarnation(serial)
+            && self.walkers.ghost_named(caller.pid, parent.ino(), name).is_some()
+        {
+            // The end of a walk, and somebody has put another one there, or the same one back: that stays. It must not
+            // look like success: the kernel would take the directory for dead.
+            self.walkers.end(caller.pid, parent.ino(), name);
+            return Err(Error::NotFound { what: format!("{} any more: this is another", text_of(name)) });
+        }
+        match found {
             NodeId::Image { serial, part: ImagePart::Dir, .. } => {
                 if self.walkers.ghost_named(caller.pid, parent.ino(), name) == Some(Object::Image(serial)) {
                     self.walkers.end(caller.pid, parent.ino(), name);

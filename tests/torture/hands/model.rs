@@ -305,19 +305,13 @@ impl Model {
                 }
             },
             (Gesture::EndWalk { name }, _) => {
-                let ended = match self.named(*name) {
-                    // It was renamed before it was deleted: then there is nothing of this name.
-                    None if *answer == Answer::Refused(libc::ENOENT) => return Step::Ends(None),
-                    None => Ok(self.clone()),
-                    Some(image) => self.remove_image(image),
-                };
-                match ended {
-                    Err(errno) => refuses(errno),
-                    Ok(mut model) => {
-                        model.lingering.retain(|(n, _)| n != name);
-                        done(Step::Ends(Some(model)), &Answer::Done)
-                    }
+                // Where there is one again, that stays; where it was renamed before it was deleted, there is none.
+                if *answer == Answer::Refused(libc::ENOENT) {
+                    return Step::Ends(None);
                 }
+                let mut model = self.clone();
+                model.lingering.retain(|(n, _)| n != name);
+                if self.named(*name).is_some() { Step::Impossible } else { done(Step::Ends(Some(model)), &Answer::Done) }
             }
 
             (Gesture::Restore { what, .. }, 1) => {
