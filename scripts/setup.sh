@@ -12,6 +12,11 @@ declare -A package=(
 )
 build="cc fusermount3"
 test="$build busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv mksquashfs qemu-img faketime"
+  [borg]=borgbackup [casync]=casync [squashfuse_ll]=squashfuse [mkfs.erofs]=erofs-utils [restic]=restic [ostree]=ostree
+  [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount
+)
+build="cc fusermount3"
+test="$build busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv mksquashfs qemu-img mkfs.ext4 mkfs.xfs losetup"
 images="mmdebstrap xz zstd"
 bench="$build python3 mksquashfs squashfuse_ll mkfs.erofs borg casync restic ostree jq setfattr xz zstd gzip"
 

@@ -15,6 +15,9 @@ mod rot;
 mod soak;
 mod hands;
 mod stalls;
+mod disk;
+mod load;
+mod power;
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
