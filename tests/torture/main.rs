@@ -17,7 +17,9 @@ mod hands;
 mod stalls;
 mod disk;
 mod load;
+mod model;
 mod power;
+mod replay;
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
