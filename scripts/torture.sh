@@ -4,5 +4,5 @@
 # tests/torture without its .rs. IMGFS_SEED=N makes a run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-./scripts/setup.sh test
+./scripts/setup.sh torture
 IMGFS_TORTURE=${1:-short} exec cargo test --test torture -- --ignored --nocapture --test-threads=2 "${2:-}"

@@ -121,7 +121,7 @@ fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> 
 pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     let mounted =
         mount::mounted_on(point).ok_or_else(|| Error::NotFound { what: format!("imgfs mount on {}", point.display()) })?;
-    let dead = mount::is_dead(&mounted.point);
+    let dead = mount::is_dead(&mounted);
     match mount::unmount(&mounted.point, lazy || dead) {
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             let point = mounted.point.display();

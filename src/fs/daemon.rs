@@ -47,6 +47,9 @@ pub struct Options {
 /// Errors: what keeps it from starting, or broke the connection to the kernel.
 pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     crate::sys::limit_heaps();
+    if let Ok(dir) = std::fs::canonicalize(&options.store) {
+        mount::end_dying(&dir);
+    }
     let point = prepare_point(&options.point)?;
     let store = Store::open(&options.store, options.settings)?;
     let weak = Arc::downgrade(&store);
@@ -120,7 +123,7 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
 /// The mount point as an absolute path; a dead daemon's mount on it is cleared away.
 fn prepare_point(point: &Path) -> Result<PathBuf> {
     if let Some(mounted) = mount::mounted_on(point) {
-        if !mount::is_dead(&mounted.point) {
+        if !mount::is_dead(&mounted) {
             return Err(Error::Taken {
                 name: mounted.point.display().to_string(),
                 holder: format!("{} is mounted there", mounted.source.display()),

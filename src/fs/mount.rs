@@ -12,11 +12,18 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::error::{Error, Result};
+use crate::store::StoreLock;
+
+/// How long a daemon may take to end once its connections are ended, and to answer before it is looked at again.
+const ENDING: Duration = Duration::from_secs(10);
+const ASKING: Duration = Duration::from_millis(200);
 
 /// The type that df and findmnt show.
 const FS_TYPE: &str = "fuse.imgfs";
@@ -204,9 +211,56 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
     mounts().into_iter().rev().find(|m| m.point == resolved || m.point == absolute)
 }
 
+/// Ends a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name, and waits for a
+/// directory that is locked by somebody who waits for the daemon. Says whether there was one; then its store is free.
+pub fn end_dying(store: &Path) -> bool {
+    let is_dying = || StoreLock::holder(store).is_some_and(|(pid, _)| is_zombie(pid));
+    if !is_dying() {
+        return false;
+    }
+    log::warn!("the daemon of {} was killed and cannot end: ending its connections", store.display());
+    for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
+        // The minor number of the device is the connection's.
+        let number = mounted.device.rsplit(':').next().unwrap_or_default();
+        let abort = Path::new("/sys/fs/fuse/connections").join(number).join("abort");
+        let aborted = fs::write(abort, "1").is_ok();
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        if !aborted && let Err(e) = rustix::mount::unmount(&mounted.point, flags) {
+            log::error!("cannot end the connection of {}: {e}", mounted.point.display());
+        }
+    }
+    let begun = Instant::now();
+    while is_dying() && begun.elapsed() < ENDING {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// Whether the first thread of a process has ended. Source: proc(5), the state behind the name.
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 /// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
-pub fn is_dead(point: &Path) -> bool {
-    rustix::fs::statvfs(point).err() == Some(rustix::io::Errno::NOTCONN)
+pub fn is_dead(mounted: &Mounted) -> bool {
+    use rustix::io::Errno;
+    end_dying(&mounted.source);
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let point = mounted.point.clone();
+    let ask = move || tell.send(rustix::fs::statvfs(&point)).unwrap_or_default();
+    if std::thread::Builder::new().name("ask".into()).spawn(ask).is_err() {
+        return false;
+    }
+    loop {
+        match told.recv_timeout(ASKING) {
+            // The second is for what was under way when it ended.
+            Ok(answer) => return matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)),
+            Err(RecvTimeoutError::Disconnected) => return false,
+            // It is busy, or dying.
+            Err(RecvTimeoutError::Timeout) => drop(end_dying(&mounted.source)),
+        }
+    }
 }
 
 /// Lets the kernel read ahead a megabyte; its default caps reads at 128 KiB. Root only, and only a saving.

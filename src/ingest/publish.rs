@@ -125,7 +125,6 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             // It was damaged, and its content is healed by now.
             Some((published, version)) => {
                 heal::heal_trees(store, &version, &path, digest)?;
-                set_metadata(store, published.image, source)?;
                 Ok(published)
             }
             None => add_rows(store, source, id, digest, facts),
@@ -139,7 +138,10 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             if published.new {
                 heal_others(store, &published);
             } else {
+                // It is there already: healed, or another upload of the same was faster.
+                set_metadata(store, published.image, source)?;
                 store.drop_tree(&path)?;
+                kept_path.map_or(Ok(()), |kept| store.drop_tree(&kept))?;
                 store.has_garbage();
             }
             Ok(published)
@@ -168,15 +170,20 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
         Target::New(_) => None,
         Target::Image(serial) => model.live_image(*serial),
     }?;
-    let newest = model.latest(image.serial).filter(|v| {
-        let (new, old) = (&unpacked.draft.facts, &v.facts);
-        // What came with the image counts, too: another metadata tarball, another manifest.
-        old.content_digest() == digest
-            && new.uuid == old.uuid
-            && (new.fingerprint.is_empty() || new.fingerprint == old.fingerprint)
-    })?;
+    let new = &unpacked.draft.facts;
+    let newest =
+        model.latest(image.serial).filter(|newest| newest.facts.content_digest() == digest && came_with_the_same(new, newest))?;
     let number = newest.number;
     Some((Published { image: image.serial, name: image.name.clone(), number, new: false, new_bytes: 0 }, newest.clone()))
+}
+
+/// What came with the image counts, too: another metadata tarball, another manifest.
+fn came_with_the_same(new: &VersionFacts, old: &Version) -> bool {
+    new.uuid == old.facts.uuid && (new.fingerprint.is_empty() || new.fingerprint == old.facts.fingerprint)
+}
+
+fn is_same(new: &VersionFacts, old: &Version) -> bool {
+    new.content_digest() == old.facts.content_digest() && came_with_the_same(new, old)
 }
 
 /// Other versions that came as the same bytes and are damaged get from this one what they lack.
@@ -228,6 +235,11 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
                 (Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true)
             }
         };
+        // Another upload of the same may have been faster.
+        if let Some(same) = change.model.latest(image.serial).filter(|newest| is_same(&facts, newest)) {
+            let (image, name, number) = (image.serial, image.name.clone(), same.number);
+            return Ok(Published { image, name, number, new: false, new_bytes: 0 });
+        }
         let (number, newest_is_first) = (image.next_number, image.next_number == 0);
         image.next_number += 1;
         image.updated_at = at;

@@ -36,7 +36,7 @@ fn points(count: u32, most: u32, seed: u32) -> Vec<u32> {
 }
 
 fn torture(modes: &[(Mode, i32)]) {
-    let (most, seed) = (length(2, 1000), seed() as u32);
+    let (most, seed) = (length(if modes.len() > 1 { 1 } else { 3 }, 1000), seed() as u32);
     let world = World::new();
     let mut tried = 0;
     for (name, gesture) in GESTURES {
@@ -96,5 +96,11 @@ fn the_daemon_is_killed_anywhere() {
 #[test]
 #[ignore = "minutes: scripts/torture.sh"]
 fn any_call_fails() {
-    torture(&[(Mode::Once, libc::EIO), (Mode::Once, libc::ENOSPC), (Mode::FromThenOn, libc::ENOSPC)]);
+    let mut modes = vec![(Mode::Once, libc::EIO), (Mode::Once, libc::ENOSPC), (Mode::FromThenOn, libc::ENOSPC)];
+    modes.extend([(Mode::Once, libc::EMFILE), (Mode::Once, libc::ENOMEM)]);
+    if length(0, 1) == 1 {
+        modes.extend([libc::EROFS, libc::EDQUOT, libc::ENFILE].map(|errno| (Mode::Once, errno)));
+        modes.extend([libc::EIO, libc::EMFILE, libc::EROFS].map(|errno| (Mode::FromThenOn, errno)));
+    }
+    torture(&modes);
 }

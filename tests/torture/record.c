@@ -46,6 +46,8 @@ static const int trapped[] = {
 
 enum { CREATE = 1, MKDIR, RENAME, REMOVE, WRITE, SIZE, ZERO, SYNC };
 
+/* Held across a call on a file of the store and its note: they are noted in the order in which they are done. Not across
+ * others: one that wakes the kernel's end of the mount may wait for another thread's. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int out = -1;
 static dev_t device;
@@ -101,20 +103,28 @@ static long opened(long number, const long *a, int directory, const char *path, 
     char buffer[8192];
     const char *name = inside(directory, path, buffer);
     struct stat before, st;
-    int there = name && (flags & (O_CREAT | O_TRUNC)) && stat(buffer, &before) == 0;
+    if (!name || !(flags & (O_CREAT | O_TRUNC)) || (flags & O_TMPFILE) == O_TMPFILE) return call(number, a);
+    pthread_mutex_lock(&lock);
+    int there = stat(buffer, &before) == 0;
     long fd = call(number, a);
-    if (fd < 0 || !name || (flags & O_TMPFILE) == O_TMPFILE || !is_ours((int)fd, &st)) return fd;
-    if ((flags & O_CREAT) && !there) note_path(CREATE, st.st_ino, name, "");
-    if ((flags & O_TRUNC) && there) note(SIZE, st.st_ino, 0, NULL, 0, 0);
+    if (fd >= 0 && is_ours((int)fd, &st)) {
+        if (!there) note_path(CREATE, st.st_ino, name, "");
+        else if (flags & O_TRUNC) note(SIZE, st.st_ino, 0, NULL, 0, 0);
+    }
+    pthread_mutex_unlock(&lock);
     return fd;
 }
 
 static long wrote(long number, const long *a, const struct iovec *v, int count, off_t at) {
     struct stat st;
-    int fd = (int)a[0], ours = is_ours(fd, &st);
-    if (ours && at < 0) at = fcntl(fd, F_GETFL) & O_APPEND ? st.st_size : lseek(fd, 0, SEEK_CUR);
+    int fd = (int)a[0];
+    if (!is_ours(fd, &st)) return call(number, a);
+    pthread_mutex_lock(&lock);
+    fstat(fd, &st);
+    if (at < 0) at = fcntl(fd, F_GETFL) & O_APPEND ? st.st_size : lseek(fd, 0, SEEK_CUR);
     long done = call(number, a);
-    if (ours && done > 0) note(WRITE, st.st_ino, (uint64_t)at, v, (size_t)count, (size_t)done);
+    if (done > 0) note(WRITE, st.st_ino, (uint64_t)at, v, (size_t)count, (size_t)done);
+    pthread_mutex_unlock(&lock);
     return done;
 }
 
@@ -123,21 +133,23 @@ static long named(long number, const long *a, uint32_t what, int d1, const char 
     const char *from = inside(d1, p1, b1), *to = p2 ? inside(d2, p2, b2) : "";
     struct stat st = {0};
     if (p2 && !from != !to) give_up("record.c cannot note a move into the store or out of it\n");
+    if (!from) return call(number, a);
+    pthread_mutex_lock(&lock);
     long done = call(number, a);
-    if (done == 0 && from) {
-        if (what == MKDIR) stat(b1, &st);
-        note_path(what, st.st_ino, from, to);
-    }
+    if (done == 0 && what == MKDIR) stat(b1, &st);
+    if (done == 0) note_path(what, st.st_ino, from, to);
+    pthread_mutex_unlock(&lock);
     return done;
 }
 
 static long on_fd(long number, const long *a, uint32_t what, uint64_t at, uint64_t size) {
     struct stat st;
+    if (!is_ours((int)a[0], &st)) return call(number, a);
+    pthread_mutex_lock(&lock);
     long done = call(number, a);
-    if (done == 0 && is_ours((int)a[0], &st)) {
-        uint64_t head[4] = {what, st.st_ino, at, size};
-        call(SYS_write, (long[]){out, (long)head, sizeof head, 0, 0});
-    }
+    uint64_t head[4] = {what, st.st_ino, at, size};
+    if (done == 0) call(SYS_write, (long[]){out, (long)head, sizeof head, 0, 0});
+    pthread_mutex_unlock(&lock);
     return done;
 }
 
@@ -181,11 +193,7 @@ static void handle(int signal, siginfo_t *info, void *context) {
     long a[5];
     for (int n = 0; n < 5; n++) a[n] = (long)ARGUMENT(u, n);
     (void)signal;
-    /* In the order in which they are done. */
-    pthread_mutex_lock(&lock);
-    long done = trap(info->si_syscall, a);
-    pthread_mutex_unlock(&lock);
-    RESULT(u) = done;
+    RESULT(u) = trap(info->si_syscall, a);
     errno = saved;
 }
 
