@@ -22,6 +22,7 @@ const COMMANDS: &[(&str, &str, &str, &[&str])] = &[
         "a repair",
         "printf x | dd of=store/trees/$(cat two.id).tree bs=1 seek=300 conv=notrunc",
         "$IMGFS fsck --repair --store store",
+        &["repair", "heal", "commit", "gc", "sweep", "reclaim", "durably"],
     ),
     (
         "a copy in that heals",
