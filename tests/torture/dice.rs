@@ -14,7 +14,7 @@ impl Dice {
 
     /// Below `sides`.
     pub fn roll(&mut self, sides: usize) -> usize {
-        (self.next() % sides as u64) as usize
+        (self.next() % sides.max(1) as u64) as usize
     }
 
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {

@@ -94,16 +94,3 @@ pub fn judge(done: &[Done], cut: usize, shows: &str) -> Result<(), String> {
 fn has(text: &str, line: &str) -> bool {
     text.lines().any(|other| other == line)
 }
-
-/// Numbers that look random and come again with the same seed (splitmix64).
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn roll(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        usize::try_from((z ^ (z >> 31)) % below.max(1) as u64).unwrap()
-    }
-}

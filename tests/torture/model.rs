@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use crate::load::Dice;
+use crate::dice::Dice;
 
 const PAGE: usize = 4096;
 

@@ -119,7 +119,7 @@ fn commands(all: &BTreeSet<String>, never: &mut BTreeSet<String>) -> u32 {
             let ran = world.sh(".", &format!("export FAILPOINTS={point}=return; timeout 20 bash -c '{command}'"));
             // The command itself, or the daemon that it started or that it left.
             let mounts = command.contains(" mount ");
-            let killed = ran.code == 137 || (mounts && (ran.code != 0 || world.sh(".", "stat mnt/.imgfs").code != 0));
+            let killed = ran.code == -1 || (mounts && (ran.code != 0 || world.sh(".", "stat mnt/.imgfs").code != 0));
             world.ok("$IMGFS umount mnt 2> /dev/null || $IMGFS umount --lazy mnt 2> /dev/null; flock -w 20 store/lock true");
             if !killed {
                 continue;

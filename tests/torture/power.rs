@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::dice::Dice;
 use crate::disk::{Disk, Event, Pages};
-use crate::load::{Dice, Done, GESTURES, PREPARE, judge};
+use crate::load::{Done, GESTURES, PREPARE, judge};
 use crate::{STATE, World, length, seed};
 
 /// A file system, how it is made, how large, and what of a write is whole or not there at all.

@@ -15,7 +15,8 @@ use std::time::Instant;
 use imgfs::store::{Settings, Store};
 
 use crate::common::IMGFS;
-use crate::load::{Dice, Done, GESTURES, PREPARE, judge};
+use crate::dice::Dice;
+use crate::load::{Done, GESTURES, PREPARE, judge};
 use crate::model::{Calls, Crash, Id, Op};
 use crate::{World, length, seed};
 
