@@ -76,6 +76,14 @@ pub enum Command {
         #[arg(value_name = "MNT")]
         point: PathBuf,
     },
+    /// Watch over a daemon; each starts one
+    #[command(hide = true)]
+    Guard {
+        #[arg(long)]
+        daemon: u32,
+        #[arg(long)]
+        store: PathBuf,
+    },
     /// Show what a store holds and what it costs
     #[command(after_help = "Exit status: 0 shown, 1 failed, 2 wrong usage.")]
     Status {

@@ -15,6 +15,7 @@ pub use args::Cli;
 use args::Command;
 
 use crate::error::Result;
+use crate::fs::guard;
 
 /// Runs the program on its arguments.
 pub fn main(mut arguments: Vec<OsString>) -> ExitCode {
@@ -41,6 +42,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Mount(options) => mounting::mount(&options),
         Command::Umount { point, lazy } => mounting::umount(&point, lazy),
+        Command::Guard { daemon, store } => guard::run(&store, daemon).map(|()| ExitCode::SUCCESS),
         Command::Status { store, json } => commands::status(&store, json),
         Command::Ls { store, json, filters } => commands::ls(&store, json, &filters),
         Command::Fsck { store, repair, json } => commands::fsck(&store, repair, json),

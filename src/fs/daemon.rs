@@ -13,7 +13,7 @@ use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
-use crate::fs::{ImageFs, View, attach, fuse, staging, start_thread};
+use crate::fs::{ImageFs, View, attach, fuse, guard, staging, start_thread};
 use crate::repack::What;
 use crate::store::{Settings, Store};
 use crate::{gc, keep, remote, repack, scrub};
@@ -69,6 +69,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         |plane| Serving { plane, threads: options.threads, allow_other: options.flags.allow_other, latency: latency.clone() };
     if options.mounted_trees {
         start_trees(&fs, &point, &options.flags, serving(Plane::Trees))?;
+    }
+    if let Err(e) = guard::start(&store.dir) {
+        log::warn!("nobody watches over this daemon: {e}");
     }
     let fd = mount::mount(&point, &store.dir, &options.flags).inspect_err(|_| clean_up(&store.dir))?;
     let stopping = Arc::new(AtomicBool::new(false));

@@ -12,6 +12,7 @@
 //! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
 //! latency.rs   idle CPUs kept awake during bursts
+//! guard.rs     a killed daemon that cannot end is ended
 //! mount.rs     mount(2), fusermount3, umount
 //! daemon.rs    the process behind a mount: start, background work, end
 //! ```
@@ -26,6 +27,7 @@ pub mod daemon;
 mod edit;
 mod fuse;
 mod ghost;
+pub mod guard;
 mod latency;
 mod links;
 pub mod mount;

@@ -224,9 +224,9 @@ pub fn end_dying(store: &Path) -> bool {
         let number = mounted.device.rsplit(':').next().unwrap_or_default();
         let abort = Path::new("/sys/fs/fuse/connections").join(number).join("abort");
         let aborted = fs::write(abort, "1").is_ok();
-        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        if !aborted && let Err(e) = rustix::mount::unmount(&mounted.point, flags) {
-            log::error!("cannot end the connection of {}: {e}", mounted.point.display());
+        // By force ends the connection first, and then says that it is in use.
+        if !aborted {
+            let _ = rustix::mount::unmount(&mounted.point, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW);
         }
     }
     let begun = Instant::now();

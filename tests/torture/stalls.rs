@@ -127,11 +127,11 @@ fn stalls_of_one_are_nobody_elses() {
 /// The daemon stands still: what measures must see it, and it goes on.
 fn control(mount: &Mount) {
     let daemon = mount.daemon() as i32;
+    // SAFETY: signals to the daemon that this test has started.
+    unsafe { libc::kill(daemon, libc::SIGSTOP) };
     let still = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
-        // SAFETY: signals to the daemon that this test has started.
-        unsafe { libc::kill(daemon, libc::SIGSTOP) };
         std::thread::sleep(STILL);
+        // SAFETY: the same.
         unsafe { libc::kill(daemon, libc::SIGCONT) };
     });
     let (_, worst, _) = others(mount, Duration::from_secs(1));
