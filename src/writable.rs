@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
+use crate::fault;
 
 /// Shared by all that write files which live longer than an upload.
 #[derive(Clone, Default)]
@@ -38,6 +39,7 @@ impl Writable {
 
     /// The outcome of a sync of `path`: a failure stops all writing.
     pub fn synced(&self, path: &Path, outcome: io::Result<()>) -> Result<()> {
+        let outcome = if fault::leaves_out("sync.fails") { Err(io::Error::from_raw_os_error(libc::EIO)) } else { outcome };
         outcome.map_err(Error::io("sync", path)).inspect_err(|e| self.stop(e))
     }
 }

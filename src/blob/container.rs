@@ -66,8 +66,13 @@ impl Container {
 
     pub fn open(store: &Path, number: u32, place: Place) -> Result<Container> {
         let path = store.join(Container::name_of(number, place));
-        let file = File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
         Ok(Container { file, path })
+    }
+
+    /// The file once more, to give ranges of it back. Reading goes on where nothing can be written.
+    pub fn to_punch(&self) -> Result<File> {
+        File::options().write(true).open(&self.path).map_err(Error::io("open", &self.path))
     }
 
     /// Fills `out` from `offset` on.

@@ -212,8 +212,9 @@ impl BlobStore {
         let mut live: Vec<(u64, u64)> =
             pack.frames.iter().zip(used).filter(|(_, used)| *used).map(|(f, _)| (f.at, f.at + u64::from(f.len))).collect();
         live.push(pack.frames.last().map_or((0, 0), |last| (last.at + u64::from(last.len), u64::MAX)));
+        let file = pack.container.to_punch()?;
         for (from, to) in live {
-            punch_between(&pack.container.file, &pack.container.path, at, from)?;
+            punch_between(&file, &pack.container.path, at, from)?;
             at = to;
         }
         Ok(())
@@ -236,8 +237,9 @@ impl BlobStore {
         }
         let list_at = list_offset(&segment, meta.len());
         let mut at = 0;
+        let file = segment.to_punch()?;
         for &(from, to) in live.iter().chain([(list_at, meta.len())].iter()) {
-            punch_between(&segment.file, &segment.path, at, from)?;
+            punch_between(&file, &segment.path, at, from)?;
             at = at.max(to);
         }
         Ok(wasted(stat(&segment)?.blocks()) > live_bytes.max(slack))

@@ -185,6 +185,7 @@ impl Catalog {
                 }
                 // Whether it is committed is not known now.
                 Err(e) => {
+                    let e = self.reserve.read_only().unwrap_or(e);
                     self.writable.stop(&e);
                     return Err(e);
                 }

@@ -30,6 +30,15 @@ impl Reserve {
         }
     }
 
+    /// What a failure is if the disk takes no writes at all, of which SQLite says only that they failed.
+    pub fn read_only(&self) -> Option<Error> {
+        // After an error a file system may be so, and not say it but by refusing.
+        let probe = self.path.with_extension("probe");
+        let source = File::create(&probe).map(|_| drop(fs::remove_file(&probe))).err()?;
+        let is = source.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
+        is.then(|| Error::Io { doing: "write", path: self.path.with_file_name("catalog.db"), source })
+    }
+
     /// Gives it up, for a change that cannot wait.
     ///
     /// Errors: `Io`.

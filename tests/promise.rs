@@ -1,0 +1,110 @@
+//! What is promised when things go wrong: a mistaken rm -r is undone, space comes back, a disk that fails stops what
+//! cannot be trusted and nothing else.
+
+mod common;
+
+use common::{IMGFS, Mount, sh};
+
+#[test]
+fn rm_of_everything_is_undone() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/c.tar db.tar; cp $S/d.tar os.tar; ln -sfn 0 web/default; ln -s web prod; ln -sfn db default; \
+          setfattr -n user.imgfs.description -v kept web; sha256sum */*/rootfs.tar > $S/sums; cat web/metadata.json > $S/before");
+    // By mistake. What is the default while there are others stays; what is left at the end goes, too.
+    // The alias is a file of its own, and its rm no mistake of the images.
+    m.sh("rm -r *; rm -r *");
+    assert_eq!(m.ok("ls | grep -v default || true"), "");
+    m.ok("for i in .imgfs/trash/*; do mv $i .; done; ln -s web prod");
+    m.ok("sha256sum -c --quiet $S/sums; test $(readlink web/default) = 0; jq -e '.description == \"kept\"' web/metadata.json");
+    m.ok("ln -sfn db default; cp $S/d.tar web.tar; test -e web/2; test -e prod/0");
+    m.fsck();
+}
+
+#[test]
+fn space_comes_back() {
+    let m = Mount::new();
+    m.ok("mkdir $S/t; for n in $(seq 300); do head -c 9000 /dev/urandom > $S/t/f$n; done; head -c 5000000 /dev/urandom > $S/t/large; \
+          for v in 1 2 3 4; do tar -C $S/t -cf $S/v$v.tar .; for n in $(seq $v 7 300); do echo $v >> $S/t/f$n; done; done");
+    let size = |m: &Mount| m.ok("du -s -B1 $STORE | cut -f1").trim().parse::<u64>().unwrap();
+    for (n, repack) in [true, false].into_iter().enumerate() {
+        m.ok(&format!("for v in 1 2 3 4; do cp $S/v$v.tar web{n}.tar; done; cp $S/a.tar other{n}.tar"));
+        if repack {
+            m.ok(&format!("{IMGFS} repack --store $STORE"));
+        }
+        let full = size(&m);
+        // Three of four versions go: no more than twice what lives stays, and what only the records of it take.
+        m.ok(&format!("rmdir web{n}/0 web{n}/1 web{n}/2; {IMGFS} gc --trash --store $STORE; {IMGFS} gc --store $STORE"));
+        let live: u64 = m
+            .ok(&format!("stat -c %s web{n}/3/rootfs.tar other{n}/0/rootfs.tar"))
+            .lines()
+            .map(|l| l.parse::<u64>().unwrap())
+            .sum();
+        let left = size(&m);
+        assert!(left < 2 * live + (2 << 20), "{left} bytes, {full} before, for {live}");
+        m.ok(&format!("ln -sfn other{n} default; rm -r web{n}; rm -r other{n}; {IMGFS} gc --trash --store $STORE"));
+        let left = size(&m);
+        assert!(left < 1 << 20, "{left} bytes are left of nothing");
+    }
+    m.fsck();
+}
+
+/// Runs a daemon with these named points armed.
+fn mount_armed(m: &mut Mount, points: &str) {
+    m.unmount();
+    let ran = m.sh(&format!("FAILPOINTS='{points}' {IMGFS} mount --store $STORE $MNT"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_and_all_is_read() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar");
+    // The sync of the blob table fails once; the kernel would say that the next one is fine.
+    mount_armed(&mut m, "sync.fails=1*return");
+    let ran = m.sh("cp $S/c.tar new.tar");
+    // Unless the background's gc was the first to see it.
+    assert!(ran.code != 0 && (ran.err.contains("Input/output error") || ran.err.contains("Read-only")), "{ran:?}");
+    for change in ["cp $S/d.tar new.tar", "rmdir web/0", "ln -sfn 0 web/default", "mkdir other", "mv web www"] {
+        let ran = m.sh(change);
+        assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
+    }
+    m.ok("cmp $S/a.tar web/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar; test ! -e new; grep -q '\"read_only\": \"' .imgfs/status.json");
+    assert!(m.errors().contains("takes no changes any more"), "{}", m.errors());
+    m.remount();
+    m.ok("cp $S/c.tar new.tar; cmp $S/c.tar new/0/rootfs.tar; rmdir web/0; grep -q '\"read_only\": null' .imgfs/status.json");
+    m.fsck();
+}
+
+#[test]
+fn a_file_system_that_turns_read_only_is_still_read() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root can mount");
+    }
+    let dir = tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap();
+    let script = |text: &str| sh(dir.path(), &format!("export IMGFS={IMGFS}; {text}"));
+    let ran = script(
+        "mkdir disk mnt t; truncate -s 32M image; mkfs.ext4 -q -F -E lazy_itable_init=0 -e remount-ro image; mount -o loop image disk; \
+         echo 1 > t/f; tar -C t -cf a.tar .; echo 2 > t/f; tar -C t -cf b.tar .; $IMGFS mount --store disk/store mnt && cp a.tar mnt/web.tar && cp b.tar mnt/web.tar",
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let ran =
+        script("name=$(basename $(findmnt -n -o SOURCE disk)); echo 1 > /sys/fs/ext4/$name/trigger_fs_error; ! touch disk/x");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for change in ["echo 3 > t/f; tar -C t -cf c.tar .; cp c.tar mnt/web.tar", "rmdir mnt/web/0", "ln -sfn 0 mnt/web/default"] {
+        let ran = script(change);
+        assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
+    }
+    let ran = script(
+        "cmp a.tar mnt/web/0/rootfs.tar && cmp b.tar mnt/web/1/rootfs.tar && grep f mnt/.imgfs/errors && $IMGFS umount mnt",
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
+    // On a read-only disk there is no daemon; it says why.
+    let ran = script("$IMGFS mount --store disk/store mnt");
+    assert!(ran.code == 1 && ran.err.contains("Read-only file system"), "{ran:?}");
+    let ran = script(
+        "umount disk; e2fsck -fy image > /dev/null; mount -o loop image disk; $IMGFS mount --store disk/store mnt && cmp a.tar mnt/web/0/rootfs.tar && \
+         cp c.tar mnt/web.tar && cmp c.tar mnt/web/2/rootfs.tar && $IMGFS umount mnt && $IMGFS fsck --store disk/store",
+    );
+    script("umount -l mnt disk 2> /dev/null");
+    assert_eq!(ran.code, 0, "{ran:?}");
+}
