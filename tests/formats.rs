@@ -35,3 +35,33 @@ fn a_store_of_format_3_with_packs_is_read_and_goes_on() {
     m.ok(same);
     m.fsck();
 }
+
+#[test]
+fn a_store_of_format_4_has_its_links_its_trash_and_its_copies() {
+    let mut m = written_by("store-4");
+    let same = "sha256sum web/[0-9]/rootfs.tar db/0/rootfs.tar db/0/*.gz .imgfs/trash/*/rootfs.tar .imgfs/trash/*/0/rootfs.tar | cut -c-10 | tr '\\n' ' ' | \
+                grep -qx 'b601b9fd82 e87fc00d1c 18d1ce47b4 e8997aa160 18d1ce47b4 b601b9fd82 '; test \"$(readlink prod old web/default default)\" = \"$(printf 'web\\nweb/0\\n1\\ndb')\"";
+    m.ok(same);
+    m.fsck();
+    for loss in ["catalog.db*", "blobs"] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
+        m.mount();
+        m.ok(same);
+    }
+    m.ok("mv .imgfs/trash/web.2 web/; mv .imgfs/trash/gone .; cp $S/a.tar web.tar; cmp $S/a.tar web/3/rootfs.tar");
+    m.fsck();
+}
+
+#[test]
+fn what_an_older_format_had_is_kept() {
+    let mut m = written_by("store-3");
+    m.ok("test $(stat -c %s $STORE/catalog.format-3) -gt 4096; test ! -e $STORE/catalog.format-4");
+    // The way back: the old number, the old catalog.
+    m.unmount();
+    let ran = m.sh("cd $STORE; echo 'imgfs 3' > format; rm catalog.db* catalog.rows; mv catalog.format-3 catalog.db");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    m.mount();
+    m.ok("sha256sum < kin/0/rootfs.tar | grep -q ^e40c6554be");
+    m.fsck();
+}
