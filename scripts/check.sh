@@ -23,5 +23,6 @@ else
   echo "skipped: the Debian images, and tests as several users: not root" >&2
 fi
 step cargo test --quiet -- --test-threads=2
+if ((EUID == 0)); then step ./scripts/torture.sh short; else echo "skipped: torture.sh: not root" >&2; fi
 RUSTDOCFLAGS="-D warnings" step cargo doc --quiet --no-deps --document-private-items
 if [ -n "${IMGFS_CORPUS:-}" ] && [ -s "$IMGFS_CORPUS/web-v1.tar" ]; then step ./scripts/demo.sh "$IMGFS_CORPUS"; else step ./scripts/demo.sh; fi

@@ -20,7 +20,7 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("an edit", "setfattr -n user.imgfs.storage -v small site"),
     ("many small files", "cp $S/many.tar many.tar"),
     ("an eighth of them", "cp $S/few.tar many.tar"),
-    ("a compaction", "rmdir many/0; $IMGFS gc --trash --store $STORE"),
+    ("a compaction", "rmdir many/0 && $IMGFS gc --trash --store $STORE"),
     ("a repack", "$IMGFS repack --store $STORE"),
     ("an update of what is packed", "cp $S/large2.tar big.tar"),
     ("a deletion", "rmdir site/2"),
