@@ -4,7 +4,7 @@ use crate::blob::Swept;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::store::Store;
-use crate::versions;
+use crate::trash;
 
 /// Marks what lives and sweeps the rest.
 ///
@@ -38,7 +38,7 @@ pub fn run(store: &Store) -> Result<Swept> {
 
 /// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came back.
 pub fn make_room(store: &Store) -> Result<bool> {
-    while versions::purge_oldest(store)? {
+    while trash::purge_oldest(store)? {
         if run(store)?.bytes > 0 {
             return Ok(true);
         }
@@ -51,7 +51,7 @@ pub fn make_room(store: &Store) -> Result<bool> {
 /// Errors: what keeps gc from running.
 pub fn ensure_room(store: &Store, bytes: u64) -> Result<()> {
     let free = || rustix::fs::statvfs(&store.dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    while free() < bytes && versions::purge_oldest(store)? {
+    while free() < bytes && trash::purge_oldest(store)? {
         run(store)?;
     }
     Ok(())
@@ -59,7 +59,7 @@ pub fn ensure_room(store: &Store, bytes: u64) -> Result<()> {
 
 /// What the daemon does every few seconds: ends the trash's time, gives space back.
 pub fn tick(store: &Store) -> Result<()> {
-    versions::end_trash_time(store)?;
+    trash::end_trash_time(store)?;
     store.note_use();
     store.close_idle_trees(64);
     if store.take_garbage() {

@@ -10,18 +10,21 @@
 //!    (`fs/passthrough.rs`), or without a message from a mount of the tree (`fs/attach.rs`); `rootfs.tar` from the
 //!    recipe (`export.rs`, `tree/recipe.rs`).
 //! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `versions::set_default` or `pin`.
-//! 4. rmdir: `fs/change.rs`, `versions::delete_version` or `delete_image` into the trash; `versions::purge` and
+//! 4. rmdir: `fs/change.rs`, `versions::delete_version` or `delete_image` into the trash; `trash::purge` and
 //!    `gc.rs` give the space back. rm -r is `fs/ghost.rs`.
+//!
+//! When a disk is bad: a read that fails notes it (`blob/damage.rs`), `scrub.rs` and `fsck.rs` look for more, and the
+//! next copy in heals it (`blob/writer.rs`, `heal.rs`). A sync that fails ends all writing (`writable.rs`).
 //!
 //! # The map, from the ground up
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the store on disk,
-//! its invariants), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
+//! its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
 //! (the only unsafe code), `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob`
 //! (content, once) and `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both
 //! (`adopt`: trees whose rows are lost). Verbs: `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `gc`, `repack`, `fsck`, `status`, `remote`
-//! (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
+//! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`, `scrub`,
+//! `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
 //! holds that.
 
 pub mod adopt;
@@ -44,6 +47,7 @@ pub mod imgapi;
 pub mod ingest;
 pub mod journal;
 pub mod keep;
+pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod progress;
@@ -54,6 +58,7 @@ pub mod status;
 pub mod store;
 pub mod sys;
 pub mod tar;
+pub mod trash;
 pub mod tree;
 pub mod versions;
 pub mod writable;

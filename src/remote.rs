@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::fsck::Repaired;
 use crate::repack::What;
 use crate::store::Store;
-use crate::{fsck, gc, repack, versions};
+use crate::{fsck, gc, repack, trash};
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -71,8 +71,8 @@ pub enum Answer {
 /// `progress` is told what is done of all, and says whether anybody still waits for it.
 pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     Ok(match request {
-        Request::Gc { trash } => {
-            let purged = versions::empty_trash(store, trash)? as u64;
+        Request::Gc { trash: everything } => {
+            let purged = trash::empty_trash(store, everything)? as u64;
             let swept = gc::run(store)?;
             Answer::Swept { purged, blobs: swept.blobs, bytes: swept.bytes }
         }

@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{FlockOperation, flock};
 
 use crate::adopt::adopt;
 use crate::blob::{BlobStore, IdSet};
@@ -18,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::format;
 use crate::journal::Journal;
+use crate::lock::StoreLock;
 use crate::manifest::{Cost, KeepUpload};
 use crate::progress::Progress;
 use crate::tree::{Form, Tree, form_of};
@@ -95,56 +94,6 @@ pub struct TreeSlot {
     pub tree: Tree,
     /// Inodes of it that the kernel knows. Above 0 its blobs stay, whatever was deleted.
     lookups: AtomicI64,
-}
-
-/// The lock file: flock, so that a dead holder's lock is free by itself.
-pub struct StoreLock {
-    file: File,
-    path: PathBuf,
-}
-
-impl StoreLock {
-    /// Takes the lock of the store in `dir`.
-    ///
-    /// Errors: `Locked` with the holder's process and mount point.
-    pub fn take(dir: &Path) -> Result<StoreLock> {
-        let path = dir.join("lock");
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(StoreLock { file, path }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _ = file.read_to_string(&mut text);
-                let (pid, mounted) = parse_lock(&text);
-                Err(Error::Locked { store: dir.to_owned(), pid, mounted })
-            }
-            Err(e) => Err(Error::Io { doing: "lock", path, source: e.into() }),
-        }
-    }
-
-    /// Writes who holds the lock, and where the store is mounted.
-    pub fn describe(&self, mounted: &str) -> Result<()> {
-        let text = format!("{}\n{mounted}\n", std::process::id());
-        self.file.set_len(0).map_err(Error::io("write", &self.path))?;
-        let mut file = &self.file;
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(0)).map_err(Error::io("write", &self.path))?;
-        file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))
-    }
-
-    /// Whether some process holds the lock now: its id and mount point.
-    pub fn holder(dir: &Path) -> Option<(u32, String)> {
-        let file = File::open(dir.join("lock")).ok()?;
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => fs::read_to_string(dir.join("lock")).ok().map(|text| parse_lock(&text)),
-            _ => None,
-        }
-    }
-}
-
-fn parse_lock(text: &str) -> (u32, String) {
-    let (pid, rest) = text.split_once('\n').unwrap_or((text, ""));
-    (pid.trim().parse().unwrap_or(0), rest.trim_end_matches('\n').to_owned())
 }
 
 impl Store {

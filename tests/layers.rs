@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up; a module may use those of its own row and of the rows before.
 const LAYERS: &[&[&str]] = &[
     &[
-        "error", "fault", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "writable", "progress",
-        "journal", "tar", "tree",
+        "error", "fault", "compress", "delta", "sys", "digest", "name", "manifest", "imgapi", "format", "writable", "lock",
+        "progress", "journal", "tar", "tree",
     ],
     &["blob", "catalog"],
     &["store", "adopt"],
-    &["describe", "export", "fsck", "gc", "heal", "ingest", "keep", "remote", "repack", "scrub", "status", "versions"],
+    &["describe", "export", "fsck", "gc", "heal", "ingest", "keep", "remote", "repack", "scrub", "status", "trash", "versions"],
     &["fs"],
     &["cli"],
 ];

@@ -8,6 +8,7 @@ mod checked;
 mod compact;
 mod container;
 mod damage;
+mod large;
 mod pack;
 mod pins;
 mod read;
@@ -28,13 +29,14 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, ReentrantMutex, RwLock};
 
 pub use container::Place;
+pub use large::Large;
 pub use pins::Pins;
 pub use read::ReadBuf;
 pub use reopen::{ContentReader, PieceReader};
 pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{Large, Sealed, Writer};
+pub use writer::{Sealed, Writer};
 
 use crate::digest::BlobId;
 use crate::error::Result;

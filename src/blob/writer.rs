@@ -9,11 +9,11 @@ use blake3::hazmat::ChainingValue;
 use hashbrown::HashTable;
 
 use crate::blob::container::{Container, Place};
+use crate::blob::large::Large;
 use crate::blob::pins::Pins;
-use crate::blob::read::ReadBuf;
 use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
-use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, GroupHasher, Outline};
+use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
 use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, sync_dir};
 use crate::{fault, sys};
@@ -23,19 +23,19 @@ const PAGE: usize = 4096;
 /// Bytes of a segment collected before they are written.
 const BUFFER: usize = 1024 * 1024;
 /// Bytes written before the kernel is asked to begin writing them to the disk.
-const WRITEBACK: u64 = 8 * 1024 * 1024;
+pub(super) const WRITEBACK: u64 = 8 * 1024 * 1024;
 
 /// Takes the content of one upload. Dropped unsealed, it leaves nothing.
 pub struct Writer {
     pub(super) store: Arc<BlobStore>,
-    pins: Arc<Pins>,
+    pub(super) pins: Arc<Pins>,
     /// immutable: this upload's directory under staging/; removed on drop.
     dir: PathBuf,
     pub(super) segment: Option<Segment>,
     pub(super) fresh: Vec<Fresh>,
     by_digest: HashTable<u32>,
     /// Objects that were begun, for their names.
-    objects: u32,
+    pub(super) objects: u32,
 }
 
 pub(super) struct Fresh {
@@ -113,11 +113,11 @@ impl Writer {
 
     /// Begins content of `size` bytes, at least `OBJECT_MIN`.
     pub fn begin_large(&mut self, size: u64) -> Large<'_> {
-        Large { writer: self, size, taken: 0, group: Vec::new(), hasher: GroupHasher::default(), state: State::Begun }
+        Large::begin(self, size)
     }
 
     /// The content with this digest, if the store or this upload has it. Pins it.
-    fn known(&self, digest: &Digest) -> Option<Content> {
+    pub(super) fn known(&self, digest: &Digest) -> Option<Content> {
         if let Some(&n) = self.by_digest.find(digest_key(digest), |&n| self.fresh[n as usize].record.digest == *digest) {
             return Some(Content::Fresh(n));
         }
@@ -128,7 +128,7 @@ impl Writer {
         Some(Content::Known(id))
     }
 
-    fn add_fresh(&mut self, record: Record, staged: Option<u32>) -> Content {
+    pub(super) fn add_fresh(&mut self, record: Record, staged: Option<u32>) -> Content {
         let n = u32::try_from(self.fresh.len()).expect("bounded by the entry limit, far below 2^31");
         self.fresh.push(Fresh { record, staged, forgotten: false });
         let fresh = &self.fresh;
@@ -136,7 +136,7 @@ impl Writer {
         Content::Fresh(n)
     }
 
-    fn segment(&mut self) -> Result<&mut Segment> {
+    pub(super) fn segment(&mut self) -> Result<&mut Segment> {
         if self.segment.is_none() {
             self.segment = Some(Segment::create(self.dir.join("segment"), self.store.room.get().cloned())?);
         }
@@ -346,143 +346,6 @@ impl Segment {
         self.buffer.extend_from_slice(&footer);
         self.write_buffer()?;
         self.file.sync_data().map_err(Error::io("sync", &self.path))
-    }
-}
-
-/// Content over 1 MiB on its way in, in pieces.
-///
-/// ```text
-/// Begun --first group, a blob of this size begins alike--> Matching --a group differs--> Writing
-///   `----------no such blob------------------------------------------------------------^
-/// ```
-/// While it matches, nothing is written: most of an update is content the store has.
-pub struct Large<'w> {
-    writer: &'w mut Writer,
-    size: u64,
-    taken: u64,
-    /// The bytes of a group that has not come in one piece.
-    group: Vec<u8>,
-    hasher: GroupHasher,
-    state: State,
-}
-
-enum State {
-    Begun,
-    Matching { id: BlobId, outline: Arc<Outline>, groups: usize },
-    Writing { file: File, path: PathBuf, staged: u32, flushed: u64 },
-}
-
-impl Large<'_> {
-    /// Takes the next bytes; no more than `size` in all.
-    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            if self.group.is_empty() && bytes.len() >= GROUP {
-                let (group, rest) = bytes.split_at(GROUP);
-                self.push(group)?;
-                bytes = rest;
-                continue;
-            }
-            let take = bytes.len().min(GROUP - self.group.len());
-            self.group.extend_from_slice(&bytes[..take]);
-            bytes = &bytes[take..];
-            if self.group.len() == GROUP {
-                let group = std::mem::take(&mut self.group);
-                self.push(&group)?;
-                self.group = group;
-                self.group.clear();
-            }
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, group: &[u8]) -> Result<()> {
-        let cv = self.hasher.push(group);
-        if let State::Begun = self.state {
-            self.state = self.begin(lead_of(&cv))?;
-        }
-        if let State::Matching { id, outline, groups } = &mut self.state {
-            if outline.0.get(*groups) == Some(&cv) {
-                *groups += 1;
-            } else {
-                let (id, groups) = (*id, *groups);
-                self.state = self.begin_object()?;
-                self.copy_matched(id, groups)?;
-            }
-        }
-        if let State::Writing { file, path, flushed, .. } = &mut self.state {
-            write_with_holes(file, path, group, self.taken, self.writer.store.room.get())?;
-            let end = self.taken + group.len() as u64;
-            if end - *flushed >= WRITEBACK {
-                sys::start_writeback(file, *flushed, end - *flushed);
-                *flushed = end;
-            }
-        }
-        self.taken += group.len() as u64;
-        Ok(())
-    }
-
-    fn begin(&mut self, lead: u32) -> Result<State> {
-        let store = self.writer.store.clone();
-        let candidate = {
-            let table = store.table.read();
-            let found = table.by_lead(self.size, lead).filter(|(id, _)| !store.is_damaged(*id));
-            if let Some((id, _)) = found {
-                self.writer.pins.add([id]);
-            }
-            found
-        };
-        if let Some((id, record)) = candidate {
-            match store.outline(id, &record) {
-                Ok(outline) => return Ok(State::Matching { id, outline, groups: 0 }),
-                // A damaged blob is not what we match against: store the content anew.
-                Err(e) => log::error!("{e}"),
-            }
-        }
-        self.begin_object()
-    }
-
-    fn begin_object(&mut self) -> Result<State> {
-        let staged = self.writer.objects;
-        self.writer.objects += 1;
-        let path = self.writer.object_path(staged);
-        let file = File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
-        Ok(State::Writing { file, path, staged, flushed: 0 })
-    }
-
-    /// The first groups equal a blob's: take them from there.
-    fn copy_matched(&mut self, id: BlobId, groups: usize) -> Result<()> {
-        let State::Writing { file, path, .. } = &self.state else { return Ok(()) };
-        let mut buf = ReadBuf::default();
-        for group in 0..groups as u64 {
-            let at = group * GROUP as u64;
-            let bytes = self.writer.store.read(id, at, GROUP, &mut buf)?;
-            write_with_holes(file, path, bytes, at, None)?;
-        }
-        Ok(())
-    }
-
-    /// Ends the content.
-    pub fn finish(mut self) -> Result<Content> {
-        if !self.group.is_empty() {
-            let group = std::mem::take(&mut self.group);
-            self.push(&group)?;
-        }
-        let (digest, outline) = self.hasher.finish();
-        match self.state {
-            State::Begun => Err(Error::Invalid { what: "a large blob".into(), why: "it has no content".into() }),
-            State::Matching { id, .. } => Ok(Content::Known(id)),
-            State::Writing { file, path, staged, .. } => {
-                if let Some(known) = self.writer.known(&digest) {
-                    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-                    return Ok(known);
-                }
-                file.set_len(self.size).map_err(Error::io("write", &path))?;
-                let offset = self.writer.segment()?.append_outline(&outline)?;
-                let lead = lead_of(&outline.0[0]);
-                let record = Record { digest, size: self.size, place: Place::Object, offset, container: 0, outline_in: 0, lead };
-                Ok(self.writer.add_fresh(record, Some(staged)))
-            }
-        }
     }
 }
 

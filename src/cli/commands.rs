@@ -12,8 +12,9 @@ use crate::cli::args::{Cli, StoreArg};
 use crate::cli::text::{bytes, table};
 use crate::error::{Error, Result};
 use crate::fsck::Repaired;
+use crate::lock::StoreLock;
 use crate::remote::{self, Answer, Request};
-use crate::store::{Settings, Store, StoreLock};
+use crate::store::{Settings, Store};
 
 /// Has a request carried out: by the daemon that holds the store, or here.
 fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {

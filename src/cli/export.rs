@@ -15,7 +15,8 @@ use crate::compress::Method;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::keep;
-use crate::store::{Settings, Store, StoreLock, TreeSlot};
+use crate::lock::StoreLock;
+use crate::store::{Settings, Store, TreeSlot};
 use crate::tree::Tree;
 use crate::versions::{LinkTarget, resolve_root_link};
 

@@ -10,7 +10,7 @@ use crate::cli::args::{MountArgs, parse_options};
 use crate::error::{Error, Result};
 use crate::fs::daemon;
 use crate::fs::mount;
-use crate::store::StoreLock;
+use crate::lock::StoreLock;
 
 /// How long a daemon may take to end after its mount is gone.
 const END: Duration = Duration::from_secs(60);

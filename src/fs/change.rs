@@ -13,7 +13,8 @@ use crate::fs::upload::Place;
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::manifest::now;
 use crate::name::{ImageName, parse_number};
-use crate::versions::{self, Trashed};
+use crate::trash::{self, Trashed};
+use crate::versions;
 
 /// The times and modes that setattr may set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -168,7 +169,7 @@ impl ImageFs {
     fn delete_image(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
         let name = self.store.catalog.read().images.get(&serial).ok_or_else(stale)?.name.clone();
         if parent == NodeId::Control(Control::Trash) {
-            versions::purge(&self.store, Trashed::Image(serial))?;
+            trash::purge(&self.store, Trashed::Image(serial))?;
             self.store.journal.log(caller.uid, "purge", &name, "gone");
             return Ok(());
         }
@@ -188,7 +189,7 @@ impl ImageFs {
             (version.image, version.number, self.store.path_of(&model, serial))
         };
         if parent == NodeId::Control(Control::Trash) {
-            versions::purge(&self.store, Trashed::Version(serial))?;
+            trash::purge(&self.store, Trashed::Version(serial))?;
             self.store.journal.log(caller.uid, "purge", &path, "gone");
             return Ok(());
         }

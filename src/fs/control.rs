@@ -6,7 +6,7 @@ use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::stale;
 use crate::fs::{DirEntry, ImageFs};
 use crate::manifest;
-use crate::versions::{self, Trashed};
+use crate::trash::{self, Trashed};
 
 const README: &str = include_str!("gestures.txt");
 
@@ -47,7 +47,7 @@ impl ImageFs {
                 self.store.journal.job_text(id).map(|_| NodeId::Job(id)).ok_or_else(missing)
             }
             Control::Failed => self.store.journal.failed_text(name).map(|_| failed_node(name)).ok_or_else(missing),
-            Control::Trash => match versions::trashed(&self.store.catalog.read(), name).ok_or_else(missing)? {
+            Control::Trash => match trash::trashed(&self.store.catalog.read(), name).ok_or_else(missing)? {
                 Trashed::Image(serial) => Ok(self.image_node(serial)),
                 Trashed::Version(serial) => Ok(self.version_node(serial)),
             },
@@ -112,7 +112,7 @@ impl ImageFs {
             Control::Trash => {
                 let model = self.store.catalog.read();
                 for (name, _) in model.trash() {
-                    match versions::trashed(&model, name) {
+                    match trash::trashed(&model, name) {
                         Some(Trashed::Image(serial)) => add(name, self.image_node(serial), dir),
                         Some(Trashed::Version(serial)) => add(name, self.version_node(serial), dir),
                         None => {}

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
 use crate::fs::mount;
-use crate::store::StoreLock;
+use crate::lock::StoreLock;
 
 /// Between two looks at whether it is gone.
 const LOOK: Duration = Duration::from_millis(50);

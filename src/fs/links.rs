@@ -12,6 +12,7 @@ use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Reply};
 use crate::manifest::now;
 use crate::name::{ImageName, is_ln_temporary};
+use crate::trash;
 use crate::versions::{self, LinkTarget};
 
 /// Staged links that are remembered; a link is renamed at once or never.
@@ -306,11 +307,11 @@ impl ImageFs {
     pub(super) fn restore(&self, caller: Caller, node: NodeId, to: &(NodeId, Vec<u8>)) -> Result<()> {
         match (node, to.0) {
             (NodeId::Image { serial, .. }, NodeId::Root) => {
-                versions::restore_image(&self.store, serial, &ImageName::parse(&to.1)?)?;
+                trash::restore_image(&self.store, serial, &ImageName::parse(&to.1)?)?;
                 self.forget_links_to(serial);
             }
             (NodeId::Version { serial, .. }, NodeId::Image { serial: image, part: ImagePart::Dir, .. }) => {
-                versions::restore_version(&self.store, serial, image)?;
+                trash::restore_version(&self.store, serial, image)?;
                 // It shows under its number, not under the name it was moved to.
                 let (parent, name) = (to.0.ino(), to.1.clone());
                 self.forget_later(parent, name);

@@ -19,7 +19,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::error::{Error, Result};
-use crate::store::StoreLock;
+use crate::lock::StoreLock;
 
 /// How long a daemon may take to end once its connections are ended, and to answer before it is looked at again.
 const ENDING: Duration = Duration::from_secs(10);

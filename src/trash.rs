@@ -1,0 +1,172 @@
+//! Journey 4, rmdir, and its undoing: what is deleted stays in the trash for a while, comes back, or is purged. Purging drops
+//! rows and trees; gc gives the space of content back.
+
+use std::time::{Duration, Instant};
+
+use crate::catalog::{Model, Row, Version};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::ingest::check_identity;
+use crate::manifest::now;
+use crate::name::ImageName;
+use crate::store::Store;
+use crate::versions::{live_image, not_found, refuse_taken};
+
+/// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
+const SEEN_MIN: u64 = 3600;
+
+/// What `.imgfs/trash/NAME` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trashed {
+    Image(u32),
+    Version(u32),
+}
+
+impl Trashed {
+    /// Images and versions share the numbers.
+    fn serial(self) -> u32 {
+        match self {
+            Trashed::Image(serial) | Trashed::Version(serial) => serial,
+        }
+    }
+}
+
+/// Finds an entry of the trash.
+pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
+    let (_, serial) = model.trash().find(|(n, _)| *n == name)?;
+    Some(if model.images.contains_key(&serial) { Trashed::Image(serial) } else { Trashed::Version(serial) })
+}
+
+/// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
+pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        refuse_taken(change.model, name.as_str())?;
+        let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        let own: Vec<&Version> = change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
+        for version in &own {
+            // An origin may come back in the same image.
+            let origin = Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
+            check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
+        }
+        (image.trashed_at, image.trash_name) = (None, None);
+        image.name = name.to_string();
+        image.updated_at = now();
+        change.put(Row::Image(image.into()));
+        if change.model.default_image.is_none() {
+            change.put(Row::Default { image: Some(serial), hidden: false });
+        }
+        Ok(())
+    })
+}
+
+/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number.
+pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
+        if version.image != into {
+            let home = change.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
+            // Not EINVAL: mv takes that for a directory moved into itself.
+            return Err(Error::Managed {
+                what: format!("the version {home}/{}", version.number),
+                why: "it can only go back into its image",
+            });
+        }
+        check_identity(change.model, &version.facts.uuid, &version.facts.origin)?;
+        let mut image = live_image(change.model, into)?.clone();
+        (version.trashed_at, version.trash_name) = (None, None);
+        image.updated_at = now();
+        let number = version.number;
+        change.put(Row::Version(version.into()));
+        change.put(Row::Image(image.into()));
+        Ok(number)
+    })
+}
+
+/// `rm -r .imgfs/trash/web`, and the end of its time: gone for good. The caller runs gc.
+pub fn purge(store: &Store, what: Trashed) -> Result<()> {
+    let purged = store.catalog.commit(|change| {
+        let mut trees = Vec::new();
+        match what {
+            Trashed::Image(serial) => {
+                for version in change.model.all_versions().filter(|v| v.image == serial) {
+                    trees.push(version.id.clone());
+                    change.put(Row::DropVersion(version.serial));
+                }
+                for alias in change.model.aliases.values().filter(|a| a.image == serial) {
+                    change.put(Row::DropAlias(alias.serial));
+                }
+                change.put(Row::DropImage(serial));
+            }
+            Trashed::Version(serial) => {
+                trees.extend(change.model.versions.get(&serial).map(|v| v.id.clone()));
+                change.put(Row::DropVersion(serial));
+            }
+        }
+        Ok(trees)
+    });
+    let trees = purged?;
+    fault::reached("purge.rows");
+    store.has_garbage();
+    // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
+    for path in trees.iter().flat_map(|id| [store.tree_path(id), store.kept_path(id)]) {
+        if let Err(e) = store.drop_tree(&path) {
+            log::warn!("{e}; it goes at the next start");
+        }
+        fault::reached("purge.tree");
+    }
+    Ok(())
+}
+
+/// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
+pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
+    purge_those(store, |at, _| everything || at <= trash_limit(store))
+}
+
+/// The same in the background: what it has not seen in the trash for a while stays, because the clock may have jumped.
+pub fn end_trash_time(store: &Store) -> Result<usize> {
+    let least = Duration::from_secs(store.settings.trash_seconds.min(SEEN_MIN));
+    let mut seen = store.seen_in_trash.lock();
+    let there = trash_by_age(&store.catalog.read());
+    seen.retain(|serial, _| there.iter().any(|(_, what)| what.serial() == *serial));
+    for (_, what) in there {
+        seen.entry(what.serial()).or_insert_with(Instant::now);
+    }
+    purge_those(store, |at, what| {
+        at <= trash_limit(store) && seen.get(&what.serial()).is_some_and(|since| since.elapsed() >= least)
+    })
+}
+
+/// What was deleted before this is due.
+fn trash_limit(store: &Store) -> i64 {
+    now().saturating_sub(i64::try_from(store.settings.trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+}
+
+fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usize> {
+    let all = trash_by_age(&store.catalog.read());
+    let due: Vec<Trashed> = all.into_iter().filter(|(at, what)| due(*at, *what)).map(|(_, what)| what).collect();
+    for what in &due {
+        purge(store, *what)?;
+    }
+    Ok(due.len())
+}
+
+/// Purges the oldest entry of the trash, for want of space. False if there is none.
+pub fn purge_oldest(store: &Store) -> Result<bool> {
+    let oldest = trash_by_age(&store.catalog.read()).first().copied();
+    match oldest {
+        Some((_, what)) => purge(store, what).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// All that is in the trash, oldest first, and since when.
+fn trash_by_age(model: &Model) -> Vec<(i64, Trashed)> {
+    let images = model.images.values().filter_map(|i| Some((i.trashed_at?, Trashed::Image(i.serial))));
+    let versions = model.versions.values().filter_map(|v| Some((v.trashed_at?, Trashed::Version(v.serial))));
+    // A version in the trash of an image in the trash goes with the image, or before it.
+    let mut all: Vec<_> = images.chain(versions).collect();
+    all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_))));
+    all
+}
