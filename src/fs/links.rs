@@ -9,7 +9,7 @@ use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
-use crate::fs::{Caller, ImageFs, Reply};
+use crate::fs::{Caller, ImageFs, Kernel, Reply};
 use crate::manifest::now;
 use crate::name::{ImageName, is_ln_temporary};
 use crate::trash;
@@ -36,7 +36,8 @@ impl ImageFs {
             self.store.catalog.read().all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
         let of_version = |serial| [Link::Version(serial), Link::DeepVersion(serial)];
         let links = versions.into_iter().flat_map(of_version).chain([Link::Image(image), Link::DeepImage(image)]);
-        self.with_kernel(|kernel| links.for_each(|link| kernel.forget_content(NodeId::Link(link).ino())));
+        let links: Vec<u64> = links.map(|link| NodeId::Link(link).ino()).collect();
+        self.tell_soon(move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
     }
 
     pub(super) fn staged_link(&self, place: Place, name: &[u8]) -> Option<NodeId> {
@@ -329,10 +330,16 @@ impl ImageFs {
     /// Tells the kernel about a name before the answer, but waits only so long: it locks the directory of the name, and
     /// who holds that (`mv web www`, `rmdir web`) may wait for the directory that the current call has locked.
     pub(super) fn forget_soon(&self, parent: u64, name: Vec<u8>) {
+        self.tell_soon(move |kernel| kernel.forget_name(parent, &name));
+    }
+
+    /// Tells the kernel something before the answer, in a thread of its own: it may wait for an answer that only the
+    /// current one can give.
+    fn tell_soon(&self, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
         let Some(kernel) = self.kernel.read().clone() else { return };
         let (done, waits) = std::sync::mpsc::sync_channel(1);
         let work = move || {
-            kernel.forget_name(parent, &name);
+            tell(&*kernel);
             done.send(()).unwrap_or_default();
         };
         if std::thread::Builder::new().name("forget".into()).spawn(work).is_ok() {
