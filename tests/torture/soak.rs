@@ -31,7 +31,7 @@ impl Image {
         for (number, tar) in &self.versions {
             text += &format!("{number} {}\n", sums[*tar]);
         }
-        let default = self.pinned.or(self.latest()).map_or("none".to_owned(), |n| n.to_string());
+        let default = self.pinned.map_or("latest".to_owned(), |n| n.to_string());
         format!("{text}default {default}\nnote={}\n", self.note)
     }
 }
@@ -87,10 +87,10 @@ fn gesture(dice: &mut Dice, name: &str, image: &Image, tars: usize) -> (String, 
 /// What the mount shows of an image that is there.
 fn shown(world: &World, name: &str) -> String {
     let script = format!(
-        "cd {name} 2> /dev/null || {{ echo default none; echo note=; exit; }}; for v in $(ls | grep -x '[0-9]*' | sort -n); do echo $v $(sha256sum < $v/rootfs.tar | cut -c-64); done; \
-         echo default $(cat default/metadata.json 2> /dev/null | jq .version); echo note=$(getfattr --only-values -n user.imgfs.description . 2> /dev/null)"
+        "cd {name} 2> /dev/null || {{ echo default latest; echo note=; exit; }}; for v in $(ls | grep -x '[0-9]*' | sort -n); do echo $v $(sha256sum < $v/rootfs.tar | cut -c-64); done; \
+         echo default $(readlink default); echo note=$(getfattr --only-values -n user.imgfs.description . 2> /dev/null)"
     );
-    world.sh("mnt", &script).out.replace("default \n", "default none\n")
+    world.sh("mnt", &script).out
 }
 
 #[test]
