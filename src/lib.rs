@@ -18,14 +18,15 @@
 //!
 //! # The map, from the ground up
 //!
-//! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the store on disk,
-//! its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal` (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys`
-//! (the only unsafe code), `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob`
-//! (content, once) and `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both
-//! (`adopt`: trees whose rows are lost). Verbs: `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`, `scrub`,
-//! `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody imports upward; a test
-//! holds that.
+//! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the
+//! store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal`
+//! (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
+//! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
+//! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
+//! whose rows are lost). Verbs: `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
+//! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
+//! imports upward; a test holds that.
 
 pub mod adopt;
 pub mod blob;

@@ -75,13 +75,22 @@ fn after_a_failed_sync_nothing_is_written_and_all_is_read() {
     m.fsck();
 }
 
+/// A directory with mounts in it.
+struct Mounts(tempfile::TempDir);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        sh(self.0.path(), "umount -l mnt disk 2> /dev/null");
+    }
+}
+
 #[test]
 fn a_file_system_that_turns_read_only_is_still_read() {
     if !rustix::process::geteuid().is_root() {
         return println!("skipped: only root can mount");
     }
-    let dir = tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap();
-    let script = |text: &str| sh(dir.path(), &format!("export IMGFS={IMGFS}; {text}"));
+    let dir = Mounts(tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap());
+    let script = |text: &str| sh(dir.0.path(), &format!("export IMGFS={IMGFS}; {text}"));
     let ran = script(
         "mkdir disk mnt t; truncate -s 32M image; mkfs.ext4 -q -F -E lazy_itable_init=0 -e remount-ro image; mount -o loop image disk; \
          echo 1 > t/f; tar -C t -cf a.tar .; echo 2 > t/f; tar -C t -cf b.tar .; $IMGFS mount --store disk/store mnt && cp a.tar mnt/web.tar && cp b.tar mnt/web.tar",
@@ -105,6 +114,5 @@ fn a_file_system_that_turns_read_only_is_still_read() {
         "umount disk; e2fsck -fy image > /dev/null; mount -o loop image disk; $IMGFS mount --store disk/store mnt && cmp a.tar mnt/web/0/rootfs.tar && \
          cp c.tar mnt/web.tar && cmp c.tar mnt/web/2/rootfs.tar && $IMGFS umount mnt && $IMGFS fsck --store disk/store",
     );
-    script("umount -l mnt disk 2> /dev/null");
     assert_eq!(ran.code, 0, "{ran:?}");
 }

@@ -77,6 +77,12 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
     println!("unique      {}", bytes(number("unique_bytes")));
     println!("on disk     {} ({}x less)", bytes(number("stored_bytes")), document["dedup_ratio"]);
     println!("trash       {}", bytes(number("trash_bytes")));
+    if document["health"] != "ok" {
+        println!("damaged     {} blobs, {} trees: see imgfs fsck", number("damaged_blobs"), number("damaged_trees"));
+    }
+    if let Some(why) = document["read_only"].as_str() {
+        println!("read-only   {why}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,7 +12,7 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("the next version", "cp $S/b.tar web.tar"),
     ("the same again", "cp $S/b.tar web.tar"),
     ("large content", "cp $S/large.tar big.tar"),
-    ("a staged one", "cp $S/c.tar .web.tar; mv .web.tar web.tar"),
+    ("a staged one", "cp $S/c.tar .web.tar && mv .web.tar web.tar"),
     ("default", "ln -sfn db default"),
     ("a pin", "ln -sfn 0 web/default"),
     ("an alias", "ln -s web/1 old"),

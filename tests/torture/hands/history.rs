@@ -202,7 +202,8 @@ pub fn damage(history: &mut History, way: usize, dice: &mut Dice) -> bool {
             }
             let list = *dice.pick(&lists);
             let Answer::Numbers(numbers) = &mut history[list.0][list.1].answer else { unreachable!("a list") };
-            numbers.push(numbers.last().map_or(0, |n| n + 1000));
+            // Of an empty list, too: one number might be right.
+            numbers.push(numbers.last().map_or(1000, |n| n + 1000));
             true
         }
     }

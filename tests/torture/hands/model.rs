@@ -344,8 +344,11 @@ impl Model {
             (Gesture::ReadDefault, _) => says(&Answer::Name(self.images[serial].name)),
             (Gesture::List { .. }, _) => match answer {
                 Answer::Refused(libc::ENOENT) if dead => Step::Ends(None),
-                // So glibc shows a directory that is gone.
-                Answer::Numbers(numbers) if dead && numbers.is_empty() => Step::Ends(None),
+                // What is listed of a directory while it is removed is anybody's guess, but of nothing else.
+                Answer::Numbers(numbers) if dead => {
+                    let own = |n: &u32| here.is_some_and(|image| image.versions.contains_key(n));
+                    if numbers.iter().all(own) { Step::Ends(None) } else { Step::Impossible }
+                }
                 _ => says(&Answer::Numbers(self.images[serial].live().map(|(n, _)| n).collect())),
             },
             (Gesture::ReadMark { name }, step) => self.read_mark(answer, if name.is_some() { step + 2 } else { step }, at, old),
