@@ -37,7 +37,7 @@ pub fn adopt(store: &Store) -> Result<()> {
             Ok(name) => store.journal.log(0, "recover", &name, "the catalog was lost, its tree was not"),
             Err(e @ Error::Corrupt { .. }) => {
                 store.journal.refuse(0, "recover", &path.display().to_string(), &e);
-                std::fs::rename(&path, path.with_extension("damaged")).map_err(Error::io("put aside", &path))?;
+                store.quarantine(&path)?;
             }
             Err(e) => return Err(e),
         }

@@ -10,6 +10,7 @@ use crate::store::Store;
 const STEP: u64 = 16 << 20;
 /// Steps that a look at a large store takes: with one every ten seconds, a week's.
 const STEPS: u64 = 7 * 24 * 360;
+
 /// Looks at some more, if a look is due or under way; damage is noted where reads note it.
 pub fn step(store: &Store) {
     let every = store.settings.scrub_seconds;

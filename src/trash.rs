@@ -86,7 +86,7 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
 
 /// `rm -r .imgfs/trash/web`, and the end of its time: gone for good. The caller runs gc.
 pub fn purge(store: &Store, what: Trashed) -> Result<()> {
-    let purged = store.catalog.commit(|change| {
+    let trees = store.catalog.commit(|change| {
         let mut trees = Vec::new();
         match what {
             Trashed::Image(serial) => {
@@ -105,8 +105,7 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
             }
         }
         Ok(trees)
-    });
-    let trees = purged?;
+    })?;
     fault::reached("purge.rows");
     store.has_garbage();
     // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.

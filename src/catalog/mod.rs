@@ -219,8 +219,7 @@ impl Catalog {
         let mut files = self.files.lock();
         let mut found = files.db.check()?;
         let said = copy::read(files.copy.path())?;
-        let text = |model: &Model| serde_json::to_string(&model.rows()).unwrap_or_default();
-        if !said.whole || text(&said.model) != text(&self.read()) {
+        if !said.whole || differ(&said.model, &self.read()) {
             files.copy.rewrite(&self.read())?;
             found.push("catalog.rows did not say what catalog.db says: it was written anew".into());
         }
@@ -236,11 +235,16 @@ fn agrees(model: &Model, copy: &Path) -> Result<()> {
         return Ok(());
     }
     let said = copy::read(copy)?;
-    let text = |model: &Model| serde_json::to_string(&model.rows()).unwrap_or_default();
-    if said.whole && text(&said.model) != text(model) {
+    if said.whole && differ(&said.model, model) {
         return Err(Error::Corrupt { what: "catalog.db".into(), why: "its copy says otherwise".into() });
     }
     Ok(())
+}
+
+/// Whether two catalogs say different things.
+fn differ(a: &Model, b: &Model) -> bool {
+    let text = |model: &Model| serde_json::to_string(&model.rows()).unwrap_or_default();
+    text(a) != text(b)
 }
 
 /// Puts what is left of catalog.db aside, and makes it again of the copy.

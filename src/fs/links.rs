@@ -9,7 +9,7 @@ use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
-use crate::fs::{Caller, ImageFs, Kernel, Reply};
+use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
 use crate::manifest::now;
 use crate::name::{ImageName, is_ln_temporary};
 use crate::trash;
@@ -333,17 +333,10 @@ impl ImageFs {
         self.tell_soon(move |kernel| kernel.forget_name(parent, &name));
     }
 
-    /// Tells the kernel something before the answer, in a thread of its own: it may wait for an answer that only the
-    /// current one can give.
+    /// Tells the kernel something before the answer, but waits only so long.
     fn tell_soon(&self, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
-        let Some(kernel) = self.kernel.read().clone() else { return };
-        let (done, waits) = std::sync::mpsc::sync_channel(1);
-        let work = move || {
-            tell(&*kernel);
-            done.send(()).unwrap_or_default();
-        };
-        if std::thread::Builder::new().name("forget".into()).spawn(work).is_ok() {
-            let _ = waits.recv_timeout(FORGETTING);
+        if let Some(kernel) = self.kernel.read().clone() {
+            within("forget", FORGETTING, move || tell(&*kernel));
         }
     }
 

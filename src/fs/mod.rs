@@ -166,6 +166,15 @@ fn start_thread(name: &str, what: &'static str, work: impl FnOnce() + Send + 'st
     made.map(drop).map_err(Error::io("start a thread for", Path::new(what)))
 }
 
+/// Does something in a thread of its own that may wait for an answer which only the current call can give; what comes out
+/// of it within `time`.
+fn within<T: Send + 'static>(name: &str, time: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let work = move || tell.send(work()).unwrap_or_default();
+    std::thread::Builder::new().name(name.into()).spawn(work).ok()?;
+    told.recv_timeout(time).ok()
+}
+
 /// The file system.
 pub struct ImageFs {
     pub store: Arc<Store>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
-use crate::fs::{Caller, Handle, ImageFs, Reply};
+use crate::fs::{Caller, Handle, ImageFs, Reply, within};
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target};
 use crate::name::{ImageName, Promise, promise_of};
 use crate::tar;
@@ -22,12 +22,8 @@ const TELLING: Duration = Duration::from_millis(500);
 /// that waiting for the one in order to answer the other would never end. It is not being killed.
 fn is_killed(pid: u32) -> bool {
     const PF_SIGNALED: u64 = 0x400;
-    let (tell, told) = std::sync::mpsc::sync_channel(1);
-    let read = move || tell.send(std::fs::read_to_string(format!("/proc/{pid}/stat"))).unwrap_or_default();
-    if std::thread::Builder::new().name("stat".into()).spawn(read).is_err() {
-        return false;
-    }
-    let Ok(Ok(stat)) = told.recv_timeout(TELLING) else { return false };
+    let read = move || std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    let Some(Ok(stat)) = within("stat", TELLING, read) else { return false };
     // The command's name may hold anything but ends at the last parenthesis; flags are the 7th field behind it.
     let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
     flags.is_some_and(|f| f & PF_SIGNALED != 0)
