@@ -84,10 +84,24 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
     })
 }
 
-/// `rm -r .imgfs/trash/web`, and the end of its time: gone for good. The caller runs gc.
+/// `rm -r .imgfs/trash/web`: gone for good. The caller runs gc.
+///
+/// Errors: `NotFound` for what is not in the trash any more.
 pub fn purge(store: &Store, what: Trashed) -> Result<()> {
+    if purge_since(store, what, None)? { Ok(()) } else { Err(not_found("such thing in the trash any more")) }
+}
+
+/// Purges what is still in the trash, and if `since` is given, was not taken out of it since then. False if it is not.
+fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool> {
     let trees = store.catalog.commit(|change| {
-        let mut trees = Vec::new();
+        let (mut trees, model) = (Vec::new(), change.model);
+        let trashed_at = match what {
+            Trashed::Image(serial) => model.images.get(&serial).and_then(|i| i.trashed_at),
+            Trashed::Version(serial) => model.versions.get(&serial).and_then(|v| v.trashed_at),
+        };
+        if trashed_at.is_none_or(|at| since.is_some_and(|since| since != at)) {
+            return Ok(None);
+        }
         match what {
             Trashed::Image(serial) => {
                 for version in change.model.all_versions().filter(|v| v.image == serial) {
@@ -104,8 +118,9 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
                 change.put(Row::DropVersion(serial));
             }
         }
-        Ok(trees)
+        Ok(Some(trees))
     })?;
+    let Some(trees) = trees else { return Ok(false) };
     fault::reached("purge.rows");
     store.has_garbage();
     // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
@@ -115,7 +130,7 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
         }
         fault::reached("purge.tree");
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
@@ -144,20 +159,22 @@ fn trash_limit(store: &Store) -> i64 {
 
 fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usize> {
     let all = trash_by_age(&store.catalog.read());
-    let due: Vec<Trashed> = all.into_iter().filter(|(at, what)| due(*at, *what)).map(|(_, what)| what).collect();
-    for what in &due {
-        purge(store, *what)?;
+    let mut purged = 0;
+    for (at, what) in all.into_iter().filter(|(at, what)| due(*at, *what)) {
+        // Somebody may take it out of the trash while others are purged.
+        purged += usize::from(purge_since(store, what, Some(at))?);
     }
-    Ok(due.len())
+    Ok(purged)
 }
 
 /// Purges the oldest entry of the trash, for want of space. False if there is none.
 pub fn purge_oldest(store: &Store) -> Result<bool> {
-    let oldest = trash_by_age(&store.catalog.read()).first().copied();
-    match oldest {
-        Some((_, what)) => purge(store, what).map(|()| true),
-        None => Ok(false),
+    for (at, what) in trash_by_age(&store.catalog.read()) {
+        if purge_since(store, what, Some(at))? {
+            return Ok(true);
+        }
     }
+    Ok(false)
 }
 
 /// All that is in the trash, oldest first, and since when.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Mount;
+use common::{IMGFS, Mount};
 
 // ---- journey 1: cp in
 
@@ -493,7 +493,7 @@ fn the_trash_ends_after_its_time_and_the_space_comes_back() {
     m.ok("cp $S/a.tar web.tar; rmdir web; for i in $(seq 300); do [ -z \"$(ls -A .imgfs/trash)\" ] && [ -z \"$(ls $STORE/loose $STORE/trees | grep -v :)\" ] && exit 0; sleep 0.1; done; exit 1");
     let kept = Mount::new();
     kept.ok("cp $S/a.tar web.tar; rmdir web");
-    let ran = kept.sh(&format!("{} gc --trash --store $STORE; du -sk $STORE | cut -f1", common::IMGFS));
+    let ran = kept.sh(&format!("{} gc --trash --store $STORE; du -sk $STORE | cut -f1", IMGFS));
     assert_eq!(ran.code, 0, "{ran:?}");
     let kib: u64 = ran.out.lines().last().unwrap().trim().parse().unwrap();
     assert!(kib < 1024, "{kib} KiB");
@@ -567,7 +567,7 @@ fn control_files_tell_the_store() {
 #[test]
 fn a_second_daemon_is_refused_with_the_first_ones_number() {
     let m = Mount::new();
-    let ran = m.sh(&format!("mkdir $S/m2; {} mount --store $STORE $S/m2", common::IMGFS));
+    let ran = m.sh(&format!("mkdir $S/m2; {} mount --store $STORE $S/m2", IMGFS));
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains(&m.daemon().to_string()), "{}", ran.err);
 }
@@ -604,15 +604,14 @@ fn a_terminated_daemon_unmounts() {
 fn commands_work_mounted_and_not() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");
-    let imgfs = common::IMGFS;
     for _ in 0..2 {
-        let (ls, status) = (m.sh(&format!("{imgfs} ls --store $STORE")), m.sh(&format!("{imgfs} status --json --store $STORE")));
+        let (ls, status) = (m.sh(&format!("{IMGFS} ls --store $STORE")), m.sh(&format!("{IMGFS} status --json --store $STORE")));
         assert!(ls.out.contains("web") && ls.out.contains("db"), "{ls:?}");
         assert!(status.out.contains("\"images\": 2"), "{status:?}");
-        assert_eq!(m.sh(&format!("{imgfs} ls --store $STORE --json os=test | jq length")).out, "2\n");
-        assert_eq!(m.sh(&format!("{imgfs} ls --store $STORE os=none")).code, 1);
+        assert_eq!(m.sh(&format!("{IMGFS} ls --store $STORE --json os=test | jq length")).out, "2\n");
+        assert_eq!(m.sh(&format!("{IMGFS} ls --store $STORE os=none")).code, 1);
         assert_eq!(
-            m.sh(&format!("{imgfs} gc --store $STORE && {imgfs} repack --store $STORE && {imgfs} fsck --store $STORE")).code,
+            m.sh(&format!("{IMGFS} gc --store $STORE && {IMGFS} repack --store $STORE && {IMGFS} fsck --store $STORE")).code,
             0
         );
         if m.mnt().join("web").exists() {
@@ -625,14 +624,13 @@ fn commands_work_mounted_and_not() {
 #[test]
 fn mount_reports_what_is_wrong() {
     let m = Mount::new();
-    let imgfs = common::IMGFS;
     for (script, wanted) in [
-        (format!("{imgfs} mount --store $S/s2 /nowhere"), "No such file"),
-        (format!("{imgfs} mount -o magic --store $S/s2 $S/a"), "no such option"),
-        (format!("{imgfs} mount --store $S $S/a"), "not an imgfs store"),
-        (format!("{imgfs} mount --store $S/s3 $MNT"), "is mounted there"),
-        (format!("{imgfs} umount $S"), "there is no imgfs mount"),
-        (format!("mkdir $S/new; echo imgfs 99 > $S/new/format; {imgfs} mount --store $S/new $S/a"), "99"),
+        (format!("{IMGFS} mount --store $S/s2 /nowhere"), "No such file"),
+        (format!("{IMGFS} mount -o magic --store $S/s2 $S/a"), "no such option"),
+        (format!("{IMGFS} mount --store $S $S/a"), "not an imgfs store"),
+        (format!("{IMGFS} mount --store $S/s3 $MNT"), "is mounted there"),
+        (format!("{IMGFS} umount $S"), "there is no imgfs mount"),
+        (format!("mkdir $S/new; echo imgfs 99 > $S/new/format; {IMGFS} mount --store $S/new $S/a"), "99"),
     ] {
         let ran = m.sh(&script);
         assert!(ran.code != 0 && ran.err.contains(wanted), "{script}: {ran:?}");
@@ -647,6 +645,46 @@ fn two_walkers_leave_it_in_the_trash() {
     m.ok("exec 8< web/0; rm -r web/0; ! rm /proc/self/fd/8/.id; test -d .imgfs/trash/web.0/rootfs");
     m.ok("exec 9< web; rm -r web; ! rm /proc/self/fd/9/.id; test -d .imgfs/trash/web/1/rootfs");
     m.ok("mv .imgfs/trash/web .; mv .imgfs/trash/web.0 web/; diff -r $S/a web/0/rootfs");
+}
+
+/// The trash was looked at once and emptied then: what had been taken out of it meanwhile was purged with the rest.
+#[test]
+fn what_leaves_the_trash_while_it_is_emptied_stays() {
+    let m = Mount::new();
+    m.ok("for i in $(seq 60); do cp $S/a.tar web$i.tar; done; for i in $(seq 60 -1 1); do rmdir web$i; done");
+    m.ok(&format!(
+        "{IMGFS} gc --trash --store $STORE & for i in $(seq 60); do mv .imgfs/trash/web$i . && echo $i >> $S/back; done
+         wait; test -s $S/back; for i in $(cat $S/back); do cmp $S/a.tar web$i/0/rootfs.tar; done"
+    ));
+    m.fsck();
+}
+
+/// rm -r named to the kernel what was deleted as it was called when it began, not as it was renamed just before it was
+/// deleted: the new name led into the trash from then on.
+#[test]
+fn an_image_renamed_while_it_is_removed_has_no_name_left() {
+    let m = Mount::new();
+    m.ok("python3 -c \"
+import os, threading
+for n in range(200):
+    open('web.tar', 'wb').write(open('../src/a.tar', 'rb').read())
+    there = os.open('web', os.O_RDONLY)
+    both = threading.Barrier(2)
+    def rename():
+        both.wait()
+        try: os.rename('web', 'www')
+        except OSError: pass
+    def remove():
+        both.wait()
+        os.unlink('.id', dir_fd=there)
+    hands = [threading.Thread(target=rename), threading.Thread(target=remove)]
+    [hand.start() for hand in hands], [hand.join() for hand in hands]
+    os.close(there)
+    for name in ('web', 'www'):
+        if os.path.exists(name): raise SystemExit('%s of round %d is still there' % (name, n))
+    if n % 40 == 0: [os.unlink('.imgfs/trash/%s/.id' % name) for name in os.listdir('.imgfs/trash')]
+\"");
+    m.fsck();
 }
 
 /// The last step of rm -r took a new image of the name with it, and left one that had come back unreadable.

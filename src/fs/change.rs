@@ -251,12 +251,18 @@ impl ImageFs {
                 _ => return Err(Error::NotFound { what: ".id".into() }),
             }
         };
-        // Their own directories: the walker knows them by the numbers they have now.
         let deleted = match object {
             Object::Image(serial) => self.delete_image(caller, serial, parent),
             Object::Version(serial) => self.delete_version(caller, serial, parent),
         };
         let refused = deleted.as_ref().err().map(Error::errno);
+        // It may have been renamed until it was deleted, and after that no more: this is the name that the kernel knows.
+        let name = match directory {
+            NodeId::Image { serial, .. } if parent == NodeId::Root => {
+                self.store.catalog.read().images.get(&serial).map_or(name, |i| i.name.clone())
+            }
+            _ => name,
+        };
         self.walkers.note(caller.pid, object, parent.ino(), name.as_bytes(), refused);
         if deleted.is_ok() {
             self.forget_soon(parent.ino(), name.into_bytes());

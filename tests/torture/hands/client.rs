@@ -233,9 +233,9 @@ impl Hand {
             return Ok(out.trim().parse().map_or(Answer::Done, Answer::Mark));
         }
         let known = [("No such file", libc::ENOENT), ("resource busy", libc::EBUSY), ("File exists", libc::EEXIST)];
-        let known = known.into_iter().chain([("Read-only", libc::EROFS), ("not permitted", libc::EPERM)]);
-        let errno = known.into_iter().find(|(words, _)| said.contains(words)).map(|(_, errno)| errno);
-        Err(errno.map_or_else(|| io::Error::other(said.into_owned()), io::Error::from_raw_os_error))
+        let more = [("Read-only", libc::EROFS), ("not permitted", libc::EPERM), ("Stale file handle", libc::ESTALE)];
+        let errno = known.into_iter().chain(more).find(|(words, _)| said.contains(words)).map(|(_, errno)| errno);
+        Err(io::Error::from_raw_os_error(errno.unwrap_or_else(|| panic!("{words:?} says {said}"))))
     }
 }
 
