@@ -26,6 +26,13 @@ pub fn start_writeback(file: &File, offset: u64, len: u64) {
     unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Keeps files that whoever started this program left open (`flock 9`, a pipe) from programs that it starts in turn: a
+/// daemon would hold them open, and locked, for as long as it runs.
+pub fn keep_inherited_files() {
+    // SAFETY: marks descriptors, by number; closes none, and touches no memory of ours.
+    unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+}
+
 /// Gives memory that the allocator holds back to the system; an ingest leaves tens of megabytes otherwise.
 pub fn trim_memory() {
     // SAFETY: glibc's malloc_trim takes a number and may be called at any time from any thread.

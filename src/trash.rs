@@ -169,7 +169,8 @@ fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usiz
 
 /// Purges the oldest entry of the trash, for want of space. False if there is none.
 pub fn purge_oldest(store: &Store) -> Result<bool> {
-    for (at, what) in trash_by_age(&store.catalog.read()) {
+    let all = trash_by_age(&store.catalog.read());
+    for (at, what) in all {
         if purge_since(store, what, Some(at))? {
             return Ok(true);
         }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::fs::daemon;
 use crate::fs::mount;
 use crate::lock::StoreLock;
+use crate::sys;
 
 /// How long a daemon may take to end after its mount is gone.
 const END: Duration = Duration::from_secs(60);
@@ -82,6 +83,7 @@ fn start_log(store: Option<&Path>) {
 
 /// Starts the daemon and waits for its first line.
 fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> {
+    sys::keep_inherited_files();
     let program = std::env::current_exe().map_err(Error::io("find", Path::new("imgfs")))?;
     let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
     let mut command = Command::new(&program);

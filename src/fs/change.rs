@@ -116,11 +116,11 @@ impl ImageFs {
         let found = self.lookup(caller, parent, name)?;
         if let NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } = found
             && incarnation == self.incarnation(serial)
-            && self.walkers.ghost_named(caller.pid, parent.ino(), name).is_some()
+            && self.walkers.end_all(caller.pid, parent.ino())
         {
-            // The end of a walk, and somebody has put another one there, or the same one back: that stays. It must not
-            // look like success: the kernel would take the directory for dead.
-            self.walkers.end(caller.pid, parent.ino(), name);
+            // The end of a walk, and somebody has put another one there, or the same one back, or has renamed what was
+            // deleted before it was: what is there now stays. It must not look like success: the kernel would take the
+            // directory for dead.
             return Err(Error::NotFound { what: format!("{} any more: this is another", text_of(name)) });
         }
         match found {

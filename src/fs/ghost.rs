@@ -80,6 +80,15 @@ impl Walkers {
         }
     }
 
+    /// The walker removes a name of this directory that is not its to remove: its walks here are over. False if it has
+    /// none.
+    pub fn end_all(&self, pid: u32, parent: u64) -> bool {
+        let mut all = self.0.lock();
+        let Some(walks) = all.get_mut(&pid) else { return false };
+        let is = |w: &Walk| w.parent == parent && w.refused.is_none() && w.last.elapsed() < FORGET;
+        walks.extract_if(.., |w| is(w)).count() > 0
+    }
+
     fn touch(&self, pid: u32, is: impl Fn(&Walk) -> bool) -> Option<Object> {
         if pid == 0 {
             return None;

@@ -66,13 +66,7 @@ impl ImageFs {
                 })
             }
             NodeId::Version { serial, part, .. } => {
-                if part == VersionPart::Metadata {
-                    let text = self.version_text(serial)?;
-                    let model = self.store.catalog.read();
-                    let (image, version) = version_of(&model, serial)?;
-                    let attr = own(file | image.mode & 0o444, text.len() as u64, version.created_at);
-                    return Ok(Attr { uid: image.uid, gid: image.gid, ..attr });
-                }
+                let text = if part == VersionPart::Metadata { self.version_text(serial) } else { Ok(String::new()) };
                 let model = self.store.catalog.read();
                 let Ok((image, version)) = version_of(&model, serial) else {
                     let mode =
@@ -97,7 +91,7 @@ impl ImageFs {
                         ..own(file | image.mode & 0o444, version.facts.upload_size, version.created_at)
                     },
                     VersionPart::UsedBy => own(directory | image.mode & 0o555, 4096, version.created_at),
-                    VersionPart::Metadata => return Err(stale()),
+                    VersionPart::Metadata => own(file | image.mode & 0o444, text?.len() as u64, version.created_at),
                 };
                 Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
             }
