@@ -124,7 +124,7 @@ fn repair_puts_back_what_another_copy_has_and_puts_the_rest_aside() {
     );
     m.ok(&format!("cmp $S/a.tar one/0/rootfs.tar; {gc}"));
     // A copy in brings the other back, under its number.
-    m.ok("cp $S/b.tar other.tar; cmp $S/b.tar other/0/rootfs.tar; ! test -e other/1");
+    m.ok("cp $S/b.tar other.tar; cmp $S/b.tar other/0/rootfs.tar; not test -e other/1");
     m.ok(&gc);
     m.fsck();
     // What is damaged can be deleted, and is gone then.

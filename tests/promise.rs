@@ -97,7 +97,7 @@ fn a_file_system_that_turns_read_only_is_still_read() {
     );
     assert_eq!(ran.code, 0, "{ran:?}");
     let ran =
-        script("name=$(basename $(findmnt -n -o SOURCE disk)); echo 1 > /sys/fs/ext4/$name/trigger_fs_error; ! touch disk/x");
+        script("name=$(basename $(findmnt -n -o SOURCE disk)); echo 1 > /sys/fs/ext4/$name/trigger_fs_error; not touch disk/x");
     assert_eq!(ran.code, 0, "{ran:?}");
     for change in ["echo 3 > t/f; tar -C t -cf c.tar .; cp c.tar mnt/web.tar", "rmdir mnt/web/0", "ln -sfn 0 mnt/web/default"] {
         let ran = script(change);

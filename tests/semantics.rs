@@ -38,7 +38,7 @@ fn the_same_bytes_again_are_a_success_without_a_new_version() {
 #[test]
 fn a_dotted_or_foreign_name_is_published_by_its_rename() {
     let m = Mount::new();
-    m.ok("cp $S/a.tar .t; ! test -e t; mv .t web.tar; test -d web/0; cp $S/b.tar web/.t; mv web/.t web/next; test -d web/1");
+    m.ok("cp $S/a.tar .t; not test -e t; mv .t web.tar; test -d web/0; cp $S/b.tar web/.t; mv web/.t web/next; test -d web/1");
     m.refused("cp $S/cut.tar .t; mv .t web.tar", "cannot move");
     m.ok("rm .t; test -d web/1 -a ! -e web/2");
 }
@@ -75,7 +75,7 @@ fn ln_sfn_inside_an_image_pins_and_follows() {
 #[test]
 fn ln_s_makes_an_alias_and_rm_drops_it() {
     let m = with_two();
-    m.ok("ln -s web jammy; test -d jammy/0; rm jammy; ! test -e jammy; test -d web");
+    m.ok("ln -s web jammy; test -d jammy/0; rm jammy; not test -e jammy; test -d web");
     m.refused("ln -s 1 web/@1.0", "Operation not supported");
 }
 
@@ -153,7 +153,7 @@ fn anbox_stories_run_as_they_are_told() {
         m.ok(&format!("{tool}cp $S/c.tar nougat.tar"));
         m.refused(&format!("{tool}rmdir bionic"), "Device or resource busy");
         m.ok(&format!(
-            "{tool}ln -sfn nougat default; {tool}rmdir bionic; {tool}rmdir nougat; ! test -e default; ! test -e nougat"
+            "{tool}ln -sfn nougat default; {tool}rmdir bionic; {tool}rmdir nougat; not test -e default; not test -e nougat"
         ));
     }
 }
@@ -213,7 +213,7 @@ fn a_full_disk_is_said_and_the_space_given_back() {
         &format!(
             "set -e; I={}; $I mount --store small/store mnt; mkdir r
              head -c 5M /dev/urandom > r/f; tar -C r -cf a.tar .; head -c 5M /dev/urandom > r/f; tar -C r -cf b.tar .; head -c 50M /dev/urandom > r/f; tar -C r -cf c.tar .
-             cp a.tar mnt/a.tar; ! cp c.tar mnt/c.tar 2> err; grep -q 'No space left' err; cmp a.tar mnt/a/0/rootfs.tar; test ! -e mnt/c
+             cp a.tar mnt/a.tar; not cp c.tar mnt/c.tar 2> err; grep -q 'No space left' err; cmp a.tar mnt/a/0/rootfs.tar; test ! -e mnt/c
              cp b.tar mnt/b.tar
              # What the trash holds makes room by itself.
              ln -sfn b mnt/default; rmdir mnt/a; test -e mnt/.imgfs/trash/a; head -c 4M /dev/urandom > r/f; tar -C r -cf d.tar .; cp d.tar mnt/d.tar

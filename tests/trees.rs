@@ -69,7 +69,7 @@ fn what_is_deleted_is_no_longer_mounted_and_who_stands_in_it_goes_on() {
 fn an_image_takes_its_mounts_along() {
     let m = fresh();
     m.ok("ls web/0/rootfs web/1/rootfs; mv web site; mountpoint -q site/1/rootfs; diff -r --no-dereference site/1/rootfs $S/b");
-    m.ok("cp $S/c.tar web.tar; ls web/0/rootfs; rmdir site/1; test ! -e site/1; rmdir site; test ! -e site; ls web/0/rootfs");
+    m.ok("cp $S/c.tar web.tar; ls web/0/rootfs; rmdir site/1; test ! -e site/1; ln -sfn web default; rmdir site; test ! -e site; ls web/0/rootfs");
     assert_eq!(mounted(&m), 1);
     m.fsck();
 }
@@ -94,13 +94,13 @@ fn it_is_unmounted_by_every_way() {
     m.ok("test -d web/1; ls web/0/rootfs");
     m.remount();
     m.ok(&format!(
-        "ls web/0/rootfs; timeout 9 {IMGFS} umount $MNT/web/0/rootfs; ! mountpoint -q web/0/rootfs || exit 1; mountpoint -q $MNT"
+        "ls web/0/rootfs; timeout 9 {IMGFS} umount $MNT/web/0/rootfs; not mountpoint -q web/0/rootfs || exit 1; mountpoint -q $MNT"
     ));
     m.ok(&format!("ls web/0/rootfs; cd /; umount -R {point}; until {IMGFS} mount --store $STORE -o trees=mounted {point}; do sleep 0.1; done"));
     m.ok("ls web/0/rootfs; kill -9 $(head -1 $STORE/lock); sleep 0.2");
     m.mount();
     m.ok("diff -r --no-dereference web/0/rootfs $S/a; mountpoint -q web/0/rootfs");
-    m.ok("kill $(head -1 $STORE/lock); while test -e $STORE/control; do sleep 0.1; done; ! mountpoint -q $STORE/mounted && test ! -e $MNT/web");
+    m.ok("kill $(head -1 $STORE/lock); while test -e $STORE/control; do sleep 0.1; done; not mountpoint -q $STORE/mounted && test ! -e $MNT/web");
     m.mount();
     m.ok("ls web/0/rootfs");
     m.fsck();

@@ -42,10 +42,10 @@ fn an_ordinary_user_has_everything_of_an_own_store() {
          test $(stat -c %u:%a mnt/web/0/rootfs/etc/shadow) = 0:600; test $(cat mnt/web/0/rootfs/etc/shadow) = secret
          ln -sfn 0 mnt/web/default; ln -s web mnt/prod; test $(stat -c %u mnt/web) = $(id -u)
          rmdir mnt/web/1; mv mnt/.imgfs/trash/web.1 mnt/web/; test -d mnt/web/1; rm -r mnt/web; test -z \"$(ls mnt)\"
-         ! ./imgfs mount mnt 2> err; grep -q 'is mounted there' err
-         mkdir m2; ! ./imgfs mount -o trees=mounted --store s2 m2 2> err; grep -q 'only root' err; ! mountpoint -q m2
+         not ./imgfs mount mnt 2> err; grep -q 'is mounted there' err
+         mkdir m2; not ./imgfs mount -o trees=mounted --store s2 m2 2> err; grep -q 'only root' err; not mountpoint -q m2
          findmnt -n -o FSTYPE,OPTIONS mnt | grep nosuid | grep nodev | grep -q fuse.imgfs
-         ./imgfs umount mnt; ! mountpoint -q mnt; ./imgfs fsck
+         ./imgfs umount mnt; not mountpoint -q mnt; ./imgfs fsck
          ./imgfs mount mnt; fusermount3 -u mnt; for i in $(seq 50); do ./imgfs status > st; grep -q mounted st || exit 0; sleep 0.1; done; exit 1",
     );
     let _ = sh(dir.path(), "umount -l mnt 2>/dev/null");
@@ -64,7 +64,7 @@ fn others_see_a_mount_only_where_they_are_let_in() {
         let ran = m.sh("setpriv --reuid 1000 --regid 1000 --clear-groups cat $MNT/web/0/rootfs/etc/motd");
         assert_eq!(ran.code, code, "{options:?}: {ran:?}");
         if code == 0 {
-            m.ok("chmod 700 web; ! setpriv --reuid 1000 --regid 1000 --clear-groups ls $MNT/web; ! setpriv --reuid 1000 --regid 1000 --clear-groups mkdir $MNT/x");
+            m.ok("chmod 700 web; not setpriv --reuid 1000 --regid 1000 --clear-groups ls $MNT/web; not setpriv --reuid 1000 --regid 1000 --clear-groups mkdir $MNT/x");
         }
     }
 }

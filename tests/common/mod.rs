@@ -121,10 +121,10 @@ impl Mount {
         )
     }
 
-    /// Runs a script that must succeed; gives its output.
+    /// Runs a script of which each command must succeed; gives its output.
     #[track_caller]
     pub fn ok(&self, script: &str) -> String {
-        let ran = self.sh(script);
+        let ran = self.sh(&format!("set -eE; trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR; {script}"));
         assert_eq!(ran.code, 0, "`{script}`: {}{}\nerrors: {}", ran.out, ran.err, self.errors());
         ran.out
     }
@@ -173,10 +173,17 @@ impl Drop for Mount {
     }
 }
 
+/// What must fail: `bash -e` does not mind what `!` has turned round.
+const NOT: &str = "not() { ! \"$@\"; }; export -f not; ";
+
 /// Runs a script in a directory.
 pub fn sh(dir: &Path, script: &str) -> Ran {
-    let Output { status, stdout, stderr } =
-        Command::new("bash").args(["-o", "pipefail", "-c", script]).current_dir(dir).env("LC_ALL", "C").output().unwrap();
+    let Output { status, stdout, stderr } = Command::new("bash")
+        .args(["-o", "pipefail", "-c", &format!("{NOT}{script}")])
+        .current_dir(dir)
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap();
     Ran {
         code: status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&stdout).into_owned(),

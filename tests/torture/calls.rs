@@ -85,11 +85,22 @@ fn torture(modes: &[(Mode, i32)]) {
 
 pub fn check(world: &World, when: &str, ran: &Ran, before: &str, after: &str) {
     let now = world.state();
+    let from_after = differences(after, &now);
     if ran.code == 0 {
-        assert_eq!(now, after, "{when}: it was acknowledged\n{ran:?}");
+        assert!(now == after, "{when}: acknowledged, and then:\n{from_after}{ran:?}");
     } else {
-        assert!(now == before || now == after, "{when}: neither before nor after\n{ran:?}\nbefore:\n{before}\nnow:\n{now}");
+        let from_before = differences(before, &now);
+        let either = now == before || now == after;
+        assert!(either, "{when}: neither before:\n{from_before}nor after:\n{from_after}{ran:?}");
     }
+}
+
+/// The lines that are only in one of the two.
+fn differences(wanted: &str, found: &str) -> String {
+    let only = |sign: char, one: &str, other: &str| -> String {
+        one.lines().filter(|line| !other.lines().any(|l| l == *line)).map(|line| format!("{sign} {line}\n")).collect()
+    };
+    only('-', wanted, found) + &only('+', found, wanted)
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl World {
     }
 
     pub fn ok(&self, script: &str) {
-        let ran = self.sh(".", script);
+        let ran = self.sh(".", &format!("set -e; {script}"));
         assert_eq!(ran.code, 0, "{script}: {ran:?}");
     }
 

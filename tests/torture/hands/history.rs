@@ -57,15 +57,13 @@ impl Config {
         hands.sort_by_key(|h| open(*h).map(|c| c.end));
         let Some(first) = hands.first().and_then(|h| open(*h)).map(|c| c.end) else { return Vec::new() };
         let (mut changes, mut looks) = (Vec::new(), Vec::new());
-        for (hand, old) in hands.into_iter().flat_map(|h| [(h, false), (h, true)]) {
+        let ways = self.model.ways();
+        for (hand, way) in hands.into_iter().flat_map(|h| (0..ways).map(move |way| (h, way))) {
             let (Some(call), place) = (open(hand).filter(|c| c.begin <= first), self.hands[hand]) else { continue };
             let mut at = place.at;
-            if old && !self.model.has_lingering() {
-                continue;
-            }
             loop {
                 let mut then = self.clone();
-                match self.model.step(&call.gesture, &call.answer, at, old) {
+                match self.model.step(&call.gesture, &call.answer, at, way) {
                     Step::Impossible => break,
                     Step::Goes(next) => {
                         if at == place.at {
@@ -102,8 +100,8 @@ impl Config {
     fn needed(&mut self, history: &History) -> bool {
         for (place, calls) in self.hands.iter_mut().zip(history) {
             let (Some(before), Some(call)) = (place.before.take(), calls.get(usize::from(place.call))) else { continue };
-            let again = |old| self.model.step(&call.gesture, &call.answer, before, old);
-            if [false, true].into_iter().any(|old| matches!(again(old), Step::Goes(at) if at == place.at)) {
+            let again = |way| self.model.step(&call.gesture, &call.answer, before, way);
+            if (0..self.model.ways()).any(|way| matches!(again(way), Step::Goes(at) if at == place.at)) {
                 return false;
             }
         }

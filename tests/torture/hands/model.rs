@@ -160,8 +160,14 @@ impl Model {
 
     /// The change is made, and the old name lingers.
     fn lingers(mut self, name: u8, image: usize, at: Progress) -> Step {
-        self.lingering.push((name, image));
+        self.remember(name, image);
         Step::Moves(Progress { step: SETTLES, image: image as u16, ..at }, self)
+    }
+
+    fn remember(&mut self, name: u8, image: usize) {
+        if !self.lingering.contains(&(name, image)) {
+            self.lingering.push((name, image));
+        }
     }
 
     /// The kernel knows, too: with that the call is answered.
@@ -188,20 +194,21 @@ impl Model {
         Ok(model)
     }
 
-    /// Whether a path may be walked otherwise than the store says.
-    pub fn has_lingering(&self) -> bool {
-        !self.lingering.is_empty() || !self.lingering_versions.is_empty()
+    /// How many ways there are in which a path may be walked: as the store says, and as the kernel may remember it.
+    pub fn ways(&self) -> usize {
+        let of = |name| self.lingering.iter().filter(|(n, _)| *n == name).count();
+        let most = self.lingering.iter().map(|(name, _)| of(*name)).max().unwrap_or_default();
+        1 + most.max(usize::from(!self.lingering_versions.is_empty()))
     }
 
-    /// The image that a path with this name leads to. `old`: as the kernel remembers it.
-    fn walk(&self, name: u8, old: bool) -> Option<usize> {
-        let remembered = self.lingering.iter().find(|(n, _)| old && *n == name).map(|(_, image)| *image);
-        remembered.or_else(|| self.named(name))
+    /// The image that a path with this name leads to.
+    fn walk(&self, name: u8, way: usize) -> Option<usize> {
+        let mut remembered = self.lingering.iter().filter(|(n, _)| *n == name).map(|(_, image)| *image);
+        way.checked_sub(1).and_then(|nth| remembered.nth(nth)).or_else(|| self.named(name))
     }
 
-    /// The next step of a gesture, if it may lead to this answer. `old`: where there is a choice, names lead where they
-    /// led before.
-    pub fn step(&self, gesture: &Gesture, answer: &Answer, at: Progress, old: bool) -> Step {
+    /// The next step of a gesture, if it may lead to this answer, in one of the `ways`.
+    pub fn step(&self, gesture: &Gesture, answer: &Answer, at: Progress, way: usize) -> Step {
         if at.step == SETTLES {
             return self.settle(gesture, at);
         }
@@ -213,7 +220,7 @@ impl Model {
         let refuses = |errno: i32| says(&Answer::Refused(errno));
         let found = |image: usize| Step::Goes(Progress { step: at.step + 1, image: image as u16, number: 0 });
         let done = |step: Step, wanted: &Answer| if answer == wanted { step } else { Step::Impossible };
-        let look_up = |name: u8| self.walk(name, old).map_or_else(|| refuses(libc::ENOENT), found);
+        let look_up = |name: u8| self.walk(name, way).map_or_else(|| refuses(libc::ENOENT), found);
         let serial = usize::from(at.image);
         let here = self.images.get(serial);
         let dead = here.is_none_or(|i| i.trash.is_some());
@@ -300,7 +307,7 @@ impl Model {
                 Err(errno) => refuses(errno),
                 // It may linger until the walk ends.
                 Ok(mut model) => {
-                    model.lingering.push((self.images[serial].name, serial));
+                    model.remember(self.images[serial].name, serial);
                     done(Step::Ends(Some(model)), &Answer::Done)
                 }
             },
@@ -351,12 +358,12 @@ impl Model {
                 }
                 _ => says(&Answer::Numbers(self.images[serial].live().map(|(n, _)| n).collect())),
             },
-            (Gesture::ReadMark { name }, step) => self.read_mark(answer, if name.is_some() { step + 2 } else { step }, at, old),
+            (Gesture::ReadMark { name }, step) => self.read_mark(answer, if name.is_some() { step + 2 } else { step }, at, way),
         }
     }
 
     /// `cat default/default/rootfs/mark`, name by name.
-    fn read_mark(&self, answer: &Answer, step: u8, at: Progress, old: bool) -> Step {
+    fn read_mark(&self, answer: &Answer, step: u8, at: Progress, way: usize) -> Step {
         let lost = || if *answer == Answer::Refused(libc::ENOENT) { Step::Ends(None) } else { Step::Impossible };
         let next = Progress { step: at.step + 1, ..at };
         if step == 0 {
@@ -370,7 +377,7 @@ impl Model {
         match step {
             1 => Step::Goes(Progress { number: image.name.into(), ..next }),
             2 => {
-                let found = self.walk(at.number as u8, old);
+                let found = self.walk(at.number as u8, way);
                 found.map_or_else(lost, |found| Step::Goes(Progress { image: found as u16, number: 0, ..next }))
             }
             3 => match image.pinned {
@@ -382,7 +389,7 @@ impl Model {
                 newest.map_or_else(lost, |(number, _)| Step::Goes(Progress { number, ..next }))
             }
             5 if image.live().any(|(n, _)| n == at.number) => Step::Goes(next),
-            5 if old && self.lingering_versions.contains(&(usize::from(at.image), at.number)) => Step::Goes(next),
+            5 if way > 0 && self.lingering_versions.contains(&(usize::from(at.image), at.number)) => Step::Goes(next),
             5 => lost(),
             _ => match image.versions.get(&at.number) {
                 Some(version) if *answer == Answer::Mark(version.mark) => Step::Ends(None),
