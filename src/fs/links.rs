@@ -1,6 +1,7 @@
 //! Journey 3, ln -sfn and mv: links are made, switched and renamed; images are renamed, and come back from the trash.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalog::Named;
 use crate::error::{Error, Result};
@@ -18,8 +19,10 @@ use crate::versions::{self, LinkTarget};
 /// Staged links that are remembered; a link is renamed at once or never.
 const STAGED_LINKS: usize = 256;
 
-/// How long a deletion waits for the kernel to forget a name.
-const FORGETTING: std::time::Duration = std::time::Duration::from_millis(20);
+/// How long a deletion waits for the kernel to forget a name. Only who removes and renames at once waits for all of it.
+const FORGETTING: Duration = Duration::from_millis(100);
+/// How long a renaming waits for it to forget what symlinks lead to, which nobody else can hold up.
+const READING_AGAIN: Duration = Duration::from_secs(1);
 
 /// A symlink under a temporary name, as GNU `ln -sfn` makes one before it renames it over the real name.
 pub(super) struct StagedLink {
@@ -37,7 +40,7 @@ impl ImageFs {
         let of_version = |serial| [Link::Version(serial), Link::DeepVersion(serial)];
         let links = versions.into_iter().flat_map(of_version).chain([Link::Image(image), Link::DeepImage(image)]);
         let links: Vec<u64> = links.map(|link| NodeId::Link(link).ino()).collect();
-        self.tell_soon(move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
+        self.tell_soon(READING_AGAIN, move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
     }
 
     pub(super) fn staged_link(&self, place: Place, name: &[u8]) -> Option<NodeId> {
@@ -330,13 +333,13 @@ impl ImageFs {
     /// Tells the kernel about a name before the answer, but waits only so long: it locks the directory of the name, and
     /// who holds that (`mv web www`, `rmdir web`) may wait for the directory that the current call has locked.
     pub(super) fn forget_soon(&self, parent: u64, name: Vec<u8>) {
-        self.tell_soon(move |kernel| kernel.forget_name(parent, &name));
+        self.tell_soon(FORGETTING, move |kernel| kernel.forget_name(parent, &name));
     }
 
     /// Tells the kernel something before the answer, but waits only so long.
-    fn tell_soon(&self, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
+    fn tell_soon(&self, time: Duration, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
         if let Some(kernel) = self.kernel.read().clone() {
-            within("forget", FORGETTING, move || tell(&*kernel));
+            within("forget", time, move || tell(&*kernel));
         }
     }
 

@@ -54,6 +54,9 @@ fn torture(modes: &[(Mode, i32)]) {
         assert_eq!(ran.code, 0, "{name}: {ran:?}");
         let count = world.count();
         world.arm(Mode::Off, 0, 0);
+        // Of a mount that remembers nothing.
+        world.unmount();
+        world.mount();
         let after = world.state();
         world.unmount();
         world.ok("rm -rf after; cp -a store after");
