@@ -100,7 +100,7 @@ fn repair_puts_back_what_another_copy_has_and_puts_the_rest_aside() {
     let (one, other) = (tree("one"), tree("other"));
     m.unmount();
     assert_eq!(
-        m.sh(&format!("printf x | dd of=$STORE/{one} bs=1 seek=300 conv=notrunc; truncate -s 200 $STORE/{other}")).code,
+        m.sh(&format!("printf wxyz | dd of=$STORE/{one} bs=1 seek=300 conv=notrunc; truncate -s 200 $STORE/{other}")).code,
         0
     );
     let ran = m.sh(&fsck);

@@ -138,7 +138,7 @@ fn what_is_no_whole_archive_is_refused_and_leaves_nothing() {
         m.refused(&format!("head -c -7 $S/a.tar.{suffix} > $S/cut; cp $S/cut web.tar"), "Invalid argument");
         m.refused(
             &format!(
-                "cp $S/a.tar.{suffix} $S/bad; printf x | dd of=$S/bad bs=1 seek=20000 conv=notrunc status=none; cp $S/bad web.tar"
+                "cp $S/a.tar.{suffix} $S/bad; printf wxyz | dd of=$S/bad bs=1 seek=20000 conv=notrunc status=none; cp $S/bad web.tar"
             ),
             "Invalid argument",
         );

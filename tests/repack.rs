@@ -148,7 +148,10 @@ fn a_damaged_pack_is_an_error_and_fsck_says_whose() {
     m.ok(IMAGES);
     repack(&m);
     m.unmount();
-    common::sh(m.dir.path(), "for p in store/packs/*.pack; do printf x | dd of=$p bs=1 seek=5000 conv=notrunc status=none; done");
+    common::sh(
+        m.dir.path(),
+        "for p in store/packs/*.pack; do printf wxyz | dd of=$p bs=1 seek=5000 conv=notrunc status=none; done",
+    );
     m.mount();
     m.refused("cat web/0/rootfs.tar > $S/out", "Input/output error");
     m.ok("grep -q 'a frame does not match its check' .imgfs/errors");
@@ -172,7 +175,7 @@ fn a_large_file_reads_the_same_past_imgfs() {
     m.unmount();
     common::sh(
         m.dir.path(),
-        "for o in store/loose/*.obj; do printf x | dd of=$o bs=1 seek=150000 conv=notrunc status=none; done",
+        "for o in store/loose/*.obj; do printf wxyz | dd of=$o bs=1 seek=150000 conv=notrunc status=none; done",
     );
     m.mount();
     m.refused("cat web/0/rootfs/large > $S/out", "Input/output error");

@@ -20,13 +20,13 @@ const COMMANDS: &[(&str, &str, &str, &[&str])] = &[
     ("a lost table", "rm store/blobs", "$IMGFS mount --store store mnt", &["rebuild", "durably", "open"]),
     (
         "a repair",
-        "printf x | dd of=store/trees/$(cat two.id).tree bs=1 seek=300 conv=notrunc",
+        "printf wxyz | dd of=store/trees/$(cat two.id).tree bs=1 seek=300 conv=notrunc",
         "$IMGFS fsck --repair --store store",
         &["repair", "heal", "commit", "gc", "sweep", "reclaim", "durably"],
     ),
     (
         "a copy in that heals",
-        "for f in store/loose/*.seg; do dd if=/dev/urandom of=$f bs=1 seek=20 count=9 conv=notrunc; done; for f in store/trees/*.tree; do printf x | dd of=$f bs=1 seek=300 conv=notrunc; done",
+        "for f in store/loose/*.seg; do dd if=/dev/urandom of=$f bs=1 seek=20 count=9 conv=notrunc; done; for f in store/trees/*.tree; do printf wxyz | dd of=$f bs=1 seek=300 conv=notrunc; done",
         "$IMGFS mount --store store mnt && { cat mnt/*/*/rootfs.tar; cp $S/a.tar mnt/web.tar; cp $S/c.tar mnt/web.tar; cp $S/b.tar mnt/two.tar; cp $S/b.tar mnt/three.tar; } 2> /dev/null",
         &["seal", "publish", "heal", "commit", "purge", "durably"],
     ),
