@@ -176,14 +176,17 @@ impl Drop for Mount {
 /// What must fail: `bash -e` does not mind what `!` has turned round.
 const NOT: &str = "not() { ! \"$@\"; }; export -f not; ";
 
-/// Runs a script in a directory.
+/// Runs a script in a directory. In a mount whose daemon is just being killed it may not even begin.
 pub fn sh(dir: &Path, script: &str) -> Ran {
-    let Output { status, stdout, stderr } = Command::new("bash")
+    let ran = Command::new("bash")
         .args(["-o", "pipefail", "-c", &format!("{NOT}{script}")])
         .current_dir(dir)
         .env("LC_ALL", "C")
-        .output()
-        .unwrap();
+        .output();
+    let Output { status, stdout, stderr } = match ran {
+        Ok(output) => output,
+        Err(e) => return Ran { code: 126, out: String::new(), err: e.to_string() },
+    };
     Ran {
         code: status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&stdout).into_owned(),
