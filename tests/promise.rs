@@ -75,6 +75,19 @@ fn after_a_failed_sync_nothing_is_written_and_all_is_read() {
     m.fsck();
 }
 
+/// The kernel was still to be told that `b` was deleted, and a mv waited in front of that; another `b` came. mv renamed the
+/// new one, and the kernel its old directory: from then on `c` led into the trash.
+#[test]
+fn mv_of_a_name_that_rm_r_has_just_left_moves_what_is_there() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar o.tar; cp $S/a.tar b.tar; cp $S/d.tar .slow.tar");
+    // One publish is slow, and its rename holds the root's directory.
+    mount_armed(&mut m, "publish.unpacked=1*sleep(2000)");
+    m.ok("cat b/0/rootfs/etc/motd; cp $S/c.tar .slow.tar; exec 7> b.tar; head -c 9000 $S/b.tar >&7; mv .slow.tar slow.tar & sleep 0.5; \
+          perl -e 'rename(\"b\", \"c\") or die' & sleep 0.3; timeout 20 rm b/.id; tail -c +9001 $S/b.tar >&7; exec 7>&-; wait; \
+          ls .imgfs/trash | grep -qx b; cmp $S/b.tar c/0/rootfs.tar; cmp $S/c.tar slow/0/rootfs.tar; not test -e b");
+}
+
 /// A directory with mounts in it.
 struct Mounts(tempfile::TempDir);
 

@@ -6,6 +6,7 @@ use crate::catalog::Named;
 use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::ghost::Object;
+use crate::fs::links::Gone;
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
@@ -251,6 +252,8 @@ impl ImageFs {
                 _ => return Err(Error::NotFound { what: ".id".into() }),
             }
         };
+        // Before it is gone, and after it, for a look between the two.
+        let before = Gone::new(&self.gone, parent, &name);
         let deleted = match object {
             Object::Image(serial) => self.delete_image(caller, serial, parent),
             Object::Version(serial) => self.delete_version(caller, serial, parent),
@@ -265,7 +268,9 @@ impl ImageFs {
         };
         self.walkers.note(caller.pid, object, parent.ino(), name.as_bytes(), refused);
         if deleted.is_ok() {
-            self.forget_soon(parent.ino(), name.into_bytes());
+            let gone = Gone::new(&self.gone, parent, &name);
+            drop(before);
+            self.forget_soon(gone);
             self.touch_root();
         }
         deleted

@@ -193,8 +193,10 @@ impl Filesystem for Adapter {
             if self.plane == Plane::Trees && parent.0 == ROOT_INO {
                 return self.reply_entry(self.fs.tree_called(name.as_bytes()), reply);
             }
-            let directory = node(parent);
-            let found = directory.and_then(|p| self.fs.lookup(caller(req), p, name.as_bytes()));
+            let found = node(parent).and_then(|p| {
+                self.fs.no_more_mistaken(p, name.as_bytes());
+                self.fs.lookup(caller(req), p, name.as_bytes())
+            });
             if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
                 // What is not in a version never will be: inode 0 lets the kernel remember that.
                 let none = Attr { ino: 0, ..EMPTY };
@@ -320,6 +322,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded("rename", || match (node(parent), node(newparent)) {
+            (Ok(from), Ok(_)) if self.fs.is_mistaken(from, name.as_bytes()) => reply.error(Errno::ESTALE),
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
                 self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));

@@ -186,6 +186,8 @@ pub struct ImageFs {
     next_handle: AtomicU64,
     /// Symlinks under temporary names: number, directory and name, target.
     staged_links: Mutex<Vec<links::StagedLink>>,
+    /// Names that rm -r has made an end of, while the kernel still knows them.
+    gone: Arc<Mutex<links::GoneNames>>,
     /// Deletions of each image or version since the mount; see `NodeId::Image`.
     incarnations: Mutex<HashMap<u32, u8>>,
     /// When the root last changed.
@@ -207,6 +209,7 @@ impl ImageFs {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             staged_links: Mutex::default(),
+            gone: Arc::default(),
             incarnations: Mutex::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
