@@ -760,6 +760,17 @@ fn a_name_that_was_just_refused_can_be_written_again_at_once() {
     assert!(ran.out.starts_with("0\n"), "{}", ran.out);
 }
 
+/// strace kills a child of its own when it starts: that ended the upload which the shell around it had open.
+#[test]
+fn who_is_killed_beside_an_upload_does_not_end_it() {
+    let m = Mount::new();
+    m.ok("{ head -c 9000 $S/b.tar; bash -c 'kill -9 $$' || true; tail -c +9001 $S/b.tar; } > web.tar; cmp $S/b.tar web/0/rootfs.tar");
+    // Nor does it publish anything: what is there then is judged by who closes it.
+    m.sh("{ head -c 9000 $S/a.tar; bash -c 'kill -9 $$'; } > web.tar");
+    assert!(m.errors().contains("the archive is cut off at byte 9000"), "{}", m.errors());
+    m.ok("test ! -e web/1; { cat $S/a.tar; bash -c 'kill -9 $$' || true; } > web.tar; cmp $S/a.tar web/1/rootfs.tar");
+}
+
 #[test]
 fn what_begins_as_the_newest_version_is_judged_by_its_end() {
     let mut m = Mount::with(&["trash=0"]);

@@ -42,7 +42,14 @@ impl ImageFs {
             return reply(Ok(()));
         }
         // Looked at before the answer is sent: then the process goes on.
-        self.offload(reply, move |fs| fs.judge_at_close(caller, &upload, is_killed(caller.pid)));
+        self.offload(reply, move |fs| {
+            let killed = is_killed(caller.pid);
+            if killed && process_of(caller.pid) != upload.opener {
+                // It may only have had the file from its parent, which goes on: `(timeout 1 x; cat y) > web.tar`.
+                return Ok(());
+            }
+            fs.judge_at_close(caller, &upload, killed)
+        });
     }
 
     pub(super) fn judge_at_close(&self, caller: Caller, upload: &Arc<Upload>, killed: bool) -> Result<()> {
