@@ -3,10 +3,14 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+
+/// How long the lock may be held by somebody who only looks whether it is; see `holder`.
+const LOOKING: Duration = Duration::from_millis(200);
 
 /// The lock file: flock, so that a dead holder's lock is free by itself.
 pub struct StoreLock {
@@ -22,7 +26,14 @@ impl StoreLock {
         let path = dir.join("lock");
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let begun = Instant::now();
+        let taken = loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < LOOKING => std::thread::sleep(LOOKING / 50),
+                taken => break taken,
+            }
+        };
+        match taken {
             Ok(()) => Ok(StoreLock { file, path }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
@@ -56,4 +67,27 @@ impl StoreLock {
 fn parse_lock(text: &str) -> (u32, String) {
     let (pid, rest) = text.split_once('\n').unwrap_or((text, ""));
     (pid.trim().parse().unwrap_or(0), rest.trim_end_matches('\n').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Right after an umount the guard of the daemon that was looked whether it still held the lock: a command that came
+    /// in that moment was told that the daemon was there.
+    #[test]
+    fn who_looks_at_the_lock_does_not_keep_it_from_being_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = StoreLock::take(dir.path()).unwrap();
+        assert!(matches!(StoreLock::take(dir.path()), Err(Error::Locked { .. })));
+        drop(lock);
+        let looks = File::open(dir.path().join("lock")).unwrap();
+        flock(&looks, FlockOperation::NonBlockingLockShared).unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(LOOKING / 4);
+            drop(looks);
+        });
+        StoreLock::take(dir.path()).unwrap();
+        ends.join().unwrap();
+    }
 }
