@@ -1,8 +1,9 @@
 //! Is there an order of the gestures that the contract allows? The search of Wing and Gong, with Lowe's memory.
 
 use std::collections::HashSet;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
+
+use foldhash::quality::FixedState;
 
 use super::model::{Answer, Gesture, Model, Progress, Step};
 use crate::dice::Dice;
@@ -45,9 +46,7 @@ struct Place {
 
 impl Config {
     fn key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish()
+        FixedState::default().hash_one(self)
     }
 
     /// What may come next: of any call that began before the first of the open ones was answered.

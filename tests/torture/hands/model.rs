@@ -196,9 +196,15 @@ impl Model {
 
     /// How many ways there are in which a path may be walked: as the store says, and as the kernel may remember it.
     pub fn ways(&self) -> usize {
-        let of = |name| self.lingering.iter().filter(|(n, _)| *n == name).count();
-        let most = self.lingering.iter().map(|(name, _)| of(*name)).max().unwrap_or_default();
+        let of = |(name, image)| self.lingering.iter().filter(|(n, i)| *n == name || *i == image).count();
+        let most = self.lingering.iter().map(|l| of(*l)).max().unwrap_or_default();
         1 + most.max(usize::from(!self.lingering_versions.is_empty()))
+    }
+
+    /// What a link to the image says: its name, or one that it had before a renaming that is not answered yet.
+    fn called(&self, image: usize, way: usize) -> Option<u8> {
+        let mut before = self.lingering.iter().filter(|(_, i)| *i == image).map(|(name, _)| *name);
+        way.checked_sub(1).map_or(Some(self.images[image].name), |nth| before.nth(nth))
     }
 
     /// The image that a path with this name leads to.
@@ -348,7 +354,7 @@ impl Model {
             },
 
             (Gesture::ReadDefault, 0) => self.default.map_or_else(|| refuses(libc::ENOENT), found),
-            (Gesture::ReadDefault, _) => says(&Answer::Name(self.images[serial].name)),
+            (Gesture::ReadDefault, _) => self.called(serial, way).map_or(Step::Impossible, |name| says(&Answer::Name(name))),
             (Gesture::List { .. }, _) => match answer {
                 Answer::Refused(libc::ENOENT) if dead => Step::Ends(None),
                 // What is listed of a directory while it is removed is anybody's guess, but of nothing else.
@@ -375,7 +381,10 @@ impl Model {
             return Step::Ends(None);
         }
         match step {
-            1 => Step::Goes(Progress { number: image.name.into(), ..next }),
+            1 => match self.called(at.image.into(), way) {
+                Some(name) => Step::Goes(Progress { number: name.into(), ..next }),
+                None => Step::Impossible,
+            },
             2 => {
                 let found = self.walk(at.number as u8, way);
                 found.map_or_else(lost, |found| Step::Goes(Progress { image: found as u16, number: 0, ..next }))
