@@ -254,6 +254,8 @@ impl Model {
                 done(Step::Ends(Some(model)), &Answer::Number(number))
             }
 
+            // GNU ln found the link there, and then not to replace it: the last image went meanwhile.
+            (Gesture::Switch { .. }, _) if *answer == Answer::Refused(libc::EEXIST) => Step::Ends(None),
             (Gesture::Switch { name }, step) => match self.named(*name) {
                 None => refuses(libc::ENOENT),
                 Some(_) if step == 0 => Step::Goes(Progress { step: 1, ..at }),
