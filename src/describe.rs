@@ -1,10 +1,13 @@
 //! cat metadata.json, and editing it: how images and versions describe themselves.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
-use crate::catalog::{Image, Kept, Model, Version};
+use crate::catalog::{Alias, Image, Kept, Model, Version};
 use crate::error::{Error, Result};
-use crate::manifest::{Cost, EDITABLE, Editable, METADATA_MAX, time};
+use crate::manifest::{Cost, EDITABLE, METADATA_MAX, time};
+use crate::rules::{By, set_immutable};
 
 /// An image's metadata.json.
 pub fn image(model: &Model, image: &Image) -> Value {
@@ -16,17 +19,20 @@ pub fn image(model: &Model, image: &Image) -> Value {
             ("size", v.facts.size.into()),
             ("created_at", time(v.created_at)),
             ("digest", v.facts.digest.clone().into()),
+            ("labels", labels_of(model, v)),
         ])
     });
     let status = if image.trashed_at.is_some() {
         "deleting"
+    } else if image.editable.hidden {
+        "deleted"
     } else if newest.is_none() {
         "pending"
     } else {
         "active"
     };
     let number = |v: Option<&Version>| v.map_or(Value::Null, |v| v.number.into());
-    let aliases: Vec<Value> = model.aliases_of(image.serial).iter().map(|a| a.name.clone().into()).collect();
+    let aliases = model.aliases_of(image.serial).into_iter().map(alias);
     let e = &image.editable;
     object([
         ("id", image.id.clone().into()),
@@ -34,9 +40,10 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("status", status.into()),
         ("default_version", number(model.default_version(image))),
         ("latest_version", number(newest)),
-        ("aliases", Value::Array(aliases)),
+        ("aliases", Value::Array(aliases.collect())),
         ("is_default", (model.default_image == Some(image.serial)).into()),
-        ("immutable", false.into()),
+        ("immutable", image.rules.immutable.is_some().into()),
+        ("immutable_by", image.rules.immutable.as_ref().map(|by| by.uid).into()),
         ("public", (image.mode & 0o004 != 0).into()),
         ("description", e.description.clone().into()),
         ("type", e.kind.clone().into()),
@@ -48,14 +55,24 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("properties", serde_json::to_value(&e.properties).expect("a map of strings")),
         ("keep_upload", e.keep_upload.map_or(Value::Null, |keep| keep.name().into())),
         ("storage", e.storage.name().into()),
+        ("keep_versions", e.keep_versions.into()),
+        ("expires_at", e.expires_at.map_or(Value::Null, time)),
         ("created_at", time(image.created_at)),
         ("updated_at", time(image.updated_at)),
         ("versions", Value::Array(versions.collect())),
     ])
 }
 
-/// A version's metadata.json.
-pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
+fn alias(a: &Alias) -> Value {
+    object([("name", a.name.clone().into()), ("version", a.number.into()), ("description", a.description.clone().into())])
+}
+
+fn labels_of(model: &Model, version: &Version) -> Value {
+    model.labels_of(version.image).filter(|l| l.number == version.number).map(|l| Value::from(l.name.clone())).collect()
+}
+
+/// A version's metadata.json. `stale` are the leases that hold nothing.
+pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32>) -> Value {
     let f = &version.facts;
     let kept = match &f.kept {
         None => "no",
@@ -78,6 +95,20 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("devices", f.counts.devices.into()),
         ("fifos", f.counts.fifos.into()),
     ]);
+    let here = |a: &&Alias| a.number == Some(version.number);
+    let aliases = model.aliases_of(version.image).into_iter().filter(here).map(alias);
+    let used_by = model.leases_of(version.serial).map(|lease| {
+        let f = &lease.facts;
+        object([
+            ("name", lease.name.clone().into()),
+            ("uid", f.uid.into()),
+            ("since", time(f.mtime)),
+            ("expires_at", f.expires_at.map_or(Value::Null, time)),
+            ("path", f.target.clone().into()),
+            ("stale", stale.contains(&lease.serial).into()),
+            ("text", f.text.clone().into()),
+        ])
+    });
     let mut document = object([
         ("id", version.id.clone().into()),
         ("version", version.number.into()),
@@ -93,6 +124,9 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
         ("os", f.os.clone().into()),
         ("release", f.release.clone().into()),
         ("architecture", f.architecture.clone().into()),
+        ("labels", labels_of(model, version)),
+        ("aliases", aliases.collect()),
+        ("used_by", used_by.collect()),
     ]);
     // Only of what has them: most versions are the tar of a rootfs.
     let mut add = |key: &str, there: bool, value: Value| {
@@ -111,10 +145,11 @@ pub fn version(model: &Model, version: &Version, cost: Cost) -> Value {
     document
 }
 
-/// Works out what a new text of an image's metadata.json changes.
+/// Makes of an image what a new text of its metadata.json says, and of its aliases, which are given back.
 ///
-/// A key that is left out stays; null clears it. Errors: `BadMetadata` for anything but a change of editable keys.
-pub fn edited(model: &Model, of: &Image, text: &[u8]) -> Result<Editable> {
+/// A key that is left out stays; null clears it. Errors: `BadMetadata` for anything but a change of editable keys;
+/// `Immutable`.
+pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Alias>> {
     let bad = |why: String| Error::BadMetadata { why };
     if text.len() > METADATA_MAX {
         return Err(bad(format!("it is over {METADATA_MAX} bytes")));
@@ -122,12 +157,13 @@ pub fn edited(model: &Model, of: &Image, text: &[u8]) -> Result<Editable> {
     let parsed: Value = serde_json::from_slice(text).map_err(|e| bad(e.to_string()))?;
     let Value::Object(new) = parsed else { return Err(bad("it is no JSON object".into())) };
     let current = image(model, of);
-    let mut result = of.editable.clone();
+    let mut aliases = Vec::new();
     for (key, value) in &new {
         match current.get(key) {
+            Some(old) if key == "aliases" && old != value => aliases = edit_aliases(model, of, value)?,
             None => return Err(bad(format!("{key:?} is no known key"))),
             Some(old) if old == value => {}
-            Some(_) if EDITABLE.contains(&key.as_str()) => result.set(key, value)?,
+            Some(_) if EDITABLE.contains(&key.as_str()) => set(of, by, key, value)?,
             Some(_) => {
                 return Err(bad(format!(
                     "{key:?} is kept by imgfs: leave it as it is, or read the file again if it changed meanwhile"
@@ -135,20 +171,63 @@ pub fn edited(model: &Model, of: &Image, text: &[u8]) -> Result<Editable> {
             }
         }
     }
-    Ok(result)
+    Ok(aliases)
 }
 
-/// Changes one editable key from text, as an extended attribute does: `description`, or `properties.KEY`.
-pub fn edited_key(of: &Image, key: &str, value: &str) -> Result<Editable> {
-    let mut result = of.editable.clone();
-    if let Some(property) = key.strip_prefix("properties.") {
-        result.properties.insert(property.to_owned(), value.to_owned());
-    } else if key == "tags" {
-        result.tags = value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
-    } else {
-        result.set(key, &Value::String(value.to_owned()))?;
+/// The aliases whose descriptions a new list changes. Which there are, and what they lead to, links say.
+fn edit_aliases(model: &Model, of: &Image, list: &Value) -> Result<Vec<Alias>> {
+    let all = model.aliases_of(of.serial);
+    let described = |a: &&Alias| {
+        let new = list.as_array()?.iter().find(|new| new["name"] == a.name)?["description"].as_str()?;
+        Some(Alias { description: new.to_owned(), ..(*a).clone() })
+    };
+    let new: Vec<Alias> = all.iter().filter_map(described).collect();
+    if new.len() < all.len() || Value::Array(new.iter().map(alias).collect()) != *list {
+        let why = "aliases: their descriptions can be changed here, and no more; links are made with ln -s";
+        return Err(Error::BadMetadata { why: why.into() });
     }
-    Ok(result)
+    Ok(new)
+}
+
+/// Changes one editable key from text, as an extended attribute does: `description`, `properties.KEY`, or an alias's
+/// description, `aliases.NAME`. Nothing clears it.
+///
+/// Errors: `BadMetadata`, `Immutable`, `NoAttribute`.
+pub fn edit_key(model: &Model, of: &mut Image, by: By, key: &str, value: &str) -> Result<Vec<Alias>> {
+    let editable = &mut of.editable;
+    if let Some(name) = key.strip_prefix("aliases.") {
+        let of = model.aliases_of(of.serial).into_iter().find(|a| a.name == name);
+        let of = of.ok_or_else(|| Error::NoAttribute { name: key.to_owned() })?;
+        return Ok(vec![Alias { description: value.to_owned(), ..of.clone() }]);
+    }
+    if let Some(property) = key.strip_prefix("properties.") {
+        if value.is_empty() {
+            editable.properties.remove(property);
+        } else {
+            editable.properties.insert(property.to_owned(), value.to_owned());
+        }
+    } else if key == "tags" {
+        editable.tags = value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
+    } else {
+        // Words for what is no text in JSON.
+        let value = match (key, value) {
+            ("immutable", "true" | "yes" | "1") => true.into(),
+            ("immutable", "false" | "no" | "0" | "") => false.into(),
+            ("keep_versions", "") => Value::Null,
+            _ => value.into(),
+        };
+        set(of, by, key, &value)?;
+    }
+    Ok(Vec::new())
+}
+
+fn set(of: &mut Image, by: By, key: &str, value: &Value) -> Result<()> {
+    match (key, value) {
+        ("immutable", Value::Bool(on)) => set_immutable(of, by, *on),
+        ("immutable", Value::Null) => set_immutable(of, by, false),
+        ("immutable", _) => Err(Error::BadMetadata { why: "immutable is true or false".into() }),
+        _ => of.editable.set(key, value),
+    }
 }
 
 fn object<const N: usize>(pairs: [(&str, Value); N]) -> Value {

@@ -68,6 +68,10 @@ pub enum Error {
     VersionIsPinned { image: String, number: u32 },
     #[error("{image}/{number} is the only version of {image}")]
     OnlyVersion { image: String, number: u32 },
+    #[error("{image} is immutable: user {uid} has made it so")]
+    Immutable { image: String, uid: u32 },
+    #[error("{what} is used by {holders}")]
+    InUse { what: String, holders: String },
     #[error("{what} never changes")]
     Frozen { what: String },
     #[error("{what} is kept by imgfs: {why}")]
@@ -147,10 +151,11 @@ impl Error {
             | Error::OnlyVersion { .. }
             | Error::NotEmpty { .. }
             | Error::HasDependents { .. }
+            | Error::InUse { .. }
             | Error::UploadBusy { .. }
             | Error::Locked { .. } => libc::EBUSY,
             Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
-            Error::Managed { .. } => libc::EPERM,
+            Error::Managed { .. } | Error::Immutable { .. } => libc::EPERM,
             Error::NotDirectory { .. } => libc::ENOTDIR,
             Error::IsDirectory { .. } => libc::EISDIR,
             Error::NoAttribute { .. } => libc::ENODATA,
@@ -201,12 +206,16 @@ impl Error {
             Error::OnlyVersion { .. } => "rmdir the image to delete all of it",
             Error::NotEmpty { .. } => "rm -r removes it with all it holds",
             Error::HasDependents { .. } => "delete those first",
+            Error::Immutable { .. } => "chattr -i it first, or setfattr -n user.imgfs.immutable -v false",
+            Error::InUse { .. } => {
+                "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
+            }
             Error::Frozen { .. } => "copy a new tarball into the image: that makes a new version",
             Error::Managed { .. } => "see .imgfs/README for the gestures",
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
             Error::Invalid { .. } => "see .imgfs/README for the gestures",
             Error::BadMetadata { .. } => {
-                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload, storage"
+                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload, storage, keep_versions, expires_at, status, immutable"
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",

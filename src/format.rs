@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! STORE/
-//! |-- format        "imgfs 4\n"; a store newer than the program is refused with both numbers
+//! |-- format        "imgfs 5\n"; a store newer than the program is refused with both numbers
 //! |-- lock          held with flock by the one daemon; holds its process id and mount point
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
-//! |-- catalog.db    SQLite: images, versions, aliases, settings. One row each; see catalog/schema.sql
+//! |-- catalog.db    SQLite: images, versions, aliases, labels, leases, settings. One row each; see catalog/schema.sql
 //! |-- catalog.rows  the same rows as text, a line a commit: what a lost catalog.db is made again of; see catalog/copy.rs
 //! |               catalog.damaged-N and catalog.format-N are what was put aside and what an older format had
 //! |-- blobs         the blob table: where each content lies; made again of the lists in loose/ and packs/
@@ -70,7 +70,8 @@
 //! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree whose
 //!    base it is; others are swept.
 //! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
-//! 8. `default` of the store names an image that exists, `default` of an image a version that does.
+//! 8. `default` of the store names an image that exists, `default` of an image a version that does; labels and leases are
+//!    of versions that are there, or in the trash.
 //! 9. The check of every row in the catalog matches its columns; catalog.rows says the same.
 //! 10. The bases of a frame are blobs that exist, and lie in no frame that has bases itself.
 //! 11. The base of a packed tree is there, as `ID.tree` or, once its version is purged, as `ID.base`, and has none.
@@ -82,6 +83,8 @@
 //!    a store of format 1 is taken by writing its new number.
 //! 3: content and trees at rest may be packed.
 //! 4: trees at rest are packed against others; the catalog has a copy.
+//! 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know them would delete
+//!    what is leased.
 
 use std::fs;
 use std::path::Path;
@@ -90,7 +93,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 
 /// The format this program writes, and the newest it reads.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;

@@ -1,10 +1,10 @@
 //! imgfs fsck: every numbered invariant of `format.rs`, checked; what is wrong, and what it affects. With --repair, what
 //! another copy in the store can give is put back, and the rest is put aside.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::blob::ReadBuf;
-use crate::catalog::{Image, Row};
+use crate::catalog::{Image, Label, Lease, Model, Row};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -242,6 +242,22 @@ fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {
             say(8, format!("the alias {} leads nowhere", alias.name));
         }
     }
+    for label in lost_labels(&model) {
+        say(8, format!("the label @{} leads nowhere", label.name));
+    }
+    for lease in lost_leases(&model) {
+        say(8, format!("the lease {} is of no version", lease.name));
+    }
+}
+
+/// Labels of no version, not even one in the trash.
+fn lost_labels(model: &Model) -> impl Iterator<Item = &Label> {
+    let there: HashSet<(u32, u32)> = model.all_versions().map(|v| (v.image, v.number)).collect();
+    model.labels.values().filter(move |l| !there.contains(&(l.image, l.number)))
+}
+
+fn lost_leases(model: &Model) -> impl Iterator<Item = &Lease> {
+    model.leases.values().filter(|l| !model.versions.contains_key(&l.version))
 }
 
 /// Checks that a recipe makes what the catalog says.

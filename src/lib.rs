@@ -23,7 +23,7 @@
 //! (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
-//! whose rows are lost). Verbs: `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
+//! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
 //! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
@@ -48,12 +48,16 @@ pub mod imgapi;
 pub mod ingest;
 pub mod journal;
 pub mod keep;
+pub mod labels;
+pub mod leases;
 pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod progress;
 pub mod remote;
 pub mod repack;
+pub mod retention;
+pub mod rules;
 pub mod scrub;
 pub mod status;
 pub mod store;

@@ -28,6 +28,15 @@ pub struct Editable {
     pub keep_upload: Option<KeepUpload>,
     #[serde(default, skip_serializing_if = "Storage::is_auto")]
     pub storage: Storage,
+    /// How many of the newest versions stay; none: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_versions: Option<u32>,
+    /// When the image goes by itself; nanoseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<i64>,
+    /// `status` is `deleted`: not listed, no new leases, and gone with the last one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hidden: bool,
 }
 
 /// Where an image's content lies: loose, which is fast, or in packs, which are small; see repack.rs.
@@ -117,6 +126,26 @@ impl Editable {
                 },
                 None => return bad("is fast, auto or small"),
             },
+            "keep_versions" => match value {
+                Value::Null => self.keep_versions = None,
+                _ => match value.as_u64().or_else(|| text?.parse().ok()).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0) {
+                    Some(n) => self.keep_versions = Some(n),
+                    None => return bad("is a number from 1 on"),
+                },
+            },
+            "expires_at" => match text.as_deref() {
+                Some("") => self.expires_at = None,
+                Some(text) => match parse_time(text) {
+                    Some(at) => self.expires_at = Some(at),
+                    None => return bad("is a time like 2027-01-31T12:00:00Z, or a date"),
+                },
+                None => return bad("is a time like 2027-01-31T12:00:00Z, or a date"),
+            },
+            "status" => match text.as_deref() {
+                Some("deleted") => self.hidden = true,
+                Some("active" | "pending" | "") => self.hidden = false,
+                _ => return bad("is active or deleted"),
+            },
             "description" | "os" | "release" | "architecture" | "variant" => {
                 let Some(text) = text else { return bad("is a string") };
                 let field = match key {
@@ -152,8 +181,22 @@ impl Editable {
     }
 }
 
-pub const EDITABLE: &[&str] =
-    &["description", "type", "os", "release", "architecture", "variant", "tags", "properties", "keep_upload", "storage"];
+pub const EDITABLE: &[&str] = &[
+    "description",
+    "type",
+    "os",
+    "release",
+    "architecture",
+    "variant",
+    "tags",
+    "properties",
+    "keep_upload",
+    "storage",
+    "keep_versions",
+    "expires_at",
+    "status",
+    "immutable",
+];
 
 /// What a version costs; counted when asked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -171,6 +214,15 @@ pub fn time(nanoseconds: i64) -> Value {
 
 pub fn time_text(nanoseconds: i64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).map_or_else(|_| "unknown".into(), |t| t.to_string())
+}
+
+/// Reads a time as RFC 3339 writes it, or a date, whose end in UTC is meant: nanoseconds since 1970.
+pub fn parse_time(text: &str) -> Option<i64> {
+    let at = text.parse::<jiff::Timestamp>().ok().or_else(|| {
+        let date = text.parse::<jiff::civil::Date>().ok()?;
+        date.tomorrow().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    });
+    i64::try_from(at?.as_nanosecond()).ok()
 }
 
 /// Nanoseconds since 1970, now.

@@ -93,6 +93,25 @@ pub fn strip_archive_suffix(name: &str) -> Option<&str> {
     strip(name, ARCHIVE_SUFFIXES).or_else(|| strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), PAYLOAD_SUFFIXES))
 }
 
+/// What a file's name says of the version in it, as in `anbox-lxd-bionic_1.7_amd64.tar.xz`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Build {
+    /// The version string, which becomes a label.
+    pub label: Option<String>,
+    pub architecture: Option<&'static str>,
+}
+
+/// Reads NAME_VERSION_ARCH, with an architecture that is known: the name, and what the rest says.
+/// Source: systemd.v(7), for the form; the words are those of all systems, see `architecture`.
+pub fn parse_build(stem: &str) -> Option<(&str, Build)> {
+    // `x86_64` has an underscore of its own.
+    let ends = stem.match_indices('_').map(|(at, _)| at).rev().take(2);
+    let (rest, arch) = ends.into_iter().find_map(|at| Some((&stem[..at], architecture(&stem[at + 1..])?)))?;
+    let (name, version) = rest.rsplit_once('_')?;
+    let good = !name.is_empty() && !version.is_empty() && version.bytes().any(|b| b.is_ascii_digit());
+    good.then(|| (name, Build { label: Some(version.to_owned()), architecture: Some(arch) }))
+}
+
 /// Whether a name says that its bytes are a disk image, whatever they look like. rsync's `.vm.img.gz.Ab12Cd` does, too.
 pub fn means_raw_disk(name: &str) -> bool {
     if let Some(temporary) = name.strip_prefix('.') {
@@ -191,6 +210,21 @@ mod tests {
                 && !means_raw_disk("a.iso")
         );
         assert_eq!(strip_archive_suffix("é"), None);
+    }
+
+    #[test]
+    fn a_file_name_says_which_build_it_is() {
+        let read = |stem| {
+            parse_build(stem).map(|(name, b)| (name.to_owned(), b.label.unwrap_or_default(), b.architecture.unwrap_or_default()))
+        };
+        let is = |name: &str, version: &str, arch| Some((name.to_owned(), version.to_owned(), arch));
+        assert_eq!(read("anbox-lxd-bionic_1.7_amd64"), is("anbox-lxd-bionic", "1.7", "x86_64"));
+        assert_eq!(read("a_b_20200304_x86_64"), is("a_b", "20200304", "x86_64"));
+        assert_eq!(read("debian-12-standard_12.7-1_arm64"), is("debian-12-standard", "12.7-1", "aarch64"));
+        assert_eq!(read("web_1.0"), None);
+        assert_eq!(read("web_amd64"), None);
+        assert_eq!(read("my_web_amd64"), None);
+        assert_eq!(read("_1_amd64"), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::catalog::{Model, Row, Version};
+use crate::catalog::{Change, Model, Row, Version};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ingest::check_identity;
@@ -104,18 +104,20 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
         }
         match what {
             Trashed::Image(serial) => {
-                for version in change.model.all_versions().filter(|v| v.image == serial) {
+                for version in model.all_versions().filter(|v| v.image == serial) {
                     trees.push(version.id.clone());
-                    change.put(Row::DropVersion(version.serial));
+                    drop_version(change, version);
                 }
-                for alias in change.model.aliases.values().filter(|a| a.image == serial) {
+                for alias in model.aliases.values().filter(|a| a.image == serial) {
                     change.put(Row::DropAlias(alias.serial));
                 }
                 change.put(Row::DropImage(serial));
             }
             Trashed::Version(serial) => {
-                trees.extend(change.model.versions.get(&serial).map(|v| v.id.clone()));
-                change.put(Row::DropVersion(serial));
+                if let Some(version) = model.versions.get(&serial) {
+                    trees.push(version.id.clone());
+                    drop_version(change, version);
+                }
             }
         }
         Ok(Some(trees))
@@ -131,6 +133,18 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
         fault::reached("purge.tree");
     }
     Ok(true)
+}
+
+/// The version's row, after those of what is of it.
+fn drop_version(change: &mut Change<'_>, version: &Version) {
+    let model = change.model;
+    for lease in model.leases_of(version.serial) {
+        change.put(Row::DropLease(lease.serial));
+    }
+    for label in model.labels.values().filter(|l| (l.image, l.number) == (version.image, version.number)) {
+        change.put(Row::DropLabel(label.serial));
+    }
+    change.put(Row::DropVersion(version.serial));
 }
 
 /// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.

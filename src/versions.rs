@@ -2,10 +2,14 @@
 //!
 //! Each gesture is one function and one transaction. Deleting moves a row into the trash; see trash.rs.
 
+use std::collections::HashSet;
+
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
 use crate::error::{Error, Result};
-use crate::manifest::{Editable, now};
+use crate::leases::{self, refuse_used};
+use crate::manifest::now;
 use crate::name::ImageName;
+use crate::rules::refuse_immutable;
 use crate::store::Store;
 
 /// What a link in the root leads to.
@@ -30,11 +34,13 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
 
 /// `rmdir MNT/web/1`: into the trash. Gives the version's serial.
 ///
-/// Errors: `OnlyVersion`, `VersionIsPinned`, `NotFound`.
+/// Errors: `OnlyVersion`, `VersionIsPinned`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
 pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
     store.trash_has_changed();
+    let stale = stale_leases(store, image);
     store.catalog.commit(|change| {
         let (of, version) = live_version(change.model, image, number)?;
+        refuse_immutable(of)?;
         if change.model.versions_of(image).count() == 1 {
             return Err(Error::OnlyVersion { image: of.name.clone(), number });
         }
@@ -42,6 +48,7 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
             return Err(Error::VersionIsPinned { image: of.name.clone(), number });
         }
         refuse_dependents(change.model, &[version])?;
+        refuse_used(store, change.model, &[version], &stale)?;
         let (mut of, mut version) = (of.clone(), version.clone());
         let serial = version.serial;
         for alias in change.model.aliases_of(image).into_iter().filter(|a| a.number == Some(number)) {
@@ -58,12 +65,16 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
 
 /// `rmdir MNT/web`: the image with all its versions and aliases, into the trash.
 ///
-/// Errors: `ImageIsDefault`, `NotFound`.
+/// Errors: `ImageIsDefault`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
 pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     store.trash_has_changed();
+    let stale = stale_leases(store, serial);
     store.catalog.commit(|change| {
         let mut image = live_image(change.model, serial)?.clone();
-        refuse_dependents(change.model, &change.model.versions_of(serial).collect::<Vec<_>>())?;
+        refuse_immutable(&image)?;
+        let versions: Vec<&Version> = change.model.versions_of(serial).collect();
+        refuse_dependents(change.model, &versions)?;
+        refuse_used(store, change.model, &versions, &stale)?;
         if change.model.default_image == Some(serial) {
             if change.model.live_images().count() > 1 {
                 return Err(Error::ImageIsDefault { image: image.name });
@@ -75,6 +86,12 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
         change.put(Row::Image(image.into()));
         Ok(())
     })
+}
+
+/// Which leases of an image hold nothing, looked at before the catalog is held.
+fn stale_leases(store: &Store, image: u32) -> HashSet<u32> {
+    let links = leases::links(&store.catalog.read(), |version| version.image == image);
+    leases::stale(links)
 }
 
 /// Versions that others are deltas over stay until those are gone; those that go with them do not count.
@@ -94,6 +111,7 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
 pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     store.catalog.commit(|change| {
         let mut image = live_image(change.model, serial)?.clone();
+        refuse_immutable(&image)?;
         refuse_taken(change.model, to.as_str())?;
         image.name = to.to_string();
         image.updated_at = now();
@@ -114,7 +132,9 @@ fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
             why: "it names an image; a version is pinned with IMAGE/default".into(),
         });
     };
-    live_image(change.model, image)?;
+    if live_image(change.model, image)?.editable.hidden {
+        return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it is not for new users" });
+    }
     change.put(Row::Default { image: Some(image), hidden: false });
     Ok(())
 }
@@ -149,17 +169,17 @@ pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
 /// `ln -s web MNT/jammy`, and with a name that is an alias already, `ln -sfn`.
 pub fn put_alias(store: &Store, name: &ImageName, target: LinkTarget) -> Result<()> {
     store.catalog.commit(|change| {
-        let serial = match change.model.named(name.as_str()) {
-            Some(Named::Alias(serial)) => serial,
+        let (serial, description) = match change.model.named(name.as_str()) {
+            Some(Named::Alias(serial)) => (serial, change.model.aliases[&serial].description.clone()),
             Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
-            None => change.serial(),
+            None => (change.serial(), String::new()),
         };
         let (image, number) = match target {
             LinkTarget::Image(image) => (image, None),
             LinkTarget::Version { image, number } => (image, Some(number)),
         };
         live_image(change.model, image)?;
-        change.put(Row::Alias(Alias { serial, name: name.to_string(), image, number }));
+        change.put(Row::Alias(Alias { serial, name: name.to_string(), image, number, description }));
         Ok(())
     })
 }
@@ -202,7 +222,7 @@ pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
         let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
         refuse_taken(change.model, to.as_str())?;
         let serial = change.serial();
-        change.put(Row::Alias(Alias { serial, name: to.to_string(), image, number: None }));
+        change.put(Row::Alias(Alias { serial, name: to.to_string(), image, number: None, description: String::new() }));
         change.put(Row::Default { image: Some(image), hidden: true });
         Ok(())
     })
@@ -216,10 +236,25 @@ pub fn target_of(alias: &Alias) -> LinkTarget {
     }
 }
 
-/// A change of metadata.json, or of one key by an extended attribute.
-pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &Image) -> Result<Editable>) -> Result<()> {
-    change_image(store, image, |model, image| {
-        image.editable = change(model, image)?;
+/// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of an image that
+/// is immutable nothing else changes than that.
+///
+/// Errors: what `change` refuses; `Immutable`, `ImageIsDefault`.
+pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -> Result<Vec<Alias>>) -> Result<()> {
+    store.catalog.commit(|commit| {
+        let before = live_image(commit.model, image)?;
+        let mut image = before.clone();
+        let aliases = change(commit.model, &mut image)?;
+        if before.editable != image.editable || !aliases.is_empty() {
+            refuse_immutable(before)?;
+        }
+        if image.editable.hidden && commit.model.default_image == Some(image.serial) && commit.model.live_images().count() > 1 {
+            return Err(Error::ImageIsDefault { image: image.name });
+        }
+        for alias in aliases {
+            commit.put(Row::Alias(alias));
+        }
+        put_image(commit, image);
         Ok(())
     })
 }
@@ -227,6 +262,7 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &Image) -> Re
 /// `chmod`, `chown` on an image.
 pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     change_image(store, image, |_, image| {
+        refuse_immutable(image)?;
         image.mode = mode.map_or(image.mode, |m| m & 0o7777);
         (image.uid, image.gid) = (uid.unwrap_or(image.uid), gid.unwrap_or(image.gid));
         Ok(())
@@ -238,12 +274,17 @@ fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image
         let before = live_image(change.model, serial)?;
         let mut image = before.clone();
         work(change.model, &mut image)?;
-        if image != *before {
-            image.updated_at = now();
-            change.put(Row::Image(image.into()));
-        }
+        put_image(change, image);
         Ok(())
     })
+}
+
+/// The image's row, if it is another one.
+fn put_image(change: &mut Change<'_>, mut image: Image) {
+    if change.model.images.get(&image.serial) != Some(&image) {
+        image.updated_at = now();
+        change.put(Row::Image(image.into()));
+    }
 }
 
 /// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
@@ -302,7 +343,7 @@ pub(crate) fn live_image(model: &Model, serial: u32) -> Result<&Image> {
     model.live_image(serial).ok_or_else(|| not_found("such image"))
 }
 
-fn live_version(model: &Model, image: u32, number: u32) -> Result<(&Image, &Version)> {
+pub(crate) fn live_version(model: &Model, image: u32, number: u32) -> Result<(&Image, &Version)> {
     let of = live_image(model, image)?;
     let version =
         model.version(image, number).ok_or_else(|| Error::NotFound { what: format!("version {number} of {}", of.name) })?;

@@ -19,7 +19,7 @@ fn written_by(store: &str) -> Mount {
 fn a_store_of_format_1_is_read_and_goes_on() {
     let m = written_by("store-1");
     m.ok("test $(sha256sum < web/0/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < old/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < web/1/rootfs.tar | cut -c-10) = d1ca8b5b66");
-    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 4' $STORE/format");
+    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 5' $STORE/format");
     m.fsck();
 }
 
@@ -29,7 +29,7 @@ fn a_store_of_format_3_with_packs_is_read_and_goes_on() {
     let same = "sha256sum web/[0-9]/rootfs.tar kin/0/rootfs.tar | cut -c-10 | tr '\\n' ' ' | grep -qx '870710db3f e40c6554be 49aa3a54f6 e40c6554be '";
     m.ok(same);
     m.ok(&format!(
-        "{IMGFS} repack --store $STORE; grep -q 'imgfs 4' $STORE/format; {same}; head -c 13 -q $STORE/trees/* | grep -q 'ztree 2'"
+        "{IMGFS} repack --store $STORE; grep -q 'imgfs 5' $STORE/format; {same}; head -c 13 -q $STORE/trees/* | grep -q 'ztree 2'"
     ));
     m.remount();
     m.ok(same);

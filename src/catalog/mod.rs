@@ -1,4 +1,4 @@
-//! The catalog: images, versions, aliases and settings, in SQLite and in memory.
+//! The catalog: images, versions, their aliases, labels and leases, and settings, in SQLite and in memory.
 //!
 //! Readers see the `Model` in memory. A change is a list of `Row`s that a verb works out from the model; `commit`
 //! writes it in one transaction, and only then does the model change: one gesture, one transaction. All rows are in a
@@ -7,6 +7,7 @@
 mod copy;
 mod model;
 mod reserve;
+mod rows;
 mod sqlite;
 
 use std::path::{Path, PathBuf};
@@ -15,8 +16,9 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 
 use copy::Copy;
-pub use model::{Alias, Image, Kept, Model, Named, Receipt, Version, VersionFacts};
+pub use model::{Model, Named};
 use reserve::Reserve;
+pub use rows::{Alias, Image, Immutable, Kept, Label, Lease, LeaseFacts, Receipt, Rules, Version, VersionFacts};
 
 use crate::error::{Error, Result};
 use crate::fault;
@@ -32,9 +34,13 @@ pub enum Row {
     Image(Box<Image>),
     Version(Box<Version>),
     Alias(Alias),
+    Label(Label),
+    Lease(Box<Lease>),
     DropImage(u32),
     DropVersion(u32),
     DropAlias(u32),
+    DropLabel(u32),
+    DropLease(u32),
     /// The store's default image, and whether its link is hidden.
     Default {
         image: Option<u32>,

@@ -2,172 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::catalog::Row;
-use crate::compress::Method;
-use crate::digest::Digest;
-use crate::error::Result;
-use crate::manifest::Editable;
-use crate::name::new_id;
-use crate::tree::Counts;
-
-/// An image: a named series of versions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Image {
-    pub serial: u32,
-    pub id: String,
-    pub name: String,
-    pub uid: u32,
-    pub gid: u32,
-    pub mode: u32,
-    pub next_number: u32,
-    /// The version that `default` names; none: the newest.
-    pub pinned: Option<u32>,
-    pub default_hidden: bool,
-    pub editable: Editable,
-    pub created_at: i64,
-    pub updated_at: i64,
-    pub trashed_at: Option<i64>,
-    pub trash_name: Option<String>,
-}
-
-impl Image {
-    /// An image without versions.
-    ///
-    /// Errors: `Io` if there is no randomness for its id.
-    pub fn new(serial: u32, name: &str, uid: u32, gid: u32, mode: u32, at: i64) -> Result<Image> {
-        Ok(Image {
-            serial,
-            id: new_id()?,
-            name: name.to_owned(),
-            uid,
-            gid,
-            mode: mode & 0o7777,
-            next_number: 0,
-            pinned: None,
-            default_hidden: false,
-            editable: Editable::new(),
-            created_at: at,
-            updated_at: at,
-            trashed_at: None,
-            trash_name: None,
-        })
-    }
-}
-
-/// What is known of a version since it was made.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct VersionFacts {
-    /// Bytes and sha256 of rootfs.tar.
-    pub size: u64,
-    pub digest: String,
-    /// The bytes as they came.
-    pub upload_name: String,
-    pub upload_size: u64,
-    pub upload_sha256: String,
-    pub upload_sha1: String,
-    /// `none` or the codec's name.
-    pub compression: String,
-    #[serde(flatten)]
-    pub counts: Counts,
-    pub os: String,
-    pub release: String,
-    pub architecture: String,
-    /// Who uploaded it.
-    pub uid: u32,
-    /// What it came as, if not as a tar of its rootfs: `lxd`, `oci`, `docker`, `qcow2`, `raw` and so on.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub format: String,
-    /// Bytes and sha256 of what was uploaded, unpacked, where that is not rootfs.tar: of image.tar or the disk image.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub image_size: u64,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub image_digest: String,
-    /// LXD's: sha256 in hex of the files as they came, metadata first.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub fingerprint: String,
-    /// What the image says of itself: metadata.yaml's properties, an OCI config's labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub properties: BTreeMap<String, String>,
-    /// How a container of it starts: of an OCI config.
-    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
-    pub config: serde_json::Value,
-    /// IMGAPI: its own uuid, and that of the version it is a delta over.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub uuid: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub origin: String,
-    /// How the upload can be had as it came, if it was compressed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kept: Option<Kept>,
-}
-
-/// How a compressed upload can be had again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kept {
-    /// In pieces that a tree file of its own names, with this digest. `tried`: it cannot be made again.
-    Stored { tree: Digest, tried: bool },
-    /// By compressing what was uploaded.
-    Made { method: Method },
-}
-
-impl VersionFacts {
-    /// The digest of what was uploaded, unpacked.
-    pub fn content_digest(&self) -> &str {
-        if self.image_digest.is_empty() { &self.digest } else { &self.image_digest }
-    }
-
-    /// The recipe of what was uploaded, unpacked: of rootfs.tar, or number 1 where that was made of it or is not there.
-    pub fn as_it_came(&self) -> u32 {
-        u32::from(!self.image_digest.is_empty())
-    }
-
-    /// Every sha256 that the version is known by, in hex.
-    pub fn sha256s(&self) -> impl Iterator<Item = &str> {
-        let prefixed = [&self.digest, &self.image_digest].map(|d| d.strip_prefix("sha256:").unwrap_or(d));
-        prefixed.into_iter().chain([self.upload_sha256.as_str(), &self.fingerprint]).filter(|d| !d.is_empty())
-    }
-}
-
-fn is_zero(n: &u64) -> bool {
-    *n == 0
-}
-
-/// How the name of an upload still shows after its publish.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Receipt {
-    /// The name it was written under.
-    pub name: String,
-    /// Whether that was in the root of the mount, not in the image.
-    pub in_root: bool,
-    pub mtime: i64,
-    pub mode: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Version {
-    pub serial: u32,
-    /// Serial of its image.
-    pub image: u32,
-    pub number: u32,
-    pub id: String,
-    pub tree: Digest,
-    pub facts: VersionFacts,
-    pub receipt: Option<Receipt>,
-    pub created_at: i64,
-    pub trashed_at: Option<i64>,
-    pub trash_name: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Alias {
-    pub serial: u32,
-    pub name: String,
-    pub image: u32,
-    pub number: Option<u32>,
-}
+use crate::catalog::rows::{Alias, Image, Label, Lease, Version};
 
 /// What a name in the root stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +17,11 @@ pub struct Model {
     pub images: BTreeMap<u32, Image>,
     pub versions: BTreeMap<u32, Version>,
     pub aliases: BTreeMap<u32, Alias>,
+    pub labels: BTreeMap<u32, Label>,
+    pub leases: BTreeMap<u32, Lease>,
+    /// Labels by image and name, leases by version and name.
+    label_names: BTreeMap<(u32, String), u32>,
+    lease_names: BTreeMap<(u32, String), u32>,
     /// Live names of the root.
     names: BTreeMap<String, Named>,
     /// Live versions: (image, number) to serial.
@@ -257,6 +98,27 @@ impl Model {
         found
     }
 
+    /// The label of this name, also while its version is in the trash.
+    pub fn label(&self, image: u32, name: &str) -> Option<&Label> {
+        self.labels.get(self.label_names.get(&(image, name.to_owned()))?)
+    }
+
+    /// The labels of an image that show, by name.
+    pub fn labels_of(&self, image: u32) -> impl Iterator<Item = &Label> {
+        let all = self.label_names.range((image, String::new())..(image + 1, String::new()));
+        all.filter_map(|(_, serial)| self.labels.get(serial)).filter(move |l| self.version(image, l.number).is_some())
+    }
+
+    pub fn lease(&self, version: u32, name: &str) -> Option<&Lease> {
+        self.leases.get(self.lease_names.get(&(version, name.to_owned()))?)
+    }
+
+    /// The leases of a version, by name.
+    pub fn leases_of(&self, version: u32) -> impl Iterator<Item = &Lease> {
+        let all = self.lease_names.range((version, String::new())..(version + 1, String::new()));
+        all.filter_map(|(_, serial)| self.leases.get(serial))
+    }
+
     /// What is in the trash: name, and the serial of an image or a version.
     pub fn trash(&self) -> impl Iterator<Item = (&str, u32)> {
         let images =
@@ -285,8 +147,10 @@ impl Model {
         let images = self.images.values().map(|image| Row::Image(image.clone().into()));
         let versions = self.versions.values().map(|version| Row::Version(version.clone().into()));
         let aliases = self.aliases.values().map(|alias| Row::Alias(alias.clone()));
+        let labels = self.labels.values().map(|label| Row::Label(label.clone()));
+        let leases = self.leases.values().map(|lease| Row::Lease(lease.clone().into()));
         let default = Row::Default { image: self.default_image, hidden: self.default_hidden };
-        images.chain(versions).chain(aliases).chain([default, Row::Blobs(self.blobs)]).collect()
+        images.chain(versions).chain(aliases).chain(labels).chain(leases).chain([default, Row::Blobs(self.blobs)]).collect()
     }
 
     pub(super) fn apply(&mut self, row: Row) {
@@ -329,6 +193,24 @@ impl Model {
                 self.unname_alias(serial);
                 self.aliases.remove(&serial);
             }
+            Row::Label(label) => {
+                self.unname_label(label.serial);
+                self.label_names.insert((label.image, label.name.clone()), label.serial);
+                self.labels.insert(label.serial, label);
+            }
+            Row::DropLabel(serial) => {
+                self.unname_label(serial);
+                self.labels.remove(&serial);
+            }
+            Row::Lease(lease) => {
+                self.lease_names.insert((lease.version, lease.name.clone()), lease.serial);
+                self.leases.insert(lease.serial, *lease);
+            }
+            Row::DropLease(serial) => {
+                if let Some(lease) = self.leases.remove(&serial) {
+                    self.lease_names.remove(&(lease.version, lease.name));
+                }
+            }
             Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
         }
@@ -350,6 +232,12 @@ impl Model {
             && self.names.get(&old.name) == Some(&Named::Image(serial))
         {
             self.names.remove(&old.name);
+        }
+    }
+
+    fn unname_label(&mut self, serial: u32) {
+        if let Some(old) = self.labels.get(&serial) {
+            self.label_names.remove(&(old.image, old.name.clone()));
         }
     }
 

@@ -6,16 +6,19 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params, params_from_iter};
 
 use crate::catalog::Row;
-use crate::catalog::model::{Alias, Image, Model, Version};
+use crate::catalog::model::Model;
+use crate::catalog::rows::{Alias, Image, Label, Lease, Rules, Version};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// The schema this program writes; kept in SQLite's user_version.
-const SCHEMA: i64 = 1;
+/// What leads to the schema this program writes; how many of them were done is kept in SQLite's user_version.
+const SCHEMAS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
 
-const IMAGE: &str = "serial, id, name, uid, gid, mode, next_number, pinned, default_hidden, editable, created_at, updated_at, trashed_at, trash_name";
+const IMAGE: &str = "serial, id, name, uid, gid, mode, next_number, pinned, default_hidden, editable, created_at, updated_at, trashed_at, trash_name, rules";
 const VERSION: &str = "serial, image, number, id, tree, facts, receipt, created_at, trashed_at, trash_name";
-const ALIAS: &str = "serial, name, image, number";
+const ALIAS: &str = "serial, name, image, number, description";
+const LABEL: &str = "serial, image, name, number";
+const LEASE: &str = "serial, version, name, facts";
 
 /// The key of the setting that holds the total.
 const TOTAL: &str = "total";
@@ -59,13 +62,14 @@ impl Db {
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000;",
         )?;
         let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-        if found == 0 {
-            connection
-                .execute_batch(&format!("BEGIN; {} PRAGMA user_version = {SCHEMA}; COMMIT;", include_str!("schema.sql")))?;
-        } else if found > SCHEMA {
-            // A newer one would come with a newer format of the store.
-            let why = format!("its schema is {found}, and {SCHEMA} is known");
+        // A newer one would come with a newer format of the store.
+        let Some(missing) = usize::try_from(found).ok().and_then(|n| SCHEMAS.get(n..)) else {
+            let why = format!("its schema is {found}, and {} is known", SCHEMAS.len());
             return Err(Error::Corrupt { what: path.display().to_string(), why });
+        };
+        if !missing.is_empty() {
+            let (all, version) = (missing.concat(), SCHEMAS.len());
+            connection.execute_batch(&format!("BEGIN; {all} PRAGMA user_version = {version}; COMMIT;"))?;
         }
         Ok(Db { path: path.to_owned(), connection, total: 0 })
     }
@@ -109,6 +113,16 @@ impl Db {
             let alias = alias_from(&row).ok_or_else(|| self.bad("alias", "a column"))?;
             model.apply(Row::Alias(alias));
         }
+        for (row, sum) in self.rows("label", LABEL)? {
+            total ^= sum;
+            let label = label_from(&row).ok_or_else(|| self.bad("label", "a column"))?;
+            model.apply(Row::Label(label));
+        }
+        for (row, sum) in self.rows("lease", LEASE)? {
+            total ^= sum;
+            let lease = lease_from(&row).ok_or_else(|| self.bad("lease", "a column"))?;
+            model.apply(Row::Lease(lease.into()));
+        }
         model.next_serial = model.next_serial.max(1);
         if said.is_some_and(|said| said != total) {
             return Err(Error::Corrupt { what: self.path.display().to_string(), why: "rows are missing".into() });
@@ -131,7 +145,7 @@ impl Db {
         while let Some(row) = rows.next()? {
             let values = (0..width).map(|i| row.get(i)).collect::<rusqlite::Result<Vec<Value>>>()?;
             let sum: Vec<u8> = row.get(width)?;
-            let found = sum_of(&values);
+            let found = sum_of(table, &values);
             if sum != found.to_be_bytes() {
                 return Err(Error::Corrupt {
                     what: format!("{} (table {table}, {:?})", self.path.display(), values.first()),
@@ -163,7 +177,7 @@ impl Db {
             let update =
                 columns.split(", ").skip(1).chain(["sum"]).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
             let key = columns.split(", ").next().unwrap_or_default();
-            let sum = sum_of(&values);
+            let sum = sum_of(table, &values);
             if values[0] != Value::Text(TOTAL.into()) {
                 total.set(total.get() ^ adds(table, key, &values[0])? ^ sum);
             }
@@ -178,6 +192,10 @@ impl Db {
                 Row::Image(image) => put("image", IMAGE, image_values(image))?,
                 Row::Version(version) => put("version", VERSION, version_values(version))?,
                 Row::Alias(alias) => put("alias", ALIAS, alias_values(alias))?,
+                Row::Label(label) => put("label", LABEL, label_values(label))?,
+                Row::Lease(lease) => put("lease", LEASE, lease_values(lease))?,
+                Row::DropLabel(serial) => drop_row("label", *serial)?,
+                Row::DropLease(serial) => drop_row("lease", *serial)?,
                 Row::DropImage(serial) => drop_row("image", *serial)?,
                 Row::DropVersion(serial) => drop_row("version", *serial)?,
                 Row::DropAlias(serial) => drop_row("alias", *serial)?,
@@ -228,7 +246,12 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
-fn sum_of(values: &[Value]) -> u128 {
+fn sum_of(table: &str, values: &[Value]) -> u128 {
+    // A column that was added later counts where it holds something: rows of before keep their checks.
+    let values = match values {
+        [before @ .., Value::Null] if ["image", "alias"].contains(&table) => before,
+        all => all,
+    };
     let mut hasher = blake3::Hasher::new();
     let mut add = |kind: u8, bytes: &[u8]| {
         hasher.update(&[kind]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -275,6 +298,7 @@ fn image_values(i: &Image) -> Vec<Value> {
         integer(i.updated_at),
         optional(i.trashed_at, integer),
         optional(i.trash_name.clone(), Value::Text),
+        optional(Some(&i.rules).filter(|rules| !rules.is_none()), json),
     ]
 }
 
@@ -294,7 +318,22 @@ fn version_values(v: &Version) -> Vec<Value> {
 }
 
 fn alias_values(a: &Alias) -> Vec<Value> {
-    vec![integer(a.serial), Value::Text(a.name.clone()), integer(a.image), optional(a.number, integer)]
+    let description = Some(&a.description).filter(|d| !d.is_empty()).cloned();
+    vec![
+        integer(a.serial),
+        Value::Text(a.name.clone()),
+        integer(a.image),
+        optional(a.number, integer),
+        optional(description, Value::Text),
+    ]
+}
+
+fn label_values(l: &Label) -> Vec<Value> {
+    vec![integer(l.serial), integer(l.image), Value::Text(l.name.clone()), integer(l.number)]
+}
+
+fn lease_values(l: &Lease) -> Vec<Value> {
+    vec![integer(l.serial), integer(l.version), Value::Text(l.name.clone()), json(&l.facts)]
 }
 
 /// A column as a type; `None` if it is of another one.
@@ -346,6 +385,10 @@ fn image_from(row: &[Value]) -> Option<Image> {
         updated_at: column(row, 11)?,
         trashed_at: column(row, 12)?,
         trash_name: column(row, 13)?,
+        rules: match column::<Option<String>>(row, 14)? {
+            Some(text) => serde_json::from_str(&text).ok()?,
+            None => Rules::default(),
+        },
     })
 }
 
@@ -369,5 +412,24 @@ fn version_from(row: &[Value]) -> Option<Version> {
 }
 
 fn alias_from(row: &[Value]) -> Option<Alias> {
-    Some(Alias { serial: column(row, 0)?, name: column(row, 1)?, image: column(row, 2)?, number: column(row, 3)? })
+    Some(Alias {
+        serial: column(row, 0)?,
+        name: column(row, 1)?,
+        image: column(row, 2)?,
+        number: column(row, 3)?,
+        description: column::<Option<String>>(row, 4)?.unwrap_or_default(),
+    })
+}
+
+fn label_from(row: &[Value]) -> Option<Label> {
+    Some(Label { serial: column(row, 0)?, image: column(row, 1)?, name: column(row, 2)?, number: column(row, 3)? })
+}
+
+fn lease_from(row: &[Value]) -> Option<Lease> {
+    Some(Lease {
+        serial: column(row, 0)?,
+        version: column(row, 1)?,
+        name: column(row, 2)?,
+        facts: serde_json::from_str(&column::<String>(row, 3)?).ok()?,
+    })
 }

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,6 +17,9 @@ use crate::lock::StoreLock;
 use crate::remote::{self, Answer, Request};
 use crate::store::{Settings, Store};
 
+/// How long a daemon may take to end.
+const ENDING: Duration = Duration::from_secs(2);
+
 /// Has a request carried out: by the daemon that holds the store, or here.
 fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {
     let dir = store.dir()?;
@@ -28,16 +32,29 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
         bar.set_position(done);
         true
     };
-    let answer = if StoreLock::holder(&dir).is_some() {
-        remote::ask(&dir, request, progress)?
-    } else {
-        remote::perform(&*open(&dir)?, request, progress)?
+    let answer = loop {
+        if StoreLock::holder(&dir).is_none() {
+            break remote::perform(&*open(&dir)?, request, progress)?;
+        }
+        match remote::ask(&dir, request, progress) {
+            // The daemon ended before it answered: then it is done here.
+            Err(Error::Io { .. } | Error::Stopping) if is_free_soon(&dir) => {}
+            answer => break answer?,
+        }
     };
     bar.finish_and_clear();
     match answer {
         Answer::Failed { why } => Err(Error::Invalid { what: what.into(), why }),
         answer => Ok(answer),
     }
+}
+
+/// Waits a moment for the end of a daemon that answers no more. False if it goes on.
+fn is_free_soon(dir: &Path) -> bool {
+    (0..100).any(|_| {
+        std::thread::sleep(ENDING / 100);
+        StoreLock::holder(dir).is_none()
+    })
 }
 
 fn open(dir: &Path) -> Result<std::sync::Arc<Store>> {
@@ -101,7 +118,7 @@ pub fn ls(store: &StoreArg, json: bool, filters: &[String]) -> Result<ExitCode> 
         let text = |key: &str| image[key].as_str().unwrap_or_default().to_owned();
         let versions = image["versions"].as_array().map_or(0, Vec::len);
         let size = image["versions"].as_array().and_then(|v| v.last()).and_then(|v| v["size"].as_u64());
-        let aliases: Vec<&str> = image["aliases"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let aliases: Vec<&str> = image["aliases"].as_array().into_iter().flatten().filter_map(|a| a["name"].as_str()).collect();
         rows.push([
             text("name"),
             if image["is_default"] == true { "yes".into() } else { String::new() },

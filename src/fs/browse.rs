@@ -9,9 +9,9 @@ use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
-use crate::keep;
 use crate::name::{parse_number, strip_archive_suffix};
 use crate::tree::{Kind, ROOT, Tree};
+use crate::{ingest, keep};
 
 fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: String::from_utf8_lossy(name).into_owned() }
@@ -42,7 +42,8 @@ impl ImageFs {
             }
             NodeId::Control(_) => self.lookup_in_control(parent, name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
-            NodeId::Version { part: VersionPart::UsedBy, .. } | NodeId::Ghost => Err(not_found(name)),
+            NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
+            NodeId::Ghost => Err(not_found(name)),
             _ => Err(Error::NotDirectory { what: "it".into() }),
         }
     }
@@ -75,7 +76,7 @@ impl ImageFs {
                 return Ok(NodeId::Upload(upload.number));
             }
             let model = self.store.catalog.read();
-            if let Some(image) = strip_archive_suffix(text).and_then(|stem| model.image_named(stem))
+            if let Some(image) = strip_archive_suffix(text).and_then(|stem| model.image_named(ingest::named(&model, stem).0))
                 && let Some(version) = receipt_in(&model, image.serial, text, true)
             {
                 return Ok(NodeId::Receipt(version.serial));
@@ -119,6 +120,10 @@ impl ImageFs {
             }
             if let Some(version) = parse_number(name).and_then(|n| model.version(serial, n)) {
                 return Ok(self.version_node(version.serial));
+            }
+            if let Some(label) = label_of(name) {
+                let version = model.label(serial, label).and_then(|l| model.version(serial, l.number));
+                return version.map(|v| NodeId::Link(Link::Number(v.serial))).ok_or_else(|| not_found(name));
             }
         }
         if let Ok(text) = std::str::from_utf8(name) {
@@ -238,6 +243,7 @@ impl ImageFs {
                 }
                 for (name, named) in model.names() {
                     match named {
+                        Named::Image(serial) if model.images.get(&serial).is_some_and(|i| i.editable.hidden) => {}
                         Named::Image(serial) => all.push(entry(name, self.image_node(serial), directory)),
                         Named::Alias(serial) => {
                             all.extend(alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), link)));
@@ -269,6 +275,10 @@ impl ImageFs {
                 for version in model.versions_of(serial) {
                     all.push(entry(&version.number.to_string(), self.version_node(version.serial), directory));
                 }
+                for label in model.labels_of(serial) {
+                    let version = model.version(serial, label.number).map(|v| NodeId::Link(Link::Number(v.serial)));
+                    all.extend(version.map(|node| entry(&format!("@{}", label.name), node, link)));
+                }
                 drop(model);
                 let here = self.stagings.list(Place::Image(serial));
                 all.extend(here.into_iter().map(|(name, node)| entry(&name, node, directory)));
@@ -298,13 +308,14 @@ impl ImageFs {
             }
             NodeId::Control(_) => self.list_control(node, &mut all)?,
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
-            NodeId::Ghost | NodeId::Version { part: VersionPart::UsedBy, .. } => {}
+            NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),
+            NodeId::Ghost => {}
             _ => return Err(Error::NotDirectory { what: "it".into() }),
         }
         Ok(all)
     }
 
-    fn parent_of(&self, node: NodeId) -> NodeId {
+    pub(super) fn parent_of(&self, node: NodeId) -> NodeId {
         match node {
             NodeId::Version { serial, part: VersionPart::Dir, .. } => {
                 let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
@@ -362,6 +373,11 @@ impl ImageFs {
     pub fn close_directory(&self, fh: u64) {
         self.handles.write().remove(&fh);
     }
+}
+
+/// The name of a label, without its `@`.
+pub(super) fn label_of(name: &[u8]) -> Option<&str> {
+    std::str::from_utf8(name).ok()?.strip_prefix('@')
 }
 
 fn default_link(model: &Model, image: &Image) -> Option<Link> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::catalog::Named;
 use crate::describe;
 use crate::error::{Error, Result};
+use crate::fs::browse::label_of;
 use crate::fs::ghost::Object;
 use crate::fs::links::Gone;
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
@@ -14,8 +15,9 @@ use crate::fs::upload::Place;
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::manifest::now;
 use crate::name::{ImageName, parse_number};
+use crate::retention::{self, Due};
 use crate::trash::{self, Trashed};
-use crate::versions;
+use crate::{labels, leases, versions};
 
 /// The times and modes that setattr may set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +59,16 @@ impl ImageFs {
         }
     }
 
+    /// How an image or a version is called in messages.
+    pub(super) fn path_of(&self, node: NodeId) -> String {
+        let model = self.store.catalog.read();
+        match node {
+            NodeId::Image { serial, .. } => format!("/{}", model.images.get(&serial).map_or("?", |i| i.name.as_str())),
+            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => format!("/{}", self.store.path_of(&model, serial)),
+            _ => "/".into(),
+        }
+    }
+
     /// `mkdir MNT/web`.
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<NodeId> {
         let made = match parent {
@@ -86,10 +98,9 @@ impl ImageFs {
                 what: "what an image holds".into(),
                 why: "versions come by copying tarballs in, not by making directories",
             }),
-            NodeId::Version { part: VersionPart::UsedBy, .. } => Err(Error::Unsupported {
-                what: "a lease".into(),
-                instead: "leases are not there yet; the trash keeps what is deleted for a while",
-            }),
+            NodeId::Version { part: VersionPart::UsedBy, .. } => {
+                Err(Error::Managed { what: "a directory in used_by".into(), why: "a lease is a file or a symlink: touch it" })
+            }
             NodeId::Version { .. } | NodeId::Tree { .. } | NodeId::Ghost => Err(Error::Frozen { what: "a version".into() }),
             _ => Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }),
         };
@@ -204,6 +215,38 @@ impl ImageFs {
         Ok(())
     }
 
+    /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays, silently: it is
+    /// tried again at the next look.
+    pub fn retire(&self) {
+        let daemon = Caller { uid: 0, gid: 0, pid: 0 };
+        for (lease, path) in leases::expired(&self.store) {
+            if leases::end(&self.store, lease).is_ok() {
+                self.store.journal.log(daemon.uid, "release", &path, "its time is over");
+            }
+        }
+        for due in retention::due(&self.store) {
+            let (node, why) = match due {
+                Due::Image(serial, why) => (self.image_node(serial), why),
+                Due::Version(serial, why) => (self.version_node(serial), why),
+            };
+            let path = self.path_of(node).trim_start_matches('/').to_owned();
+            let parent = self.parent_of(node);
+            let gone = Gone::new(&self.gone, parent, path.rsplit('/').next().unwrap_or_default());
+            let deleted = match due {
+                Due::Image(serial, _) => self.delete_image(daemon, serial, parent),
+                Due::Version(serial, _) => self.delete_version(daemon, serial, parent),
+            };
+            match deleted {
+                Ok(()) => {
+                    self.store.journal.start_job("retention", &path, daemon.uid).end(&format!("deleted: {why}"));
+                    self.forget_soon(gone);
+                    self.touch_root();
+                }
+                Err(e) => log::debug!("{path} stays: {e}"),
+            }
+        }
+    }
+
     /// `rm`: of a link, an upload, a receipt; of `.id`, which is how rm -r begins.
     pub fn unlink(self: &Arc<Self>, caller: Caller, parent: NodeId, name: &[u8], reply: Reply<()>) {
         if name == b".id" && !matches!(parent, NodeId::Staging(_)) {
@@ -289,6 +332,9 @@ impl ImageFs {
     fn unlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
         self.refuse_refused(caller, parent)?;
         match parent {
+            NodeId::Version { serial, part: VersionPart::UsedBy, .. } if !self.has_deleted(caller, serial) => {
+                return self.unlink_lease(caller, serial, name);
+            }
             NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } => {
                 return if self.has_deleted(caller, serial) { Ok(()) } else { Err(Error::Frozen { what: "a version".into() }) };
             }
@@ -316,6 +362,11 @@ impl ImageFs {
                 versions::hide_image_default(&self.store, serial)
             }
             (Place::Image(_), b"latest") => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
+            (Place::Image(serial), _) if let Some(label) = label_of(name) => {
+                labels::drop_label(&self.store, serial, label)?;
+                self.store.journal.log(caller.uid, "unlabel", &self.path_in(parent, name), "dropped");
+                Ok(())
+            }
             (Place::Image(_), b"metadata.json") => {
                 Err(Error::Managed { what: "metadata.json".into(), why: "it may be edited, or replaced by mv, but not removed" })
             }
@@ -345,7 +396,7 @@ impl ImageFs {
             self.set_size(caller, node, fh, size)?;
         }
         let rights = changes.mode.is_some() || changes.uid.is_some() || changes.gid.is_some();
-        let refused = |e| Err(self.refused(caller, "chmod", "", e));
+        let refused = |e| self.refused(caller, "chmod", &self.path_of(node), e);
         let handle = fh.map(|fh| self.handle(fh)).transpose()?;
         if let Some(Handle::Upload { upload, .. }) = handle.as_deref() {
             // The handle may stand for a new upload over the receipt that the name still shows.
@@ -359,20 +410,21 @@ impl ImageFs {
             }
             NodeId::Receipt(version) => self.set_receipt(version, changes.mode, changes.mtime)?,
             NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
-                versions::set_owner(&self.store, serial, changes.mode, changes.uid, changes.gid)?;
-                self.store.journal.log(caller.uid, "chmod", &self.path_in(NodeId::Root, b""), "changed");
+                versions::set_owner(&self.store, serial, changes.mode, changes.uid, changes.gid).map_err(refused)?;
+                self.store.journal.log(caller.uid, "chmod", self.path_of(node).trim_start_matches('/'), "changed");
             }
             NodeId::Staged { directory, file } => self.set_staged(directory, file, &Changes { size: None, ..changes })?,
+            NodeId::Lease(serial) => self.set_lease(serial, &changes)?,
             // Its maker's, with the mode it has.
             NodeId::Staging(_) => {}
             // They follow the image.
             NodeId::Image { .. } | NodeId::Link(_) | NodeId::StagedLink(_) => {}
             NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } if !self.has_deleted(caller, serial) => {
-                return refused(Error::Frozen { what: "a version".into() });
+                return Err(refused(Error::Frozen { what: "a version".into() }));
             }
             NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => {}
             _ if rights => {
-                return refused(Error::Managed { what: "this file".into(), why: "its owner and mode follow the mount's" });
+                return Err(refused(Error::Managed { what: "this file".into(), why: "its owner and mode follow the mount's" }));
             }
             _ => {}
         }
@@ -383,7 +435,7 @@ impl ImageFs {
         let handle = fh.map(|fh| self.handle(fh)).transpose()?;
         match handle.as_deref() {
             Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
-            Some(Handle::Edit(edit)) => return edit.lock().truncate(size),
+            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit)) => return edit.lock().truncate(size),
             Some(Handle::Staged { file, path, .. }) => return file.set_len(size).map_err(Error::io("truncate", path)),
             _ => {}
         }
@@ -396,29 +448,34 @@ impl ImageFs {
                 self.set_staged(directory, file, &Changes { size: Some(size), ..Changes::default() })
             }
             // `: > metadata.json` writes nothing, and nothing is no document.
-            NodeId::Image { part: ImagePart::Metadata, .. } | NodeId::Receipt(_) if size == 0 => Ok(()),
+            NodeId::Image { part: ImagePart::Metadata, .. } | NodeId::Receipt(_) | NodeId::Lease(_) if size == 0 => Ok(()),
             other => Err(frozen(other)),
         }
     }
 
-    /// `write(2)` to metadata.json.
+    /// `write(2)` to metadata.json or a lease.
     pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
-        let Handle::Edit(edit) = &*handle else {
+        let (Handle::Edit(_, edit) | Handle::Lease(_, edit)) = &*handle else {
             return Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() });
         };
-        edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "metadata.json", e))?;
+        edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "", e))?;
         Ok(data.len() as u32)
     }
 
-    /// `fsync(2)` and `close(2)` of metadata.json: judges the whole document.
+    /// `fsync(2)` and `close(2)` of metadata.json or a lease: judges the whole document.
     pub fn flush_edit(&self, caller: Caller, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
-        let Handle::Edit(edit) = &*handle else { return Ok(()) };
+        let (image, edit) = match &*handle {
+            Handle::Edit(image, edit) => (*image, edit),
+            Handle::Lease(serial, edit) => {
+                return self.flush_lease(*serial, edit).map_err(|e| self.refused(caller, "write", "used_by", e));
+            }
+            _ => return Ok(()),
+        };
         let mut edit = edit.lock();
         let Some(text) = edit.pending() else { return Ok(()) };
-        let image = edit.image;
-        self.edit_metadata(image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
+        self.edit_metadata(caller, image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
         edit.accepted();
         Ok(())
     }
@@ -432,8 +489,8 @@ impl ImageFs {
         self.sync_staged(fh)
     }
 
-    pub(super) fn edit_metadata(&self, image: u32, text: &[u8]) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| describe::edited(model, image, text))?;
+    pub(super) fn edit_metadata(&self, caller: Caller, image: u32, text: &[u8]) -> Result<()> {
+        versions::edit(&self.store, image, |model, image| describe::edit(model, image, caller.by(&self.view), text))?;
         self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
         Ok(())
     }
@@ -443,7 +500,7 @@ impl ImageFs {
         let handle = self.handles.read().get(&fh).cloned();
         match handle.as_deref() {
             Some(Handle::Upload { upload, .. }) => Ok(upload.attr(node.ino())),
-            Some(Handle::Edit(edit)) => Ok(Attr { size: edit.lock().len(), ..self.attr(node)? }),
+            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit)) => Ok(Attr { size: edit.lock().len(), ..self.attr(node)? }),
             Some(Handle::Text(text)) => Ok(Attr { size: text.len() as u64, ..self.attr(node)? }),
             _ => self.attr(node),
         }

@@ -146,6 +146,7 @@ fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()>
             if let Err(e) = gc::tick(&fs.store) {
                 log::error!("background work: {e}");
             }
+            fs.retire();
             fs.reap_staged(STAGED_IDLE);
             fs.reap_stagings(STAGED_IDLE);
             std::thread::sleep(TICK);

@@ -1,19 +1,19 @@
-//! metadata.json being written in place: collected, and judged whole at fsync and close.
+//! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and close.
 
 use crate::error::{Error, Result};
-use crate::manifest::METADATA_MAX;
 
 /// A writer's copy of the document.
 pub struct Edit {
-    pub image: u32,
     text: Vec<u8>,
+    /// The most bytes it may have.
+    most: usize,
     /// Whether there is something that was not judged yet.
     dirty: bool,
 }
 
 impl Edit {
-    pub fn new(image: u32, text: String) -> Edit {
-        Edit { image, text: text.into_bytes(), dirty: false }
+    pub fn new(text: String, most: usize) -> Edit {
+        Edit { text: text.into_bytes(), most, dirty: false }
     }
 
     pub fn read(&self, offset: u64, len: usize) -> &[u8] {
@@ -24,8 +24,8 @@ impl Edit {
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(data.len());
-        if end > METADATA_MAX {
-            return Err(Error::BadMetadata { why: format!("it is over {METADATA_MAX} bytes") });
+        if end > self.most {
+            return Err(self.too_long());
         }
         if end > self.text.len() {
             self.text.resize(end, 0);
@@ -36,11 +36,14 @@ impl Edit {
     }
 
     pub fn truncate(&mut self, size: u64) -> Result<()> {
-        let size = usize::try_from(size).ok().filter(|s| *s <= METADATA_MAX);
-        let size = size.ok_or_else(|| Error::BadMetadata { why: format!("it is over {METADATA_MAX} bytes") })?;
+        let size = usize::try_from(size).ok().filter(|s| *s <= self.most).ok_or_else(|| self.too_long())?;
         self.dirty |= size != self.text.len() && size > 0;
         self.text.resize(size, 0);
         Ok(())
+    }
+
+    fn too_long(&self) -> Error {
+        Error::Invalid { what: "the text".into(), why: format!("it is over {} bytes", self.most) }
     }
 
     pub fn len(&self) -> u64 {

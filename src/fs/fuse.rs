@@ -41,6 +41,20 @@ const BACKGROUND: u16 = 64;
 const LASTING: FileHandle = FileHandle(0);
 const LARGE: FileHandle = FileHandle(u64::MAX);
 
+/// What chattr and lsattr ask: the calls, the flags, the length of the long form.
+/// Source: linux/fs.h, FS_IOC_* and struct fsxattr.
+const GETFLAGS: u32 = 0x8008_6601;
+const SETFLAGS: u32 = 0x4008_6602;
+const FSGETXATTR: u32 = 0x801c_581f;
+const FSSETXATTR: u32 = 0x401c_5820;
+const FS_IMMUTABLE: u32 = 0x10;
+const XFLAG_IMMUTABLE: u32 = 0x8;
+const FSXATTR_LEN: usize = 28;
+
+fn flag(on: bool, flag: u32) -> u32 {
+    if on { flag } else { 0 }
+}
+
 thread_local! {
     /// Buffers of an event loop, reused from read to read.
     static BUFFERS: RefCell<(ReadBuf, Vec<u8>)> = RefCell::default();
@@ -432,7 +446,7 @@ impl Filesystem for Adapter {
                 Ok(Handle::Upload { upload, writes: true }) => {
                     self.fs.write_upload(caller(req), upload, offset, data, Box::new(answer));
                 }
-                Ok(Handle::Edit(_)) => answer(self.fs.write_edit(caller(req), fh.0, offset, data)),
+                Ok(Handle::Edit(..) | Handle::Lease(..)) => answer(self.fs.write_edit(caller(req), fh.0, offset, data)),
                 Ok(Handle::Staged { .. }) => answer(self.fs.write_staged(caller(req), fh.0, offset, data)),
                 _ => answer(Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() })),
             }
@@ -448,7 +462,7 @@ impl Filesystem for Adapter {
                 let upload = upload.clone();
                 self.fs.flush_upload(caller(req), upload, Box::new(|result| answer_empty(reply, result)));
             }
-            Ok(Handle::Edit(_)) => answer_empty(reply, self.fs.flush_edit(caller(req), fh.0)),
+            Ok(Handle::Edit(..) | Handle::Lease(..)) => answer_empty(reply, self.fs.flush_edit(caller(req), fh.0)),
             _ => reply.ok(),
         });
     }
@@ -612,17 +626,39 @@ impl Filesystem for Adapter {
 
     fn ioctl(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // What a program asks of a terminal or a tape.
-        reply.error(Errno::ENOTTY);
+        guarded("ioctl", || {
+            let Some(id) = NodeId::from_ino(ino.0) else { return reply.error(Errno::ENOTTY) };
+            let first = in_data.first_chunk().map(|word| u32::from_ne_bytes(*word));
+            // The kernel asks for the long form before it sets the short one.
+            let answer = match (cmd, first) {
+                (GETFLAGS, _) => self.fs.is_immutable(id).map(|on| on.map(|on| flag(on, FS_IMMUTABLE).to_ne_bytes().to_vec())),
+                (FSGETXATTR, _) => self.fs.is_immutable(id).map(|on| {
+                    let mut fsxattr = flag(on?, XFLAG_IMMUTABLE).to_ne_bytes().to_vec();
+                    fsxattr.resize(FSXATTR_LEN, 0);
+                    Some(fsxattr)
+                }),
+                (SETFLAGS, Some(flags)) => self.fs.set_flags(caller(req), id, flags, FS_IMMUTABLE).map(|()| Some(Vec::new())),
+                (FSSETXATTR, Some(flags)) => {
+                    self.fs.set_flags(caller(req), id, flags, XFLAG_IMMUTABLE).map(|()| Some(Vec::new()))
+                }
+                // What a program asks of a terminal or a tape.
+                _ => Ok(None),
+            };
+            match answer {
+                Ok(Some(data)) => reply.ioctl(0, &data),
+                Ok(None) => reply.error(Errno::ENOTTY),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
     fn fallocate(

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use crate::catalog::Named;
 use crate::error::{Error, Result};
+use crate::fs::browse::label_of;
 use crate::fs::change::text_of;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::frozen;
@@ -15,8 +16,8 @@ use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
 use crate::manifest::now;
 use crate::name::{ImageName, is_ln_temporary};
-use crate::trash;
 use crate::versions::{self, LinkTarget};
+use crate::{labels, trash};
 
 /// Staged links that are remembered; a link is renamed at once or never.
 const STAGED_LINKS: usize = 256;
@@ -94,11 +95,8 @@ impl ImageFs {
     }
 
     pub(super) fn symlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
-        if let NodeId::Version { part: VersionPart::UsedBy, .. } = parent {
-            return Err(Error::Unsupported {
-                what: "a lease".into(),
-                instead: "leases are not there yet; the trash keeps what is deleted for a while",
-            });
+        if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
+            return self.link_lease(caller, serial, name, target);
         }
         let place = self.place_of(parent)?;
         let target_text = std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
@@ -129,12 +127,7 @@ impl ImageFs {
                 match name {
                     b"default" => self.pin(caller, serial, to)?,
                     b"latest" => return Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
-                    _ if name.starts_with(b"@") => {
-                        return Err(Error::Unsupported {
-                            what: "a label".into(),
-                            instead: "pin the version: ln -sfn N IMAGE/default, or alias it: ln -s IMAGE/N NAME",
-                        });
-                    }
+                    _ if let Some(label) = label_of(name) => self.label(caller, serial, label, to, false)?,
                     // `ln -s 1 default` without -n falls into the image.
                     _ => return Err(Error::NotFound { what: format!("link {} in an image; use ln -sfn", text_of(name)) }),
                 }
@@ -167,6 +160,15 @@ impl ImageFs {
         versions::pin(&self.store, image, to)?;
         let name = self.store.catalog.read().images.get(&image).map(|i| i.name.clone()).unwrap_or_default();
         self.store.journal.log(caller.uid, "pin", &name, &to.map_or("latest".into(), |n| n.to_string()));
+        Ok(())
+    }
+
+    /// `ln -s 1 web/@22.04.5`; of `latest` it is a label of the version that is so now.
+    fn label(&self, caller: Caller, image: u32, label: &str, to: Option<u32>, moves: bool) -> Result<()> {
+        let number = to.or_else(|| self.store.catalog.read().latest(image).map(|v| v.number)).ok_or_else(stale)?;
+        labels::put(&self.store, image, label, number, moves)?;
+        let name = self.store.catalog.read().images.get(&image).map(|i| i.name.clone()).unwrap_or_default();
+        self.store.journal.log(caller.uid, "label", &format!("{name}/@{label}"), &number.to_string());
         Ok(())
     }
 
@@ -207,7 +209,8 @@ impl ImageFs {
                 renamed
             });
         }
-        reply(self.rename_inner(caller, &from, &to, flags).map_err(|e| self.refused(caller, "mv", &path, e)));
+        // It waits for the kernel, which may wait for an answer to something else.
+        self.offload(reply, move |fs| fs.rename_inner(caller, &from, &to, flags).map_err(|e| fs.refused(caller, "mv", &path, e)));
     }
 
     pub(super) fn check_upload_target(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
@@ -293,9 +296,7 @@ impl ImageFs {
                 link.and_then(|number| match to.1.as_slice() {
                     b"default" => self.pin(caller, serial, number),
                     b"latest" => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
-                    _ if to.1.starts_with(b"@") => {
-                        Err(Error::Unsupported { what: "a label".into(), instead: "pin the version: ln -sfn N IMAGE/default" })
-                    }
+                    other if let Some(label) = label_of(other) => self.label(caller, serial, label, number, true),
                     _ => Err(Error::NotFound { what: format!("link {} in an image", text_of(&to.1)) }),
                 })
             }
@@ -309,6 +310,13 @@ impl ImageFs {
     }
 
     pub(super) fn rename_link(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>), link: Link) -> Result<()> {
+        if let (NodeId::Image { serial, .. }, Some(old), Some(new)) = (from.0, label_of(&from.1), label_of(&to.1))
+            && from.0 == to.0
+        {
+            labels::rename(&self.store, serial, old, new)?;
+            self.store.journal.log(caller.uid, "label", &self.path_in(from.0, &from.1), new);
+            return Ok(());
+        }
         if (from.0, to.0) != (NodeId::Root, NodeId::Root) {
             return Err(Error::Managed { what: text_of(&from.1), why: "it is changed with ln -sfn" });
         }

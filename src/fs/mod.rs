@@ -7,6 +7,7 @@
 //! staging.rs   several files that become one version
 //! upload/      cp in: an upload from its first byte to its receipt
 //! edit.rs      metadata.json being written
+//! leases.rs    touch used_by/app7
 //! control.rs   the files of .imgfs
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted
 //! attach.rs    trees as mounts of their own
@@ -29,6 +30,7 @@ mod fuse;
 mod ghost;
 pub mod guard;
 mod latency;
+mod leases;
 mod links;
 pub mod mount;
 mod node;
@@ -49,6 +51,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::export::RecipeReaders;
+use crate::rules::By;
 use crate::store::Store;
 use crate::tree::Tree;
 use edit::Edit;
@@ -121,7 +124,9 @@ enum Handle {
     },
     /// A text made at the time of open.
     Text(Vec<u8>),
-    Edit(Mutex<Edit>),
+    /// metadata.json of the image with this serial.
+    Edit(u32, Mutex<Edit>),
+    Lease(u32, Mutex<Edit>),
     /// A file that a recipe of a version makes: the version, the recipe.
     Made {
         serial: u32,
@@ -143,6 +148,13 @@ pub trait Kernel: Send + Sync {
     fn forget_attributes(&self, ino: u64);
     /// What a symlink leads to, too.
     fn forget_content(&self, ino: u64);
+}
+
+impl Caller {
+    /// For rules about who may.
+    fn by(&self, view: &View) -> By {
+        By { uid: self.uid, is_admin: self.uid == 0 || self.uid == view.uid }
+    }
 }
 
 /// How the mount was made.

@@ -45,6 +45,8 @@ pub enum NodeId {
         directory: u32,
         file: u32,
     },
+    /// Who uses a version: an entry of its `used_by`.
+    Lease(u32),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -124,6 +126,7 @@ impl NodeId {
             NodeId::Failed(n) => pack(8, n & ((1 << KIND) - 1)),
             NodeId::StagedLink(n) => pack(9, n),
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
+            NodeId::Lease(serial) => pack(11, u64::from(serial)),
             NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
     }
@@ -160,6 +163,7 @@ impl NodeId {
                 (directory, 0) => NodeId::Staging(directory),
                 (directory, file) => NodeId::Staged { directory, file },
             },
+            11 => NodeId::Lease(serial_at(0)?),
             _ => return None,
         })
     }
@@ -185,7 +189,12 @@ mod tests {
             nodes.extend([0, 5, (1 << 28) - 1].map(|index| NodeId::Tree { serial, index }));
             nodes.extend([Link::Image(serial), Link::Version(serial), Link::Number(serial)].map(NodeId::Link));
             nodes.extend([Link::Latest(serial), Link::DeepImage(serial), Link::DeepVersion(serial)].map(NodeId::Link));
-            nodes.extend([NodeId::Receipt(serial), NodeId::Upload(serial.into()), NodeId::Job(serial.into())]);
+            nodes.extend([
+                NodeId::Receipt(serial),
+                NodeId::Lease(serial),
+                NodeId::Upload(serial.into()),
+                NodeId::Job(serial.into()),
+            ]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
         }

@@ -15,7 +15,8 @@ use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Caller, Handle, ImageFs};
 use crate::keep;
-use crate::manifest;
+use crate::leases;
+use crate::manifest::{self, METADATA_MAX};
 use crate::tree::{Bytes, Kind, NodeIndex, Tree};
 
 /// How a file is to be opened.
@@ -65,15 +66,12 @@ impl ImageFs {
                 if image.trashed_at.is_some() {
                     return Err(Error::Frozen { what: "what is in the trash".into() });
                 }
-                Ok(Opened::Direct(
-                    self.open_handle(Handle::Edit(Mutex::new(Edit::new(
-                        serial,
-                        if mode.truncates { String::new() } else { now },
-                    )))),
-                ))
+                let text = if mode.truncates { String::new() } else { now };
+                Ok(Opened::Direct(self.open_handle(Handle::Edit(serial, Mutex::new(Edit::new(text, METADATA_MAX))))))
             }
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
             NodeId::Staged { directory, file } => self.open_staged(directory, file, mode),
+            NodeId::Lease(serial) => Ok(Opened::Direct(self.open_lease(serial, mode.truncates)?)),
             _ if mode.writes => Err(frozen(node)),
             NodeId::Tree { serial, index } => {
                 let node = self.store.tree(serial)?.tree.node(index)?;
@@ -126,7 +124,9 @@ impl ImageFs {
     pub(super) fn version_text(&self, serial: u32) -> Result<String> {
         let version = self.store.catalog.read().versions.get(&serial).cloned().ok_or_else(stale)?;
         let cost = self.store.cost(&version)?;
-        Ok(manifest::pretty(&describe::version(&self.store.catalog.read(), &version, cost)))
+        let links = leases::links(&self.store.catalog.read(), |v| v.serial == serial);
+        let stale = leases::stale(links);
+        Ok(manifest::pretty(&describe::version(&self.store.catalog.read(), &version, cost, &stale)))
     }
 
     /// Reads from a file of a tree. The bytes are in one of the two buffers. Less than `len` only at its end.
@@ -174,7 +174,7 @@ impl ImageFs {
                 out.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
                 Ok(())
             }
-            Handle::Edit(edit) => {
+            Handle::Edit(_, edit) | Handle::Lease(_, edit) => {
                 out.extend_from_slice(edit.lock().read(offset, len));
                 Ok(())
             }

@@ -90,7 +90,7 @@ impl ImageFs {
                         lasting_name: live,
                         ..own(file | image.mode & 0o444, version.facts.upload_size, version.created_at)
                     },
-                    VersionPart::UsedBy => own(directory | image.mode & 0o555, 4096, version.created_at),
+                    VersionPart::UsedBy => own(directory | used_by_mode(image.mode, live), 4096, version.created_at),
                     VersionPart::Metadata => own(file | image.mode & 0o444, text?.len() as u64, version.created_at),
                 };
                 Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
@@ -106,6 +106,7 @@ impl ImageFs {
                 let attr = own(file | receipt.mode & 0o7777, version.facts.upload_size, receipt.mtime);
                 Ok(Attr { uid: version.facts.uid, ..attr })
             }
+            NodeId::Lease(serial) => self.lease_attr(serial, own(file, 0, 0)),
             NodeId::Staging(_) | NodeId::Staged { .. } => self.staged_attr(node, own(directory, 0, 0)),
             NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
             NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => {
@@ -131,6 +132,10 @@ impl ImageFs {
                 return Ok(slot.tree.symlink(&slot.tree.node(index)?)?.to_vec());
             }
             NodeId::StagedLink(number) => return self.staged_target(number),
+            NodeId::Lease(serial) => {
+                drop(model);
+                return self.lease_target(serial);
+            }
             NodeId::Link(Link::Image(serial)) => name(serial)?,
             NodeId::Link(Link::Version(serial)) => versioned(serial)?,
             NodeId::Link(Link::Number(serial)) => model.versions.get(&serial).ok_or_else(stale)?.number.to_string(),
@@ -141,6 +146,13 @@ impl ImageFs {
         };
         Ok(text.into_bytes())
     }
+}
+
+/// Who may read an image may use it, and end what is his.
+fn used_by_mode(image: u32, live: bool) -> u32 {
+    let reads = image & 0o444;
+    let leases = if live { reads >> 1 } else { 0 };
+    reads | leases | image & 0o111 | libc::S_ISVTX
 }
 
 /// The type bits of a tree's node.
@@ -184,6 +196,6 @@ pub(super) fn version_of(model: &Model, serial: u32) -> Result<(&Image, &Version
     Ok((model.images.get(&version.image).ok_or_else(stale)?, version))
 }
 
-fn split_time(nanoseconds: i64) -> (i64, u32) {
+pub(super) fn split_time(nanoseconds: i64) -> (i64, u32) {
     (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000) as u32)
 }

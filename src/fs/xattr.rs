@@ -1,4 +1,5 @@
-//! getfattr and setfattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its files.
+//! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its
+//! files; whether an image is immutable.
 
 use crate::describe;
 use crate::error::{Error, Result};
@@ -6,6 +7,7 @@ use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
+use crate::manifest::time_text;
 use crate::tree::{Bytes, Kind};
 use crate::versions;
 
@@ -52,6 +54,12 @@ impl ImageFs {
                         all.push(named(key, value.clone()));
                     }
                 }
+                let immutable = image.rules.immutable.as_ref().map(|_| "true".into());
+                let keep = e.keep_versions.map(|n| n.to_string());
+                let rules = [("immutable", immutable), ("keep_versions", keep), ("expires_at", e.expires_at.map(time_text))];
+                all.extend(rules.into_iter().filter_map(|(key, value)| Some(named(key, value?))));
+                let described = model.aliases_of(serial).into_iter().filter(|a| !a.description.is_empty());
+                all.extend(described.map(|a| named(&format!("aliases.{}", a.name), a.description.clone())));
                 all.extend(e.properties.iter().map(|(k, v)| named(&format!("properties.{k}"), v.clone())));
                 (all, Vec::new())
             }
@@ -99,6 +107,33 @@ impl ImageFs {
         listed.into_iter().chain(hidden).find(|(n, _)| n.as_bytes() == name).map(|(_, v)| v).ok_or_else(missing)
     }
 
+    /// lsattr. None for what has no flags: an overlay would take those of a tree's files along.
+    pub fn is_immutable(&self, node: NodeId) -> Result<Option<bool>> {
+        let NodeId::Image { serial, part: ImagePart::Dir, .. } = node else { return Ok(None) };
+        let model = self.store.catalog.read();
+        Ok(Some(model.images.get(&serial).ok_or_else(stale)?.rules.immutable.is_some()))
+    }
+
+    /// chattr +i, -i, by the bit that means it. The kernel lets root alone do that.
+    pub fn set_flags(&self, caller: Caller, node: NodeId, flags: u32, immutable: u32) -> Result<()> {
+        let result = match node {
+            NodeId::Image { serial, part: ImagePart::Dir, .. } if flags & !immutable == 0 => {
+                self.edit_key(caller, serial, "immutable", if flags == 0 { "false" } else { "true" })
+            }
+            NodeId::Tree { .. } | NodeId::Version { .. } => Err(Error::Frozen { what: "a version".into() }),
+            _ => Err(Error::Unsupported { what: "this flag".into(), instead: "chattr takes i, of an image's directory" }),
+        };
+        result.map_err(|e| self.refused(caller, "chattr", &self.path_of(node), e))
+    }
+
+    /// Changes one of the keys of metadata.json.
+    fn edit_key(&self, caller: Caller, image: u32, key: &str, value: &str) -> Result<()> {
+        versions::edit(&self.store, image, |model, image| describe::edit_key(model, image, caller.by(&self.view), key, value))?;
+        let (name, outcome) = (self.path_of(self.image_node(image)), format!("{key}={value}"));
+        self.store.journal.log(caller.uid, "edit", name.trim_start_matches('/'), &outcome);
+        Ok(())
+    }
+
     /// All listed names, each with a zero byte behind it.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         if let NodeId::Tree { serial, index } = node {
@@ -124,10 +159,9 @@ impl ImageFs {
             }
             (NodeId::Upload(number), Some("expect")) => value_text.and_then(|value| self.expect_upload(number, value)),
             (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
-            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => match std::str::from_utf8(value) {
-                Ok(value) => versions::edit(&self.store, serial, |_, image| describe::edited_key(image, key, value)),
-                Err(_) => Err(Error::BadMetadata { why: format!("{key} is not UTF-8") }),
-            },
+            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => {
+                value_text.and_then(|value| self.edit_key(caller, serial, key, value))
+            }
             _ => Err(Error::Unsupported {
                 what: format!("the attribute {text}"),
                 instead: "images take user.imgfs.KEY for the editable keys of metadata.json",
@@ -143,14 +177,7 @@ impl ImageFs {
             _ if ACLS.contains(&text.as_str()) => Err(Error::NoAttribute { name: text.clone() }),
             (NodeId::Staged { directory, file }, Some("expect")) => self.expect_staged(directory, file, None),
             (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
-            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => versions::edit(&self.store, serial, |_, image| {
-                let mut editable = image.editable.clone();
-                match key.strip_prefix("properties.") {
-                    Some(property) => drop(editable.properties.remove(property)),
-                    None => editable = describe::edited_key(image, key, "")?,
-                }
-                Ok(editable)
-            }),
+            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => self.edit_key(caller, serial, key, ""),
             _ => Err(Error::NoAttribute { name: text.clone() }),
         };
         match result {

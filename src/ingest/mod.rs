@@ -40,7 +40,7 @@ pub use expect::Expected;
 pub use oci::lay;
 pub use payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
-pub use publish::{Published, Source, Target, check_identity, publish};
+pub use publish::{Published, Source, Target, check_identity, named, publish, refuse_early};
 pub use same::Incoming;
 pub use unpack::{Draft, Hint, place};
 

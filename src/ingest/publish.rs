@@ -8,11 +8,12 @@ use crate::ingest::detect::detect;
 use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
 use crate::manifest::now;
-use crate::name::{ImageName, new_id};
+use crate::name::{Build, ImageName, architecture, new_id, parse_build};
+use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
-use crate::{fault, gc, heal};
+use crate::{fault, gc, heal, labels};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
 const ROOM: u64 = 4 << 20;
@@ -42,6 +43,8 @@ pub struct Source {
     pub receipt: Option<(i64, u32)>,
     /// A metadata.json that came with it: its editable keys are set.
     pub metadata: Option<Vec<u8>>,
+    /// What the file's name or a manifest says of the version; see name.rs.
+    pub build: Build,
 }
 
 /// What became of an upload.
@@ -61,6 +64,7 @@ pub struct Published {
 /// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an error
 /// nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
+    refuse_early(&store.catalog.read(), &source.target, &source.build)?;
     let same = newest_is_same(store, &unpacked, source);
     if let Some((published, version)) = &same
         && !heal::is_hurt(store, version.serial)
@@ -161,6 +165,32 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     }
 }
 
+/// What the commit would refuse, said before the work.
+///
+/// Errors: `Immutable`, `Taken`.
+pub fn refuse_early(model: &Model, target: &Target, build: &Build) -> Result<()> {
+    let image = match target {
+        Target::Named(name) => match model.named(name.as_str()) {
+            Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
+            _ => model.image_named(name.as_str()),
+        },
+        Target::New(_) => None,
+        Target::Image(serial) => model.live_image(*serial),
+    };
+    let Some(image) = image else { return Ok(()) };
+    refuse_immutable(image)?;
+    refuse_other_architecture(image, build)
+}
+
+/// The image that a file called so less its suffix is for, and which build of it that is: `web`, or with no image of the
+/// whole name, `web_1.7_amd64`.
+pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, Build) {
+    match parse_build(stem) {
+        Some(found) if model.named(stem).is_none() => found,
+        _ => (stem, Build::default()),
+    }
+}
+
 /// The newest version, if that is what was unpacked.
 fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option<(Published, Version)> {
     let digest = format!("sha256:{}", unpacked.tar_sha256);
@@ -235,6 +265,8 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
                 (Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true)
             }
         };
+        refuse_immutable(&image)?;
+        refuse_other_architecture(&image, &source.build)?;
         // Another upload of the same may have been faster.
         if let Some(same) = change.model.latest(image.serial).filter(|newest| is_same(&facts, newest)) {
             let (image, name, number) = (image.serial, image.name.clone(), same.number);
@@ -243,6 +275,9 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         let (number, newest_is_first) = (image.next_number, image.next_number == 0);
         image.next_number += 1;
         image.updated_at = at;
+        if let Some(architecture) = source.build.architecture.filter(|_| image.editable.architecture.is_empty()) {
+            image.editable.architecture = architecture.into();
+        }
         for (field, found) in [
             (&mut image.editable.os, &facts.os),
             (&mut image.editable.release, &facts.release),
@@ -287,8 +322,23 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             trashed_at: None,
             trash_name: None,
         })));
+        if let Some(label) = &source.build.label {
+            labels::put_row(change, image_serial, labels::parse(label)?, number, false)?;
+        }
         Ok(published)
     })
+}
+
+/// One image is for one architecture, where a file's name says which.
+fn refuse_other_architecture(image: &Image, build: &Build) -> Result<()> {
+    let is = architecture(&image.editable.architecture);
+    match build.architecture {
+        Some(wanted) if is.is_some_and(|is| is != wanted) => Err(Error::Taken {
+            name: image.name.clone(),
+            holder: format!("its architecture is {}, and this is for {wanted}", image.editable.architecture),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a virtual machine starts from this format.

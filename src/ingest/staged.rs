@@ -18,6 +18,7 @@ use crate::imgapi::{self, Manifest};
 use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, Wish, lxd};
 use crate::keep;
 use crate::manifest::{KeepUpload, METADATA_MAX};
+use crate::name::Build;
 use crate::store::Store;
 
 /// Bytes of a sidecar, a manifest, a metadata.json.
@@ -72,6 +73,9 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
             (None, _) => return invalid("it holds no image"),
         },
     };
+    let label = manifest.as_ref().map(|m| m.version().replace('/', "%2F"));
+    let build = Build { label, architecture: None };
+    super::refuse_early(&store.catalog.read(), &order.target, &build)?;
     if let Some(manifest) = &manifest {
         // Before the work; the commit asks again.
         super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
@@ -99,6 +103,7 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
         mode: 0o755,
         receipt: None,
         metadata,
+        build,
     };
     super::publish(store, unpacked, &source)
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target};
-use crate::name::{ImageName, Promise, promise_of};
+use crate::name::{Build, ImageName, Promise, promise_of, strip_archive_suffix};
 use crate::tar;
 
 /// How long the kernel may take to say what a process is doing.
@@ -211,12 +211,9 @@ impl ImageFs {
     }
 
     pub(super) fn source(&self, upload: &Upload, name: &str) -> Result<Source> {
-        let target = match upload.place {
-            Place::Image(serial) => Target::Image(serial),
-            Place::Root => match promise_of(name) {
-                Promise::Archive(stem) => Target::Named(ImageName::parse(stem.as_bytes())?),
-                _ => Target::Named(ImageName::parse(name.as_bytes())?),
-            },
+        let (target, build) = match upload.place {
+            Place::Image(serial) => (Target::Image(serial), Build::default()),
+            Place::Root => self.target_named(name)?,
         };
         let info = upload.info.lock();
         Ok(Source {
@@ -227,7 +224,15 @@ impl ImageFs {
             mode: 0o755,
             receipt: Some((info.mtime, info.mode)),
             metadata: None,
+            build,
         })
+    }
+
+    /// Which image a file of this name in the root is for.
+    pub(super) fn target_named(&self, name: &str) -> Result<(Target, Build)> {
+        let stem = strip_archive_suffix(name).unwrap_or(name);
+        let (image, build) = ingest::named(&self.store.catalog.read(), stem);
+        Ok((Target::Named(ImageName::parse(image.as_bytes())?), build))
     }
 
     /// Everything that follows a publish: the log, the job, what the kernel knows.
@@ -326,7 +331,7 @@ impl ImageFs {
         if let (Place::Image(image), "metadata.json") = (to, name) {
             let text = self.scratch_text(upload, &state)?;
             drop(state);
-            self.edit_metadata(image, &text).map_err(|e| self.refused(caller, "rename", &path, e))?;
+            self.edit_metadata(caller, image, &text).map_err(|e| self.refused(caller, "rename", &path, e))?;
             upload.job.end("metadata.json was changed");
             self.uploads.remove(upload);
             return Ok(());

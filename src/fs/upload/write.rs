@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::catalog::Named;
 use crate::error::{Error, Result};
 use crate::export;
-use crate::fs::node::NodeId;
+use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::judge::process_of;
 use crate::fs::upload::{Before, Info, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
-use crate::ingest::{Hint, Incoming, Ingest, Published, Wish};
+use crate::ingest::{self, Hint, Incoming, Ingest, Published, Wish};
 use crate::keep;
 use crate::manifest::now;
 use crate::name::{ImageName, Promise, promise_of};
+use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tar;
 
@@ -36,6 +36,9 @@ impl ImageFs {
         if let NodeId::Staging(directory) = parent {
             return self.create_staged(directory, name, mode);
         }
+        if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
+            return self.create_lease(caller, serial, name, mode);
+        }
         let place = self.place_of(parent)?;
         let text = std::str::from_utf8(name).map_err(|_| bad_name(name, "it is not UTF-8"))?;
         if name.len() > crate::name::NAME_MAX {
@@ -45,12 +48,10 @@ impl ImageFs {
             return Err(bad_name(name, "it has a control character"));
         }
         match (place, promise_of(text)) {
-            (Place::Root, Promise::Archive(stem)) => {
-                let stem = ImageName::parse(stem.as_bytes())?;
+            (Place::Root, Promise::Archive(_)) => {
                 // Said now, not after a gigabyte.
-                if let Some(Named::Alias(_)) = self.store.catalog.read().named(stem.as_str()) {
-                    return Err(Error::Taken { name: stem.to_string(), holder: "it is an alias".into() });
-                }
+                let (target, build) = self.target_named(text)?;
+                ingest::refuse_early(&self.store.catalog.read(), &target, &build)?;
             }
             (_, Promise::Dotted) => {}
             (Place::Root, Promise::Foreign) => drop(ImageName::parse(name)?),
@@ -61,7 +62,7 @@ impl ImageFs {
             (Place::Image(_), _) => {}
         }
         if let Place::Image(serial) = place {
-            self.store.catalog.read().live_image(serial).ok_or_else(stale)?;
+            refuse_immutable(self.store.catalog.read().live_image(serial).ok_or_else(stale)?)?;
         }
         if self.uploads.named(place, text).is_some_and(|u| !u.is_published()) {
             return Err(Error::UploadBusy { name: text.to_owned() });
@@ -319,7 +320,10 @@ impl ImageFs {
     fn target_of(&self, upload: &Upload) -> Option<u32> {
         match (upload.place, upload.promise()) {
             (Place::Image(serial), _) => Some(serial),
-            (Place::Root, Promise::Archive(stem)) => self.store.catalog.read().image_named(&stem).map(|i| i.serial),
+            (Place::Root, Promise::Archive(stem)) => {
+                let model = self.store.catalog.read();
+                model.image_named(ingest::named(&model, &stem).0).map(|i| i.serial)
+            }
             _ => None,
         }
     }
