@@ -198,7 +198,8 @@ impl Hand {
 
     /// `ln -sfn TARGET default`.
     fn link(&mut self, dir: OwnedFd, target: &str) -> io::Result<()> {
-        let temporary = format!(".ln{}-{}", self.number, self.calls.len());
+        // One may be left in an image that was deleted meanwhile, and comes back.
+        let temporary = format!(".ln{}", self.next_mark());
         symlinkat(target, &dir, &temporary)?;
         let renamed = renameat(&dir, &temporary, &dir, "default");
         if renamed.is_err() {
