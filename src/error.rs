@@ -70,6 +70,8 @@ pub enum Error {
     OnlyVersion { image: String, number: u32 },
     #[error("{image} is immutable: user {uid} has made it so")]
     Immutable { image: String, uid: u32 },
+    #[error("{what} is user {uid}'s, who does not let you change it")]
+    NotYours { what: String, uid: u32 },
     #[error("{what} is used by {holders}")]
     InUse { what: String, holders: String },
     #[error("{what} never changes")]
@@ -156,6 +158,7 @@ impl Error {
             | Error::Locked { .. } => libc::EBUSY,
             Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
             Error::Managed { .. } | Error::Immutable { .. } => libc::EPERM,
+            Error::NotYours { .. } => libc::EACCES,
             Error::NotDirectory { .. } => libc::ENOTDIR,
             Error::IsDirectory { .. } => libc::EISDIR,
             Error::NoAttribute { .. } => libc::ENODATA,
@@ -207,6 +210,7 @@ impl Error {
             Error::NotEmpty { .. } => "rm -r removes it with all it holds",
             Error::HasDependents { .. } => "delete those first",
             Error::Immutable { .. } => "chattr -i it first, or setfattr -n user.imgfs.immutable -v false",
+            Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
             Error::InUse { .. } => {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
             }

@@ -21,8 +21,8 @@ pub struct Journal {
     refusals: Mutex<VecDeque<Refusal>>,
     jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
     next_job: AtomicU64,
-    /// By name: uploads that no close could refuse.
-    failed: Mutex<VecDeque<(String, String)>>,
+    /// By name: uploads that no close could refuse, whose, and why.
+    failed: Mutex<VecDeque<(String, u32, String)>>,
     log: Mutex<File>,
 }
 
@@ -150,9 +150,10 @@ impl Journal {
         self.jobs.lock().keys().copied().collect()
     }
 
-    /// A job's JSON.
-    pub fn job_text(&self, id: u64) -> Option<String> {
-        Some(crate::manifest::pretty(&self.jobs.lock().get(&id)?.document()))
+    /// Whose a job is, and its JSON.
+    pub fn job_text(&self, id: u64) -> Option<(u32, String)> {
+        let job = self.jobs.lock().get(&id)?.clone();
+        Some((job.uid, crate::manifest::pretty(&job.document())))
     }
 
     pub fn running_jobs(&self) -> usize {
@@ -165,28 +166,29 @@ impl Journal {
     }
 
     /// Notes an upload that was dropped and why, for `.imgfs/failed`.
-    pub fn fail(&self, name: &str, why: &str) {
+    pub fn fail(&self, name: &str, uid: u32, why: &str) {
         let mut failed = self.failed.lock();
-        failed.retain(|(n, _)| n != name);
+        failed.retain(|(n, ..)| n != name);
         if failed.len() >= KEPT {
             failed.pop_front();
         }
-        failed.push_back((name.to_owned(), format!("{} {}\n", time_text(now()), escape(why))));
+        failed.push_back((name.to_owned(), uid, format!("{} {}\n", time_text(now()), escape(why))));
     }
 
     pub fn failed_names(&self) -> Vec<String> {
-        self.failed.lock().iter().map(|(n, _)| n.clone()).collect()
+        self.failed.lock().iter().map(|(n, ..)| n.clone()).collect()
     }
 
-    pub fn failed_text(&self, name: &str) -> Option<String> {
-        self.failed.lock().iter().find(|(n, _)| n == name).map(|(_, text)| text.clone())
+    /// Whose a failed upload was, and what became of it.
+    pub fn failed_text(&self, name: &str) -> Option<(u32, String)> {
+        self.failed.lock().iter().find(|(n, ..)| n == name).map(|(_, uid, text)| (*uid, text.clone()))
     }
 
     /// Forgets a failed upload: `rm .imgfs/failed/NAME`.
     pub fn forget_failed(&self, name: &str) -> bool {
         let mut failed = self.failed.lock();
         let before = failed.len();
-        failed.retain(|(n, _)| n != name);
+        failed.retain(|(n, ..)| n != name);
         failed.len() < before
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version};
+use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::manifest::now;
@@ -265,6 +265,14 @@ pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>,
         refuse_immutable(image)?;
         image.mode = mode.map_or(image.mode, |m| m & 0o7777);
         (image.uid, image.gid) = (uid.unwrap_or(image.uid), gid.unwrap_or(image.gid));
+        Ok(())
+    })
+}
+
+/// `chmod`, `chown` on the mount's root: who may make and delete images.
+pub fn set_root(store: &Store, root: Root) -> Result<()> {
+    store.catalog.commit(|change| {
+        change.put(Row::Root(root));
         Ok(())
     })
 }

@@ -68,3 +68,142 @@ fn others_see_a_mount_only_where_they_are_let_in() {
         }
     }
 }
+
+/// A mount that other users are let into, with a root where everybody may make images: as root sees it.
+fn shared() -> Option<common::Mount> {
+    if !is_root() {
+        eprintln!("skipped: not root");
+        return None;
+    }
+    let m = common::Mount::with(&["allow_other"]);
+    m.ok("chmod 755 $MNT/.. $S; chmod 644 $S/*.tar; chmod 1777 $MNT");
+    Some(m)
+}
+
+/// Runs a script in the mount as somebody: user, group, further groups.
+fn by(m: &common::Mount, (uid, gid, groups): (u32, u32, &str), script: &str) -> common::Ran {
+    let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
+    let inner = format!("{}S={}; MNT={}; set -e; {script}", common::NOT, m.path("src").display(), m.mnt().display());
+    std::fs::write(m.path("script"), inner).unwrap();
+    sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
+}
+
+const ANNA: (u32, u32, &str) = (1001, 1001, "");
+const BERT: (u32, u32, &str) = (1002, 1002, "");
+/// In a group of Anna's.
+const CLEO: (u32, u32, &str) = (1003, 1003, "1001");
+
+#[track_caller]
+fn may(m: &common::Mount, who: (u32, u32, &str), script: &str) -> String {
+    let ran = by(m, who, script);
+    assert_eq!(ran.code, 0, "{who:?} {script}: {ran:?}\n{}", m.errors());
+    ran.out
+}
+
+#[track_caller]
+fn may_not(m: &common::Mount, who: (u32, u32, &str), script: &str, why: &str) {
+    let ran = by(m, who, script);
+    assert!(ran.code != 0 && ran.err.contains(why), "{who:?} {script}: {ran:?}\n{}", m.errors());
+}
+
+#[test]
+fn an_image_belongs_to_who_made_it() {
+    let Some(mut m) = shared() else { return };
+    may(
+        &m,
+        ANNA,
+        "umask 027; cp $S/a.tar web.tar; umask 022; mkdir pub; cp $S/a.tar pub/; test \"$(stat -c '%u %g %a' web pub)\" = \"$(printf '1001 1001 750\\n1001 1001 755')\"",
+    );
+    m.remount();
+    // The root's mode stays; root and the owner of the mount may all.
+    m.ok("test $(stat -c %a .) = 1777; cat web/0/rootfs/etc/motd");
+    may(
+        &m,
+        BERT,
+        "cat pub/0/rootfs/etc/motd; cp $S/b.tar bert.tar; mkdir own; touch pub/0/used_by/bert; rm pub/0/used_by/bert; rmdir own; rm -r bert; mv .imgfs/trash/bert .; rm -r bert; rm -r .imgfs/trash/bert",
+    );
+    for denied in [
+        "cat web/0/rootfs/etc/motd",
+        "ls web",
+        "cat web/metadata.json",
+        "cp $S/b.tar web/",
+        "cp $S/b.tar web.tar",
+        "cp $S/b.tar .b.tar; mv .b.tar web.tar",
+        "cp $S/b.tar pub/",
+        "cp $S/c.tar pub.tar.gz",
+        "mkdir pub/.s",
+        "ln -sfn 0 pub/default",
+        "ln -s 0 pub/@1",
+        "ln -s pub alias",
+        "setfattr -n user.imgfs.description -v x pub",
+    ] {
+        may_not(&m, BERT, denied, "Permission denied");
+    }
+    for denied in
+        ["rmdir pub", "rm -r pub", "mv pub other", "chmod 777 pub", "chown 1002 pub", "ln -sfn pub default", "rm default"]
+    {
+        let ran = by(&m, BERT, denied);
+        assert_ne!(ran.code, 0, "{denied}");
+    }
+    m.ok("test ! -e other -a $(readlink default) = web -a $(stat -c %u:%a pub) = 1001:755; not grep -q pub <(ls .imgfs/trash)");
+    // Its group, and who it is given to.
+    may(&m, CLEO, "cat web/0/rootfs/etc/motd");
+    may_not(&m, CLEO, "cp $S/b.tar web.tar", "Permission denied");
+    may(&m, ANNA, "chmod 770 web; ln -s web jammy");
+    may(
+        &m,
+        CLEO,
+        "cp $S/b.tar web.tar; cp $S/c.tar web/; rmdir web/0; mv .imgfs/trash/web.0 web/; test -e web/0; ln -sfn 1 web/default",
+    );
+    may_not(&m, BERT, "rm jammy", "not permitted");
+    may(&m, ANNA, "chgrp 1001 web; rm jammy; ln -sfn latest web/default; rm -r pub; mv .imgfs/trash/pub .");
+    m.ok("chown 1002:1002 web");
+    may(&m, BERT, "cp $S/d.tar web/; rm -r web/0; rm -r .imgfs/trash/web.0");
+    may_not(&m, ANNA, "ls web", "Permission denied");
+    m.ok("ln -sfn pub default");
+}
+
+#[test]
+fn what_is_private_is_so_for_every_way_in() {
+    let Some(m) = shared() else { return };
+    may(
+        &m,
+        ANNA,
+        "umask 077; cp $S/a.tar web.tar; umask 022; cp $S/b.tar pub.tar; not cp $S/not.tar bad.tar 2> /dev/null; not cp $S/cut.tar web.tar 2> /dev/null; cat web.tar > /dev/null",
+    );
+    let id = m.ok("cat web/.id");
+    let digest = m.ok("sha256sum < web/0/rootfs.tar | cut -c-64");
+    let (id, digest) = (id.trim(), digest.trim());
+    may(
+        &m,
+        ANNA,
+        &format!(
+            "test -d .imgfs/by-id/{id}/0; test -d .imgfs/by-digest/{digest}/rootfs; grep -q {digest} <(ls .imgfs/by-digest); grep -q web.tar <(cat .imgfs/jobs/*.json); grep -q bad.tar .imgfs/errors; grep -q web/0 .imgfs/log"
+        ),
+    );
+    may(
+        &m,
+        BERT,
+        &format!(
+            "not test -L .imgfs/by-id/{id}; not test -L .imgfs/by-digest/{}; not grep -q {digest} <(ls .imgfs/by-digest); not grep -q {id} <(ls .imgfs/by-id); not test -e web.tar",
+            &digest[..12]
+        ),
+    );
+    may(
+        &m,
+        BERT,
+        "not grep -q 'bad.tar\\|web' .imgfs/errors .imgfs/log; grep -q pub/0 .imgfs/log; not cat .imgfs/jobs/*.json 2> /dev/null; test $(ls .imgfs/by-id | wc -l) = 2",
+    );
+    // Also what was deleted.
+    may(&m, ANNA, "cp $S/c.tar web/; rmdir web/0");
+    may_not(&m, BERT, "ls .imgfs/trash/web.0", "Permission denied");
+    may_not(&m, BERT, "rm -r .imgfs/trash/web.0", "");
+    may_not(&m, BERT, "mv .imgfs/trash/web.0 pub/", "");
+    may(&m, ANNA, "mv .imgfs/trash/web.0 web/; chmod 755 web");
+    may(&m, BERT, &format!("test -d .imgfs/by-id/{id}/0; cat web/0/rootfs/etc/motd; test -e web.tar; grep -q web/0 .imgfs/log"));
+    // In a user namespace of its own nobody is more than outside.
+    may_not(&m, BERT, "chmod 700 $MNT/pub", "");
+    let inside = format!("unshare -U -r bash -c 'cat {0}/pub/0/rootfs/etc/motd && ! rmdir {0}/pub'", m.mnt().display());
+    let ran = by(&m, BERT, &inside);
+    assert!(ran.code == 0 || ran.err.contains("unshare"), "{ran:?}");
+}

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use copy::Copy;
 pub use model::{Model, Named};
 use reserve::Reserve;
-pub use rows::{Alias, Image, Immutable, Kept, Label, Lease, LeaseFacts, Receipt, Rules, Version, VersionFacts};
+pub use rows::{Alias, Image, Immutable, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts};
 
 use crate::error::{Error, Result};
 use crate::fault;
@@ -48,6 +48,8 @@ pub enum Row {
     },
     /// Ids of blobs below this were given out.
     Blobs(u32),
+    /// The owner and mode of the mount's root, once somebody has set them.
+    Root(Root),
 }
 
 /// A change being worked out: the model as it is, and the rows that will change it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::catalog::Row;
-use crate::catalog::rows::{Alias, Image, Label, Lease, Version};
+use crate::catalog::rows::{Alias, Image, Label, Lease, Root, Version};
 
 /// What a name in the root stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub struct Model {
     numbers: BTreeMap<(u32, u32), u32>,
     pub default_image: Option<u32>,
     pub default_hidden: bool,
+    pub root: Option<Root>,
     pub next_serial: u32,
     /// Ids of blobs below this were given out, at least: a table that has fewer is cut.
     pub blobs: u32,
@@ -150,7 +151,14 @@ impl Model {
         let labels = self.labels.values().map(|label| Row::Label(label.clone()));
         let leases = self.leases.values().map(|lease| Row::Lease(lease.clone().into()));
         let default = Row::Default { image: self.default_image, hidden: self.default_hidden };
-        images.chain(versions).chain(aliases).chain(labels).chain(leases).chain([default, Row::Blobs(self.blobs)]).collect()
+        images
+            .chain(versions)
+            .chain(aliases)
+            .chain(labels)
+            .chain(leases)
+            .chain([default, Row::Blobs(self.blobs)])
+            .chain(self.root.map(Row::Root))
+            .collect()
     }
 
     pub(super) fn apply(&mut self, row: Row) {
@@ -211,6 +219,7 @@ impl Model {
                     self.lease_names.remove(&(lease.version, lease.name));
                 }
             }
+            Row::Root(root) => self.root = Some(root),
             Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
         }

@@ -194,6 +194,14 @@ pub struct Alias {
     pub description: String,
 }
 
+/// Who may make and delete images: `chmod 1777 MNT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
+}
+
 /// A version string, as `@22.04.5` in an image leads to a version. Of one name there is one in an image; it shows as long
 /// as its version does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 -- notice a flipped bit in a value.
 
 CREATE TABLE setting (
-    key   TEXT PRIMARY KEY,     -- 'next_serial', 'commit', 'total', 'blobs', 'default_image', 'default_hidden'
+    key   TEXT PRIMARY KEY,     -- 'next_serial', 'commit', 'total', 'blobs', 'default_image', 'default_hidden', 'root'
     value TEXT NOT NULL,
     sum   BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;

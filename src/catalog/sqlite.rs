@@ -94,6 +94,10 @@ impl Db {
                     "next_serial" => model.next_serial = value.parse().map_err(|_| self.bad("setting", "a number"))?,
                     "default_image" => model.default_image = value.parse().ok(),
                     "default_hidden" => model.default_hidden = value == "1",
+                    "root" => {
+                        let root = serde_json::from_str(value).map_err(|_| self.bad("setting", "the root"))?;
+                        model.apply(Row::Root(root));
+                    }
                     _ => {}
                 }
             }
@@ -200,6 +204,7 @@ impl Db {
                 Row::DropVersion(serial) => drop_row("version", *serial)?,
                 Row::DropAlias(serial) => drop_row("alias", *serial)?,
                 Row::Blobs(bound) => setting("blobs", bound.to_string())?,
+                Row::Root(root) => setting("root", serde_json::to_string(root).expect("numbers"))?,
                 Row::Default { image, hidden } => {
                     setting("default_image", image.map(|i| i.to_string()).unwrap_or_default())?;
                     setting("default_hidden", u8::from(*hidden).to_string())?;

@@ -2,6 +2,7 @@
 
 use crate::catalog::{Image, Model, Named, Version};
 use crate::error::{Error, Result};
+use crate::fs::access::READ;
 use crate::fs::change::refuse_walk;
 use crate::fs::ghost::Object;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
@@ -38,9 +39,9 @@ impl ImageFs {
                 self.lookup_in_version(caller, serial, incarnation, name)
             }
             NodeId::Control(Control::Trash) => {
-                self.lookup_in_control(parent, name).or_else(|_| self.ghost_named(caller, parent, name))
+                self.lookup_in_control(caller, parent, name).or_else(|_| self.ghost_named(caller, parent, name))
             }
-            NodeId::Control(_) => self.lookup_in_control(parent, name),
+            NodeId::Control(_) => self.lookup_in_control(caller, parent, name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
             NodeId::Ghost => Err(not_found(name)),
@@ -72,11 +73,12 @@ impl ImageFs {
                 None => {}
             }
             drop(model);
-            if let Some(upload) = self.uploads.named(Place::Root, text).filter(|u| self.shows(u)) {
+            if let Some(upload) = self.uploads.named(Place::Root, text).filter(|u| self.shows(caller, u)) {
                 return Ok(NodeId::Upload(upload.number));
             }
             let model = self.store.catalog.read();
             if let Some(image) = strip_archive_suffix(text).and_then(|stem| model.image_named(ingest::named(&model, stem).0))
+                && self.may(caller, image, READ)
                 && let Some(version) = receipt_in(&model, image.serial, text, true)
             {
                 return Ok(NodeId::Receipt(version.serial));
@@ -130,7 +132,7 @@ impl ImageFs {
             if let Some(staging) = self.stagings.named(Place::Image(serial), text) {
                 return Ok(staging);
             }
-            if let Some(upload) = self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(u)) {
+            if let Some(upload) = self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(caller, u)) {
                 return Ok(NodeId::Upload(upload.number));
             }
             if let Some(version) = receipt_in(&self.store.catalog.read(), serial, text, false) {
@@ -306,7 +308,7 @@ impl ImageFs {
                 }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }
-            NodeId::Control(_) => self.list_control(node, &mut all)?,
+            NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),
             NodeId::Ghost => {}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::Named;
+use crate::catalog::{Named, Root};
 use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::browse::label_of;
@@ -12,7 +12,7 @@ use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
-use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
+use crate::fs::{Attr, Caller, DAEMON, Handle, ImageFs, Reply};
 use crate::manifest::now;
 use crate::name::{ImageName, parse_number};
 use crate::retention::{self, Due};
@@ -181,6 +181,7 @@ impl ImageFs {
     fn delete_image(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
         let name = self.store.catalog.read().images.get(&serial).ok_or_else(stale)?.name.clone();
         if parent == NodeId::Control(Control::Trash) {
+            self.refuse_trashed(caller, serial, false)?;
             trash::purge(&self.store, Trashed::Image(serial))?;
             self.store.journal.log(caller.uid, "purge", &name, "gone");
             return Ok(());
@@ -201,6 +202,7 @@ impl ImageFs {
             (version.image, version.number, self.store.path_of(&model, serial))
         };
         if parent == NodeId::Control(Control::Trash) {
+            self.refuse_trashed(caller, image, true)?;
             trash::purge(&self.store, Trashed::Version(serial))?;
             self.store.journal.log(caller.uid, "purge", &path, "gone");
             return Ok(());
@@ -218,10 +220,9 @@ impl ImageFs {
     /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays, silently: it is
     /// tried again at the next look.
     pub fn retire(&self) {
-        let daemon = Caller { uid: 0, gid: 0, pid: 0 };
         for (lease, path) in leases::expired(&self.store) {
             if leases::end(&self.store, lease).is_ok() {
-                self.store.journal.log(daemon.uid, "release", &path, "its time is over");
+                self.store.journal.log(DAEMON.uid, "release", &path, "its time is over");
             }
         }
         for due in retention::due(&self.store) {
@@ -233,12 +234,12 @@ impl ImageFs {
             let parent = self.parent_of(node);
             let gone = Gone::new(&self.gone, parent, path.rsplit('/').next().unwrap_or_default());
             let deleted = match due {
-                Due::Image(serial, _) => self.delete_image(daemon, serial, parent),
-                Due::Version(serial, _) => self.delete_version(daemon, serial, parent),
+                Due::Image(serial, _) => self.delete_image(DAEMON, serial, parent),
+                Due::Version(serial, _) => self.delete_version(DAEMON, serial, parent),
             };
             match deleted {
                 Ok(()) => {
-                    self.store.journal.start_job("retention", &path, daemon.uid).end(&format!("deleted: {why}"));
+                    self.store.journal.start_job("retention", &path, DAEMON.uid).end(&format!("deleted: {why}"));
                     self.forget_soon(gone);
                     self.touch_root();
                 }
@@ -355,6 +356,7 @@ impl ImageFs {
         match (place, name) {
             (Place::Root, b"default") => {
                 self.lookup(caller, parent, name)?;
+                self.refuse_default(caller)?;
                 versions::hide_default(&self.store)
             }
             (Place::Image(serial), b"default") => {
@@ -412,6 +414,13 @@ impl ImageFs {
             NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
                 versions::set_owner(&self.store, serial, changes.mode, changes.uid, changes.gid).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", self.path_of(node).trim_start_matches('/'), "changed");
+            }
+            NodeId::Root if rights => {
+                let (old, or) = (self.root(), |new: Option<u32>, old| new.unwrap_or(old));
+                let (uid, gid) = (or(changes.uid, old.uid), or(changes.gid, old.gid));
+                let root = Root { uid, gid, mode: changes.mode.map_or(old.mode, |mode| mode & 0o7777) };
+                versions::set_root(&self.store, root).map_err(refused)?;
+                self.store.journal.log(caller.uid, "chmod", ".", "changed");
             }
             NodeId::Staged { directory, file } => self.set_staged(directory, file, &Changes { size: None, ..changes })?,
             NodeId::Lease(serial) => self.set_lease(serial, &changes)?,

@@ -1,10 +1,14 @@
 //! `.imgfs`: the store itself, as files.
 
+use std::collections::HashSet;
+
+use crate::catalog::{Model, Version};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fs::access::READ;
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::stale;
-use crate::fs::{DirEntry, ImageFs};
+use crate::fs::{Caller, DAEMON, DirEntry, ImageFs};
 use crate::manifest;
 use crate::trash::{self, Trashed};
 
@@ -36,7 +40,7 @@ fn failed_node(name: &str) -> NodeId {
 }
 
 impl ImageFs {
-    pub(super) fn lookup_in_control(&self, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+    pub(super) fn lookup_in_control(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: String::from_utf8_lossy(name).into_owned() };
         let name = std::str::from_utf8(name).map_err(|_| missing())?;
         let NodeId::Control(directory) = parent else { return Err(missing()) };
@@ -53,19 +57,25 @@ impl ImageFs {
             },
             Control::ById => {
                 let model = self.store.catalog.read();
-                if let Some(image) = model.live_images().find(|i| i.id == name) {
+                if let Some(image) = model.live_images().find(|i| i.id == name && self.may(caller, i, READ)) {
                     return Ok(NodeId::Link(Link::DeepImage(image.serial)));
                 }
-                let version = model.all_versions().find(|v| v.id == name && model.is_live(v)).ok_or_else(missing)?;
+                let version = self.shown_to(caller, &model).find(|v| v.id == name).ok_or_else(missing)?;
                 Ok(NodeId::Link(Link::DeepVersion(version.serial)))
             }
-            Control::ByDigest => self.by_digest(name),
+            Control::ByDigest => self.by_digest(caller, name),
             _ => Err(Error::NotDirectory { what: name.into() }),
         }
     }
 
+    /// The live versions of images that this user may read.
+    fn shown_to<'m>(&self, caller: Caller, model: &'m Model) -> impl Iterator<Item = &'m Version> {
+        let images: HashSet<u32> = model.live_images().filter(|i| self.may(caller, i, READ)).map(|i| i.serial).collect();
+        model.all_versions().filter(move |v| v.trashed_at.is_none() && images.contains(&v.image))
+    }
+
     /// Any prefix of 12 digits or more of a sha256 of rootfs.tar or upload, if one content has it.
-    fn by_digest(&self, prefix: &str) -> Result<NodeId> {
+    fn by_digest(&self, caller: Caller, prefix: &str) -> Result<NodeId> {
         let missing = || Error::NotFound { what: format!("version with digest {prefix}") };
         let prefix = prefix.strip_prefix("sha256:").unwrap_or(prefix);
         if prefix.len() < PREFIX_MIN || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
@@ -73,7 +83,7 @@ impl ImageFs {
         }
         let model = self.store.catalog.read();
         let mut found: Vec<(&str, u32)> = Vec::new();
-        for version in model.all_versions().filter(|v| model.is_live(v)) {
+        for version in self.shown_to(caller, &model) {
             for digest in version.facts.sha256s() {
                 if digest.starts_with(prefix) {
                     found.push((digest, version.serial));
@@ -89,7 +99,7 @@ impl ImageFs {
         Ok(NodeId::Link(Link::DeepVersion(serial)))
     }
 
-    pub(super) fn list_control(&self, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+    pub(super) fn list_control(&self, caller: Caller, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let NodeId::Control(directory) = node else { return Err(stale()) };
         let (dir, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
         let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
@@ -121,17 +131,17 @@ impl ImageFs {
             }
             Control::ById => {
                 let model = self.store.catalog.read();
-                for image in model.live_images() {
+                for image in model.live_images().filter(|i| self.may(caller, i, READ)) {
                     add(&image.id, NodeId::Link(Link::DeepImage(image.serial)), link);
                 }
-                for version in model.all_versions().filter(|v| model.is_live(v)) {
+                for version in self.shown_to(caller, &model) {
                     add(&version.id, NodeId::Link(Link::DeepVersion(version.serial)), link);
                 }
             }
             Control::ByDigest => {
                 let model = self.store.catalog.read();
                 let mut seen = std::collections::BTreeMap::new();
-                for version in model.all_versions().filter(|v| model.is_live(v)) {
+                for version in self.shown_to(caller, &model) {
                     for digest in version.facts.sha256s() {
                         seen.entry(digest.to_owned()).or_insert(version.serial);
                     }
@@ -149,28 +159,37 @@ impl ImageFs {
     pub(super) fn control_shape(&self, node: NodeId) -> Result<(u32, u64)> {
         match node {
             NodeId::Control(control) if is_directory(control) => Ok((libc::S_IFDIR, 4096)),
-            _ => Ok((libc::S_IFREG, self.control_text(node)?.len() as u64)),
+            // What others may not know counts in the size.
+            _ => Ok((libc::S_IFREG, self.control_text(DAEMON, node)?.len() as u64)),
         }
     }
 
     /// The content of a file of `.imgfs`, as it is now.
-    pub(super) fn control_text(&self, node: NodeId) -> Result<String> {
+    pub(super) fn control_text(&self, caller: Caller, node: NodeId) -> Result<String> {
         match node {
             NodeId::Control(Control::Readme) => Ok(README.into()),
             NodeId::Control(Control::Status) => self.status_text(),
-            NodeId::Control(Control::Errors) => Ok(self.store.journal.errors_text()),
+            NodeId::Control(Control::Errors) => Ok(self.heard_by(caller, self.store.journal.errors_text())),
             NodeId::Control(Control::Log) => {
                 let path = self.store.dir.join("log");
-                std::fs::read_to_string(&path).map_err(Error::io("read", &path))
+                Ok(self.heard_by(caller, std::fs::read_to_string(&path).map_err(Error::io("read", &path))?))
             }
-            NodeId::Job(id) => self.store.journal.job_text(id).ok_or_else(stale),
-            NodeId::Failed(_) => {
-                let journal = &self.store.journal;
-                let name = journal.failed_names().into_iter().find(|n| failed_node(n) == node);
-                name.and_then(|n| journal.failed_text(&n)).ok_or_else(stale)
-            }
+            NodeId::Job(_) | NodeId::Failed(_) => Ok(self.told_text(node)?.1),
             _ => Err(Error::IsDirectory { what: "it".into() }),
         }
+    }
+
+    /// A job or a failed upload: whose it is, and what there is to say.
+    pub(super) fn told_text(&self, node: NodeId) -> Result<(u32, String)> {
+        let journal = &self.store.journal;
+        let told = match node {
+            NodeId::Job(id) => journal.job_text(id),
+            _ => {
+                let name = journal.failed_names().into_iter().find(|n| failed_node(n) == node);
+                name.and_then(|n| journal.failed_text(&n))
+            }
+        };
+        told.ok_or_else(stale)
     }
 
     fn status_text(&self) -> Result<String> {

@@ -33,6 +33,7 @@ pub(super) struct StagedLink {
     place: Place,
     name: Vec<u8>,
     text: Vec<u8>,
+    owner: (u32, u32),
 }
 
 /// A name that is no more, and that the kernel still knows; until this is dropped.
@@ -88,6 +89,36 @@ impl ImageFs {
         self.staged_links.lock().iter().find(|l| l.number == number).map(|l| l.text.clone()).ok_or_else(stale)
     }
 
+    pub(super) fn staged_owner(&self, number: u64) -> (u32, u32) {
+        let own = (self.view.uid, self.view.gid);
+        self.staged_links.lock().iter().find(|l| l.number == number).map_or(own, |l| l.owner)
+    }
+
+    /// `default` of the store is the root's owner's, as the sticky bit has it.
+    pub(super) fn refuse_default(&self, caller: Caller) -> Result<()> {
+        let root = self.root();
+        if root.mode & libc::S_ISVTX == 0 || caller.uid == root.uid || self.is_admin(caller) {
+            return Ok(());
+        }
+        Err(Error::NotYours { what: "default".into(), uid: root.uid })
+    }
+
+    /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none of it.
+    fn put_alias(&self, caller: Caller, name: &[u8], to: LinkTarget, text: &[u8]) -> Result<()> {
+        let name = ImageName::parse(name)?;
+        {
+            let model = self.store.catalog.read();
+            let (LinkTarget::Image(image) | LinkTarget::Version { image, .. }) = to;
+            self.refuse_change(caller, model.images.get(&image))?;
+            if let Some(Named::Alias(old)) = model.named(name.as_str()) {
+                self.refuse_change(caller, model.aliases.get(&old).and_then(|a| model.images.get(&a.image)))?;
+            }
+        }
+        versions::put_alias(&self.store, &name, to)?;
+        self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(text));
+        Ok(())
+    }
+
     /// `ln -s web MNT/jammy`, and the first half of `ln -sfn`.
     pub fn symlink(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
         let made = self.symlink_inner(caller, parent, name, target);
@@ -105,7 +136,7 @@ impl ImageFs {
             Place::Root => {
                 let to = versions::resolve_root_link(&self.store.catalog.read(), target_text, mount_point)?;
                 if is_temporary(name) {
-                    return Ok(self.stage_link(place, name, target));
+                    return Ok(self.stage_link(caller, place, name, target));
                 }
                 if name == b"default" {
                     self.switch_default(caller, to)?;
@@ -114,15 +145,14 @@ impl ImageFs {
                     if self.store.catalog.read().named(name.as_str()).is_some() {
                         return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
                     }
-                    versions::put_alias(&self.store, &name, to)?;
-                    self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(target));
+                    self.put_alias(caller, name.as_str().as_bytes(), to, target)?;
                 }
                 *self.root_changed.lock() = now();
             }
             Place::Image(serial) => {
                 let to = versions::resolve_inner_link(&self.store.catalog.read(), serial, target_text)?;
                 if is_temporary(name) {
-                    return Ok(self.stage_link(place, name, target));
+                    return Ok(self.stage_link(caller, place, name, target));
                 }
                 match name {
                     b"default" => self.pin(caller, serial, to)?,
@@ -136,18 +166,19 @@ impl ImageFs {
         self.lookup(caller, parent, name)
     }
 
-    pub(super) fn stage_link(&self, place: Place, name: &[u8], text: &[u8]) -> NodeId {
+    pub(super) fn stage_link(&self, caller: Caller, place: Place, name: &[u8], text: &[u8]) -> NodeId {
         let mut staged = self.staged_links.lock();
         staged.retain(|l| !(l.place == place && l.name == name));
         if staged.len() >= STAGED_LINKS {
             staged.remove(0);
         }
         let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        staged.push(StagedLink { number, place, name: name.to_vec(), text: text.to_vec() });
+        staged.push(StagedLink { number, place, name: name.to_vec(), text: text.to_vec(), owner: (caller.uid, caller.gid) });
         NodeId::StagedLink(number)
     }
 
     pub(super) fn switch_default(&self, caller: Caller, to: LinkTarget) -> Result<()> {
+        self.refuse_default(caller)?;
         versions::set_default(&self.store, to)?;
         let model = self.store.catalog.read();
         let name = model.default_image.and_then(|i| model.images.get(&i)).map_or("?", |i| i.name.as_str()).to_owned();
@@ -200,6 +231,9 @@ impl ImageFs {
                 let place = fs.place_of(to.0);
                 let renamed = place.and_then(|place| {
                     fs.check_upload_target(caller, to.0, &to.1)?;
+                    if place == Place::Root && !to.1.starts_with(b".") {
+                        fs.refuse_foreign(caller, &fs.target_named(&text_of(&to.1))?.0)?;
+                    }
                     fs.rename_upload(caller, &upload, place, &text_of(&to.1))
                 });
                 // The kernel now shows the upload under the new name: let it look again.
@@ -282,12 +316,10 @@ impl ImageFs {
                     if to.1 == b"default" {
                         self.switch_default(caller, link)
                     } else if is_temporary(&to.1) {
-                        self.stage_link(place, &to.1, &text);
+                        self.stage_link(caller, place, &to.1, &text);
                         Ok(())
                     } else {
-                        versions::put_alias(&self.store, &ImageName::parse(&to.1)?, link)?;
-                        self.store.journal.log(caller.uid, "alias", &text_of(&to.1), &target);
-                        Ok(())
+                        self.put_alias(caller, &to.1, link, &text)
                     }
                 })
             }
@@ -303,7 +335,7 @@ impl ImageFs {
         };
         if result.is_err() {
             // As before: the tool removes its temporary link itself.
-            self.stage_link(place, &from.1, &text);
+            self.stage_link(caller, place, &from.1, &text);
         }
         *self.root_changed.lock() = now();
         result
@@ -324,10 +356,14 @@ impl ImageFs {
         if from.1 == b"default" {
             // ln --backup puts the old link aside.
             let Link::Image(_) = link else { return Err(stale()) };
+            self.refuse_default(caller)?;
             return versions::default_to_alias(&self.store, &target?);
         }
         let Some(Named::Alias(serial)) = self.store.catalog.read().named(&text_of(&from.1)) else { return Err(stale()) };
         let name = if to.1 == b"default" { None } else { Some(target?) };
+        if name.is_none() {
+            self.refuse_default(caller)?;
+        }
         versions::rename_alias(&self.store, serial, name.as_ref())?;
         self.store.journal.log(caller.uid, "rename", &text_of(&from.1), &text_of(&to.1));
         *self.root_changed.lock() = now();
@@ -341,17 +377,23 @@ impl ImageFs {
             _ => Err(Error::Invalid { what: text_of(name), why: "only links of the root can be exchanged".into() }),
         });
         let [first, second] = links;
-        versions::exchange_links(&self.store, &first?, &second?)
+        let (first, second) = (first?, second?);
+        if [&first, &second].iter().any(|name| *name == "default") {
+            self.refuse_default(caller)?;
+        }
+        versions::exchange_links(&self.store, &first, &second)
     }
 
     /// `mv .imgfs/trash/web MNT/`, `mv .imgfs/trash/web.1 MNT/web/`: undo.
     pub(super) fn restore(&self, caller: Caller, node: NodeId, to: &(NodeId, Vec<u8>)) -> Result<()> {
         match (node, to.0) {
             (NodeId::Image { serial, .. }, NodeId::Root) => {
+                self.refuse_trashed(caller, serial, false)?;
                 trash::restore_image(&self.store, serial, &ImageName::parse(&to.1)?)?;
                 self.forget_links_to(serial);
             }
             (NodeId::Version { serial, .. }, NodeId::Image { serial: image, part: ImagePart::Dir, .. }) => {
+                self.refuse_trashed(caller, image, true)?;
                 trash::restore_version(&self.store, serial, image)?;
                 // It shows under its number, not under the name it was moved to.
                 let (parent, name) = (to.0.ino(), to.1.clone());

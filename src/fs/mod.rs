@@ -3,6 +3,7 @@
 //! ```text
 //! fuse.rs      and fuse/ alone name fuser: requests in, replies out
 //! browse.rs    ls: names; stat.rs: what they are; read.rs: cat
+//! access.rs    who may, where the kernel does not ask
 //! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
 //! staging.rs   several files that become one version
 //! upload/      cp in: an upload from its first byte to its receipt
@@ -20,6 +21,7 @@
 //!
 //! Slow work leaves the event loops: such operations take a `Reply` and answer it from a thread of their own.
 
+mod access;
 mod attach;
 mod browse;
 mod change;
@@ -71,6 +73,9 @@ pub struct Caller {
     /// The thread in the daemon's process namespace; 0 if it is in another.
     pub pid: u32,
 }
+
+/// The daemon itself, which may everything.
+const DAEMON: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 /// How long the kernel may believe what it was told, without asking again.
 const FOREVER: Duration = Duration::from_secs(1 << 31);

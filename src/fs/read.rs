@@ -95,7 +95,7 @@ impl ImageFs {
                 let id = self.store.catalog.read().images.get(&serial).map(|i| i.id.clone());
                 text(format!("{}\n", id.ok_or_else(stale)?))
             }
-            NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => text(self.control_text(node)?),
+            NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => text(self.control_text(caller, node)?),
             _ => Err(Error::IsDirectory { what: "it".into() }),
         }
     }

@@ -486,7 +486,8 @@ impl ImageFs {
         let trash = Duration::from_secs(self.store.settings.trash_seconds);
         for staging in all.into_iter().filter(|s| s.idle(trash) > idle) {
             let name = staging.about.lock().name.clone();
-            self.store.journal.fail(&name, "nobody touched the staging directory for a long time");
+            let uid = staging.about.lock().uid;
+            self.store.journal.fail(&name, uid, "nobody touched the staging directory for a long time");
             self.stagings.remove(&staging);
         }
     }

@@ -1,9 +1,9 @@
 //! Journey 2, ls -l: what stat and readlink show of a node.
 
-use crate::catalog::{Image, Model, Version};
+use crate::catalog::{Image, Model, Root, Version};
 use crate::describe;
 use crate::error::{Error, Result};
-use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
+use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, ImageFs};
 use crate::manifest;
@@ -43,12 +43,15 @@ impl ImageFs {
             NodeId::Root => {
                 let images = self.store.catalog.read().live_images().count();
                 let links = u32::try_from(images).unwrap_or(u32::MAX - 2) + 2;
-                Ok(Attr { links, lasting: true, ..own(directory | 0o755, 4096, *self.root_changed.lock()) })
+                let root = self.root();
+                let attr = own(directory | root.mode, 4096, *self.root_changed.lock());
+                Ok(Attr { links, lasting: true, uid: root.uid, gid: root.gid, ..attr })
             }
             NodeId::Image { serial, part, .. } => {
                 let model = self.store.catalog.read();
                 let Some(image) = model.images.get(&serial) else {
-                    return Ok(own(if part == ImagePart::Dir { directory | 0o555 } else { file | 0o444 }, 0, 0));
+                    // Gone for good: its walker still removes what it has listed.
+                    return Ok(own(if part == ImagePart::Dir { directory | 0o777 } else { file | 0o444 }, 0, 0));
                 };
                 let owned = |attr: Attr| Attr { uid: image.uid, gid: image.gid, ..attr };
                 let live = image.trashed_at.is_none();
@@ -70,13 +73,14 @@ impl ImageFs {
                 let model = self.store.catalog.read();
                 let Ok((image, version)) = version_of(&model, serial) else {
                     let mode =
-                        if matches!(part, VersionPart::Dir | VersionPart::UsedBy) { directory | 0o555 } else { file | 0o444 };
+                        if matches!(part, VersionPart::Dir | VersionPart::UsedBy) { directory | 0o777 } else { file | 0o444 };
                     return Ok(own(mode, 0, 0));
                 };
                 let live = model.is_live(version);
                 let attr = match part {
                     VersionPart::Dir => {
-                        let attr = own(directory | image.mode & 0o555, 4096, version.created_at);
+                        // rm -r begins in it, by who may change the image; anything else in it is refused.
+                        let attr = own(directory | image.mode & 0o777, 4096, version.created_at);
                         Attr { links: 4, lasting_name: live, lasting: live, ..attr }
                     }
                     VersionPart::Id => own(file | image.mode & 0o444, version.id.len() as u64 + 1, version.created_at),
@@ -95,26 +99,61 @@ impl ImageFs {
                 };
                 Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
             }
-            NodeId::Link(_) | NodeId::StagedLink(_) => {
-                Ok(own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()))
+            NodeId::Link(of) => {
+                let (uid, gid) = self.owner_of_link(of);
+                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()) })
+            }
+            NodeId::StagedLink(number) => {
+                let (uid, gid) = self.staged_owner(number);
+                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()) })
             }
             NodeId::Upload(number) => Ok(self.uploads.by_number(number).ok_or_else(stale)?.attr(ino)),
             NodeId::Receipt(serial) => {
                 let model = self.store.catalog.read();
                 let version = model.versions.get(&serial).ok_or_else(stale)?;
                 let receipt = version.receipt.as_ref().ok_or_else(stale)?;
-                let attr = own(file | receipt.mode & 0o7777, version.facts.upload_size, receipt.mtime);
-                Ok(Attr { uid: version.facts.uid, ..attr })
+                // What the image lets nobody read, its receipt does not, either; who may change it may write that again.
+                let image = model.images.get(&version.image).ok_or_else(stale)?;
+                let mode = receipt.mode & (image.mode & 0o444 | 0o7333) | image.mode & 0o022;
+                let attr = own(file | mode, version.facts.upload_size, receipt.mtime);
+                Ok(Attr { uid: version.facts.uid, gid: image.gid, ..attr })
             }
             NodeId::Lease(serial) => self.lease_attr(serial, own(file, 0, 0)),
             NodeId::Staging(_) | NodeId::Staged { .. } => self.staged_attr(node, own(directory, 0, 0)),
             NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
-            NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => {
+            NodeId::Job(_) | NodeId::Failed(_) => {
+                // Its owner's alone.
+                let (uid, text) = self.told_text(node)?;
+                Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, *self.root_changed.lock()) })
+            }
+            NodeId::Control(_) => {
                 let (format, size) = self.control_shape(node)?;
-                let mode = if format == directory { directory | 0o755 } else { file | 0o444 };
+                let mode = match node {
+                    // Who may bring something back, or end it, imgfs knows.
+                    NodeId::Control(Control::Trash) => directory | 0o777,
+                    _ if format == directory => directory | 0o755,
+                    _ => file | 0o444,
+                };
                 Ok(own(mode, size, *self.root_changed.lock()))
             }
         }
+    }
+
+    /// The owner and mode of the mount's root.
+    pub(super) fn root(&self) -> Root {
+        let own = Root { uid: self.view.uid, gid: self.view.gid, mode: 0o755 };
+        self.store.catalog.read().root.unwrap_or(own)
+    }
+
+    /// Whose a link is: in an image its owner's, as an alias that of the image; `default`, which has the number of an alias
+    /// of the same image, is for imgfs to guard.
+    fn owner_of_link(&self, link: Link) -> (u32, u32) {
+        let model = self.store.catalog.read();
+        let image = match link {
+            Link::Image(image) | Link::Latest(image) | Link::DeepImage(image) => Some(image),
+            Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.versions.get(&v).map(|v| v.image),
+        };
+        image.and_then(|i| model.images.get(&i)).map_or((self.view.uid, self.view.gid), |i| (i.uid, i.gid))
     }
 
     /// A symlink's target.

@@ -174,7 +174,7 @@ impl Drop for Mount {
 }
 
 /// What must fail: `bash -e` does not mind what `!` has turned round.
-const NOT: &str = "not() { ! \"$@\"; }; export -f not; ";
+pub const NOT: &str = "not() { ! \"$@\"; }; export -f not; ";
 
 /// Runs a script in a directory. In a mount whose daemon is just being killed it may not even begin.
 pub fn sh(dir: &Path, script: &str) -> Ran {

@@ -29,6 +29,11 @@ fn is_killed(pid: u32) -> bool {
     flags.is_some_and(|f| f & PF_SIGNALED != 0)
 }
 
+/// The mode of an image that came as a file with this one: who may read that may enter, as mkdir has it.
+fn directory_mode(file: u32) -> u32 {
+    file & 0o666 | (file & 0o444) >> 2 | 0o700
+}
+
 /// The process (thread group) of a thread; requests carry the thread.
 pub(super) fn process_of(thread: u32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
@@ -215,13 +220,17 @@ impl ImageFs {
             Place::Image(serial) => (Target::Image(serial), Build::default()),
             Place::Root => self.target_named(name)?,
         };
+        // The image may be somebody else's by now.
+        if upload.place == Place::Root {
+            self.refuse_foreign(Caller { uid: upload.uid, gid: upload.gid, pid: upload.opener }, &target)?;
+        }
         let info = upload.info.lock();
         Ok(Source {
             target,
             file_name: name.to_owned(),
             uid: upload.uid,
             gid: upload.gid,
-            mode: 0o755,
+            mode: directory_mode(info.mode),
             receipt: Some((info.mtime, info.mode)),
             metadata: None,
             build,
@@ -229,7 +238,7 @@ impl ImageFs {
     }
 
     /// Which image a file of this name in the root is for.
-    pub(super) fn target_named(&self, name: &str) -> Result<(Target, Build)> {
+    pub(in crate::fs) fn target_named(&self, name: &str) -> Result<(Target, Build)> {
         let stem = strip_archive_suffix(name).unwrap_or(name);
         let (image, build) = ingest::named(&self.store.catalog.read(), stem);
         Ok((Target::Named(ImageName::parse(image.as_bytes())?), build))
@@ -309,7 +318,7 @@ impl ImageFs {
         state.spool = None;
         match why {
             Some(why) => {
-                self.store.journal.fail(&name, &why);
+                self.store.journal.fail(&name, upload.uid, &why);
                 upload.job.end(&format!("dropped: {why}"));
             }
             None => upload.job.end("nothing was written"),

@@ -6,17 +6,23 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
-use crate::fs::ImageFs;
+use crate::fs::access::READ;
 use crate::fs::upload::{Phase, Place, Upload};
-use crate::ingest::Expected;
+use crate::fs::{Caller, ImageFs};
+use crate::ingest::{self, Expected};
 use crate::name::{Promise, promise_of};
 
 impl ImageFs {
     /// Whether a name still shows: an upload always, a receipt as long as the version is where the name says. A
-    /// second rsync must not take the receipt of a deleted image for the image.
-    pub(in crate::fs) fn shows(&self, upload: &Upload) -> bool {
+    /// second rsync must not take the receipt of a deleted image for the image. To who may not read the image it never
+    /// does.
+    pub(in crate::fs) fn shows(&self, caller: Caller, upload: &Upload) -> bool {
         let (name, version) = {
             let info = upload.info.lock();
+            // What was refused is gone for everybody, though its writer may not have let go yet.
+            if info.failed {
+                return false;
+            }
             if !info.published {
                 return true;
             }
@@ -24,8 +30,13 @@ impl ImageFs {
         };
         let model = self.store.catalog.read();
         let Some(version) = version.and_then(|v| model.versions.get(&v)).filter(|v| model.is_live(v)) else { return false };
+        if !model.images.get(&version.image).is_some_and(|image| self.may(caller, image, READ)) {
+            return false;
+        }
         match (upload.place, promise_of(&name)) {
-            (Place::Root, Promise::Archive(stem)) => model.image_named(&stem).is_some_and(|i| i.serial == version.image),
+            (Place::Root, Promise::Archive(stem)) => {
+                model.image_named(ingest::named(&model, &stem).0).is_some_and(|i| i.serial == version.image)
+            }
             _ => true,
         }
     }
@@ -161,7 +172,7 @@ impl ImageFs {
                 state.spool = None;
                 let name = upload.name();
                 drop(state);
-                self.store.journal.fail(&name, "nobody renamed it for a long time");
+                self.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
                 upload.job.end("dropped");
                 self.uploads.remove(&upload);
             }

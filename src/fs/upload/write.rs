@@ -52,6 +52,7 @@ impl ImageFs {
                 // Said now, not after a gigabyte.
                 let (target, build) = self.target_named(text)?;
                 ingest::refuse_early(&self.store.catalog.read(), &target, &build)?;
+                self.refuse_foreign(caller, &target)?;
             }
             (_, Promise::Dotted) => {}
             (Place::Root, Promise::Foreign) => drop(ImageName::parse(name)?),

@@ -1,0 +1,96 @@
+//! chmod, chown, chgrp: who may, where the kernel does not ask: for names that lead to an image from elsewhere, and for
+//! what is said about it.
+//!
+//! With `allow_other` the kernel checks every path by the mode of what lies on it (`default_permissions`). What is left
+//! is an upload into the root that is the next version of somebody's image, `by-id`, `by-digest`, receipts, aliases,
+//! `errors` and `log`. Root and the owner of the mount may everything.
+
+use crate::catalog::{Image, Model};
+use crate::error::{Error, Result};
+use crate::fs::{Caller, ImageFs};
+use crate::ingest::Target;
+
+/// Bits of a mode, as others have them.
+pub(super) const READ: u32 = 4;
+pub(super) const WRITE: u32 = 2;
+
+impl ImageFs {
+    pub(super) fn is_admin(&self, caller: Caller) -> bool {
+        caller.by(&self.view).is_admin
+    }
+
+    /// Whether the mode of an image lets this user read or change it.
+    pub(super) fn may(&self, caller: Caller, image: &Image, want: u32) -> bool {
+        if self.is_admin(caller) {
+            return true;
+        }
+        let class = if image.uid == caller.uid {
+            image.mode >> 6
+        } else if is_in_group(caller, image.gid) {
+            image.mode >> 3
+        } else {
+            image.mode
+        };
+        class & want == want
+    }
+
+    /// Refuses an upload in the root that is for an image which this user may not change.
+    pub(super) fn refuse_foreign(&self, caller: Caller, target: &Target) -> Result<()> {
+        let model = self.store.catalog.read();
+        let image = match target {
+            Target::Named(name) => model.image_named(name.as_str()),
+            Target::New(_) => None,
+            Target::Image(serial) => model.live_image(*serial),
+        };
+        self.refuse_change(caller, image)
+    }
+
+    /// Refuses a change of an image by somebody whom its mode does not let.
+    pub(super) fn refuse_change(&self, caller: Caller, image: Option<&Image>) -> Result<()> {
+        match image.filter(|image| !self.may(caller, image, WRITE)) {
+            Some(image) => Err(Error::NotYours { what: image.name.clone(), uid: image.uid }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to bring back or to end what is in the trash: a version of this image, or all of it, which in a sticky root
+    /// only its owner could have deleted.
+    pub(super) fn refuse_trashed(&self, caller: Caller, image: u32, version: bool) -> Result<()> {
+        let (root, model) = (self.root(), self.store.catalog.read());
+        let Some(image) = model.images.get(&image) else { return Ok(()) };
+        if !version && root.mode & libc::S_ISVTX != 0 && image.uid != caller.uid && !self.is_admin(caller) {
+            return Err(Error::NotYours { what: image.name.clone(), uid: image.uid });
+        }
+        self.refuse_change(caller, Some(image))
+    }
+
+    /// Whether this user may know what is said of a path that begins with the name of an image.
+    pub(super) fn may_hear(&self, caller: Caller, model: &Model, path: &str) -> bool {
+        let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        model.image_named(name).is_some_and(|image| self.may(caller, image, READ))
+    }
+
+    /// Of a text of lines whose second field is a user and whose fourth is a path, those that this user may know.
+    pub(super) fn heard_by(&self, caller: Caller, text: String) -> String {
+        if self.is_admin(caller) {
+            return text;
+        }
+        let model = self.store.catalog.read();
+        let hears = |line: &&str| {
+            let mut fields = line.split('\t').skip(1);
+            let own = fields.next().and_then(|uid| uid.parse().ok()) == Some(caller.uid);
+            own || fields.nth(1).is_some_and(|path| self.may_hear(caller, &model, path))
+        };
+        text.split_inclusive('\n').filter(hears).collect()
+    }
+}
+
+/// Whether the group is one of the caller's; of another process namespace only the first is known.
+fn is_in_group(caller: Caller, gid: u32) -> bool {
+    if caller.gid == gid {
+        return true;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    caller.pid != 0 && groups.split_whitespace().any(|group| group.parse() == Ok(gid))
+}
