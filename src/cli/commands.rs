@@ -32,13 +32,15 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
         bar.set_position(done);
         true
     };
+    let looks_only = matches!(request, Request::Status | Request::List);
     let answer = loop {
         if StoreLock::holder(&dir).is_none() {
             break remote::perform(&*open(&dir)?, request, progress)?;
         }
         match remote::ask(&dir, request, progress) {
-            // The daemon ended before it answered: then it is done here.
-            Err(Error::Io { .. } | Error::Stopping) if is_free_soon(&dir) => {}
+            // The daemon ended before it answered: then it is done here. Not what takes long, which whoever ended the
+            // daemon wants to end, too.
+            Err(Error::Io { .. } | Error::Stopping) if looks_only && is_free_soon(&dir) => {}
             answer => break answer?,
         }
     };
