@@ -219,3 +219,10 @@ END
     m.ok("mv .imgfs/trash/inc .; jq -e .origin inc/0/metadata.json");
     m.fsck();
 }
+
+/// The end of a file comes after its close has returned: once in a while mv was told EBUSY.
+#[test]
+fn a_staging_directory_is_published_right_after_its_last_close() {
+    let m = Mount::new();
+    m.ok("(exec 7> $S/pipe; mkdir .s; cp $S/a.tar .s/a.tar; exec 8>> .s/a.tar; (sleep 0.3; exec 8>&-) & exec 8>&-; mv .s web); cmp $S/a.tar web/0/rootfs.tar; wait");
+}

@@ -217,7 +217,9 @@ impl ImageFs {
         let path = self.path_in(from.0, &from.1);
         if let Ok(NodeId::Staging(number)) = self.lookup(caller, from.0, &from.1) {
             return self.offload(reply, move |fs| {
-                let renamed = fs.place_of(to.0).and_then(|place| fs.rename_staging(caller, number, (place, &to.1)));
+                // The end of a file in it may come after its close.
+                let publish = |place| fs.once_closed(|| fs.rename_staging(caller, number, (place, &to.1)));
+                let renamed = fs.place_of(to.0).and_then(publish);
                 if renamed.is_ok() {
                     // The kernel moved the directory to its new name: what is there now is a version, or an image.
                     fs.forget_later(to.0.ino(), to.1.clone());
