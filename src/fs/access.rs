@@ -37,12 +37,7 @@ impl ImageFs {
     /// Refuses an upload in the root that is for an image which this user may not change.
     pub(super) fn refuse_foreign(&self, caller: Caller, target: &Target) -> Result<()> {
         let model = self.store.catalog.read();
-        let image = match target {
-            Target::Named(name) => model.image_named(name.as_str()),
-            Target::New(_) => None,
-            Target::Image(serial) => model.live_image(*serial),
-        };
-        self.refuse_change(caller, image)
+        self.refuse_change(caller, target.image(&model))
     }
 
     /// Refuses a change of an image by somebody whom its mode does not let.

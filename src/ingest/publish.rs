@@ -29,6 +29,17 @@ pub enum Target {
     Image(u32),
 }
 
+impl Target {
+    /// The image that it is, if that is there.
+    pub fn image<'m>(&self, model: &'m Model) -> Option<&'m Image> {
+        match self {
+            Target::Named(name) => model.image_named(name.as_str()),
+            Target::New(_) => None,
+            Target::Image(serial) => model.live_image(*serial),
+        }
+    }
+}
+
 /// Who uploads what, under which name.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -169,15 +180,12 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
 ///
 /// Errors: `Immutable`, `Taken`.
 pub fn refuse_early(model: &Model, target: &Target, build: &Build) -> Result<()> {
-    let image = match target {
-        Target::Named(name) => match model.named(name.as_str()) {
-            Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
-            _ => model.image_named(name.as_str()),
-        },
-        Target::New(_) => None,
-        Target::Image(serial) => model.live_image(*serial),
-    };
-    let Some(image) = image else { return Ok(()) };
+    if let Target::Named(name) = target
+        && let Some(Named::Alias(_)) = model.named(name.as_str())
+    {
+        return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() });
+    }
+    let Some(image) = target.image(model) else { return Ok(()) };
     refuse_immutable(image)?;
     refuse_other_architecture(image, build)
 }
@@ -195,11 +203,7 @@ pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, Build) {
 fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option<(Published, Version)> {
     let digest = format!("sha256:{}", unpacked.tar_sha256);
     let model = store.catalog.read();
-    let image = match &source.target {
-        Target::Named(name) => model.image_named(name.as_str()),
-        Target::New(_) => None,
-        Target::Image(serial) => model.live_image(*serial),
-    }?;
+    let image = source.target.image(&model)?;
     let new = &unpacked.draft.facts;
     let newest =
         model.latest(image.serial).filter(|newest| newest.facts.content_digest() == digest && came_with_the_same(new, newest))?;
