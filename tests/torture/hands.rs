@@ -10,6 +10,8 @@ mod model;
 mod switches;
 mod watchdog;
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::common::{IMGFS, Mount};
@@ -63,6 +65,14 @@ fn round(mount: &Mount, seed: u64, marks: u32) -> (History, Shown) {
     (history, shown)
 }
 
+/// Writes a history down, to be looked into.
+fn keep(start: &Model, history: &History, shown: &Shown) -> PathBuf {
+    let calls: String = history.iter().flatten().map(|call| format!("{call:?}\n")).collect();
+    let (mut file, path) = tempfile::Builder::new().prefix("imgfs-history-").tempfile().unwrap().keep().unwrap();
+    file.write_all(format!("{start:?}\n{calls}{shown:?}\n").as_bytes()).unwrap();
+    path
+}
+
 /// How many of the damaged histories there were; each must be refused.
 fn control(start: &Model, history: &History, shown: &Shown, dice: &mut Dice) -> usize {
     let mut damaged = 0;
@@ -103,6 +113,7 @@ fn many_hands_see_one_order() {
                 }
                 Verdict::Refused(why) => {
                     println!("round {rounds}, seed {seed}: no order: {why}\nshown: {shown:?}");
+                    println!("all of it: {}", keep(&model, &history, &shown).display());
                     unexplained += 1;
                     assert!(unexplained <= 1 + rounds / UNEXPLAINED, "{unexplained} of {rounds} rounds have no order");
                     break;

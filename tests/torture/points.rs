@@ -88,7 +88,7 @@ fn every_named_point_can_be_the_last() {
             assert_ne!(ran.code, 124, "{when}: it hangs");
             world.unmount();
             world.mount();
-            crate::calls::check(&world, &when, &ran, &before, &after);
+            crate::calls::check(&when, &ran, &before, &after, &world.state());
             world.unmount();
             let ran = world.sh(".", "$IMGFS fsck --store store");
             assert_eq!(ran.code, 0, "{when}: {ran:?}");

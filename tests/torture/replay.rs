@@ -176,7 +176,7 @@ fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Opens a store as a mount does, and says what is in it, if nothing is wrong.
-fn look(dir: &Path) -> Result<String, String> {
+pub fn look(dir: &Path) -> Result<String, String> {
     let store = Store::open(dir, Settings::default()).map_err(|e| format!("open: {e}"))?;
     imgfs::gc::run(&store).map_err(|e| format!("gc: {e}"))?;
     let found = imgfs::fsck::check(&store, |_, _| true).map_err(|e| format!("fsck: {e}"))?;
