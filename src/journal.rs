@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use serde_json::json;
 
+use crate::changelog::ChangeLog;
 use crate::error::{Error, Result};
 use crate::manifest::{now, time, time_text};
 
@@ -23,7 +22,7 @@ pub struct Journal {
     next_job: AtomicU64,
     /// By name: uploads that no close could refuse, whose, and why.
     failed: Mutex<VecDeque<(String, u32, String)>>,
-    log: Mutex<File>,
+    pub changes: ChangeLog,
 }
 
 struct Refusal {
@@ -89,14 +88,12 @@ impl Job {
 impl Journal {
     /// Opens the journal of the store in `dir`.
     pub fn open(dir: &Path) -> Result<Journal> {
-        let path = dir.join("log");
-        let log = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(Journal {
             refusals: Mutex::default(),
             jobs: Mutex::default(),
             next_job: AtomicU64::new(1),
             failed: Mutex::default(),
-            log: Mutex::new(log),
+            changes: ChangeLog::open(dir)?,
         })
     }
 
@@ -192,14 +189,11 @@ impl Journal {
         failed.len() < before
     }
 
-    /// Adds a line to the log of changes. The change is made: a log that cannot be written does not undo it.
+    /// Adds a line to the log of changes: time, user, gesture, what of, what came of it.
     pub fn log(&self, uid: u32, gesture: &str, what: &str, outcome: &str) {
         log::info!("{gesture} {what}: {outcome}");
         let line = [time_text(now()), uid.to_string(), gesture.into(), what.into(), outcome.into()];
-        let line = format!("{}\n", line.map(|f: String| escape(&f)).join("\t"));
-        if let Err(e) = self.log.lock().write_all(line.as_bytes()) {
-            log::error!("cannot write the log: {e}");
-        }
+        self.changes.add(&format!("{}\n", line.map(|f: String| escape(&f)).join("\t")));
     }
 }
 

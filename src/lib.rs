@@ -20,21 +20,23 @@
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the
 //! store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal`
-//! (errors, jobs, log), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
+//! (errors, jobs; `changelog`), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
 
 pub mod adopt;
 pub mod blob;
 pub mod catalog;
+pub mod changelog;
 pub mod cli;
 pub mod compress;
 pub mod delta;
 pub mod describe;
+pub mod diff;
 pub mod digest;
 pub mod error;
 pub mod export;

@@ -160,8 +160,18 @@ pub fn architecture(word: &str) -> Option<&'static str> {
 
 /// Whether a file of this name in a version could only be one of imgfs's own.
 pub fn is_part_of_version(name: &str) -> bool {
-    let ours =
-        ["metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "image.tar", "used_by", "templates", "manifest", "file"];
+    let ours = [
+        "changes",
+        "metadata.json",
+        "metadata.yaml",
+        "rootfs",
+        "rootfs.tar",
+        "image.tar",
+        "used_by",
+        "templates",
+        "manifest",
+        "file",
+    ];
     ours.contains(&name)
         || [".", "disk.", "image.iso", "rootfs.squashfs", "rootfs.erofs", "rootfs.zfs"].iter().any(|p| name.starts_with(p))
 }

@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::fsck::Repaired;
 use crate::repack::What;
 use crate::store::Store;
-use crate::{fsck, gc, repack, trash};
+use crate::{diff, fsck, gc, repack, trash};
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Gc {
@@ -35,6 +35,11 @@ pub enum Request {
     Status,
     /// Every image's metadata.json.
     List,
+    /// What differs between two versions.
+    Diff {
+        old: String,
+        new: String,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +95,10 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             store.repack_paused.store(pause, Ordering::Release);
             Answer::Done
         }
+        Request::Diff { old, new } => {
+            let found = diff::between_named(store, &old, &new)?;
+            Answer::Document { document: serde_json::to_value(found).expect("a plain struct") }
+        }
         Request::Status => Answer::Document { document: crate::status::status(store)? },
         Request::List => {
             let model = store.catalog.read();
@@ -101,12 +110,12 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
 }
 
 /// Asks the daemon that holds the store in `dir`.
-pub fn ask(dir: &Path, request: Request, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
+pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     let path = dir.join("control");
     let (dir_fd, address) = short_address(dir)?;
     let mut stream = UnixStream::connect(address).map_err(Error::io("connect to", &path))?;
     drop(dir_fd);
-    let line = serde_json::to_string(&request).expect("a plain enum");
+    let line = serde_json::to_string(request).expect("a plain enum");
     writeln!(stream, "{line}").map_err(Error::io("write to", &path))?;
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(Error::io("read from", &path))?;

@@ -336,14 +336,30 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
     }
 }
 
-/// What a link inside an image is to name: a version's number, or none for `latest`.
+/// The version that a command names: `web/1`, `web/@22.04`, or `web` and an alias for its default.
+///
+/// Errors: `NotFound`.
+pub fn find_version(model: &Model, name: &str) -> Result<Version> {
+    let missing = || Error::NotFound { what: format!("version {name}") };
+    let found = match resolve_root_link(model, name, "").map_err(|_| missing())? {
+        LinkTarget::Image(image) => model.images.get(&image).and_then(|image| model.default_version(image)),
+        LinkTarget::Version { image, number } => model.version(image, number),
+    };
+    found.cloned().ok_or_else(missing)
+}
+
+/// What a link inside an image is to name: a version's number, that of a label, or none for `latest`.
 pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Option<u32>> {
     let missing = || Error::NotFound { what: format!("version {target} to link to") };
     let target = target.strip_prefix("./").unwrap_or(target).trim_end_matches('/');
     if target == "latest" {
         return Ok(None);
     }
-    let number = crate::name::parse_number(target.as_bytes()).ok_or_else(missing)?;
+    let number = match target.strip_prefix('@') {
+        Some(label) => model.label(image, label).map(|l| l.number),
+        None => crate::name::parse_number(target.as_bytes()),
+    };
+    let number = number.ok_or_else(missing)?;
     model.version(image, number).map(|v| Some(v.number)).ok_or_else(missing)
 }
 

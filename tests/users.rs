@@ -192,7 +192,7 @@ fn what_is_private_is_so_for_every_way_in() {
     may(
         &m,
         BERT,
-        "not grep -q 'bad.tar\\|web' .imgfs/errors .imgfs/log; grep -q pub/0 .imgfs/log; not cat .imgfs/jobs/*.json 2> /dev/null; test $(ls .imgfs/by-id | wc -l) = 2",
+        "not grep -q 'bad.tar\\|web' .imgfs/errors .imgfs/log; for f in errors log; do test $(stat -c %s .imgfs/$f) = $(wc -c < .imgfs/$f); done; grep -q pub/0 .imgfs/log; not cat .imgfs/jobs/*.json 2> /dev/null; test $(ls .imgfs/by-id | wc -l) = 2",
     );
     // Also what was deleted.
     may(&m, ANNA, "cp $S/c.tar web/; rmdir web/0");

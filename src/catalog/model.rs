@@ -78,6 +78,12 @@ impl Model {
         self.versions_of(image).next_back()
     }
 
+    /// The newest live version of the same image that is older.
+    pub fn before(&self, version: &Version) -> Option<&Version> {
+        let older = self.numbers.range((version.image, 0)..(version.image, version.number));
+        older.last().and_then(|(_, serial)| self.versions.get(serial))
+    }
+
     /// The version that `default` of an image leads to.
     pub fn default_version(&self, image: &Image) -> Option<&Version> {
         match image.pinned {

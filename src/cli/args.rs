@@ -104,6 +104,20 @@ pub enum Command {
         #[arg(value_name = "FILTER")]
         filters: Vec<String>,
     },
+    /// Show what differs between two versions: IMAGE/NUMBER, IMAGE/@LABEL, IMAGE or an alias
+    #[command(after_help = "A line is: added, removed or modified; bytes before and after; path. No content is read.\n\
+        Exit status: 0 shown, 1 failed, 2 wrong usage.")]
+    Diff {
+        #[command(flatten)]
+        store: StoreArg,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[arg(value_name = "OLD")]
+        old: String,
+        #[arg(value_name = "NEW")]
+        new: String,
+    },
     /// Check every invariant of the store
     #[command(
         after_help = "Exit status: 0 nothing wrong (any more), 1 could not check, 2 wrong usage, 4 damage was found (and is left)."

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::cli::args::{Cli, StoreArg};
 use crate::cli::text::{bytes, table};
+use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
 use crate::fsck::Repaired;
 use crate::lock::StoreLock;
@@ -37,7 +38,7 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
         if StoreLock::holder(&dir).is_none() {
             break remote::perform(&*open(&dir)?, request, progress)?;
         }
-        match remote::ask(&dir, request, progress) {
+        match remote::ask(&dir, &request, progress) {
             // The daemon ended before it answered: then it is done here. Not what takes long, which whoever ended the
             // daemon wants to end, too.
             Err(Error::Io { .. } | Error::Stopping) if looks_only && is_free_soon(&dir) => {}
@@ -153,6 +154,17 @@ fn matches(image: &Value, filter: &str) -> bool {
     part(&image["name"])
         || image["aliases"].as_array().is_some_and(|a| a.iter().any(part))
         || image["architecture"] == alternative
+}
+
+pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<ExitCode> {
+    let Answer::Document { document } = perform(store, Request::Diff { old, new }, "diff")? else { return Err(unexpected()) };
+    if json {
+        println!("{document:#}");
+    } else {
+        let found: Vec<Difference> = serde_json::from_value(document).map_err(|_| unexpected())?;
+        print!("{}", diff::text(&found));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::catalog::{Kept, Version};
+use crate::catalog::Kept;
 use crate::cli::args::StoreArg;
 use crate::cli::commands::progress_bar;
 use crate::cli::text::bytes;
@@ -18,7 +18,7 @@ use crate::keep;
 use crate::lock::StoreLock;
 use crate::store::{Settings, Store, TreeSlot};
 use crate::tree::Tree;
-use crate::versions::{LinkTarget, resolve_root_link};
+use crate::versions::find_version;
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
@@ -193,15 +193,7 @@ fn from_store(dir: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs
         return Err(Error::NotAStore { store: dir.to_owned(), why: "there is no store yet".into() });
     }
     let store = Store::open(dir, Settings::default())?;
-    let found: Version = {
-        let model = store.catalog.read();
-        let missing = || Error::NotFound { what: format!("version {version}") };
-        let found = match resolve_root_link(&model, version, "").map_err(|_| missing())? {
-            LinkTarget::Image(image) => model.images.get(&image).and_then(|image| model.default_version(image)),
-            LinkTarget::Version { image, number } => model.version(image, number),
-        };
-        found.cloned().ok_or_else(missing)?
-    };
+    let found = find_version(&store.catalog.read(), version)?;
     let kept = keep::name(&found).and_then(|name| kept_in(&[name], wish, level, rootfs));
     match (kept, &found.facts.kept) {
         (Some(_), Some(Kept::Stored { .. })) => {

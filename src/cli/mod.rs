@@ -45,6 +45,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Guard { daemon, store } => guard::run(&store, daemon).map(|()| ExitCode::SUCCESS),
         Command::Status { store, json } => commands::status(&store, json),
         Command::Ls { store, json, filters } => commands::ls(&store, json, &filters),
+        Command::Diff { store, json, old, new } => commands::diff(&store, json, old, new),
         Command::Fsck { store, repair, json } => commands::fsck(&store, repair, json),
         Command::Export { store, level, rootfs, version, file } => export::export(&store, &version, &file, level, rootfs),
         Command::Gc { store, trash } => commands::gc(&store, trash),

@@ -153,6 +153,7 @@ impl ImageFs {
             b"metadata.json" => Ok(part(VersionPart::Metadata)),
             b"rootfs" | b"used_by" if walker => Ok(NodeId::Ghost),
             b"used_by" => Ok(part(VersionPart::UsedBy)),
+            b"changes" if walker || self.has_changes(serial) => Ok(part(VersionPart::Changes)),
             _ if self.kept_name(serial).is_some_and(|kept| kept.as_bytes() == name) => Ok(part(VersionPart::Upload)),
             _ => {
                 let slot = self.store.tree(serial)?;
@@ -305,6 +306,9 @@ impl ImageFs {
                 }
                 if let Some(kept) = self.kept_name(serial) {
                     all.push(entry(&kept, part(VersionPart::Upload), file));
+                }
+                if self.has_changes(serial) {
+                    all.push(entry("changes", part(VersionPart::Changes), file));
                 }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }

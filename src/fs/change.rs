@@ -12,12 +12,11 @@ use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
-use crate::fs::{Attr, Caller, DAEMON, Handle, ImageFs, Reply};
+use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::manifest::now;
 use crate::name::{ImageName, parse_number};
-use crate::retention::{self, Due};
 use crate::trash::{self, Trashed};
-use crate::{labels, leases, versions};
+use crate::{labels, versions};
 
 /// The times and modes that setattr may set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -178,7 +177,7 @@ impl ImageFs {
     }
 
     /// Deletes an image: into the trash, or out of it for good.
-    fn delete_image(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
+    pub(super) fn delete_image(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
         let name = self.store.catalog.read().images.get(&serial).ok_or_else(stale)?.name.clone();
         if parent == NodeId::Control(Control::Trash) {
             self.refuse_trashed(caller, serial, false)?;
@@ -195,7 +194,7 @@ impl ImageFs {
         Ok(())
     }
 
-    fn delete_version(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
+    pub(super) fn delete_version(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
         let (image, number, path) = {
             let model = self.store.catalog.read();
             let version = model.versions.get(&serial).ok_or_else(stale)?;
@@ -215,37 +214,6 @@ impl ImageFs {
         self.count_incarnation([serial]);
         self.store.journal.log(caller.uid, "delete", &path, "in the trash");
         Ok(())
-    }
-
-    /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays, silently: it is
-    /// tried again at the next look.
-    pub fn retire(&self) {
-        for (lease, path) in leases::expired(&self.store) {
-            if leases::end(&self.store, lease).is_ok() {
-                self.store.journal.log(DAEMON.uid, "release", &path, "its time is over");
-            }
-        }
-        for due in retention::due(&self.store) {
-            let (node, why) = match due {
-                Due::Image(serial, why) => (self.image_node(serial), why),
-                Due::Version(serial, why) => (self.version_node(serial), why),
-            };
-            let path = self.path_of(node).trim_start_matches('/').to_owned();
-            let parent = self.parent_of(node);
-            let gone = Gone::new(&self.gone, parent, path.rsplit('/').next().unwrap_or_default());
-            let deleted = match due {
-                Due::Image(serial, _) => self.delete_image(DAEMON, serial, parent),
-                Due::Version(serial, _) => self.delete_version(DAEMON, serial, parent),
-            };
-            match deleted {
-                Ok(()) => {
-                    self.store.journal.start_job("retention", &path, DAEMON.uid).end(&format!("deleted: {why}"));
-                    self.forget_soon(gone);
-                    self.touch_root();
-                }
-                Err(e) => log::debug!("{path} stays: {e}"),
-            }
-        }
     }
 
     /// `rm`: of a link, an upload, a receipt; of `.id`, which is how rm -r begins.
@@ -505,13 +473,13 @@ impl ImageFs {
     }
 
     /// Size of what an open handle shows; for a stat of the descriptor.
-    pub fn handle_attr(&self, node: NodeId, fh: u64) -> Result<Attr> {
+    pub fn handle_attr(&self, caller: Caller, node: NodeId, fh: u64) -> Result<Attr> {
         let handle = self.handles.read().get(&fh).cloned();
         match handle.as_deref() {
             Some(Handle::Upload { upload, .. }) => Ok(upload.attr(node.ino())),
             Some(Handle::Edit(_, edit) | Handle::Lease(_, edit)) => Ok(Attr { size: edit.lock().len(), ..self.attr(node)? }),
             Some(Handle::Text(text)) => Ok(Attr { size: text.len() as u64, ..self.attr(node)? }),
-            _ => self.attr(node),
+            _ => self.attr_for(caller, node),
         }
     }
 }

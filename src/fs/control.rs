@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::stale;
-use crate::fs::{Caller, DAEMON, DirEntry, ImageFs};
+use crate::fs::{Caller, DirEntry, ImageFs};
 use crate::manifest;
 use crate::trash::{self, Trashed};
 
@@ -22,6 +22,9 @@ const FILES: &[(&str, Control)] = &[
     ("status.json", Control::Status),
     ("errors", Control::Errors),
     ("log", Control::Log),
+    ("log.1", Control::Log1),
+    ("log.2", Control::Log2),
+    ("log.3", Control::Log3),
     ("jobs", Control::Jobs),
     ("failed", Control::Failed),
     ("trash", Control::Trash),
@@ -32,6 +35,11 @@ const FILES: &[(&str, Control)] = &[
 fn is_directory(control: Control) -> bool {
     use Control::{ByDigest, ById, Dir, Failed, Jobs, Trash};
     matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest)
+}
+
+/// Which log a file shows: 0 for the newest.
+pub(super) fn log_number(control: Control) -> Option<u32> {
+    [Control::Log, Control::Log1, Control::Log2, Control::Log3].iter().position(|c| *c == control).map(|n| n as u32)
 }
 
 fn failed_node(name: &str) -> NodeId {
@@ -45,7 +53,10 @@ impl ImageFs {
         let name = std::str::from_utf8(name).map_err(|_| missing())?;
         let NodeId::Control(directory) = parent else { return Err(missing()) };
         match directory {
-            Control::Dir => FILES.iter().find(|(n, _)| *n == name).map(|(_, c)| NodeId::Control(*c)).ok_or_else(missing),
+            Control::Dir => {
+                let found = FILES.iter().find(|(n, c)| *n == name && self.is_there(*c));
+                found.map(|(_, c)| NodeId::Control(*c)).ok_or_else(missing)
+            }
             Control::Jobs => {
                 let id = name.strip_suffix(".json").and_then(|id| id.parse().ok()).ok_or_else(missing)?;
                 self.store.journal.job_text(id).map(|_| NodeId::Job(id)).ok_or_else(missing)
@@ -105,7 +116,7 @@ impl ImageFs {
         let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
         match directory {
             Control::Dir => {
-                for (name, control) in FILES {
+                for (name, control) in FILES.iter().filter(|(_, c)| self.is_there(*c)) {
                     add(name, NodeId::Control(*control), if is_directory(*control) { dir } else { file });
                 }
             }
@@ -155,13 +166,36 @@ impl ImageFs {
         Ok(())
     }
 
-    /// Type bits and size of a file or directory of `.imgfs`.
-    pub(super) fn control_shape(&self, node: NodeId) -> Result<(u32, u64)> {
+    fn is_there(&self, control: Control) -> bool {
+        log_number(control).is_none_or(|n| self.store.journal.changes.has(n))
+    }
+
+    /// Type bits and size of a file or directory of `.imgfs`, for whom it may show less than others.
+    pub(super) fn control_shape(&self, caller: Caller, node: NodeId) -> Result<(u32, u64)> {
         match node {
             NodeId::Control(control) if is_directory(control) => Ok((libc::S_IFDIR, 4096)),
-            // What others may not know counts in the size.
-            _ => Ok((libc::S_IFREG, self.control_text(DAEMON, node)?.len() as u64)),
+            NodeId::Control(control) if let (Some(n), true) = (log_number(control), self.is_admin(caller)) => {
+                Ok((libc::S_IFREG, self.store.journal.changes.len(n)))
+            }
+            _ => Ok((libc::S_IFREG, self.control_text(caller, node)?.len() as u64)),
         }
+    }
+
+    /// Reads on in a log, which may have grown: tail -f.
+    pub(super) fn read_log(&self, caller: Caller, n: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        if self.is_admin(caller) {
+            return self.store.journal.changes.read(n, offset, len, out);
+        }
+        let text = self.log_text(caller, n)?.into_bytes();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        out.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
+        Ok(())
+    }
+
+    fn log_text(&self, caller: Caller, n: u32) -> Result<String> {
+        let mut all = Vec::new();
+        self.store.journal.changes.read(n, 0, usize::MAX, &mut all)?;
+        Ok(self.heard_by(caller, String::from_utf8_lossy(&all).into_owned()))
     }
 
     /// The content of a file of `.imgfs`, as it is now.
@@ -170,10 +204,7 @@ impl ImageFs {
             NodeId::Control(Control::Readme) => Ok(README.into()),
             NodeId::Control(Control::Status) => self.status_text(),
             NodeId::Control(Control::Errors) => Ok(self.heard_by(caller, self.store.journal.errors_text())),
-            NodeId::Control(Control::Log) => {
-                let path = self.store.dir.join("log");
-                Ok(self.heard_by(caller, std::fs::read_to_string(&path).map_err(Error::io("read", &path))?))
-            }
+            NodeId::Control(control) if let Some(n) = log_number(control) => self.log_text(caller, n),
             NodeId::Job(_) | NodeId::Failed(_) => Ok(self.told_text(node)?.1),
             _ => Err(Error::IsDirectory { what: "it".into() }),
         }

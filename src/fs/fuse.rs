@@ -27,7 +27,7 @@ use crate::fs::latency::Latency;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::passthrough::Backings;
 use crate::fs::read::{OpenMode, Opened};
-use crate::fs::{Attr, FOREVER, Handle, ImageFs, Kernel};
+use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel, stale};
 use convert::{
     EMPTY, answer_empty, answer_xattr, caller, errno, errno_of_node, file_attr, file_type, lasting, nanoseconds, node,
 };
@@ -151,19 +151,19 @@ impl Adapter {
     }
 
     /// The attributes of a node; counts it as known to the kernel.
-    fn entry(&self, id: NodeId) -> Result<Attr> {
-        let attr = self.fs.attr(id)?;
+    fn entry(&self, who: Caller, id: NodeId) -> Result<Attr> {
+        let attr = self.fs.attr_for(who, id)?;
         self.fs.hold_node(id, 1);
         Ok(attr)
     }
 
-    fn reply_entry(&self, found: Result<NodeId>, reply: ReplyEntry) {
-        self.reply_entry_for(found, Duration::ZERO, reply);
+    fn reply_entry(&self, who: Caller, found: Result<NodeId>, reply: ReplyEntry) {
+        self.reply_entry_for(who, found, Duration::ZERO, reply);
     }
 
     /// The same; the name holds for `least` at least.
-    fn reply_entry_for(&self, found: Result<NodeId>, least: Duration, reply: ReplyEntry) {
-        match found.map(|id| self.entry(id)) {
+    fn reply_entry_for(&self, who: Caller, found: Result<NodeId>, least: Duration, reply: ReplyEntry) {
+        match found.map(|id| self.entry(who, id)) {
             Ok(Ok(attr)) => {
                 let name = lasting(attr.lasting_name).max(least);
                 reply.entry_with_ttls(&lasting(attr.lasting), &name, &file_attr(&attr), Generation(0))
@@ -203,13 +203,14 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count();
+        let who = caller(req);
         guarded("lookup", || {
             if self.plane == Plane::Trees && parent.0 == ROOT_INO {
-                return self.reply_entry(self.fs.tree_called(name.as_bytes()), reply);
+                return self.reply_entry(who, self.fs.tree_called(name.as_bytes()), reply);
             }
             let found = node(parent).and_then(|p| {
                 self.fs.no_more_mistaken(p, name.as_bytes());
-                self.fs.lookup(caller(req), p, name.as_bytes())
+                self.fs.lookup(who, p, name.as_bytes())
             });
             if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
                 // What is not in a version never will be: inode 0 lets the kernel remember that.
@@ -218,12 +219,12 @@ impl Filesystem for Adapter {
             }
             let trees = self.fs.trees.get().filter(|_| self.plane != Plane::Trees);
             match trees.zip(found.as_ref().ok()).map(|(trees, id)| trees.on_the_way(*id, req.pid())) {
-                None | Some(Step::Go) => self.reply_entry(found, reply),
-                Some(Step::Into) => self.reply_entry_for(found, NAMED, reply),
+                None | Some(Step::Go) => self.reply_entry(who, found, reply),
+                Some(Step::Into) => self.reply_entry_for(who, found, NAMED, reply),
                 Some(Step::Again) => reply.error(Errno::ESTALE),
                 Some(Step::Wait(serial)) => {
                     let this = self.clone();
-                    self.fs.offload(Box::new(move |found| this.reply_entry(found, reply)), move |fs| {
+                    self.fs.offload(Box::new(move |found| this.reply_entry(who, found, reply)), move |fs| {
                         fs.wait_for_tree(serial);
                         found
                     });
@@ -238,12 +239,12 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count();
         guarded("getattr", || {
             let attr = node(ino).and_then(|id| match fh {
-                Some(fh) if !matches!(id, NodeId::Tree { .. }) => self.fs.handle_attr(id, fh.0),
-                _ => self.fs.attr(id),
+                Some(fh) if !matches!(id, NodeId::Tree { .. }) => self.fs.handle_attr(caller(req), id, fh.0),
+                _ => self.fs.attr_for(caller(req), id),
             });
             match attr {
                 Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
@@ -301,7 +302,7 @@ impl Filesystem for Adapter {
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         guarded("mkdir", || {
             let made = node(parent).and_then(|p| self.fs.mkdir(caller(req), p, name.as_bytes(), mode & !umask));
-            self.reply_entry(made, reply);
+            self.reply_entry(caller(req), made, reply);
         });
     }
 
@@ -321,7 +322,7 @@ impl Filesystem for Adapter {
         guarded("symlink", || {
             let target = target.as_os_str().as_bytes();
             let made = node(parent).and_then(|p| self.fs.symlink(caller(req), p, link_name.as_bytes(), target));
-            self.reply_entry(made, reply);
+            self.reply_entry(caller(req), made, reply);
         });
     }
 
@@ -529,14 +530,17 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         self.count();
         guarded("readdirplus", || {
             let listed = node(ino).and_then(|id| {
                 self.fs.list_entries(id, fh.0, offset, |next, entry| {
                     // The kernel takes no reference on these two, and ignores the rest of what is gone meanwhile.
                     let dots = matches!(entry.name.as_slice(), b"." | b"..");
-                    let attr = self.fs.attr(entry.node).unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
+                    // No size now, since that would take long: whoever wants to know it asks again.
+                    let slow = matches!(entry.node, NodeId::Version { part: VersionPart::Changes, .. });
+                    let attr = if slow { Err(stale()) } else { self.fs.attr_for(caller(req), entry.node) };
+                    let attr = attr.unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
                     let ttl = lasting(attr.lasting && attr.lasting_name);
                     let full = reply.add(
                         INodeNo(attr.ino),
@@ -613,7 +617,7 @@ impl Filesystem for Adapter {
         let make = move |fs: &ImageFs| {
             fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| fs.refuse(who, "create", &name, e))
         };
-        let answer = move |made: Result<(NodeId, u64)>| match made.and_then(|(id, fh)| Ok((adapter.entry(id)?, fh))) {
+        let answer = move |made: Result<(NodeId, u64)>| match made.and_then(|(id, fh)| Ok((adapter.entry(who, id)?, fh))) {
             // Cached writes would cost a getxattr each.
             Ok((attr, fh)) => {
                 let flags = FopenFlags::FOPEN_DIRECT_IO;

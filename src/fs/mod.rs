@@ -8,6 +8,8 @@
 //! staging.rs   several files that become one version
 //! upload/      cp in: an upload from its first byte to its receipt
 //! edit.rs      metadata.json being written
+//! changes.rs   cat web/2/changes
+//! retire.rs    what goes by itself
 //! leases.rs    touch used_by/app7
 //! control.rs   the files of .imgfs
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted
@@ -25,6 +27,7 @@ mod access;
 mod attach;
 mod browse;
 mod change;
+mod changes;
 mod control;
 pub mod daemon;
 mod edit;
@@ -38,6 +41,7 @@ pub mod mount;
 mod node;
 mod passthrough;
 mod read;
+mod retire;
 mod staging;
 mod stat;
 mod upload;
@@ -127,6 +131,11 @@ enum Handle {
         #[allow(dead_code, reason = "counts as long as it lives")]
         writing: Option<staging::Writing>,
     },
+    /// A log, as its opener may know it; it grows.
+    Log {
+        number: u32,
+        caller: Caller,
+    },
     /// A text made at the time of open.
     Text(Vec<u8>),
     /// metadata.json of the image with this serial.
@@ -207,6 +216,8 @@ pub struct ImageFs {
     gone: Arc<Mutex<links::GoneNames>>,
     /// Deletions of each image or version since the mount; see `NodeId::Image`.
     incarnations: Mutex<HashMap<u32, u8>>,
+    /// Bytes of the `changes` of versions that were looked at.
+    changes: changes::Sizes,
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
@@ -228,6 +239,7 @@ impl ImageFs {
             staged_links: Mutex::default(),
             gone: Arc::default(),
             incarnations: Mutex::default(),
+            changes: changes::Sizes::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
             trees: OnceLock::new(),

@@ -71,10 +71,10 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
-numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5 });
+numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6 });
 
 /// A symlink, by what it leads to and from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -176,11 +176,11 @@ mod tests {
     #[test]
     fn every_node_has_a_number_of_its_own() {
         let mut nodes = vec![NodeId::Root, NodeId::Ghost];
-        nodes.extend((2..12).filter_map(Control::from_number).map(NodeId::Control));
+        nodes.extend((2..16).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
-                nodes.extend((0..6).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
+                nodes.extend((0..7).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
                     serial,
                     part,
                     incarnation,

@@ -10,6 +10,7 @@ use crate::describe;
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::export::{self, RecipeReaders};
+use crate::fs::control::log_number;
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
@@ -87,6 +88,7 @@ impl ImageFs {
             }
             NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(serial),
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
+            NodeId::Version { serial, part: VersionPart::Changes, .. } => text(self.changes_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Id, .. } => {
                 let id = self.store.catalog.read().versions.get(&serial).map(|v| v.id.clone());
                 text(format!("{}\n", id.ok_or_else(stale)?))
@@ -94,6 +96,9 @@ impl ImageFs {
             NodeId::Image { serial, part: ImagePart::Id, .. } => {
                 let id = self.store.catalog.read().images.get(&serial).map(|i| i.id.clone());
                 text(format!("{}\n", id.ok_or_else(stale)?))
+            }
+            NodeId::Control(control) if let Some(number) = log_number(control) => {
+                Ok(Opened::Direct(self.open_handle(Handle::Log { number, caller })))
             }
             NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => text(self.control_text(caller, node)?),
             _ => Err(Error::IsDirectory { what: "it".into() }),
@@ -178,6 +183,7 @@ impl ImageFs {
                 out.extend_from_slice(edit.lock().read(offset, len));
                 Ok(())
             }
+            Handle::Log { number, caller } => self.read_log(*caller, *number, offset, len, out),
             Handle::Upload { upload, .. } => self.read_upload(upload, offset, len, out),
             Handle::Directory(_) => Err(Error::IsDirectory { what: "it".into() }),
         }

@@ -5,12 +5,24 @@ use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
-use crate::fs::{Attr, ImageFs};
+use crate::fs::{Attr, Caller, DAEMON, ImageFs};
 use crate::manifest;
 use crate::tree::{Bytes, Kind, Node, ROOT};
 
 impl ImageFs {
-    /// What stat shows of a node.
+    /// What stat shows of a node; of some files each user sees what that one may know.
+    pub fn attr_for(&self, caller: Caller, node: NodeId) -> Result<Attr> {
+        let attr = self.attr(node)?;
+        match node {
+            NodeId::Control(_) if attr.mode & libc::S_IFMT == libc::S_IFREG => {
+                let (_, size) = self.control_shape(caller, node)?;
+                Ok(Attr { size, data: size, ..attr })
+            }
+            _ => Ok(attr),
+        }
+    }
+
+    /// What stat shows of a node to the daemon itself.
     pub fn attr(&self, node: NodeId) -> Result<Attr> {
         let ino = node.ino();
         let own = |mode: u32, size: u64, at: i64| Attr {
@@ -69,7 +81,11 @@ impl ImageFs {
                 })
             }
             NodeId::Version { serial, part, .. } => {
-                let text = if part == VersionPart::Metadata { self.version_text(serial) } else { Ok(String::new()) };
+                let size = match part {
+                    VersionPart::Metadata => self.version_text(serial).map(|text| text.len() as u64),
+                    VersionPart::Changes => self.changes_size(serial),
+                    _ => Ok(0),
+                };
                 let model = self.store.catalog.read();
                 let Ok((image, version)) = version_of(&model, serial) else {
                     let mode =
@@ -95,7 +111,7 @@ impl ImageFs {
                         ..own(file | image.mode & 0o444, version.facts.upload_size, version.created_at)
                     },
                     VersionPart::UsedBy => own(directory | used_by_mode(image.mode, live), 4096, version.created_at),
-                    VersionPart::Metadata => own(file | image.mode & 0o444, text?.len() as u64, version.created_at),
+                    VersionPart::Metadata | VersionPart::Changes => own(file | image.mode & 0o444, size?, version.created_at),
                 };
                 Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
             }
@@ -127,7 +143,7 @@ impl ImageFs {
                 Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, *self.root_changed.lock()) })
             }
             NodeId::Control(_) => {
-                let (format, size) = self.control_shape(node)?;
+                let (format, size) = self.control_shape(DAEMON, node)?;
                 let mode = match node {
                     // Who may bring something back, or end it, imgfs knows.
                     NodeId::Control(Control::Trash) => directory | 0o777,

@@ -1,0 +1,39 @@
+//! keep_versions, expires_at, the time of a lease: what goes by itself, done as a gesture of the daemon's.
+
+use crate::fs::links::Gone;
+use crate::fs::{DAEMON, ImageFs};
+use crate::leases;
+use crate::retention::{self, Due};
+
+impl ImageFs {
+    /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays, silently: it is
+    /// tried again at the next look.
+    pub fn retire(&self) {
+        for (lease, path) in leases::expired(&self.store) {
+            if leases::end(&self.store, lease).is_ok() {
+                self.store.journal.log(DAEMON.uid, "release", &path, "its time is over");
+            }
+        }
+        for due in retention::due(&self.store) {
+            let (node, why) = match due {
+                Due::Image(serial, why) => (self.image_node(serial), why),
+                Due::Version(serial, why) => (self.version_node(serial), why),
+            };
+            let path = self.path_of(node).trim_start_matches('/').to_owned();
+            let parent = self.parent_of(node);
+            let gone = Gone::new(&self.gone, parent, path.rsplit('/').next().unwrap_or_default());
+            let deleted = match due {
+                Due::Image(serial, _) => self.delete_image(DAEMON, serial, parent),
+                Due::Version(serial, _) => self.delete_version(DAEMON, serial, parent),
+            };
+            match deleted {
+                Ok(()) => {
+                    self.store.journal.start_job("retention", &path, DAEMON.uid).end(&format!("deleted: {why}"));
+                    self.forget_soon(gone);
+                    self.touch_root();
+                }
+                Err(e) => log::debug!("{path} stays: {e}"),
+            }
+        }
+    }
+}
