@@ -64,6 +64,8 @@ pub enum Error {
     HasDependents { what: String, dependents: String },
     #[error("{image} is the default image while there are others")]
     ImageIsDefault { image: String },
+    #[error("{image} is the default of the images whose type is {kind}")]
+    ImageIsTypeDefault { image: String, kind: String },
     #[error("{image}/{number} is pinned by {image}/default")]
     VersionIsPinned { image: String, number: u32 },
     #[error("{image}/{number} is the only version of {image}")]
@@ -149,6 +151,7 @@ impl Error {
             Error::NotFound { .. } => libc::ENOENT,
             Error::Ambiguous { .. } => libc::ENOTUNIQ,
             Error::ImageIsDefault { .. }
+            | Error::ImageIsTypeDefault { .. }
             | Error::VersionIsPinned { .. }
             | Error::OnlyVersion { .. }
             | Error::NotEmpty { .. }
@@ -204,6 +207,7 @@ impl Error {
             Error::Taken { .. } => "choose another name, or remove the holder first",
             Error::NotFound { .. } => "look with ls; a link needs a target that exists (and ln -sfn, with -n, to switch)",
             Error::Ambiguous { .. } => "give more digits",
+            Error::ImageIsTypeDefault { .. } => "switch first: ln -sfn ../../OTHER MNT/.imgfs/defaults/TYPE",
             Error::ImageIsDefault { .. } => "point default elsewhere first: ln -sfn OTHER default",
             Error::VersionIsPinned { .. } => "point it elsewhere first: ln -sfn latest IMAGE/default",
             Error::OnlyVersion { .. } => "rmdir the image to delete all of it",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/
-//! |-- format        "imgfs 5\n"; a store newer than the program is refused with both numbers
+//! |-- format        "imgfs 6\n"; a store newer than the program is refused with both numbers
 //! |-- lock          held with flock by the one daemon; holds its process id and mount point
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
 //! |-- catalog.db    SQLite: images, versions, aliases, labels, leases, settings. One row each; see catalog/schema.sql
@@ -85,6 +85,7 @@
 //! 4: trees at rest are packed against others; the catalog has a copy.
 //! 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know them would delete
 //!    what is leased.
+//! 6: the catalog has settings that users choose: defaults of types, configuration, views; images have ACLs.
 
 use std::fs;
 use std::path::Path;
@@ -93,7 +94,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 
 /// The format this program writes, and the newest it reads.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;

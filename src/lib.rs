@@ -24,7 +24,7 @@
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
 
@@ -56,6 +56,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod progress;
+pub mod query;
 pub mod remote;
 pub mod repack;
 pub mod retention;

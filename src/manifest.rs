@@ -91,6 +91,9 @@ impl KeepUpload {
     }
 }
 
+/// What an image can be: a tree to run in, or a disk.
+pub const TYPES: &[&str] = &["container", "vm"];
+
 impl Editable {
     pub fn new() -> Editable {
         Editable { kind: "container".into(), ..Editable::default() }

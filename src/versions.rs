@@ -4,13 +4,16 @@
 
 use std::collections::HashSet;
 
-use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version};
+use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, default_key};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::manifest::now;
 use crate::name::ImageName;
 use crate::rules::refuse_immutable;
 use crate::store::Store;
+
+/// The value of a type's default while its link is hidden.
+const HIDDEN: &str = "-";
 
 /// What a link in the root leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +78,8 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
         let versions: Vec<&Version> = change.model.versions_of(serial).collect();
         refuse_dependents(change.model, &versions)?;
         refuse_used(store, change.model, &versions, &stale)?;
+        refuse_default(change.model, &image)?;
         if change.model.default_image == Some(serial) {
-            if change.model.live_images().count() > 1 {
-                return Err(Error::ImageIsDefault { image: image.name });
-            }
             change.put(Row::Default { image: None, hidden: false });
         }
         image.trashed_at = Some(now());
@@ -86,6 +87,56 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
         change.put(Row::Image(image.into()));
         Ok(())
     })
+}
+
+/// Refuses to take away the default image while there are others, or that of its type while there are others of that.
+///
+/// Errors: `ImageIsDefault`, `ImageIsTypeDefault`.
+pub fn refuse_default(model: &Model, image: &Image) -> Result<()> {
+    if model.default_image == Some(image.serial) && model.live_images().count() > 1 {
+        return Err(Error::ImageIsDefault { image: image.name.clone() });
+    }
+    let kind = &image.editable.kind;
+    let of_type = model.live_images().filter(|other| other.editable.kind == *kind).count();
+    if of_type > 1 && model.default_of(kind).is_some_and(|default| default.serial == image.serial) {
+        return Err(Error::ImageIsTypeDefault { image: image.name.clone(), kind: kind.clone() });
+    }
+    Ok(())
+}
+
+/// `ln -sfn ../../web MNT/.imgfs/defaults/vm`; none: `rm`, as BusyBox's ln -sfn begins, and what was default stays
+/// protected.
+///
+/// Errors: `NotFound`; `Invalid` for an image of another type; `Managed` for one whose status is `deleted`.
+pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result<()> {
+    store.catalog.commit(|change| {
+        let value = match image {
+            Some(serial) => {
+                let image = live_image(change.model, serial)?;
+                if image.editable.kind != kind {
+                    let why = format!("its type is {}", image.editable.kind);
+                    return Err(Error::Invalid { what: format!("{} as the default {kind}", image.name), why });
+                }
+                refuse_hidden(image)?;
+                serial.to_string()
+            }
+            None => HIDDEN.into(),
+        };
+        change.put(Row::Setting { key: default_key(kind), value: Some(value) });
+        Ok(())
+    })
+}
+
+/// Whether `rm` has hidden the link of a type.
+pub fn is_type_default_hidden(model: &Model, kind: &str) -> bool {
+    model.settings.get(&default_key(kind)).is_some_and(|value| value == HIDDEN)
+}
+
+fn refuse_hidden(image: &Image) -> Result<()> {
+    if image.editable.hidden {
+        return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it is not for new users" });
+    }
+    Ok(())
 }
 
 /// Which leases of an image hold nothing, looked at before the catalog is held.
@@ -132,9 +183,7 @@ fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
             why: "it names an image; a version is pinned with IMAGE/default".into(),
         });
     };
-    if live_image(change.model, image)?.editable.hidden {
-        return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it is not for new users" });
-    }
+    refuse_hidden(live_image(change.model, image)?)?;
     change.put(Row::Default { image: Some(image), hidden: false });
     Ok(())
 }
@@ -248,8 +297,8 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -
         if before.editable != image.editable || !aliases.is_empty() {
             refuse_immutable(before)?;
         }
-        if image.editable.hidden && commit.model.default_image == Some(image.serial) && commit.model.live_images().count() > 1 {
-            return Err(Error::ImageIsDefault { image: image.name });
+        if image.editable.hidden {
+            refuse_default(commit.model, before)?;
         }
         for alias in aliases {
             commit.put(Row::Alias(alias));

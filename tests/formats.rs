@@ -19,7 +19,7 @@ fn written_by(store: &str) -> Mount {
 fn a_store_of_format_1_is_read_and_goes_on() {
     let m = written_by("store-1");
     m.ok("test $(sha256sum < web/0/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < old/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < web/1/rootfs.tar | cut -c-10) = d1ca8b5b66");
-    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 5' $STORE/format");
+    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 6' $STORE/format");
     m.fsck();
 }
 
@@ -29,7 +29,7 @@ fn a_store_of_format_3_with_packs_is_read_and_goes_on() {
     let same = "sha256sum web/[0-9]/rootfs.tar kin/0/rootfs.tar | cut -c-10 | tr '\\n' ' ' | grep -qx '870710db3f e40c6554be 49aa3a54f6 e40c6554be '";
     m.ok(same);
     m.ok(&format!(
-        "{IMGFS} repack --store $STORE; grep -q 'imgfs 5' $STORE/format; {same}; head -c 13 -q $STORE/trees/* | grep -q 'ztree 2'"
+        "{IMGFS} repack --store $STORE; grep -q 'imgfs 6' $STORE/format; {same}; head -c 13 -q $STORE/trees/* | grep -q 'ztree 2'"
     ));
     m.remount();
     m.ok(same);
@@ -42,6 +42,27 @@ fn a_store_of_format_4_has_its_links_its_trash_and_its_copies() {
     let same = "sha256sum web/[0-9]/rootfs.tar db/0/rootfs.tar db/0/*.gz .imgfs/trash/*/rootfs.tar .imgfs/trash/*/0/rootfs.tar | cut -c-10 | tr '\\n' ' ' | \
                 grep -qx 'b601b9fd82 e87fc00d1c 18d1ce47b4 e8997aa160 18d1ce47b4 b601b9fd82 '; test \"$(readlink prod old web/default default)\" = \"$(printf 'web\\nweb/0\\n1\\ndb')\"";
     m.ok(same);
+    m.fsck();
+    for loss in ["catalog.db*", "blobs"] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
+        m.mount();
+        m.ok(same);
+    }
+    m.ok("mv .imgfs/trash/web.2 web/; mv .imgfs/trash/gone .; cp $S/a.tar web.tar; cmp $S/a.tar web/3/rootfs.tar");
+    m.fsck();
+}
+
+#[test]
+fn a_store_of_format_5_has_its_rules_its_labels_and_its_leases() {
+    let mut m = written_by("store-5");
+    let same = "sha256sum web/[0-9]/rootfs.tar web/@22.04/rootfs.tar .imgfs/trash/*/rootfs.tar | cut -c-10 | tr '\\n' ' ' | \
+                grep -qx 'b324dd316c 11e6b87f06 11e6b87f06 473ac1c651 '; test \"$(readlink jammy old web/default default web/1/used_by/stale)\" = \"$(printf 'web\\nweb/0\\n0\\ndb\\n/nowhere')\"; \
+                test \"$(cat web/0/used_by/app)\" = 'why not'; test $(getfattr --only-values -n user.imgfs.keep_versions web) = 7; \
+                test \"$(getfattr --only-values -n user.imgfs.aliases.jammy web)\" = 'long term'; test \"$(stat -c '%a %u %g' db)\" = '750 1000 100'; test $(stat -c %a .) = 1777";
+    m.ok(same);
+    m.refused("rmdir web/0", "busy");
+    m.refused("rm -r fixed", "Operation not permitted");
     m.fsck();
     for loss in ["catalog.db*", "blobs"] {
         m.unmount();

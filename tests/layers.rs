@@ -36,6 +36,7 @@ const LAYERS: &[&[&str]] = &[
         "keep",
         "labels",
         "leases",
+        "query",
         "remote",
         "repack",
         "retention",

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 
 use copy::Copy;
-pub use model::{Model, Named};
+pub use model::{Model, Named, default_key};
 use reserve::Reserve;
 pub use rows::{Alias, Image, Immutable, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts};
 
@@ -50,6 +50,11 @@ pub enum Row {
     Blobs(u32),
     /// The owner and mode of the mount's root, once somebody has set them.
     Root(Root),
+    /// What somebody has chosen, by key; none: it is as if nobody had.
+    Setting {
+        key: String,
+        value: Option<String>,
+    },
 }
 
 /// A change being worked out: the model as it is, and the rows that will change it.

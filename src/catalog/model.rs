@@ -12,6 +12,11 @@ pub enum Named {
     Alias(u32),
 }
 
+/// The key of the setting that holds the serial of a type's default image; `-` while its link is hidden.
+pub fn default_key(kind: &str) -> String {
+    format!("default.{kind}")
+}
+
 #[derive(Debug, Default)]
 pub struct Model {
     pub images: BTreeMap<u32, Image>,
@@ -29,6 +34,8 @@ pub struct Model {
     pub default_image: Option<u32>,
     pub default_hidden: bool,
     pub root: Option<Root>,
+    /// What was chosen: `config.trash`, `default.vm`, `view.dc1` and so on. Keys have a dot.
+    pub settings: BTreeMap<String, String>,
     pub next_serial: u32,
     /// Ids of blobs below this were given out, at least: a table that has fewer is cut.
     pub blobs: u32,
@@ -90,6 +97,14 @@ impl Model {
             Some(number) => self.version(image.serial, number),
             None => self.latest(image.serial),
         }
+    }
+
+    /// The default image of its type that has been chosen, or else the store's if that is of the type, or the oldest.
+    pub fn default_of(&self, kind: &str) -> Option<&Image> {
+        let fits = |image: &&Image| image.editable.kind == kind && !image.editable.hidden;
+        let chosen = self.settings.get(&default_key(kind)).and_then(|serial| serial.parse().ok());
+        let live = |serial: u32| self.live_image(serial).filter(fits);
+        chosen.and_then(live).or_else(|| self.default_image.and_then(live)).or_else(|| self.live_images().find(fits))
     }
 
     /// Whether a version can be seen: neither it nor its image is in the trash.
@@ -156,6 +171,7 @@ impl Model {
         let aliases = self.aliases.values().map(|alias| Row::Alias(alias.clone()));
         let labels = self.labels.values().map(|label| Row::Label(label.clone()));
         let leases = self.leases.values().map(|lease| Row::Lease(lease.clone().into()));
+        let settings = self.settings.iter().map(|(key, value)| Row::Setting { key: key.clone(), value: Some(value.clone()) });
         let default = Row::Default { image: self.default_image, hidden: self.default_hidden };
         images
             .chain(versions)
@@ -164,6 +180,7 @@ impl Model {
             .chain(leases)
             .chain([default, Row::Blobs(self.blobs)])
             .chain(self.root.map(Row::Root))
+            .chain(settings)
             .collect()
     }
 
@@ -226,6 +243,8 @@ impl Model {
                 }
             }
             Row::Root(root) => self.root = Some(root),
+            Row::Setting { key, value: Some(value) } => drop(self.settings.insert(key, value)),
+            Row::Setting { key, value: None } => drop(self.settings.remove(&key)),
             Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
         }

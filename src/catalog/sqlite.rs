@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
 
 use crate::catalog::Row;
 use crate::catalog::model::Model;
@@ -98,6 +98,9 @@ impl Db {
                         let root = serde_json::from_str(value).map_err(|_| self.bad("setting", "the root"))?;
                         model.apply(Row::Root(root));
                     }
+                    key if key.contains('.') => {
+                        model.apply(Row::Setting { key: key.to_owned(), value: Some(value.clone()) });
+                    }
                     _ => {}
                 }
             }
@@ -171,11 +174,12 @@ impl Db {
             let sum: Option<Vec<u8>> = transaction.prepare_cached(&sql)?.query_row([value], |row| row.get(0)).optional()?;
             Ok(sum.and_then(|sum| Some(u128::from_be_bytes(sum.try_into().ok()?))).unwrap_or(0))
         };
-        let drop_row = |table: &str, serial: u32| -> Result<()> {
-            total.set(total.get() ^ adds(table, "serial", &integer(serial))?);
-            transaction.execute(&format!("DELETE FROM {table} WHERE serial = ?"), params![serial])?;
+        let drop_where = |table: &str, key: &str, value: &Value| -> Result<()> {
+            total.set(total.get() ^ adds(table, key, value)?);
+            transaction.execute(&format!("DELETE FROM {table} WHERE {key} = ?"), [value])?;
             Ok(())
         };
+        let drop_row = |table: &str, serial: u32| drop_where(table, "serial", &integer(serial));
         let put = |table: &str, columns: &str, values: Vec<Value>| -> Result<()> {
             let marks = vec!["?"; values.len() + 1].join(", ");
             let update =
@@ -205,6 +209,8 @@ impl Db {
                 Row::DropAlias(serial) => drop_row("alias", *serial)?,
                 Row::Blobs(bound) => setting("blobs", bound.to_string())?,
                 Row::Root(root) => setting("root", serde_json::to_string(root).expect("numbers"))?,
+                Row::Setting { key, value: Some(value) } => setting(key, value.clone())?,
+                Row::Setting { key, value: None } => drop_where("setting", "key", &Value::Text(key.clone()))?,
                 Row::Default { image, hidden } => {
                     setting("default_image", image.map(|i| i.to_string()).unwrap_or_default())?;
                     setting("default_hidden", u8::from(*hidden).to_string())?;

@@ -93,7 +93,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List images; KEY=VALUE compares a key of metadata.json, a bare WORD is part of a name, alias or architecture
+    /// List images; KEY=REGEX compares a key of metadata.json or a property, a bare WORD is part of a name or alias, an architecture, or begins a digest
     #[command(after_help = "Exit status: 0 some image matched, 1 none did or it failed, 2 wrong usage.")]
     Ls {
         #[command(flatten)]

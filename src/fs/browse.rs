@@ -41,6 +41,8 @@ impl ImageFs {
             NodeId::Control(Control::Trash) => {
                 self.lookup_in_control(caller, parent, name).or_else(|_| self.ghost_named(caller, parent, name))
             }
+            NodeId::Control(Control::By | Control::Unused) | NodeId::Query { .. } => self.lookup_query(caller, parent, name),
+            NodeId::Control(Control::Defaults) => self.lookup_default(name),
             NodeId::Control(_) => self.lookup_in_control(caller, parent, name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
@@ -53,7 +55,7 @@ impl ImageFs {
         if name == b".imgfs" {
             return Ok(NodeId::Control(Control::Dir));
         }
-        if let Some(staged) = self.staged_link(Place::Root, name) {
+        if let Some(staged) = self.staged_link(NodeId::Root, name) {
             return Ok(staged);
         }
         if let Ok(text) = std::str::from_utf8(name) {
@@ -90,7 +92,7 @@ impl ImageFs {
     fn lookup_in_image(&self, caller: Caller, parent: NodeId, serial: u32, name: &[u8]) -> Result<NodeId> {
         let incarnation = self.incarnation(serial);
         let part = |part| Ok(NodeId::Image { serial, part, incarnation });
-        if let Some(staged) = self.staged_link(Place::Image(serial), name) {
+        if let Some(staged) = self.staged_link(parent, name) {
             return Ok(staged);
         }
         {
@@ -312,6 +314,8 @@ impl ImageFs {
                 }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }
+            NodeId::Control(Control::By | Control::Unused) | NodeId::Query { .. } => self.list_query(caller, node, &mut all)?,
+            NodeId::Control(Control::Defaults) => self.list_defaults(&mut all),
             NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),
@@ -328,6 +332,9 @@ impl ImageFs {
                 image.map_or(NodeId::Root, |i| self.image_node(i))
             }
             NodeId::Version { serial, .. } => self.version_node(serial),
+            NodeId::Control(Control::Unused) => NodeId::Control(Control::By),
+            NodeId::Query { value: 0, .. } => NodeId::Control(Control::By),
+            NodeId::Query { dimension, .. } => NodeId::Query { dimension, value: 0 },
             NodeId::Control(c) if c != Control::Dir => NodeId::Control(Control::Dir),
             NodeId::Staging(number) => self.staging_parent(number),
             _ => NodeId::Root,

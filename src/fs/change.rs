@@ -154,7 +154,9 @@ impl ImageFs {
                 }
                 self.delete_version(caller, serial, parent)
             }
-            NodeId::Control(_) => Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" }),
+            NodeId::Control(_) | NodeId::Query { .. } => {
+                Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" })
+            }
             NodeId::Staging(number) => self.remove_staging(number),
             NodeId::Ghost => Ok(()),
             _ => Err(Error::NotDirectory { what: text_of(name) }),
@@ -310,6 +312,7 @@ impl ImageFs {
             NodeId::Image { serial, .. } if self.walkers.has_deleted(caller.pid, Object::Image(serial)) => return Ok(()),
             NodeId::Ghost => return Ok(()),
             NodeId::Staging(directory) => return self.unlink_staged(directory, name),
+            NodeId::Control(Control::Defaults) => return self.unlink_default(caller, name),
             NodeId::Control(Control::Failed) => {
                 let known = self.store.journal.forget_failed(&text_of(name));
                 return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };
@@ -318,7 +321,7 @@ impl ImageFs {
             _ => {}
         }
         let place = self.place_of(parent)?;
-        if self.take_staged_link(place, name).is_some() {
+        if self.take_staged_link(parent, name).is_some() {
             return Ok(());
         }
         match (place, name) {

@@ -30,11 +30,13 @@ const FILES: &[(&str, Control)] = &[
     ("trash", Control::Trash),
     ("by-id", Control::ById),
     ("by-digest", Control::ByDigest),
+    ("by", Control::By),
+    ("defaults", Control::Defaults),
 ];
 
 fn is_directory(control: Control) -> bool {
-    use Control::{ByDigest, ById, Dir, Failed, Jobs, Trash};
-    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest)
+    use Control::{By, ByDigest, ById, Defaults, Dir, Failed, Jobs, Trash, Unused};
+    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults)
 }
 
 /// Which log a file shows: 0 for the newest.

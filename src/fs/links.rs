@@ -30,7 +30,7 @@ const READING_AGAIN: Duration = Duration::from_secs(1);
 /// A symlink under a temporary name, as GNU `ln -sfn` makes one before it renames it over the real name.
 pub(super) struct StagedLink {
     number: u64,
-    place: Place,
+    parent: NodeId,
     name: Vec<u8>,
     text: Vec<u8>,
     owner: (u32, u32),
@@ -69,19 +69,24 @@ impl ImageFs {
         let versions: Vec<u32> =
             self.store.catalog.read().all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
         let of_version = |serial| [Link::Version(serial), Link::DeepVersion(serial)];
-        let links = versions.into_iter().flat_map(of_version).chain([Link::Image(image), Link::DeepImage(image)]);
+        let links = versions.into_iter().flat_map(of_version).chain([
+            Link::Image(image),
+            Link::DeepImage(image),
+            Link::DeeperImage(image),
+            Link::DeepestImage(image),
+        ]);
         let links: Vec<u64> = links.map(|link| NodeId::Link(link).ino()).collect();
         self.tell_soon(READING_AGAIN, move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
     }
 
-    pub(super) fn staged_link(&self, place: Place, name: &[u8]) -> Option<NodeId> {
+    pub(super) fn staged_link(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         let staged = self.staged_links.lock();
-        staged.iter().find(|l| l.place == place && l.name == name).map(|l| NodeId::StagedLink(l.number))
+        staged.iter().find(|l| l.parent == parent && l.name == name).map(|l| NodeId::StagedLink(l.number))
     }
 
-    pub(super) fn take_staged_link(&self, place: Place, name: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn take_staged_link(&self, parent: NodeId, name: &[u8]) -> Option<Vec<u8>> {
         let mut staged = self.staged_links.lock();
-        let at = staged.iter().position(|l| l.place == place && l.name == name)?;
+        let at = staged.iter().position(|l| l.parent == parent && l.name == name)?;
         Some(staged.remove(at).text)
     }
 
@@ -129,6 +134,9 @@ impl ImageFs {
         if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
             return self.link_lease(caller, serial, name, target);
         }
+        if parent == NodeId::Control(Control::Defaults) {
+            return self.link_default(caller, name, target);
+        }
         let place = self.place_of(parent)?;
         let target_text = std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
         let mount_point = &self.view.mount_point;
@@ -136,7 +144,7 @@ impl ImageFs {
             Place::Root => {
                 let to = versions::resolve_root_link(&self.store.catalog.read(), target_text, mount_point)?;
                 if is_temporary(name) {
-                    return Ok(self.stage_link(caller, place, name, target));
+                    return Ok(self.stage_link(caller, parent, name, target));
                 }
                 if name == b"default" {
                     self.switch_default(caller, to)?;
@@ -152,7 +160,7 @@ impl ImageFs {
             Place::Image(serial) => {
                 let to = versions::resolve_inner_link(&self.store.catalog.read(), serial, target_text)?;
                 if is_temporary(name) {
-                    return Ok(self.stage_link(caller, place, name, target));
+                    return Ok(self.stage_link(caller, parent, name, target));
                 }
                 match name {
                     b"default" => self.pin(caller, serial, to)?,
@@ -166,14 +174,14 @@ impl ImageFs {
         self.lookup(caller, parent, name)
     }
 
-    pub(super) fn stage_link(&self, caller: Caller, place: Place, name: &[u8], text: &[u8]) -> NodeId {
+    pub(super) fn stage_link(&self, caller: Caller, parent: NodeId, name: &[u8], text: &[u8]) -> NodeId {
         let mut staged = self.staged_links.lock();
-        staged.retain(|l| !(l.place == place && l.name == name));
+        staged.retain(|l| !(l.parent == parent && l.name == name));
         if staged.len() >= STAGED_LINKS {
             staged.remove(0);
         }
         let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        staged.push(StagedLink { number, place, name: name.to_vec(), text: text.to_vec(), owner: (caller.uid, caller.gid) });
+        staged.push(StagedLink { number, parent, name: name.to_vec(), text: text.to_vec(), owner: (caller.uid, caller.gid) });
         NodeId::StagedLink(number)
     }
 
@@ -308,24 +316,24 @@ impl ImageFs {
         if from.0 != to.0 {
             return Err(Error::Invalid { what: text_of(&from.1), why: "a link is renamed within its directory".into() });
         }
-        let place = self.place_of(from.0)?;
-        let text = self.take_staged_link(place, &from.1).ok_or_else(stale)?;
+        let text = self.take_staged_link(from.0, &from.1).ok_or_else(stale)?;
         let target = String::from_utf8(text.clone()).map_err(|_| stale())?;
-        let result = match place {
-            Place::Root => {
+        let result = match from.0 {
+            NodeId::Control(Control::Defaults) => self.set_type_default(caller, &to.1, &text),
+            NodeId::Root => {
                 let link = versions::resolve_root_link(&self.store.catalog.read(), &target, &self.view.mount_point);
                 link.and_then(|link| {
                     if to.1 == b"default" {
                         self.switch_default(caller, link)
                     } else if is_temporary(&to.1) {
-                        self.stage_link(caller, place, &to.1, &text);
+                        self.stage_link(caller, from.0, &to.1, &text);
                         Ok(())
                     } else {
                         self.put_alias(caller, &to.1, link, &text)
                     }
                 })
             }
-            Place::Image(serial) => {
+            NodeId::Image { serial, .. } => {
                 let link = versions::resolve_inner_link(&self.store.catalog.read(), serial, &target);
                 link.and_then(|number| match to.1.as_slice() {
                     b"default" => self.pin(caller, serial, number),
@@ -334,10 +342,11 @@ impl ImageFs {
                     _ => Err(Error::NotFound { what: format!("link {} in an image", text_of(&to.1)) }),
                 })
             }
+            _ => Err(stale()),
         };
         if result.is_err() {
             // As before: the tool removes its temporary link itself.
-            self.stage_link(caller, place, &from.1, &text);
+            self.stage_link(caller, from.0, &from.1, &text);
         }
         *self.root_changed.lock() = now();
         result
@@ -445,6 +454,6 @@ impl ImageFs {
 }
 
 /// A name that is renamed at once: dotted, or GNU ln's own.
-fn is_temporary(name: &[u8]) -> bool {
+pub(super) fn is_temporary(name: &[u8]) -> bool {
     name.starts_with(b".") || std::str::from_utf8(name).is_ok_and(is_ln_temporary)
 }

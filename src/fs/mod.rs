@@ -11,7 +11,7 @@
 //! changes.rs   cat web/2/changes
 //! retire.rs    what goes by itself
 //! leases.rs    touch used_by/app7
-//! control.rs   the files of .imgfs
+//! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted
 //! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
@@ -30,6 +30,7 @@ mod change;
 mod changes;
 mod control;
 pub mod daemon;
+mod defaults;
 mod edit;
 mod fuse;
 mod ghost;
@@ -40,6 +41,7 @@ mod links;
 pub mod mount;
 mod node;
 mod passthrough;
+mod queries;
 mod read;
 mod retire;
 mod staging;

@@ -47,6 +47,12 @@ pub enum NodeId {
     },
     /// Who uses a version: an entry of its `used_by`.
     Lease(u32),
+    /// A directory of `.imgfs/by`, by its place in `Dimension::ALL`; in it that of a value, by a number made of the value,
+    /// which is not 0.
+    Query {
+        dimension: u8,
+        value: u64,
+    },
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -71,7 +77,7 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6 });
@@ -91,9 +97,15 @@ pub enum Link {
     DeepImage(u32),
     /// `../../web/1`, in a directory of `.imgfs`.
     DeepVersion(u32),
+    /// `../../../web`, in a directory in one of `.imgfs`.
+    DeeperImage(u32),
+    /// `../../../../web`, in one in that.
+    DeepestImage(u32),
 }
 
 const KIND: u32 = 56;
+/// The numbers that values of queries may have.
+pub(super) const QUERY_VALUES: u64 = (1 << 52) - 1;
 
 impl NodeId {
     pub fn ino(self) -> u64 {
@@ -117,6 +129,8 @@ impl NodeId {
                     Link::Latest(s) => (3, s),
                     Link::DeepImage(s) => (4, s),
                     Link::DeepVersion(s) => (5, s),
+                    Link::DeeperImage(s) => (6, s),
+                    Link::DeepestImage(s) => (7, s),
                 };
                 pack(4, u64::from(serial) << 4 | which)
             }
@@ -127,6 +141,7 @@ impl NodeId {
             NodeId::StagedLink(n) => pack(9, n),
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
+            NodeId::Query { dimension, value } => pack(12, (value & QUERY_VALUES) << 4 | u64::from(dimension & 15)),
             NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
     }
@@ -151,6 +166,8 @@ impl NodeId {
                     3 => Link::Latest(serial),
                     4 => Link::DeepImage(serial),
                     5 => Link::DeepVersion(serial),
+                    6 => Link::DeeperImage(serial),
+                    7 => Link::DeepestImage(serial),
                     _ => return None,
                 })
             }
@@ -164,6 +181,7 @@ impl NodeId {
                 (directory, file) => NodeId::Staged { directory, file },
             },
             11 => NodeId::Lease(serial_at(0)?),
+            12 => NodeId::Query { dimension: (payload & 15) as u8, value: payload >> 4 },
             _ => return None,
         })
     }
@@ -175,8 +193,8 @@ mod tests {
 
     #[test]
     fn every_node_has_a_number_of_its_own() {
-        let mut nodes = vec![NodeId::Root, NodeId::Ghost];
-        nodes.extend((2..16).filter_map(Control::from_number).map(NodeId::Control));
+        let mut nodes = vec![NodeId::Root, NodeId::Ghost, NodeId::Query { dimension: 4, value: 0 }];
+        nodes.extend((2..19).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
@@ -196,6 +214,8 @@ mod tests {
                 NodeId::Job(serial.into()),
             ]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
+            nodes.extend([Link::DeeperImage(serial), Link::DeepestImage(serial)].map(NodeId::Link));
+            nodes.push(NodeId::Query { dimension: 4, value: u64::from(serial) << 20 });
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
         }
         let mut seen = std::collections::HashSet::new();

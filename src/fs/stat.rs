@@ -142,6 +142,13 @@ impl ImageFs {
                 let (uid, text) = self.told_text(node)?;
                 Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, *self.root_changed.lock()) })
             }
+            NodeId::Query { .. } => Ok(own(directory | 0o555, 4096, *self.root_changed.lock())),
+            // Whose the root is, that one's is what is default.
+            NodeId::Control(Control::Defaults) => {
+                let root = self.root();
+                let attr = own(directory | root.mode, 4096, *self.root_changed.lock());
+                Ok(Attr { uid: root.uid, gid: root.gid, ..attr })
+            }
             NodeId::Control(_) => {
                 let (format, size) = self.control_shape(DAEMON, node)?;
                 let mode = match node {
@@ -166,7 +173,11 @@ impl ImageFs {
     fn owner_of_link(&self, link: Link) -> (u32, u32) {
         let model = self.store.catalog.read();
         let image = match link {
-            Link::Image(image) | Link::Latest(image) | Link::DeepImage(image) => Some(image),
+            Link::Image(image)
+            | Link::Latest(image)
+            | Link::DeepImage(image)
+            | Link::DeeperImage(image)
+            | Link::DeepestImage(image) => Some(image),
             Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.versions.get(&v).map(|v| v.image),
         };
         image.and_then(|i| model.images.get(&i)).map_or((self.view.uid, self.view.gid), |i| (i.uid, i.gid))
@@ -196,6 +207,8 @@ impl ImageFs {
             NodeId::Link(Link::Number(serial)) => model.versions.get(&serial).ok_or_else(stale)?.number.to_string(),
             NodeId::Link(Link::Latest(_)) => "latest".into(),
             NodeId::Link(Link::DeepImage(serial)) => format!("../../{}", name(serial)?),
+            NodeId::Link(Link::DeeperImage(serial)) => format!("../../../{}", name(serial)?),
+            NodeId::Link(Link::DeepestImage(serial)) => format!("../../../../{}", name(serial)?),
             NodeId::Link(Link::DeepVersion(serial)) => format!("../../{}", versioned(serial)?),
             _ => return Err(Error::Invalid { what: "it".into(), why: "it is no symlink".into() }),
         };

@@ -1,0 +1,100 @@
+//! ls .imgfs/by/os/ubuntu: images by what they are, as read-only trees of symlinks.
+
+use std::collections::BTreeSet;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fs::access::READ;
+use crate::fs::change::text_of;
+use crate::fs::node::{Control, Link, NodeId, QUERY_VALUES};
+use crate::fs::{Caller, DirEntry, ImageFs, stale};
+use crate::query::{self, Dimension};
+
+fn dimension(n: u8) -> Result<Dimension> {
+    Dimension::ALL.get(usize::from(n)).map(|(_, dimension)| *dimension).ok_or_else(stale)
+}
+
+/// The number of a value.
+fn number(value: &str) -> u64 {
+    let digest = Digest::of(value.as_bytes()).0;
+    (u64::from_le_bytes(digest[..8].try_into().expect("eight bytes")) & QUERY_VALUES).max(1)
+}
+
+impl ImageFs {
+    /// The values that images of a dimension have which this user may read.
+    fn values(&self, caller: Caller, of: Dimension) -> BTreeSet<String> {
+        let model = self.store.catalog.read();
+        let shown = model.live_images().filter(|image| !image.editable.hidden && self.may(caller, image, READ));
+        shown.flat_map(|image| of.values(image).map(str::to_owned)).collect()
+    }
+
+    /// Names and serials of the images in a directory of `by`.
+    fn images_in(&self, caller: Caller, of: Dimension, value: u64) -> Vec<(String, u32)> {
+        let model = self.store.catalog.read();
+        let value = model.live_images().flat_map(|image| of.values(image)).find(|v| number(v) == value);
+        let found = value.into_iter().flat_map(|value| query::having(&model, of, value));
+        found.filter(|image| self.may(caller, image, READ)).map(|image| (image.name.clone(), image.serial)).collect()
+    }
+
+    pub(super) fn lookup_query(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+        let missing = || Error::NotFound { what: text_of(name) };
+        let text = std::str::from_utf8(name).map_err(|_| missing())?;
+        match parent {
+            NodeId::Control(Control::By) if text == "unused" => Ok(NodeId::Control(Control::Unused)),
+            NodeId::Control(Control::By) => {
+                let at = Dimension::ALL.iter().position(|(known, _)| *known == text).ok_or_else(missing)?;
+                Ok(NodeId::Query { dimension: at as u8, value: 0 })
+            }
+            NodeId::Query { dimension: of, value: 0 } => {
+                let value = dimension(of)?.value_named(text);
+                let known = self.values(caller, dimension(of)?).contains(&value);
+                let node = NodeId::Query { dimension: of, value: number(&value) };
+                if known { Ok(node) } else { Err(missing()) }
+            }
+            NodeId::Query { dimension: of, value } => {
+                let found = self.images_in(caller, dimension(of)?, value);
+                let image = found.into_iter().find(|(image, _)| image == text).ok_or_else(missing)?;
+                Ok(NodeId::Link(Link::DeepestImage(image.1)))
+            }
+            _ => {
+                let found = self.unused_for(caller).into_iter().find(|(image, _)| image == text);
+                found.map(|(_, serial)| NodeId::Link(Link::DeeperImage(serial))).ok_or_else(missing)
+            }
+        }
+    }
+
+    fn unused_for(&self, caller: Caller) -> Vec<(String, u32)> {
+        let unused = query::unused(&self.store);
+        let model = self.store.catalog.read();
+        let shown = model.live_images().filter(|i| unused.contains(&i.serial) && self.may(caller, i, READ));
+        shown.map(|image| (image.name.clone(), image.serial)).collect()
+    }
+
+    pub(super) fn list_query(&self, caller: Caller, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
+        match node {
+            NodeId::Control(Control::By) => {
+                for (n, (name, _)) in Dimension::ALL.iter().enumerate() {
+                    add(name, NodeId::Query { dimension: n as u8, value: 0 }, libc::S_IFDIR);
+                }
+                add("unused", NodeId::Control(Control::Unused), libc::S_IFDIR);
+            }
+            NodeId::Query { dimension: of, value: 0 } => {
+                for value in self.values(caller, dimension(of)?) {
+                    add(&query::name_of(&value), NodeId::Query { dimension: of, value: number(&value) }, libc::S_IFDIR);
+                }
+            }
+            NodeId::Query { dimension: of, value } => {
+                for (name, serial) in self.images_in(caller, dimension(of)?, value) {
+                    add(&name, NodeId::Link(Link::DeepestImage(serial)), libc::S_IFLNK);
+                }
+            }
+            _ => {
+                for (name, serial) in self.unused_for(caller) {
+                    add(&name, NodeId::Link(Link::DeeperImage(serial)), libc::S_IFLNK);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! ls .imgfs/by/os/ubuntu, imgfs ls os=ubuntu: which images are such.
+
+use std::collections::HashSet;
+
+use regex::Regex;
+use serde_json::Value;
+
+use crate::catalog::{Image, Model};
+use crate::leases;
+use crate::name::architecture;
+use crate::store::Store;
+
+/// What images can be looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dimension {
+    Os,
+    Release,
+    Architecture,
+    Type,
+    Tag,
+}
+
+impl Dimension {
+    pub const ALL: [(&'static str, Dimension); 5] = [
+        ("os", Dimension::Os),
+        ("release", Dimension::Release),
+        ("arch", Dimension::Architecture),
+        ("type", Dimension::Type),
+        ("tag", Dimension::Tag),
+    ];
+
+    /// The values of an image; of most dimensions one or none.
+    pub fn values(self, image: &Image) -> impl Iterator<Item = &str> {
+        let e = &image.editable;
+        let one = match self {
+            Dimension::Os => e.os.as_str(),
+            Dimension::Release => &e.release,
+            Dimension::Architecture => architecture(&e.architecture).unwrap_or(&e.architecture),
+            Dimension::Type => &e.kind,
+            Dimension::Tag => "",
+        };
+        let tags: &[String] = if self == Dimension::Tag { &e.tags } else { &[] };
+        Some(one).filter(|value| !value.is_empty()).into_iter().chain(tags.iter().map(String::as_str))
+    }
+
+    /// The value that a name in the tree stands for: an architecture goes by many.
+    pub fn value_named(self, name: &str) -> String {
+        match self {
+            Dimension::Architecture => architecture(name).map_or_else(|| name.to_owned(), str::to_owned),
+            _ => name.replace("%2F", "/").replace("%2E", "."),
+        }
+    }
+}
+
+/// How a value is called in the tree, where a slash or a dot at the beginning would mean something else.
+pub fn name_of(value: &str) -> String {
+    let name = value.replace('/', "%2F");
+    name.strip_prefix('.').map_or(name.clone(), |rest| format!("%2E{rest}"))
+}
+
+/// The images that nobody uses: no lease on any version, and no default. It looks at users' paths: not from an event loop.
+pub fn unused(store: &Store) -> HashSet<u32> {
+    let stale = leases::stale(leases::links(&store.catalog.read(), |_| true));
+    let model = store.catalog.read();
+    let used = |image: &Image| model.versions_of(image.serial).any(|v| leases::refuse_used(store, &model, &[v], &stale).is_err());
+    let default = |image: &Image| {
+        let of_type = model.default_of(&image.editable.kind);
+        model.default_image == Some(image.serial) || of_type.is_some_and(|d| d.serial == image.serial)
+    };
+    let free = |image: &&Image| !image.editable.hidden && !default(image) && !used(image);
+    model.live_images().filter(free).map(|image| image.serial).collect()
+}
+
+/// The images that have a value.
+pub fn having<'m>(model: &'m Model, dimension: Dimension, value: &'m str) -> impl Iterator<Item = &'m Image> {
+    let has = move |image: &&Image| !image.editable.hidden && dimension.values(image).any(|v| v == value);
+    model.live_images().filter(has)
+}
+
+/// A filter of `imgfs ls`, as LXD has them. `KEY=VALUE` compares a key of metadata.json or a property; the key may be
+/// abbreviated, part by part between dots, and the value is a regular expression of the whole, or of a part if it has `^` or
+/// `$`. A bare word is part of the name or of an alias, an architecture, or the beginning of a digest.
+pub struct Filter {
+    text: String,
+    pair: Option<(String, Option<Regex>, String)>,
+}
+
+impl Filter {
+    pub fn parse(text: &str) -> Filter {
+        let pair = text.split_once('=').map(|(key, value)| {
+            let key = match key {
+                "arch" => "architecture",
+                "tag" => "tags",
+                other => other,
+            };
+            let value = if key == "architecture" { architecture(value).unwrap_or(value) } else { value };
+            let anchored = value.contains(['^', '$']);
+            let pattern = if anchored { value.to_owned() } else { format!("^(?:{value})$") };
+            (key.to_owned(), Regex::new(&pattern).ok(), value.to_owned())
+        });
+        Filter { text: text.to_owned(), pair }
+    }
+
+    /// Whether an image with this metadata.json is such.
+    pub fn matches(&self, image: &Value) -> bool {
+        let Some((key, pattern, text)) = &self.pair else { return self.is_part(image) };
+        let usual =
+            |value: &str| if key == "architecture" { architecture(value).unwrap_or(value).to_owned() } else { value.to_owned() };
+        let equals = |value: &str| pattern.as_ref().map_or(value == text, |pattern| pattern.is_match(&usual(value)));
+        let fits = |value: &Value| match value {
+            Value::String(value) => equals(value),
+            Value::Array(list) => list.iter().any(|v| v.as_str().is_some_and(equals)),
+            Value::Object(_) | Value::Null => false,
+            other => equals(&other.to_string()),
+        };
+        let fields = |value: &Value| value.as_object().cloned().unwrap_or_default().into_iter();
+        let all: Vec<(String, Value)> =
+            fields(image).filter(|(_, v)| !v.is_object()).chain(fields(&image["properties"])).collect();
+        let exact: Vec<&(String, Value)> = all.iter().filter(|(name, _)| name == key).collect();
+        if exact.is_empty() {
+            return all.iter().any(|(name, value)| is_short_for(key, name) && fits(value));
+        }
+        exact.into_iter().any(|(_, value)| fits(value))
+    }
+
+    fn is_part(&self, image: &Value) -> bool {
+        let part = |v: &Value| v.as_str().is_some_and(|t| t.contains(&self.text));
+        let list = |key: &str| image[key].as_array().into_iter().flatten();
+        let digest = |v: &Value| {
+            let digest = v["digest"].as_str().and_then(|d| d.strip_prefix("sha256:")).unwrap_or_default();
+            self.text.len() >= 4 && digest.starts_with(&self.text)
+        };
+        part(&image["name"])
+            || list("aliases").any(|alias| part(&alias["name"]))
+            || list("versions").any(digest)
+            || architecture(&self.text).is_some_and(|word| image["architecture"].as_str().and_then(architecture) == Some(word))
+    }
+}
+
+/// Whether each part of a key is the beginning of that part of a name: `u.v` of `user.variant`.
+fn is_short_for(key: &str, name: &str) -> bool {
+    let (key, name): (Vec<&str>, Vec<&str>) = (key.split('.').collect(), name.split('.').collect());
+    key.len() == name.len() && key.iter().zip(&name).all(|(k, n)| !k.is_empty() && n.starts_with(k))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_compare_keys_and_find_words() {
+        let image = serde_json::json!({"name": "jammy", "os": "ubuntu", "architecture": "x86_64", "aliases": [{"name": "lts"}],
+            "tags": ["a", "b+c"], "is_default": true, "keep_versions": 3, "properties": {"support": "yes", "user.variant": "cloud(1"},
+            "versions": [{"digest": "sha256:0123456789"}]});
+        let yes = [
+            "os=ubuntu",
+            "amd64",
+            "x86_64",
+            "jam",
+            "lts",
+            "support=yes",
+            "tags=a",
+            "is_default=true",
+            "tag=a",
+            "arch=amd64",
+            "o=ubuntu",
+            "os=ub.*",
+            "os=^ub",
+            "os=tu$",
+            "keep_versions=3",
+            "u.v=cloud(1",
+            "sup=y.s",
+            "0123",
+            "os=ubuntu|debian",
+        ];
+        for yes in yes {
+            assert!(Filter::parse(yes).matches(&image), "{yes}");
+        }
+        for no in ["os=ubunt", "arm64", "focal", "support=no", "nothing=x", "os=^tu", "u=cloud(1", "012", "tag=c", "q"] {
+            assert!(!Filter::parse(no).matches(&image), "{no}");
+        }
+    }
+
+    #[test]
+    fn every_value_has_a_name_of_its_own() {
+        for value in ["a/b", ".x", "..", "x86_64", "a.b"] {
+            let name = name_of(value);
+            assert!(!name.contains('/') && !name.starts_with('.'), "{name}");
+            assert_eq!(Dimension::Os.value_named(&name), value);
+        }
+    }
+}
