@@ -28,7 +28,7 @@ pub const RECIPE: u32 = 1;
 pub fn policy(store: &Store, image: Option<u32>) -> KeepUpload {
     let model = store.catalog.read();
     let own = image.and_then(|serial| model.images.get(&serial)).and_then(|image| image.editable.keep_upload);
-    own.unwrap_or(store.settings.keep_upload)
+    own.unwrap_or(store.settings().keep_upload)
 }
 
 /// The name under which a kept upload lies in its version.

@@ -20,7 +20,7 @@
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the
 //! store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal`
-//! (errors, jobs; `changelog`), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
+//! (errors, jobs; `changelog`), `settings` (.imgfs/config), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
@@ -62,6 +62,7 @@ pub mod repack;
 pub mod retention;
 pub mod rules;
 pub mod scrub;
+pub mod settings;
 pub mod status;
 pub mod store;
 pub mod sys;

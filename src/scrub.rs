@@ -13,7 +13,7 @@ const STEPS: u64 = 7 * 24 * 360;
 
 /// Looks at some more, if a look is due or under way; damage is noted where reads note it.
 pub fn step(store: &Store) {
-    let every = store.settings.scrub_seconds;
+    let every = store.settings().scrub_seconds;
     let mut state = store.scrub.get();
     if every == 0 || (!state.is_running() && !state.is_due(every)) {
         return;

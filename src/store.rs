@@ -11,39 +11,17 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::adopt::adopt;
 use crate::blob::{BlobStore, IdSet};
-use crate::catalog::{Catalog, Kept, Model, Opened, Version};
+use crate::catalog::{Catalog, Kept, Model, Opened, Row, Version};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format;
 use crate::journal::Journal;
 use crate::lock::StoreLock;
-use crate::manifest::{Cost, KeepUpload};
+use crate::manifest::Cost;
 use crate::progress::Progress;
+use crate::settings::{self, Settings};
 use crate::tree::{Form, Tree, form_of};
 use crate::writable::Writable;
-
-/// How a store behaves; options of the mount.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Seconds that what was deleted stays in the trash.
-    pub trash_seconds: u64,
-    /// Seconds between two looks of the background at everything that is stored; 0: it never looks.
-    pub scrub_seconds: u64,
-    pub limits: crate::tar::Limits,
-    /// For images that do not say it themselves.
-    pub keep_upload: KeepUpload,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            trash_seconds: 24 * 3600,
-            scrub_seconds: 7 * 24 * 3600,
-            limits: crate::tar::Limits::default(),
-            keep_upload: KeepUpload::default(),
-        }
-    }
-}
 
 /// How the files of trees end: those of versions, and those that are only the base of others.
 pub(crate) const TREE: &str = "tree";
@@ -57,7 +35,7 @@ const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
 pub struct Store {
     /// immutable
     pub dir: PathBuf,
-    pub settings: Settings,
+    settings: RwLock<Settings>,
     pub catalog: Catalog,
     pub blobs: Arc<BlobStore>,
     pub journal: Journal,
@@ -110,9 +88,10 @@ impl Store {
         let writable = Writable::default();
         let (catalog, opened) = Catalog::open(&dir, has_trees, &writable)?;
         let blobs = Arc::new(BlobStore::open(&dir, &writable)?);
+        let settings = settings.with_chosen(&catalog.read().settings);
         let store = Store {
             journal: Journal::open(&dir)?,
-            settings,
+            settings: RwLock::new(settings),
             catalog,
             blobs,
             writable,
@@ -143,6 +122,29 @@ impl Store {
         }
         store.catalog.set_reserve();
         Ok(Arc::new(store))
+    }
+
+    /// How the store behaves now.
+    pub fn settings(&self) -> Settings {
+        *self.settings.read()
+    }
+
+    /// Chooses a setting, for good; none: as if nobody had.
+    ///
+    /// Errors: `NotFound`, `Invalid`; what the catalog fails with.
+    pub fn choose(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let (name, value) = match text {
+            Some(text) => settings::check(name, text).map(|(name, value)| (name, Some(value)))?,
+            None => (name.to_owned(), None),
+        };
+        self.catalog.commit(|change| {
+            change.put(Row::Setting { key: settings::key(&name), value });
+            Ok(())
+        })?;
+        let mut settings = self.settings.write();
+        settings.forget_given(&name);
+        *settings = settings.with_chosen(&self.catalog.read().settings);
+        Ok(())
     }
 
     /// Finds the records of blobs again if the table is lost or cut.

@@ -154,7 +154,7 @@ pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
 
 /// The same in the background: what it has not seen in the trash for a while stays, because the clock may have jumped.
 pub fn end_trash_time(store: &Store) -> Result<usize> {
-    let least = Duration::from_secs(store.settings.trash_seconds.min(SEEN_MIN));
+    let least = Duration::from_secs(store.settings().trash_seconds.min(SEEN_MIN));
     let mut seen = store.seen_in_trash.lock();
     let there = trash_by_age(&store.catalog.read());
     seen.retain(|serial, _| there.iter().any(|(_, what)| what.serial() == *serial));
@@ -168,7 +168,7 @@ pub fn end_trash_time(store: &Store) -> Result<usize> {
 
 /// What was deleted before this is due.
 fn trash_limit(store: &Store) -> i64 {
-    now().saturating_sub(i64::try_from(store.settings.trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+    now().saturating_sub(i64::try_from(store.settings().trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
 }
 
 fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usize> {

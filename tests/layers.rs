@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
         "writable",
         "lock",
         "progress",
+        "settings",
         "changelog",
         "journal",
         "tar",

@@ -2,14 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::fs::mount::Flags;
-use crate::manifest::KeepUpload;
-use crate::store::Settings;
+use crate::settings::Settings;
 
 /// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
 #[derive(Parser)]
@@ -208,14 +206,12 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
         let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
         let number = || value.and_then(|v| v.parse::<u64>().ok()).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number"));
-        let size = || value.and_then(bytes).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number, with K, M, G or T"));
         // Whether it is the first of two words.
         let either = |first: &str, second: &str| match value {
             Some(v) if v == first => Ok(true),
             Some(v) if v == second => Ok(false),
             _ => Err(bad(&format!("it takes {first} or {second}"))),
         };
-        let limits = &mut parsed.settings.limits;
         match key {
             "allow_other" => parsed.flags.allow_other = true,
             "suid" => parsed.flags.suid = true,
@@ -223,30 +219,13 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "noexec" => parsed.flags.noexec = true,
             "nosuid" => parsed.flags.suid = false,
             "nodev" => parsed.flags.dev = false,
-            "trash" => {
-                parsed.settings.trash_seconds =
-                    value.and_then(duration).ok_or_else(|| bad("it takes a time: 30m, 24h, 7d, or 0"))?.as_secs()
-            }
-            "scrub" => {
-                parsed.settings.scrub_seconds =
-                    value.and_then(duration).ok_or_else(|| bad("it takes a time: 7d, or 0 for never"))?.as_secs()
-            }
             "threads" => parsed.threads = number()?.min(64) as usize,
             "latency" => parsed.latency = either("auto", "off")?,
             "passthrough" => parsed.passthrough = either("auto", "off")?,
             "trees" => parsed.mounted_trees = !either("inline", "mounted")?,
-            "keep_upload" => {
-                let keep = value.and_then(KeepUpload::parse);
-                parsed.settings.keep_upload = keep.ok_or_else(|| bad("it takes never, always or exact"))?;
+            _ if Settings::is_known(key) => {
+                parsed.settings.give(key, value.unwrap_or_default()).map_err(|e| bad(&e.to_string()))?
             }
-            "max_size" => limits.tar_size = size()?,
-            "max_entries" => limits.entries = size()?.min(200_000_000),
-            "max_depth" => limits.depth = size()?.min(1 << 20) as usize,
-            "max_header" => limits.header = size()?.min(1 << 30),
-            "max_xattrs" => limits.xattrs = size()?.min(1 << 24) as usize,
-            "max_pieces" => limits.pieces = size()?.min(1 << 24) as usize,
-            "max_window" => limits.window = size()?,
-            "max_ratio" => limits.ratio = size()?,
             "rw" | "exec" | "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "nofail" | "_netdev" | "noatime"
             | "relatime" => {}
             _ if key.starts_with("x-") || key == "comment" => {}
@@ -254,31 +233,6 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         }
     }
     Ok(parsed)
-}
-
-/// `4096`, `64K`, `1G`: powers of 1024.
-fn bytes(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.char_indices().last()? {
-        (at, 'K' | 'k') => (&text[..at], 10),
-        (at, 'M' | 'm') => (&text[..at], 20),
-        (at, 'G' | 'g') => (&text[..at], 30),
-        (at, 'T' | 't') => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// `90`, `90s`, `30m`, `24h`, `7d`.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86400,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit).map(Duration::from_secs)
 }
 
 /// Whether mount(8) runs us, by the name it looks for: `mount -t fuse.imgfs STORE MNT`.

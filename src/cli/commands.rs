@@ -17,7 +17,8 @@ use crate::fsck::Repaired;
 use crate::lock::StoreLock;
 use crate::query::Filter;
 use crate::remote::{self, Answer, Request};
-use crate::store::{Settings, Store};
+use crate::settings::Settings;
+use crate::store::Store;
 
 /// How long a daemon may take to end.
 const ENDING: Duration = Duration::from_secs(2);

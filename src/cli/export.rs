@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::keep;
 use crate::lock::StoreLock;
-use crate::store::{Settings, Store, TreeSlot};
+use crate::settings::Settings;
+use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
 use crate::versions::find_version;
 

@@ -43,6 +43,7 @@ impl ImageFs {
             }
             NodeId::Control(Control::By | Control::Unused) | NodeId::Query { .. } => self.lookup_query(caller, parent, name),
             NodeId::Control(Control::Defaults) => self.lookup_default(name),
+            NodeId::Control(Control::Config) => self.lookup_setting(name),
             NodeId::Control(_) => self.lookup_in_control(caller, parent, name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
@@ -316,6 +317,7 @@ impl ImageFs {
             }
             NodeId::Control(Control::By | Control::Unused) | NodeId::Query { .. } => self.list_query(caller, node, &mut all)?,
             NodeId::Control(Control::Defaults) => self.list_defaults(&mut all),
+            NodeId::Control(Control::Config) => self.list_settings(&mut all),
             NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),

@@ -313,6 +313,7 @@ impl ImageFs {
             NodeId::Ghost => return Ok(()),
             NodeId::Staging(directory) => return self.unlink_staged(directory, name),
             NodeId::Control(Control::Defaults) => return self.unlink_default(caller, name),
+            NodeId::Control(Control::Config) => return self.unlink_setting(caller, name),
             NodeId::Control(Control::Failed) => {
                 let known = self.store.journal.forget_failed(&text_of(name));
                 return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };
@@ -420,6 +421,7 @@ impl ImageFs {
             _ => {}
         }
         match node {
+            NodeId::Setting(_) => self.truncate_setting(caller, node, size),
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 self.truncate_upload(caller, &upload, size)

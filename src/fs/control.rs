@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 
 use crate::catalog::{Model, Version};
-use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::node::{Control, Link, NodeId};
+use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::stale;
 use crate::fs::{Caller, DirEntry, ImageFs};
 use crate::manifest;
@@ -32,11 +31,12 @@ const FILES: &[(&str, Control)] = &[
     ("by-digest", Control::ByDigest),
     ("by", Control::By),
     ("defaults", Control::Defaults),
+    ("config", Control::Config),
 ];
 
 fn is_directory(control: Control) -> bool {
-    use Control::{By, ByDigest, ById, Defaults, Dir, Failed, Jobs, Trash, Unused};
-    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults)
+    use Control::{By, ByDigest, ById, Config, Defaults, Dir, Failed, Jobs, Trash, Unused};
+    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults | Config)
 }
 
 /// Which log a file shows: 0 for the newest.
@@ -45,8 +45,7 @@ pub(super) fn log_number(control: Control) -> Option<u32> {
 }
 
 fn failed_node(name: &str) -> NodeId {
-    let digest = Digest::of(name.as_bytes()).0;
-    NodeId::Failed(u64::from_le_bytes(digest[..8].try_into().expect("eight bytes")) >> 8)
+    NodeId::Failed(number_of(name))
 }
 
 impl ImageFs {

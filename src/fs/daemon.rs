@@ -15,7 +15,8 @@ use crate::fs::latency::Latency;
 use crate::fs::mount::{self, Flags};
 use crate::fs::{ImageFs, View, attach, fuse, guard, staging, start_thread};
 use crate::repack::What;
-use crate::store::{Settings, Store};
+use crate::settings::Settings;
+use crate::store::Store;
 use crate::{gc, keep, remote, repack, scrub};
 
 /// Between two looks at the trash and at what can be freed.

@@ -382,7 +382,8 @@ impl Filesystem for Adapter {
             Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
             Err(e) => reply.error(errno_of_node(&e)),
         };
-        let slow = matches!(NodeId::from_ino(ino.0), Some(NodeId::Version { part: VersionPart::Upload, .. }));
+        let slow =
+            matches!(NodeId::from_ino(ino.0), Some(NodeId::Version { part: VersionPart::Upload, .. } | NodeId::Setting(_)));
         if !mode.writes && !slow {
             return guarded("open", || answer(node(ino).and_then(|id| fs.open(who, id, mode))));
         }
@@ -448,6 +449,10 @@ impl Filesystem for Adapter {
                     self.fs.write_upload(caller(req), upload, offset, data, Box::new(answer));
                 }
                 Ok(Handle::Edit(..) | Handle::Lease(..)) => answer(self.fs.write_edit(caller(req), fh.0, offset, data)),
+                Ok(Handle::Setting(..)) => {
+                    let (who, data) = (caller(req), data.to_vec());
+                    self.fs.offload(Box::new(answer), move |fs| fs.write_setting(who, fh.0, offset, &data));
+                }
                 Ok(Handle::Staged { .. }) => answer(self.fs.write_staged(caller(req), fh.0, offset, data)),
                 _ => answer(Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() })),
             }
@@ -470,7 +475,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -488,6 +493,13 @@ impl Filesystem for Adapter {
             // Dropping an upload waits for its threads.
             return self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
                 fs.release_upload(fh.0);
+                Ok(())
+            });
+        }
+        if matches!(self.fs.handle(fh.0).as_deref(), Ok(Handle::Setting(..))) {
+            let who = caller(req);
+            return self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
+                fs.release_setting(who, fh.0);
                 Ok(())
             });
         }

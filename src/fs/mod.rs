@@ -11,7 +11,7 @@
 //! changes.rs   cat web/2/changes
 //! retire.rs    what goes by itself
 //! leases.rs    touch used_by/app7
-//! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/
+//! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/; config.rs: config/
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted
 //! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
@@ -28,6 +28,7 @@ mod attach;
 mod browse;
 mod change;
 mod changes;
+mod config;
 mod control;
 pub mod daemon;
 mod defaults;
@@ -143,6 +144,7 @@ enum Handle {
     /// metadata.json of the image with this serial.
     Edit(u32, Mutex<Edit>),
     Lease(u32, Mutex<Edit>),
+    Setting(String, Mutex<config::Writing>),
     /// A file that a recipe of a version makes: the version, the recipe.
     Made {
         serial: u32,

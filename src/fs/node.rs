@@ -3,6 +3,7 @@
 //! The top four bits below the sign say the kind, the rest what it is of. A symlink's number follows from its
 //! target: a link that `ln -sfn` renamed over another is, for the kernel and for us, the same node.
 
+use crate::digest::Digest;
 use crate::tree::NodeIndex;
 
 /// The root of the mount; FUSE's own number.
@@ -53,6 +54,8 @@ pub enum NodeId {
         dimension: u8,
         value: u64,
     },
+    /// A setting, by a number made of its name.
+    Setting(u64),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -77,7 +80,7 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6 });
@@ -104,8 +107,14 @@ pub enum Link {
 }
 
 const KIND: u32 = 56;
-/// The numbers that values of queries may have.
-pub(super) const QUERY_VALUES: u64 = (1 << 52) - 1;
+/// The numbers that names may have.
+const NAMES: u64 = (1 << 52) - 1;
+
+/// A number for what is only known by a name. Not 0.
+pub(super) fn number_of(name: &str) -> u64 {
+    let digest = Digest::of(name.as_bytes()).0;
+    (u64::from_le_bytes(digest[..8].try_into().expect("eight bytes")) & NAMES).max(1)
+}
 
 impl NodeId {
     pub fn ino(self) -> u64 {
@@ -141,7 +150,8 @@ impl NodeId {
             NodeId::StagedLink(n) => pack(9, n),
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
-            NodeId::Query { dimension, value } => pack(12, (value & QUERY_VALUES) << 4 | u64::from(dimension & 15)),
+            NodeId::Setting(n) => pack(13, n),
+            NodeId::Query { dimension, value } => pack(12, (value & NAMES) << 4 | u64::from(dimension & 15)),
             NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
     }
@@ -181,6 +191,7 @@ impl NodeId {
                 (directory, file) => NodeId::Staged { directory, file },
             },
             11 => NodeId::Lease(serial_at(0)?),
+            13 => NodeId::Setting(payload),
             12 => NodeId::Query { dimension: (payload & 15) as u8, value: payload >> 4 },
             _ => return None,
         })
@@ -194,7 +205,7 @@ mod tests {
     #[test]
     fn every_node_has_a_number_of_its_own() {
         let mut nodes = vec![NodeId::Root, NodeId::Ghost, NodeId::Query { dimension: 4, value: 0 }];
-        nodes.extend((2..19).filter_map(Control::from_number).map(NodeId::Control));
+        nodes.extend((2..20).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
@@ -215,6 +226,7 @@ mod tests {
             ]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([Link::DeeperImage(serial), Link::DeepestImage(serial)].map(NodeId::Link));
+            nodes.push(NodeId::Setting(serial.into()));
             nodes.push(NodeId::Query { dimension: 4, value: u64::from(serial) << 20 });
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
         }

@@ -2,22 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::change::text_of;
-use crate::fs::node::{Control, Link, NodeId, QUERY_VALUES};
+use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
 use crate::query::{self, Dimension};
 
 fn dimension(n: u8) -> Result<Dimension> {
     Dimension::ALL.get(usize::from(n)).map(|(_, dimension)| *dimension).ok_or_else(stale)
-}
-
-/// The number of a value.
-fn number(value: &str) -> u64 {
-    let digest = Digest::of(value.as_bytes()).0;
-    (u64::from_le_bytes(digest[..8].try_into().expect("eight bytes")) & QUERY_VALUES).max(1)
 }
 
 impl ImageFs {
@@ -31,7 +24,7 @@ impl ImageFs {
     /// Names and serials of the images in a directory of `by`.
     fn images_in(&self, caller: Caller, of: Dimension, value: u64) -> Vec<(String, u32)> {
         let model = self.store.catalog.read();
-        let value = model.live_images().flat_map(|image| of.values(image)).find(|v| number(v) == value);
+        let value = model.live_images().flat_map(|image| of.values(image)).find(|v| number_of(v) == value);
         let found = value.into_iter().flat_map(|value| query::having(&model, of, value));
         found.filter(|image| self.may(caller, image, READ)).map(|image| (image.name.clone(), image.serial)).collect()
     }
@@ -48,7 +41,7 @@ impl ImageFs {
             NodeId::Query { dimension: of, value: 0 } => {
                 let value = dimension(of)?.value_named(text);
                 let known = self.values(caller, dimension(of)?).contains(&value);
-                let node = NodeId::Query { dimension: of, value: number(&value) };
+                let node = NodeId::Query { dimension: of, value: number_of(&value) };
                 if known { Ok(node) } else { Err(missing()) }
             }
             NodeId::Query { dimension: of, value } => {
@@ -81,7 +74,7 @@ impl ImageFs {
             }
             NodeId::Query { dimension: of, value: 0 } => {
                 for value in self.values(caller, dimension(of)?) {
-                    add(&query::name_of(&value), NodeId::Query { dimension: of, value: number(&value) }, libc::S_IFDIR);
+                    add(&query::name_of(&value), NodeId::Query { dimension: of, value: number_of(&value) }, libc::S_IFDIR);
                 }
             }
             NodeId::Query { dimension: of, value } => {

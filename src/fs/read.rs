@@ -72,6 +72,7 @@ impl ImageFs {
             }
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
             NodeId::Staged { directory, file } => self.open_staged(directory, file, mode),
+            NodeId::Setting(_) => Ok(Opened::Direct(self.open_setting(caller, node, mode.writes, mode.truncates)?)),
             NodeId::Lease(serial) => Ok(Opened::Direct(self.open_lease(serial, mode.truncates)?)),
             _ if mode.writes => Err(frozen(node)),
             NodeId::Tree { serial, index } => {
@@ -183,6 +184,7 @@ impl ImageFs {
                 out.extend_from_slice(edit.lock().read(offset, len));
                 Ok(())
             }
+            Handle::Setting(..) => Err(Error::Invalid { what: "it".into(), why: "it is open for writing".into() }),
             Handle::Log { number, caller } => self.read_log(*caller, *number, offset, len, out),
             Handle::Upload { upload, .. } => self.read_upload(upload, offset, len, out),
             Handle::Directory(_) => Err(Error::IsDirectory { what: "it".into() }),

@@ -483,7 +483,7 @@ impl ImageFs {
     /// Drops staging directories that nobody has touched for `idle`.
     pub fn reap_stagings(&self, idle: Duration) {
         let all: Vec<_> = self.stagings.all.lock().values().cloned().collect();
-        let trash = Duration::from_secs(self.store.settings.trash_seconds);
+        let trash = Duration::from_secs(self.store.settings().trash_seconds);
         for staging in all.into_iter().filter(|s| s.idle(trash) > idle) {
             let name = staging.about.lock().name.clone();
             let uid = staging.about.lock().uid;

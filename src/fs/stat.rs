@@ -142,6 +142,7 @@ impl ImageFs {
                 let (uid, text) = self.told_text(node)?;
                 Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, *self.root_changed.lock()) })
             }
+            NodeId::Setting(_) => self.setting_attr(node, own(file, 0, *self.root_changed.lock())),
             NodeId::Query { .. } => Ok(own(directory | 0o555, 4096, *self.root_changed.lock())),
             // Whose the root is, that one's is what is default.
             NodeId::Control(Control::Defaults) => {

@@ -92,7 +92,7 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
     if let Some(tarball) = tarball {
         let bytes = read_small(&tarball, METADATA_TARBALL_MAX)?;
         check_small(&tarball.name, &bytes, &expect)?;
-        lxd::add_metadata(&mut unpacked.draft, &tarball.name, &bytes, &store.settings.limits)?;
+        lxd::add_metadata(&mut unpacked.draft, &tarball.name, &bytes, &store.settings().limits)?;
         unpacked.draft.facts.fingerprint = fingerprint(&bytes, &image)?;
     }
     let source = Source {
@@ -185,7 +185,7 @@ fn read_small(file: &File, limit: u64) -> Result<Vec<u8>> {
 fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
     let is_metadata = |file: &File| {
         let small = std::fs::metadata(&file.path).is_ok_and(|m| m.len() <= METADATA_TARBALL_MAX);
-        small && read_small(file, METADATA_TARBALL_MAX).is_ok_and(|b| lxd::is_metadata_tarball(&b, &store.settings.limits))
+        small && read_small(file, METADATA_TARBALL_MAX).is_ok_and(|b| lxd::is_metadata_tarball(&b, &store.settings().limits))
     };
     match (is_metadata(&a), is_metadata(&b)) {
         (true, false) => Ok((b, Some(a))),

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use imgfs::store::{Settings, Store};
+use imgfs::settings::Settings;
+use imgfs::store::Store;
 
 use crate::common::IMGFS;
 use crate::dice::Dice;

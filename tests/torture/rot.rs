@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use imgfs::error::Error;
 use imgfs::export;
-use imgfs::store::{Settings, Store};
+use imgfs::settings::Settings;
+use imgfs::store::Store;
 
 use crate::dice::Dice;
 use crate::{World, seed};

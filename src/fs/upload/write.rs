@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::export;
-use crate::fs::node::{NodeId, VersionPart};
+use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::judge::process_of;
@@ -38,6 +38,9 @@ impl ImageFs {
         }
         if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
             return self.create_lease(caller, serial, name, mode);
+        }
+        if parent == NodeId::Control(Control::Config) {
+            return self.create_setting(caller, name);
         }
         let place = self.place_of(parent)?;
         let text = std::str::from_utf8(name).map_err(|_| bad_name(name, "it is not UTF-8"))?;

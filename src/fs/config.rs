@@ -1,0 +1,169 @@
+//! cat .imgfs/config/trash, echo 7d > it, truncate: settings as files.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::fs::access::settings_are_for_admins;
+use crate::fs::change::text_of;
+use crate::fs::node::{NodeId, number_of};
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
+use crate::settings::{self, Settings};
+
+/// The longest text of a setting.
+const TEXT_MAX: usize = 256;
+/// How long a look waits for the end of a truncation.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// A setting being written: each write(2) is judged with all that was written before it.
+pub(super) struct Writing {
+    text: Vec<u8>,
+    /// Nothing was written since it was truncated: at its end it goes back to its default.
+    truncated: bool,
+}
+
+impl ImageFs {
+    /// The settings that are shown: those of all, and those that users have.
+    fn setting_names(&self) -> Vec<String> {
+        let model = self.store.catalog.read();
+        let own =
+            model.settings.keys().filter_map(|key| key.strip_prefix(settings::CONFIG)).filter(|name| !Settings::is_known(name));
+        Settings::names().map(str::to_owned).chain(own.map(str::to_owned)).collect()
+    }
+
+    fn setting_named(&self, node: NodeId) -> Result<String> {
+        self.setting_names().into_iter().find(|name| NodeId::Setting(number_of(name)) == node).ok_or_else(stale)
+    }
+
+    fn setting_text(&self, name: &str) -> Result<String> {
+        let own = self.store.catalog.read().settings.get(&settings::key(name)).cloned();
+        match own.filter(|_| !Settings::is_known(name)) {
+            Some(text) => Ok(text),
+            None => self.store.settings().text(name),
+        }
+    }
+
+    pub(super) fn lookup_setting(&self, name: &[u8]) -> Result<NodeId> {
+        let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
+        let text = std::str::from_utf8(name).map_err(|_| missing())?;
+        let name = settings::canonical(text).ok_or_else(missing)?;
+        if self.setting_names().contains(&name) { Ok(NodeId::Setting(number_of(&name))) } else { Err(missing()) }
+    }
+
+    pub(super) fn list_settings(&self, all: &mut Vec<DirEntry>) {
+        all.extend(self.setting_names().into_iter().map(|name| DirEntry {
+            node: NodeId::Setting(number_of(&name)),
+            name: settings::shown(&name).into_bytes(),
+            format: libc::S_IFREG,
+        }));
+    }
+
+    pub(super) fn setting_attr(&self, node: NodeId, own: Attr) -> Result<Attr> {
+        let size = self.setting_text(&self.setting_named(node)?)?.len() as u64 + 1;
+        Ok(Attr { mode: libc::S_IFREG | 0o644, size, data: size, ..own })
+    }
+
+    pub(super) fn open_setting(&self, caller: Caller, node: NodeId, writes: bool, truncates: bool) -> Result<u64> {
+        let name = self.setting_named(node)?;
+        let begun = Instant::now();
+        while !writes && self.is_ending(&name) && begun.elapsed() < ENDING {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let text = format!("{}\n", self.setting_text(&name)?).into_bytes();
+        if !writes {
+            return Ok(self.open_handle(Handle::Text(text)));
+        }
+        self.refuse_settings(caller)?;
+        let text = if truncates { Vec::new() } else { text };
+        Ok(self.open_handle(Handle::Setting(name, Mutex::new(Writing { text, truncated: truncates }))))
+    }
+
+    /// Whether somebody has truncated the setting, and not written anything yet.
+    fn is_ending(&self, name: &str) -> bool {
+        let ends =
+            |handle: &Arc<Handle>| matches!(&**handle, Handle::Setting(n, writing) if n == name && writing.lock().truncated);
+        self.handles.read().values().any(ends)
+    }
+
+    /// `echo 10G > .imgfs/config/quota.alice`: a bound of one user's.
+    pub(super) fn create_setting(&self, caller: Caller, name: &[u8]) -> Result<(NodeId, u64)> {
+        self.refuse_settings(caller)?;
+        let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
+        let name = std::str::from_utf8(name).ok().and_then(settings::canonical).ok_or_else(missing)?;
+        // What holds anyhow.
+        let of_all = name.split('.').next().unwrap_or_default();
+        self.store.choose(&name, Some(&self.store.settings().text(of_all)?))?;
+        let writing = Writing { text: Vec::new(), truncated: false };
+        let node = NodeId::Setting(number_of(&name));
+        Ok((node, self.open_handle(Handle::Setting(name, Mutex::new(writing)))))
+    }
+
+    /// `write(2)`: the whole of what was written must be a value.
+    pub fn write_setting(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let Handle::Setting(name, writing) = &*handle else { return Err(stale()) };
+        let refused = |e| self.refused(caller, "write", &format!(".imgfs/config/{name}"), e);
+        let mut writing = writing.lock();
+        writing.truncated = false;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = from.saturating_add(data.len());
+        if end > TEXT_MAX {
+            let why = format!("it is over {TEXT_MAX} bytes");
+            return Err(refused(Error::Invalid { what: "the text".into(), why }));
+        }
+        let mut text = writing.text.clone();
+        text.resize(text.len().max(end), b' ');
+        text[from..end].copy_from_slice(data);
+        // A shorter value over a longer one is that value.
+        text.truncate(text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1));
+        let value = String::from_utf8_lossy(&text).trim().to_owned();
+        self.choose_setting(caller, name, &value).map_err(refused)?;
+        writing.text = text;
+        Ok(data.len() as u32)
+    }
+
+    /// Nothing is the default.
+    fn choose_setting(&self, caller: Caller, name: &str, value: &str) -> Result<()> {
+        self.store.choose(name, Some(value).filter(|value| !value.is_empty()))?;
+        self.touch_root();
+        self.store.journal.log(caller.uid, "config", name, if value.is_empty() { "the default" } else { value });
+        Ok(())
+    }
+
+    /// `truncate -s 0`; `: > FILE` at its end.
+    pub(super) fn truncate_setting(&self, caller: Caller, node: NodeId, size: u64) -> Result<()> {
+        self.refuse_settings(caller)?;
+        if size > 0 {
+            return Err(Error::Invalid { what: "a setting".into(), why: "write its value, or truncate it to nothing".into() });
+        }
+        self.choose_setting(caller, &self.setting_named(node)?, "")
+    }
+
+    /// The last close: what was truncated, and not written again, is as nobody had chosen it.
+    pub fn release_setting(&self, caller: Caller, fh: u64) {
+        let handle = self.handle(fh);
+        if let Ok(Handle::Setting(name, writing)) = handle.as_deref()
+            && writing.lock().truncated
+            && let Err(e) = self.choose_setting(caller, name, "")
+        {
+            self.refused(caller, "truncate", &format!(".imgfs/config/{name}"), e);
+        }
+        self.close_directory(fh);
+    }
+
+    /// `rm`: a user's own bound goes.
+    pub(super) fn unlink_setting(&self, caller: Caller, name: &[u8]) -> Result<()> {
+        let name = self.setting_named(self.lookup_setting(name)?)?;
+        self.refuse_settings(caller)?;
+        if Settings::is_known(&name) {
+            return Err(Error::Managed { what: format!("the setting {name}"), why: "truncate it: then it is as by default" });
+        }
+        self.choose_setting(caller, &name, "")
+    }
+
+    fn refuse_settings(&self, caller: Caller) -> Result<()> {
+        if self.is_admin(caller) { Ok(()) } else { Err(settings_are_for_admins(self.view.uid)) }
+    }
+}
