@@ -255,7 +255,7 @@ fn duration(text: &str) -> Option<u64> {
 fn duration_text(seconds: u64) -> String {
     // A day is more often called 24 hours.
     let units = [(86400, "d"), (3600, "h"), (60, "m")];
-    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds % unit == 0 && seconds != 86400);
+    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit) && seconds != 86400);
     match whole {
         Some((unit, name)) => format!("{}{name}", seconds / unit),
         None if seconds == 86400 => "24h".into(),
