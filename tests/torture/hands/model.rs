@@ -238,6 +238,9 @@ impl Model {
             (Gesture::Restore { what, to }, 0) if what.number.is_some() => look_up(*to),
 
             (Gesture::Add { into: true, .. }, _) if dead => refuses(libc::ENOENT),
+            // GNU cp found nothing there, and creates exclusively: between the two an image got this name that has a receipt
+            // of that file.
+            (Gesture::Add { into: false, .. }, _) if *answer == Answer::Refused(libc::EEXIST) => Step::Ends(None),
             (Gesture::Add { name, mark, into }, _) => {
                 let mut model = self.clone();
                 let image = if *into { Some(serial) } else { self.named(*name) };
