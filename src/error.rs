@@ -74,6 +74,8 @@ pub enum Error {
     Immutable { image: String, uid: u32 },
     #[error("{what} is user {uid}'s, who does not let you change it")]
     NotYours { what: String, uid: u32 },
+    #[error("it would be more than the quota of {who}: {limit}")]
+    OverQuota { who: String, limit: String },
     #[error("{what} is used by {holders}")]
     InUse { what: String, holders: String },
     #[error("{what} never changes")]
@@ -162,6 +164,7 @@ impl Error {
             Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
             Error::Managed { .. } | Error::Immutable { .. } => libc::EPERM,
             Error::NotYours { .. } => libc::EACCES,
+            Error::OverQuota { .. } => libc::EDQUOT,
             Error::NotDirectory { .. } => libc::ENOTDIR,
             Error::IsDirectory { .. } => libc::EISDIR,
             Error::NoAttribute { .. } => libc::ENODATA,
@@ -214,6 +217,7 @@ impl Error {
             Error::NotEmpty { .. } => "rm -r removes it with all it holds",
             Error::HasDependents { .. } => "delete those first",
             Error::Immutable { .. } => "chattr -i it first, or setfattr -n user.imgfs.immutable -v false",
+            Error::OverQuota { .. } => "delete images or versions, or ask who administers the store for more",
             Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
             Error::InUse { .. } => {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"

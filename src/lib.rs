@@ -20,14 +20,15 @@
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the
 //! store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal`
-//! (errors, jobs; `changelog`), `settings` (.imgfs/config), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
+//! (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
 
+pub mod acl;
 pub mod adopt;
 pub mod blob;
 pub mod catalog;
@@ -57,6 +58,7 @@ pub mod manifest;
 pub mod name;
 pub mod progress;
 pub mod query;
+pub mod quota;
 pub mod remote;
 pub mod repack;
 pub mod retention;

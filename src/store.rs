@@ -46,6 +46,10 @@ pub struct Store {
     kept: RwLock<HashMap<u32, Arc<Tree>>>,
     /// Versions whose trees were found damaged.
     hurt: Mutex<BTreeSet<u32>>,
+    /// Whose the store is.
+    owner: u32,
+    /// Held from when a quota is looked at until the row is there.
+    pub(crate) quota: Mutex<()>,
     /// Held while a tree is packed against another, and while one that may be such a base goes.
     bases: Mutex<()>,
     /// One gc at a time.
@@ -98,6 +102,8 @@ impl Store {
             slots: RwLock::default(),
             kept: RwLock::default(),
             hurt: Mutex::default(),
+            owner: std::os::unix::fs::MetadataExt::uid(&fs::metadata(&dir).map_err(Error::io("stat", &dir))?),
+            quota: Mutex::default(),
             bases: Mutex::default(),
             gc: Mutex::default(),
             repack: Mutex::default(),
@@ -122,6 +128,11 @@ impl Store {
         }
         store.catalog.set_reserve();
         Ok(Arc::new(store))
+    }
+
+    /// The user whose the store is: with root the one who has no quota.
+    pub fn owner(&self) -> u32 {
+        self.owner
     }
 
     /// How the store behaves now.

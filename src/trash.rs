@@ -9,6 +9,7 @@ use crate::fault;
 use crate::ingest::check_identity;
 use crate::manifest::now;
 use crate::name::ImageName;
+use crate::quota;
 use crate::store::Store;
 use crate::versions::{live_image, not_found, refuse_taken};
 
@@ -43,6 +44,7 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
         let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        quota::refuse_image(store, change.model, image.uid)?;
         let own: Vec<&Version> = change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
         for version in &own {
             // An origin may come back in the same image.

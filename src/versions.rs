@@ -4,11 +4,13 @@
 
 use std::collections::HashSet;
 
+use crate::acl::{Acl, with_bits};
 use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, default_key};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::manifest::now;
 use crate::name::ImageName;
+use crate::quota;
 use crate::rules::refuse_immutable;
 use crate::store::Store;
 
@@ -26,6 +28,7 @@ pub enum LinkTarget {
 pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
+        quota::refuse_image(store, change.model, uid)?;
         let serial = change.serial();
         change.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
         if change.model.default_image.is_none() {
@@ -308,12 +311,31 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -
     })
 }
 
-/// `chmod`, `chown` on an image.
-pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+/// Mode, owner and group, if they are to change.
+pub type Rights = (Option<u32>, Option<u32>, Option<u32>);
+
+/// `chmod`, `chown` on an image. `masks`: the group bits of the mode are a mask, because settings show an ACL.
+pub fn set_owner(store: &Store, image: u32, masks: bool, (mode, uid, gid): Rights) -> Result<()> {
     change_image(store, image, |_, image| {
         refuse_immutable(image)?;
+        if masks && mode.is_some() {
+            let group = image.mode >> 3 & 7;
+            image.rules.acl.get_or_insert_with(|| Acl { group, ..Acl::default() });
+        }
         image.mode = mode.map_or(image.mode, |m| m & 0o7777);
         (image.uid, image.gid) = (uid.unwrap_or(image.uid), gid.unwrap_or(image.gid));
+        Ok(())
+    })
+}
+
+/// `setfacl` on an image: the ACL, and the nine bits of the mode that say the rest of it; none: `setfacl -b`.
+///
+/// Errors: `Immutable`, `NotFound`.
+pub fn set_acl(store: &Store, image: u32, acl: Option<Acl>, bits: Option<u32>) -> Result<()> {
+    change_image(store, image, |_, image| {
+        refuse_immutable(image)?;
+        image.mode = with_bits(image.mode, image.rules.acl.as_ref(), bits);
+        image.rules.acl = acl;
         Ok(())
     })
 }

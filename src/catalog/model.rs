@@ -179,7 +179,7 @@ impl Model {
             .chain(labels)
             .chain(leases)
             .chain([default, Row::Blobs(self.blobs)])
-            .chain(self.root.map(Row::Root))
+            .chain(self.root.clone().map(Row::Root))
             .chain(settings)
             .collect()
     }

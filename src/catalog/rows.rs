@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::acl::Acl;
 use crate::compress::Method;
 use crate::digest::Digest;
 use crate::error::Result;
@@ -39,6 +40,9 @@ pub struct Rules {
     /// No update, edit, renaming or deletion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub immutable: Option<Immutable>,
+    /// What there is beside the mode, whose group bits are its mask then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acl: Option<Acl>,
 }
 
 impl Rules {
@@ -195,11 +199,13 @@ pub struct Alias {
 }
 
 /// Who may make and delete images: `chmod 1777 MNT`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
     pub uid: u32,
     pub gid: u32,
     pub mode: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acl: Option<Acl>,
 }
 
 /// A version string, as `@22.04.5` in an image leads to a version. Of one name there is one in an image; it shows as long

@@ -214,6 +214,8 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         };
         match key {
             "allow_other" => parsed.flags.allow_other = true,
+            "noacl" => parsed.flags.noacl = true,
+            "acl" => parsed.flags.noacl = false,
             "suid" => parsed.flags.suid = true,
             "dev" => parsed.flags.dev = true,
             "noexec" => parsed.flags.noexec = true,

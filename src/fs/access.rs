@@ -1,4 +1,4 @@
-//! chmod, chown, chgrp: who may, where the kernel does not ask: for names that lead to an image from elsewhere, and for
+//! chmod, chown, chgrp, setfacl: who may, where the kernel does not ask: for names that lead to an image from elsewhere, and for
 //! what is said about it.
 //!
 //! With `allow_other` the kernel checks every path by the mode of what lies on it (`default_permissions`). What is left
@@ -9,14 +9,22 @@ use crate::catalog::{Image, Model};
 use crate::error::{Error, Result};
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
+use crate::rules::By;
 
 /// Bits of a mode, as others have them.
 pub(super) const READ: u32 = 4;
 pub(super) const WRITE: u32 = 2;
 
 impl ImageFs {
+    /// For rules about who may.
+    pub(super) fn by(&self, caller: Caller) -> By {
+        By { uid: caller.uid, is_admin: self.is_admin(caller) }
+    }
+
     pub(super) fn is_admin(&self, caller: Caller) -> bool {
-        caller.by(&self.view).is_admin
+        caller.uid == 0
+            || caller.uid == self.view.uid
+            || self.store.settings().admin_group.is_some_and(|gid| is_in_group(caller, gid))
     }
 
     /// Whether the mode of an image lets this user read or change it.
@@ -24,14 +32,14 @@ impl ImageFs {
         if self.is_admin(caller) {
             return true;
         }
-        let class = if image.uid == caller.uid {
-            image.mode >> 6
-        } else if is_in_group(caller, image.gid) {
-            image.mode >> 3
-        } else {
-            image.mode
-        };
-        class & want == want
+        if image.uid == caller.uid {
+            return image.mode >> 6 & want == want;
+        }
+        match &image.rules.acl {
+            Some(acl) => acl.rights(image.mode, caller.uid, image.gid, |gid| is_in_group(caller, gid), want),
+            None if is_in_group(caller, image.gid) => image.mode >> 3 & want == want,
+            None => image.mode & want == want,
+        }
     }
 
     /// Refuses an upload in the root that is for an image which this user may not change.

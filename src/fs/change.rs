@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::acl::Acl;
 use crate::catalog::{Named, Root};
 use crate::describe;
 use crate::error::{Error, Result};
@@ -384,13 +385,19 @@ impl ImageFs {
             }
             NodeId::Receipt(version) => self.set_receipt(version, changes.mode, changes.mtime)?,
             NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
-                versions::set_owner(&self.store, serial, changes.mode, changes.uid, changes.gid).map_err(refused)?;
+                let masks = self.view.has_acls && self.store.settings().admin_group.is_some();
+                let rights = (changes.mode, changes.uid, changes.gid);
+                versions::set_owner(&self.store, serial, masks, rights).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", self.path_of(node).trim_start_matches('/'), "changed");
             }
             NodeId::Root if rights => {
                 let (old, or) = (self.root(), |new: Option<u32>, old| new.unwrap_or(old));
                 let (uid, gid) = (or(changes.uid, old.uid), or(changes.gid, old.gid));
-                let root = Root { uid, gid, mode: changes.mode.map_or(old.mode, |mode| mode & 0o7777) };
+                let mut root = Root { uid, gid, mode: changes.mode.map_or(old.mode, |mode| mode & 0o7777), acl: old.acl };
+                if changes.mode.is_some() && self.root_rights().acl.is_some() {
+                    let group = old.mode >> 3 & 7;
+                    root.acl.get_or_insert_with(|| Acl { group, ..Acl::default() });
+                }
                 versions::set_root(&self.store, root).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", ".", "changed");
             }
@@ -472,7 +479,7 @@ impl ImageFs {
     }
 
     pub(super) fn edit_metadata(&self, caller: Caller, image: u32, text: &[u8]) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| describe::edit(model, image, caller.by(&self.view), text))?;
+        versions::edit(&self.store, image, |model, image| describe::edit(model, image, self.by(caller), text))?;
         self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
         Ok(())
     }

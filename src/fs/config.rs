@@ -62,7 +62,7 @@ impl ImageFs {
 
     pub(super) fn setting_attr(&self, node: NodeId, own: Attr) -> Result<Attr> {
         let size = self.setting_text(&self.setting_named(node)?)?.len() as u64 + 1;
-        Ok(Attr { mode: libc::S_IFREG | 0o644, size, data: size, ..own })
+        Ok(Attr { mode: libc::S_IFREG | self.admin_rights(0o644).mode & 0o666, size, data: size, ..own })
     }
 
     pub(super) fn open_setting(&self, caller: Caller, node: NodeId, writes: bool, truncates: bool) -> Result<u64> {
@@ -128,6 +128,9 @@ impl ImageFs {
     fn choose_setting(&self, caller: Caller, name: &str, value: &str) -> Result<()> {
         self.store.choose(name, Some(value).filter(|value| !value.is_empty()))?;
         self.touch_root();
+        if name.ends_with("_group") {
+            self.forget_rights();
+        }
         self.store.journal.log(caller.uid, "config", name, if value.is_empty() { "the default" } else { value });
         Ok(())
     }

@@ -59,15 +59,23 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         mount_point: point.display().to_string(),
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
+        // Without allow_other the kernel does not check permissions at all.
+        has_acls: options.flags.allow_other && !options.flags.noacl,
     };
     staging::prepare(&store.dir)?;
     store.mounted_on(&view.mount_point)?;
     clean_up(&store.dir);
     remote::listen(store.clone())?;
     let latency = if options.latency { Latency::start() } else { None };
+    let acls = view.has_acls;
     let fs = ImageFs::new(store.clone(), view);
-    let serving =
-        |plane| Serving { plane, threads: options.threads, allow_other: options.flags.allow_other, latency: latency.clone() };
+    let serving = |plane| Serving {
+        plane,
+        threads: options.threads,
+        allow_other: options.flags.allow_other,
+        acls,
+        latency: latency.clone(),
+    };
     if options.mounted_trees {
         start_trees(&fs, &point, &options.flags, serving(Plane::Trees))?;
     }

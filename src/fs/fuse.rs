@@ -75,6 +75,7 @@ pub struct Serving {
     /// Event loops.
     pub threads: usize,
     pub allow_other: bool,
+    pub acls: bool,
     pub latency: Option<Arc<Latency>>,
 }
 
@@ -82,6 +83,7 @@ pub struct Serving {
 struct Adapter {
     fs: Arc<ImageFs>,
     plane: Plane,
+    acls: bool,
     latency: Option<Arc<Latency>>,
     /// Who has large files open; none if the kernel is not to read any by itself.
     backings: Option<Arc<Backings<BackingId>>>,
@@ -115,7 +117,7 @@ impl Kernel for ToKernel {
 ///
 /// Errors: what the descriptor fails with.
 pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnce()) -> io::Result<()> {
-    let Serving { plane, threads, allow_other, latency } = serving;
+    let Serving { plane, threads, allow_other, acls, latency } = serving;
     let mut config = Config::default();
     // The kernel checks who may; fuser's own check would refuse root on a user's mount.
     let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -124,7 +126,7 @@ pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnc
     // A loop of its own descriptor wakes alone; opening /dev/fuse again takes permission.
     config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     let backings = (plane == Plane::All { passthrough: true }).then(Arc::default);
-    let session = Session::from_fd(Adapter { fs: fs.clone(), plane, latency, backings }, fd, acl, config)?;
+    let session = Session::from_fd(Adapter { fs: fs.clone(), plane, acls, latency, backings }, fd, acl, config)?;
     if plane == Plane::Trees {
         return session.run();
     }
@@ -188,6 +190,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_MAX_PAGES,
         ] {
             let _ = config.add_capabilities(capability);
+        }
+        if self.acls {
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
         }
         // Of files on the store's own file system, which may not be stacked any further.
         if self.backings.is_some()

@@ -3,7 +3,7 @@
 //! ```text
 //! fuse.rs      and fuse/ alone name fuser: requests in, replies out
 //! browse.rs    ls: names; stat.rs: what they are; read.rs: cat
-//! access.rs    who may, where the kernel does not ask
+//! access.rs    who may, where the kernel does not ask; acl.rs: setfacl
 //! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
 //! staging.rs   several files that become one version
 //! upload/      cp in: an upload from its first byte to its receipt
@@ -24,6 +24,7 @@
 //! Slow work leaves the event loops: such operations take a `Reply` and answer it from a thread of their own.
 
 mod access;
+mod acl;
 mod attach;
 mod browse;
 mod change;
@@ -60,7 +61,6 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::export::RecipeReaders;
-use crate::rules::By;
 use crate::store::Store;
 use crate::tree::Tree;
 use edit::Edit;
@@ -168,13 +168,6 @@ pub trait Kernel: Send + Sync {
     fn forget_content(&self, ino: u64);
 }
 
-impl Caller {
-    /// For rules about who may.
-    fn by(&self, view: &View) -> By {
-        By { uid: self.uid, is_admin: self.uid == 0 || self.uid == view.uid }
-    }
-}
-
 /// How the mount was made.
 #[derive(Clone, Debug, Default)]
 pub struct View {
@@ -183,6 +176,8 @@ pub struct View {
     /// Owner of the root directory.
     pub uid: u32,
     pub gid: u32,
+    /// Whether the kernel asks for ACLs.
+    pub has_acls: bool,
 }
 
 /// The answer for a node that was, and is no more.

@@ -32,6 +32,8 @@ const FS_TYPE: &str = "fuse.imgfs";
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     pub allow_other: bool,
+    /// No ACLs: the mode says all.
+    pub noacl: bool,
     pub suid: bool,
     pub dev: bool,
     pub noexec: bool,

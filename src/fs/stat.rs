@@ -56,7 +56,7 @@ impl ImageFs {
                 let images = self.store.catalog.read().live_images().count();
                 let links = u32::try_from(images).unwrap_or(u32::MAX - 2) + 2;
                 let root = self.root();
-                let attr = own(directory | root.mode, 4096, *self.root_changed.lock());
+                let attr = own(directory | self.root_rights().mode, 4096, *self.root_changed.lock());
                 Ok(Attr { links, lasting: true, uid: root.uid, gid: root.gid, ..attr })
             }
             NodeId::Image { serial, part, .. } => {
@@ -66,17 +66,18 @@ impl ImageFs {
                     return Ok(own(if part == ImagePart::Dir { directory | 0o777 } else { file | 0o444 }, 0, 0));
                 };
                 let owned = |attr: Attr| Attr { uid: image.uid, gid: image.gid, ..attr };
+                let mode = self.image_rights(image).mode;
                 let live = image.trashed_at.is_none();
                 Ok(match part {
                     ImagePart::Dir => {
                         let links = u32::try_from(model.versions_of(serial).count()).unwrap_or(0) + 2;
-                        let attr = own(directory | image.mode, 4096, image.updated_at);
+                        let attr = own(directory | mode, 4096, image.updated_at);
                         Attr { links, lasting_name: live, lasting: live, ..owned(attr) }
                     }
-                    ImagePart::Id => owned(own(file | image.mode & 0o444, image.id.len() as u64 + 1, image.created_at)),
+                    ImagePart::Id => owned(own(file | mode & 0o444, image.id.len() as u64 + 1, image.created_at)),
                     ImagePart::Metadata => {
                         let size = manifest::pretty(&describe::image(&model, image)).len() as u64;
-                        owned(own(file | image.mode & 0o666, size, image.updated_at))
+                        owned(own(file | mode & 0o666, size, image.updated_at))
                     }
                 })
             }
@@ -93,25 +94,26 @@ impl ImageFs {
                     return Ok(own(mode, 0, 0));
                 };
                 let live = model.is_live(version);
+                let mode = self.image_rights(image).mode;
                 let attr = match part {
                     VersionPart::Dir => {
                         // rm -r begins in it, by who may change the image; anything else in it is refused.
-                        let attr = own(directory | image.mode & 0o777, 4096, version.created_at);
+                        let attr = own(directory | mode & 0o777, 4096, version.created_at);
                         Attr { links: 4, lasting_name: live, lasting: live, ..attr }
                     }
-                    VersionPart::Id => own(file | image.mode & 0o444, version.id.len() as u64 + 1, version.created_at),
+                    VersionPart::Id => own(file | mode & 0o444, version.id.len() as u64 + 1, version.created_at),
                     VersionPart::Tar => Attr {
                         lasting: live,
                         lasting_name: live,
-                        ..own(file | image.mode & 0o444, version.facts.size, version.created_at)
+                        ..own(file | mode & 0o444, version.facts.size, version.created_at)
                     },
                     VersionPart::Upload => Attr {
                         lasting: live,
                         lasting_name: live,
-                        ..own(file | image.mode & 0o444, version.facts.upload_size, version.created_at)
+                        ..own(file | mode & 0o444, version.facts.upload_size, version.created_at)
                     },
-                    VersionPart::UsedBy => own(directory | used_by_mode(image.mode, live), 4096, version.created_at),
-                    VersionPart::Metadata | VersionPart::Changes => own(file | image.mode & 0o444, size?, version.created_at),
+                    VersionPart::UsedBy => own(directory | used_by_mode(mode, live), 4096, version.created_at),
+                    VersionPart::Metadata | VersionPart::Changes => own(file | mode & 0o444, size?, version.created_at),
                 };
                 Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
             }
@@ -123,15 +125,22 @@ impl ImageFs {
                 let (uid, gid) = self.staged_owner(number);
                 Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()) })
             }
-            NodeId::Upload(number) => Ok(self.uploads.by_number(number).ok_or_else(stale)?.attr(ino)),
+            NodeId::Upload(number) => {
+                let upload = self.uploads.by_number(number).ok_or_else(stale)?;
+                let (attr, model) = (upload.attr(ino), self.store.catalog.read());
+                // Once it is a version, it is that one's receipt.
+                match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
+                    Some((image, _)) => Ok(Attr { mode: self.receipt_mode(image, attr.mode), ..attr }),
+                    None => Ok(attr),
+                }
+            }
             NodeId::Receipt(serial) => {
                 let model = self.store.catalog.read();
                 let version = model.versions.get(&serial).ok_or_else(stale)?;
                 let receipt = version.receipt.as_ref().ok_or_else(stale)?;
-                // What the image lets nobody read, its receipt does not, either; who may change it may write that again.
                 let image = model.images.get(&version.image).ok_or_else(stale)?;
-                let mode = receipt.mode & (image.mode & 0o444 | 0o7333) | image.mode & 0o022;
-                let attr = own(file | mode, version.facts.upload_size, receipt.mtime);
+                let mode = self.receipt_mode(image, file | receipt.mode);
+                let attr = own(mode, version.facts.upload_size, receipt.mtime);
                 Ok(Attr { uid: version.facts.uid, gid: image.gid, ..attr })
             }
             NodeId::Lease(serial) => self.lease_attr(serial, own(file, 0, 0)),
@@ -147,7 +156,7 @@ impl ImageFs {
             // Whose the root is, that one's is what is default.
             NodeId::Control(Control::Defaults) => {
                 let root = self.root();
-                let attr = own(directory | root.mode, 4096, *self.root_changed.lock());
+                let attr = own(directory | self.root_rights().mode, 4096, *self.root_changed.lock());
                 Ok(Attr { uid: root.uid, gid: root.gid, ..attr })
             }
             NodeId::Control(_) => {
@@ -155,6 +164,7 @@ impl ImageFs {
                 let mode = match node {
                     // Who may bring something back, or end it, imgfs knows.
                     NodeId::Control(Control::Trash) => directory | 0o777,
+                    NodeId::Control(Control::Config) => directory | self.admin_rights(0o755).mode,
                     _ if format == directory => directory | 0o755,
                     _ => file | 0o444,
                 };
@@ -163,10 +173,16 @@ impl ImageFs {
         }
     }
 
+    /// What the image lets nobody read, its receipt does not, either; who may change it may write that again.
+    fn receipt_mode(&self, image: &Image, own: u32) -> u32 {
+        let shown = self.image_rights(image).mode;
+        own & !0o444 | own & shown & 0o444 | shown & 0o022
+    }
+
     /// The owner and mode of the mount's root.
     pub(super) fn root(&self) -> Root {
-        let own = Root { uid: self.view.uid, gid: self.view.gid, mode: 0o755 };
-        self.store.catalog.read().root.unwrap_or(own)
+        let own = Root { uid: self.view.uid, gid: self.view.gid, mode: 0o755, acl: None };
+        self.store.catalog.read().root.clone().unwrap_or(own)
     }
 
     /// Whose a link is: in an image its owner's, as an alias that of the image; `default`, which has the number of an alias

@@ -1,6 +1,7 @@
 //! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its
 //! files; whether an image is immutable.
 
+use crate::acl::{ACCESS, DEFAULT};
 use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
@@ -12,8 +13,7 @@ use crate::tree::{Bytes, Kind};
 use crate::versions;
 
 const PREFIX: &str = "user.imgfs.";
-/// ACLs say no more than the mode here; setting one is what cp -a does to every file.
-const ACLS: &[&str] = &["system.posix_acl_access", "system.posix_acl_default"];
+const ACLS: &[&str] = &[ACCESS, DEFAULT];
 
 /// Names and values.
 type Attributes = Vec<(String, Vec<u8>)>;
@@ -92,6 +92,9 @@ impl ImageFs {
 
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: String::from_utf8_lossy(name).into_owned() };
+        if name == ACCESS.as_bytes() && !matches!(node, NodeId::Tree { .. }) {
+            return self.acl_value(node);
+        }
         // What ls asks of every file.
         if (name.starts_with(b"system.posix_acl") || name == b"security.selinux") && !matches!(node, NodeId::Tree { .. }) {
             return Err(missing());
@@ -128,7 +131,7 @@ impl ImageFs {
 
     /// Changes one of the keys of metadata.json.
     fn edit_key(&self, caller: Caller, image: u32, key: &str, value: &str) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| describe::edit_key(model, image, caller.by(&self.view), key, value))?;
+        versions::edit(&self.store, image, |model, image| describe::edit_key(model, image, self.by(caller), key, value))?;
         let (name, outcome) = (self.path_of(self.image_node(image)), format!("{key}={value}"));
         self.store.journal.log(caller.uid, "edit", name.trim_start_matches('/'), &outcome);
         Ok(())
@@ -150,6 +153,7 @@ impl ImageFs {
         if ACLS.contains(&text.as_str())
             && matches!(node, NodeId::Upload(_) | NodeId::Receipt(_) | NodeId::Staged { .. } | NodeId::Staging(_))
         {
+            // What cp -a does to every file: an upload has a mode, and no more.
             return Ok(());
         }
         let value_text = std::str::from_utf8(value).map_err(|_| Error::BadMetadata { why: format!("{text} is not UTF-8") });
@@ -159,6 +163,7 @@ impl ImageFs {
             }
             (NodeId::Upload(number), Some("expect")) => value_text.and_then(|value| self.expect_upload(number, value)),
             (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
+            _ if ACLS.contains(&text.as_str()) => self.set_acl(caller, node, &text, Some(value)),
             (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => {
                 value_text.and_then(|value| self.edit_key(caller, serial, key, value))
             }
@@ -173,6 +178,7 @@ impl ImageFs {
     pub fn removexattr(&self, caller: Caller, node: NodeId, name: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(name).into_owned();
         let result = match (node, text.strip_prefix(PREFIX)) {
+            (NodeId::Root | NodeId::Image { .. }, _) if text == ACCESS => self.set_acl(caller, node, &text, None),
             // cp -a drops a default ACL that is not there.
             _ if ACLS.contains(&text.as_str()) => Err(Error::NoAttribute { name: text.clone() }),
             (NodeId::Staged { directory, file }, Some("expect")) => self.expect_staged(directory, file, None),

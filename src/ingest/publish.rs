@@ -1,6 +1,6 @@
 //! The end of an ingest: content, tree, row, name, each durable before the next (invariant 1).
 
-use crate::catalog::{Image, Kept, Model, Named, Receipt, Row, Version, VersionFacts};
+use crate::catalog::{Change, Image, Kept, Model, Named, Receipt, Row, Version, VersionFacts};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
@@ -13,7 +13,7 @@ use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
-use crate::{fault, gc, heal, labels};
+use crate::{fault, gc, heal, labels, quota};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
 const ROOM: u64 = 4 << 20;
@@ -75,7 +75,7 @@ pub struct Published {
 /// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an error
 /// nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
-    refuse_early(&store.catalog.read(), &source.target, &source.build)?;
+    refuse_early(store, source.uid, &source.target, &source.build)?;
     let same = newest_is_same(store, &unpacked, source);
     if let Some((published, version)) = &same
         && !heal::is_hurt(store, version.serial)
@@ -127,7 +127,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
         fault::reached("publish.written");
         sync_dir(path.parent().expect("trees/"))?;
         fault::reached("publish.named");
-        let system = detect(store, &Tree::open(&path, &digest)?);
+        let tree = Tree::open(&path, &digest)?;
+        let system = detect(store, &tree);
         for (field, found) in
             [(&mut facts.os, system.os), (&mut facts.release, system.release), (&mut facts.architecture, system.architecture)]
         {
@@ -142,7 +143,12 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
                 heal::heal_trees(store, &version, &path, digest)?;
                 Ok(published)
             }
-            None => add_rows(store, source, id, digest, facts),
+            None => {
+                let owner = source.target.image(&store.catalog.read()).map(|image| image.uid);
+                let _held = store.quota.lock();
+                quota::refuse_bytes(store, owner.unwrap_or(source.uid), Some(&tree))?;
+                add_rows(store, source, id, digest, facts)
+            }
         }
     });
     match made {
@@ -176,16 +182,19 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     }
 }
 
-/// What the commit would refuse, said before the work.
+/// What the commit would refuse, said before the work: of an upload of this user's.
 ///
-/// Errors: `Immutable`, `Taken`.
-pub fn refuse_early(model: &Model, target: &Target, build: &Build) -> Result<()> {
+/// Errors: `Immutable`, `Taken`, `OverQuota`.
+pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> Result<()> {
+    let owner = target.image(&store.catalog.read()).map(|image| image.uid);
+    quota::refuse_bytes(store, owner.unwrap_or(uid), None)?;
+    let model = &*store.catalog.read();
     if let Target::Named(name) = target
         && let Some(Named::Alias(_)) = model.named(name.as_str())
     {
         return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() });
     }
-    let Some(image) = target.image(model) else { return Ok(()) };
+    let Some(image) = target.image(model) else { return quota::refuse_image(store, model, uid) };
     refuse_immutable(image)?;
     refuse_other_architecture(image, build)
 }
@@ -252,6 +261,10 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
     let at = now();
     store.trash_has_changed();
     store.catalog.commit(|change| {
+        let new = |change: &mut Change<'_>, name: &ImageName| {
+            quota::refuse_image(store, change.model, source.uid)?;
+            Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
+        };
         let (mut image, in_root) = match &source.target {
             Target::Image(serial) => {
                 let gone = || Error::NotFound { what: "such image any more".into() };
@@ -260,13 +273,13 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             Target::Named(name) => match change.model.named(name.as_str()) {
                 Some(Named::Image(serial)) => (change.model.images[&serial].clone(), true),
                 Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
-                None => (Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true),
+                None => (new(change, name)?, true),
             },
             Target::New(name) => {
                 if change.model.named(name.as_str()).is_some() {
                     return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
                 }
-                (Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)?, true)
+                (new(change, name)?, true)
             }
         };
         refuse_immutable(&image)?;

@@ -75,7 +75,7 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
     };
     let label = manifest.as_ref().map(|m| m.version().replace('/', "%2F"));
     let build = Build { label, architecture: None };
-    super::refuse_early(&store.catalog.read(), &order.target, &build)?;
+    super::refuse_early(store, order.uid, &order.target, &build)?;
     if let Some(manifest) = &manifest {
         // Before the work; the commit asks again.
         super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;

@@ -11,6 +11,8 @@ mod reader;
 mod sparse;
 mod write;
 
+#[cfg(test)]
+pub use acl::to_xattr as acl_value;
 pub use foreign::not_a_tar;
 pub use reader::{Entry, Kind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar};
 pub use write::NewEntry;

@@ -188,6 +188,12 @@ impl Upload {
         }
     }
 
+    /// The version that it became.
+    pub(super) fn published_as(&self) -> Option<u32> {
+        let info = self.info.lock();
+        info.version.filter(|_| info.published)
+    }
+
     fn is_published(&self) -> bool {
         self.info.lock().published
     }

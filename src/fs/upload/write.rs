@@ -54,7 +54,7 @@ impl ImageFs {
             (Place::Root, Promise::Archive(_)) => {
                 // Said now, not after a gigabyte.
                 let (target, build) = self.target_named(text)?;
-                ingest::refuse_early(&self.store.catalog.read(), &target, &build)?;
+                ingest::refuse_early(&self.store, caller.uid, &target, &build)?;
                 self.refuse_foreign(caller, &target)?;
             }
             (_, Promise::Dotted) => {}

@@ -1,0 +1,176 @@
+//! Who may do what, beyond owner and mode: ACLs, the groups of admins and importers, quotas. README's table of roles, a test
+//! a row. As several users, through one mount.
+
+mod common;
+
+use common::{Mount, Ran, sh};
+
+type User = (u32, u32, &'static str);
+
+/// Owner of the images; others; one in group 2000, one in 2001.
+const ANNA: User = (1001, 1001, "");
+const BERT: User = (1002, 1002, "");
+const ADMIN: User = (1004, 1004, "2000");
+const IMPORTER: User = (1005, 1005, "2001");
+
+fn shared(options: &[&str]) -> Option<Mount> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return None;
+    }
+    let m = Mount::with(&[&["allow_other"], options].concat());
+    m.ok("chmod 755 $MNT/.. $S; chmod 644 $S/*.tar");
+    Some(m)
+}
+
+fn by(m: &Mount, (uid, gid, groups): User, script: &str) -> Ran {
+    let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
+    let inner = format!("{}S={}; MNT={}; set -e; {script}", common::NOT, m.path("src").display(), m.mnt().display());
+    std::fs::write(m.path("script"), inner).unwrap();
+    sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
+}
+
+#[track_caller]
+fn may(m: &Mount, who: User, script: &str) {
+    let ran = by(m, who, script);
+    assert_eq!(ran.code, 0, "{who:?} {script}: {ran:?}\n{}", m.errors());
+}
+
+#[track_caller]
+fn may_not(m: &Mount, who: User, script: &str, why: &str) {
+    let ran = by(m, who, script);
+    assert!(ran.code != 0 && ran.err.contains(why), "{who:?} {script}: {ran:?}\n{}", m.errors());
+}
+
+#[test]
+fn an_acl_decides_as_on_any_file_system() {
+    let Some(mut m) = shared(&[]) else { return };
+    m.ok("chmod 1777 .");
+    may(&m, ANNA, "umask 077; cp $S/a.tar web.tar; setfacl -m u:1002:rx,g:2000:rwx web; stat -c %a web | grep -qx 770");
+    let id = m.ok("cat web/.id");
+    let id = id.trim();
+    // What is there, and for every way in.
+    may(
+        &m,
+        BERT,
+        &format!(
+            "cat web/0/rootfs/etc/motd web/metadata.json > /dev/null; test -d .imgfs/by-id/{id}/0; touch web/0/used_by/b; rm web/0/used_by/b; getfacl -cn web | grep -qx user:1002:r-x"
+        ),
+    );
+    may_not(&m, BERT, "cp $S/b.tar web/", "Permission denied");
+    may_not(&m, BERT, "cp $S/b.tar web.tar", "Permission denied");
+    may_not(&m, BERT, "setfacl -m u:1002:rwx web", "not permitted");
+    may(
+        &m,
+        ADMIN,
+        "cp $S/b.tar web/; cp $S/c.tar web.tar; ln -sfn 0 web/default; setfattr -n user.imgfs.description -v x web; rmdir web/1",
+    );
+    may_not(&m, IMPORTER, "ls web", "Permission denied");
+    may_not(&m, IMPORTER, &format!("test -L .imgfs/by-id/{id}"), "");
+    // The mask bounds all of them; the owner keeps everything.
+    may(&m, ANNA, "setfacl -m m::r-x web; cat web/0/rootfs/etc/motd");
+    may_not(&m, ADMIN, "cp $S/b.tar web/", "Permission denied");
+    may(&m, ANNA, "chmod 700 web");
+    may_not(&m, BERT, "ls web", "Permission denied");
+    may(&m, ANNA, "chmod 770 web");
+    may(&m, BERT, "ls web");
+    for loss in ["", "rm $STORE/catalog.db*"] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("true; {loss}")).code, 0);
+        m.mount();
+        may(
+            &m,
+            BERT,
+            "ls web; getfacl -cn web | tr '\\n' ' ' | grep -qx 'user::rwx user:1002:r-x group::--- group:2000:rwx mask::rwx other::---  '",
+        );
+    }
+    may(&m, ANNA, "setfacl -b web; stat -c %a web | grep -qx 700; test $(getfacl -cn web | grep -c :) = 3");
+    may_not(&m, BERT, "ls web", "Permission denied");
+    m.refused("setfacl -d -m u:1002:rx web", "not supported");
+    // On the root: who may make images.
+    m.ok("chmod 755 .; setfacl -m u:1002:rwx .");
+    may(&m, BERT, "mkdir own; rmdir own");
+    may_not(&m, ANNA, "mkdir own", "Permission denied");
+    m.remount();
+    may(&m, BERT, "mkdir own");
+    m.ok("chattr +i web");
+    m.refused("setfacl -m u:1002:rx web", "not permitted");
+    m.ok("chattr -i web; setfacl -b .; test $(stat -c %a .) = 755");
+    m.fsck();
+}
+
+#[test]
+fn members_of_the_admin_group_may_everything() {
+    let Some(m) = shared(&["admin_group=2000,import_group=2001"]) else { return };
+    m.ok("test $(cat .imgfs/config/admin_group) = 2000; chmod 1777 .");
+    may(&m, ANNA, "umask 077; cp $S/a.tar web.tar; cp $S/a.tar two.tar");
+    m.ok("chmod 755 .");
+    may(
+        &m,
+        ADMIN,
+        "cat web/0/rootfs/etc/motd; cp $S/b.tar web/; rmdir web/0; mv .imgfs/trash/web.0 web/; cp $S/c.tar new.tar; ln -sfn web default; ln -s web alias; rm alias; echo 7d > .imgfs/config/trash; test -d .imgfs/by-id/$(cat web/.id)",
+    );
+    may(
+        &m,
+        ADMIN,
+        "grep -q web/0 .imgfs/log; setfattr -n user.imgfs.immutable -v true web; setfattr -n user.imgfs.immutable -v false web; ln -sfn ../../new .imgfs/defaults/container",
+    );
+    // Deleting somebody else's in a sticky root is root's, as everywhere.
+    may(&m, ADMIN, "mv two drei; rm -r drei; mv .imgfs/trash/drei .");
+    may_not(&m, BERT, "ls web", "Permission denied");
+    may_not(&m, BERT, "echo 1d > .imgfs/config/trash", "Permission denied");
+    may_not(&m, IMPORTER, "ls web", "Permission denied");
+    // chmod by the owner says the mask: the admins stay, and nobody else comes in.
+    may(&m, ANNA, "chmod 700 web; chmod o+x web; chmod o-x web");
+    may(&m, ADMIN, "ls web");
+    may_not(&m, BERT, "ls web", "Permission denied");
+    m.ok(": > .imgfs/config/admin_group; test $(stat -c %a web) = 700 || stat -c %a web");
+    may_not(&m, ADMIN, "ls web", "Permission denied");
+    may_not(&m, ADMIN, "echo 1d > .imgfs/config/trash", "Permission denied");
+    m.ok("echo 2000 > .imgfs/config/admin_group");
+    may(&m, ADMIN, "ls web");
+    m.fsck();
+}
+
+#[test]
+fn members_of_the_import_group_make_images() {
+    let Some(m) = shared(&["import_group=2001"]) else { return };
+    may(&m, IMPORTER, "cp $S/a.tar mine.tar; mkdir other; cp $S/b.tar other/; ls -ld . | grep -q rwxrwxr-x");
+    may_not(&m, BERT, "cp $S/a.tar no.tar", "Permission denied");
+    may_not(&m, BERT, "cp $S/b.tar mine.tar", "Permission denied");
+    m.ok("cp $S/a.tar root.tar");
+    may_not(&m, IMPORTER, "cp $S/b.tar root.tar", "Permission denied");
+    may_not(&m, IMPORTER, "echo 1d > .imgfs/config/trash", "Permission denied");
+}
+
+#[test]
+fn a_quota_bounds_what_a_user_has() {
+    let Some(mut m) = shared(&["quota=700K,quota_images=3"]) else { return };
+    m.ok("chmod 1777 .; for n in 1 2 3; do mkdir $S/q; head -c 300000 /dev/urandom > $S/q/f; tar -C $S/q -cf $S/q$n.tar .; rm -r $S/q; done; chmod 644 $S/q*");
+    may(&m, ANNA, "cp $S/q1.tar one.tar; cp $S/q2.tar two.tar; cp $S/q1.tar same.tar");
+    may_not(&m, ANNA, "mkdir four", "Disk quota exceeded");
+    may_not(&m, ANNA, "cp $S/q1.tar four.tar", "Disk quota exceeded");
+    assert!(m.errors().contains("the quota of user 1001: 3 images"), "{}", m.errors());
+    // What is there once counts once; something else is too much, and leaves nothing.
+    may_not(&m, ANNA, "cp $S/q3.tar one.tar", "Disk quota exceeded");
+    assert!(m.errors().contains("the quota of user 1001: 716800 bytes"), "{}", m.errors());
+    may(
+        &m,
+        ANNA,
+        "ls one | grep -c '^[0-9]' | grep -qx 1; cp $S/q2.tar one/; rm -r two; rm -r same; cp $S/q3.tar not.tar 2> /dev/null || rmdir one/0; cp $S/q3.tar one/",
+    );
+    // The trash does not count; what comes back does.
+    may(&m, ANNA, "mkdir a; mkdir b");
+    may_not(&m, ANNA, "mv .imgfs/trash/two .", "Disk quota exceeded");
+    // Others have their own; root has none.
+    may(&m, BERT, "cp $S/q1.tar bert.tar; cp $S/q2.tar bert.tar");
+    may_not(&m, BERT, "cp $S/q3.tar bert.tar", "Disk quota exceeded");
+    m.ok("for n in 1 2 3; do cp $S/q$n.tar root.tar; done; echo 10M > .imgfs/config/quota.1002; ls .imgfs/config | grep -qx quota.1002; test $(cat .imgfs/config/quota.1002) = 10M");
+    may(&m, BERT, "cp $S/q3.tar bert.tar");
+    m.remount();
+    may(&m, BERT, "cp $S/b.tar bert.tar");
+    m.ok("rm .imgfs/config/quota.1002; not test -e .imgfs/config/quota.1002");
+    may_not(&m, BERT, "cp $S/c.tar bert.tar", "Disk quota exceeded");
+    m.refused("echo 1M > .imgfs/config/quota.no-such-user", "No such file");
+    m.fsck();
+}
