@@ -125,3 +125,19 @@ fn every_file_says_what_it_is_for_and_stays_readable() {
         }
     }
 }
+
+/// Every rule in tests/RULES.md names a test that is there.
+#[test]
+fn every_rule_has_its_test() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let table = std::fs::read_to_string(tests.join("RULES.md")).unwrap();
+    let mut rules = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| rule |")) {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap().trim();
+        let (file, name) = last.split_once(": ").unwrap_or_else(|| panic!("{row} names no test"));
+        let text = std::fs::read_to_string(tests.join(file).with_extension("rs")).unwrap_or_else(|e| panic!("{row}: {e}"));
+        assert!(text.contains(&format!("#[test]\nfn {name}() ")), "{row}: there is no such test");
+        rules += 1;
+    }
+    assert!(rules > 40, "only {rules} rules");
+}
