@@ -207,3 +207,45 @@ fn what_is_private_is_so_for_every_way_in() {
     let ran = by(&m, BERT, &inside);
     assert!(ran.code == 0 || ran.err.contains("unshare"), "{ran:?}");
 }
+
+/// Root of a user namespace is the user outside, and no more.
+#[test]
+fn in_a_user_namespace_one_is_who_one_is_outside() {
+    let Some(m) = shared() else { return };
+    if by(&m, ANNA, "unshare -U -r true").code != 0 {
+        println!("skipped: no user namespaces here");
+        return;
+    }
+    m.ok("cp $S/a.tar root.tar; chmod 700 root; mkdir other; chown 1002:1002 other; chmod 755 other");
+    let within = |script: &str| format!("export S MNT; unshare -U -r bash -e -c '{script}'");
+    // What it makes is its own, shown as root's inside.
+    may(
+        &m,
+        ANNA,
+        &within(
+            "cp $S/a.tar mine.tar; test $(stat -c %u:%g mine) = 0:0; chmod 700 mine; cp $S/b.tar mine/; echo x > mine/0/used_by/a; rm mine/0/used_by/a; ln -s mine alias; cat mine/0/rootfs/etc/motd; test $(stat -c %u root) = 65534",
+        ),
+    );
+    m.ok("test \"$(stat -c %u:%g:%a mine)\" = 1001:1001:700");
+    for denied in [
+        "ls root",
+        "cp $S/b.tar root/",
+        "cp $S/b.tar other/",
+        "rmdir other",
+        "chmod 777 other",
+        "chown 0 other",
+        "ln -sfn mine default",
+        "rm -r .imgfs/trash",
+        "echo 1d > .imgfs/config/trash",
+        "touch other/.x",
+    ] {
+        let ran = by(&m, ANNA, &within(denied));
+        assert_ne!(ran.code, 0, "{denied}: {ran:?}");
+    }
+    // Nobody else's namespace sees what is private; a group of one's own outside still counts, though it has no number inside.
+    assert_ne!(by(&m, BERT, &within("ls mine")).code, 0);
+    m.ok("chmod 750 mine");
+    may(&m, CLEO, &within("ls mine; cat mine/0/rootfs/etc/motd"));
+    may(&m, ANNA, &within("rm -r mine; mv .imgfs/trash/mine .; rm alias"));
+    m.fsck();
+}

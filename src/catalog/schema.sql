@@ -3,7 +3,8 @@
 -- notice a flipped bit in a value.
 
 CREATE TABLE setting (
-    key   TEXT PRIMARY KEY,     -- 'next_serial', 'commit', 'total', 'blobs', 'default_image', 'default_hidden', 'root'
+    key   TEXT PRIMARY KEY,     -- 'next_serial', 'commit', 'total', 'blobs', 'default_image', 'default_hidden', 'root';
+                                -- with a dot, what users chose: 'config.trash', 'default.vm'
     value TEXT NOT NULL,
     sum   BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
