@@ -800,3 +800,18 @@ fn what_begins_as_the_newest_version_is_judged_by_its_end() {
     m.ok("cp $S/other.tar web.tar; test ! -e web/8; test -z \"$(ls $STORE/staging)\"");
     m.fsck();
 }
+
+/// A walker died in the middle, and another process got its number: rmdir of another image was told that there is none.
+#[test]
+fn who_has_the_number_of_a_walker_that_died_is_not_taken_for_it() {
+    let m = Mount::new();
+    if m.sh("echo $$ > /proc/sys/kernel/ns_last_pid").code != 0 {
+        println!("skipped: numbers of processes cannot be chosen here");
+        return;
+    }
+    let tried = m.ok("mkdir keep; for n in $(seq 60); do mkdir x y; P=$(python3 -c 'import os; os.unlink(\"x/.id\"); print(os.getpid())'); sleep 1.1; \
+          echo $((P - 1)) > /proc/sys/kernel/ns_last_pid; bash -c 'echo $$ > $1/pid; exec rmdir y' x $S; if test $(cat $S/pid) = $P; then echo met; break; fi; done; test ! -e x -a ! -e y");
+    if tried.trim() != "met" {
+        println!("skipped: others were faster to take the number");
+    }
+}

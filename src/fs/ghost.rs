@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 
 /// A walker that was last heard of longer ago has ended, or does something else now.
 const FORGET: Duration = Duration::from_secs(60);
+/// Numbers of threads do not come round in less.
+const SAME: Duration = Duration::from_secs(1);
 /// A refused walker must not find directories closed when it looks again later.
 const CLOSED: Duration = Duration::from_secs(1);
 
@@ -35,9 +37,36 @@ struct Walk {
     last: Instant,
 }
 
-/// Processes that remove something recursively, by thread.
+/// A thread that removes something recursively.
+struct Walker {
+    /// When it was started, in the clock of /proc: its number may be another's later.
+    born: Option<u64>,
+    seen: Instant,
+    walks: Vec<Walk>,
+}
+
+/// Threads that remove something recursively, by number.
 #[derive(Default)]
-pub struct Walkers(Mutex<HashMap<u32, Vec<Walk>>>);
+pub struct Walkers(Mutex<HashMap<u32, Walker>>);
+
+/// The walks of a thread, if it is still the same.
+fn walks_of(all: &mut HashMap<u32, Walker>, pid: u32) -> Option<&mut Vec<Walk>> {
+    let quiet = all.get(&pid)?.seen.elapsed();
+    if quiet > SAME && all.get(&pid)?.born != born(pid) {
+        all.remove(&pid);
+    }
+    let walker = all.get_mut(&pid)?;
+    walker.seen = Instant::now();
+    Some(&mut walker.walks)
+}
+
+/// When a thread was started, in clock ticks since boot.
+///
+/// Source: proc_pid_stat(5), field 22.
+fn born(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
 
 impl Walkers {
     /// Notes that a process has deleted an object by its `.id`, or was refused.
@@ -46,8 +75,11 @@ impl Walkers {
             return;
         }
         let mut all = self.0.lock();
-        all.retain(|_, walks| walks.iter().any(|w| w.last.elapsed() < FORGET));
-        let walks = all.entry(pid).or_default();
+        all.retain(|_, walker| walker.walks.iter().any(|w| w.last.elapsed() < FORGET));
+        if walks_of(&mut all, pid).is_none() {
+            all.insert(pid, Walker { born: born(pid), seen: Instant::now(), walks: Vec::new() });
+        }
+        let Some(walks) = walks_of(&mut all, pid) else { return };
         walks.retain(|w| w.object != object && w.last.elapsed() < FORGET);
         walks.push(Walk { object, parent, name: name.to_vec(), refused, last: Instant::now() });
     }
@@ -60,7 +92,7 @@ impl Walkers {
     /// The errno that this process was refused the object's deletion with, a moment ago.
     pub fn was_refused(&self, pid: u32, object: Object) -> Option<i32> {
         let mut all = self.0.lock();
-        let walk = all.get_mut(&pid)?.iter_mut().find(|w| w.object == object)?;
+        let walk = walks_of(&mut all, pid)?.iter_mut().find(|w| w.object == object)?;
         if walk.last.elapsed() > CLOSED {
             return None;
         }
@@ -75,7 +107,7 @@ impl Walkers {
 
     /// The walker has removed the name itself: the walk is over.
     pub fn end(&self, pid: u32, parent: u64, name: &[u8]) {
-        if let Some(walks) = self.0.lock().get_mut(&pid) {
+        if let Some(walks) = walks_of(&mut self.0.lock(), pid) {
             walks.retain(|w| !(w.parent == parent && w.name == name));
         }
     }
@@ -84,7 +116,7 @@ impl Walkers {
     /// none.
     pub fn end_all(&self, pid: u32, parent: u64) -> bool {
         let mut all = self.0.lock();
-        let Some(walks) = all.get_mut(&pid) else { return false };
+        let Some(walks) = walks_of(&mut all, pid) else { return false };
         let is = |w: &Walk| w.parent == parent && w.refused.is_none() && w.last.elapsed() < FORGET;
         walks.extract_if(.., |w| is(w)).count() > 0
     }
@@ -94,7 +126,7 @@ impl Walkers {
             return None;
         }
         let mut all = self.0.lock();
-        let walk = all.get_mut(&pid)?.iter_mut().find(|w| is(w) && w.last.elapsed() < FORGET)?;
+        let walk = walks_of(&mut all, pid)?.iter_mut().find(|w| is(w) && w.last.elapsed() < FORGET)?;
         walk.last = Instant::now();
         Some(walk.object)
     }

@@ -36,13 +36,9 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("a second gc", "$IMGFS gc --trash --store $STORE"),
 ];
 
-/// Up to `most` points of `count`, spread, other ones for another seed.
-fn points(count: u32, most: u32, seed: u32) -> Vec<u32> {
-    if count <= most { (1..=count).collect() } else { (0..most).map(|n| 1 + (n * count + seed % count) / most % count).collect() }
-}
-
-fn torture(modes: &[(Mode, i32)]) {
-    let (most, seed) = (length(if modes.len() > 1 { 1 } else { 3 }, 1000), seed() as u32);
+/// Each call in each of the modes; or in one of them, another for another seed.
+fn torture(modes: &[(Mode, i32)], each: bool) {
+    let seed = seed() as usize;
     let world = World::new();
     let mut tried = 0;
     for (name, gesture) in GESTURES {
@@ -62,8 +58,9 @@ fn torture(modes: &[(Mode, i32)]) {
         world.unmount();
         world.ok("rm -rf after; cp -a store after");
         let inside = ["before", "after"].map(|kept| opened(&world, kept));
-        for &(mode, errno) in modes {
-            for at in points(count, most, seed) {
+        for at in 1..=count {
+            let turn = (at as usize + seed) % modes.len();
+            for &(mode, errno) in if each { modes } else { &modes[turn..=turn] } {
                 let when = format!("{name}, call {at} of {count}, errno {errno}");
                 world.ok("rm -rf store; cp -a before store");
                 world.mount();
@@ -118,17 +115,16 @@ fn differences(wanted: &str, found: &str) -> String {
 #[test]
 #[ignore = "minutes: scripts/torture.sh"]
 fn the_daemon_is_killed_anywhere() {
-    torture(&[(Mode::Kill, 0)]);
+    torture(&[(Mode::Kill, 0)], true);
 }
 
 #[test]
 #[ignore = "minutes: scripts/torture.sh"]
 fn any_call_fails() {
-    let mut modes = vec![(Mode::Once, libc::EIO), (Mode::Once, libc::ENOSPC), (Mode::FromThenOn, libc::ENOSPC)];
-    modes.extend([(Mode::Once, libc::EMFILE), (Mode::Once, libc::ENOMEM)]);
-    if length(0, 1) == 1 {
-        modes.extend([libc::EROFS, libc::EDQUOT, libc::ENFILE].map(|errno| (Mode::Once, errno)));
-        modes.extend([libc::EIO, libc::EMFILE, libc::EROFS].map(|errno| (Mode::FromThenOn, errno)));
-    }
-    torture(&modes);
+    let long = length(0, 1) == 1;
+    let mut errnos = vec![libc::EIO, libc::ENOSPC, libc::EMFILE, libc::ENOMEM];
+    errnos.extend([libc::EROFS, libc::EDQUOT, libc::ENFILE].into_iter().filter(|_| long));
+    let modes: Vec<(Mode, i32)> =
+        [Mode::Once, Mode::FromThenOn].into_iter().flat_map(|m| errnos.iter().map(move |e| (m, *e))).collect();
+    torture(&modes, long);
 }

@@ -269,13 +269,16 @@ fn numbers_in(image: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// What an image is pinned to, and its versions with their marks.
+type Held = (Option<u32>, BTreeMap<u32, u32>);
+
 /// What the mount shows when all is quiet.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     pub default: Option<u8>,
-    /// Images by name and in the trash: what they are pinned to, and versions with their marks.
-    pub images: BTreeMap<u8, (Option<u32>, BTreeMap<u32, u32>)>,
-    pub trashed_images: BTreeMap<TrashName, BTreeMap<u32, u32>>,
+    /// Images by name, and in the trash: which of two pins was the last is seen when one comes back.
+    pub images: BTreeMap<u8, Held>,
+    pub trashed_images: BTreeMap<TrashName, Held>,
     pub trashed_versions: BTreeMap<TrashName, u32>,
 }
 
@@ -286,14 +289,13 @@ impl Shown {
             Ok(Answer::Mark(mark)) => mark,
             other => panic!("{}: {other:?}", version.display()),
         };
-        let marks = |image: &Path| -> BTreeMap<u32, u32> {
-            numbers_in(image).unwrap().into_iter().map(|n| (n, mark(&image.join(n.to_string())))).collect()
+        let held = |image: &Path| -> Held {
+            let pinned = fs::read_link(image.join("default")).ok().and_then(|to| to.to_str().unwrap().parse().ok());
+            (pinned, numbers_in(image).unwrap().into_iter().map(|n| (n, mark(&image.join(n.to_string())))).collect())
         };
         shown.default = fs::read_link(mnt.join("default")).ok().map(|t| number_of(t.to_str().unwrap()).unwrap());
         for (n, name) in NAMES.iter().enumerate().filter(|(_, name)| mnt.join(name).exists()) {
-            let image = mnt.join(name);
-            let pinned = fs::read_link(image.join("default")).unwrap().to_str().unwrap().parse().ok();
-            shown.images.insert(n as u8, (pinned, marks(&image)));
+            shown.images.insert(n as u8, held(&mnt.join(name)));
         }
         for entry in fs::read_dir(mnt.join(".imgfs/trash")).unwrap() {
             let entry = entry.unwrap();
@@ -301,7 +303,7 @@ impl Shown {
             if name.number.is_some() {
                 shown.trashed_versions.insert(name, mark(&entry.path()));
             } else {
-                shown.trashed_images.insert(name, marks(&entry.path()));
+                shown.trashed_images.insert(name, held(&entry.path()));
             }
         }
         shown
@@ -311,9 +313,10 @@ impl Shown {
     pub fn wanted(model: &Model) -> Shown {
         let mut shown = Shown { default: model.default.map(|d| model.images[d].name), ..Shown::default() };
         for image in &model.images {
+            let held = (image.pinned, image.live().collect());
             match image.trash {
-                Some(name) => drop(shown.trashed_images.insert(name, image.live().collect())),
-                None => drop(shown.images.insert(image.name, (image.pinned, image.live().collect()))),
+                Some(name) => drop(shown.trashed_images.insert(name, held)),
+                None => drop(shown.images.insert(image.name, held)),
             }
             shown.trashed_versions.extend(image.versions.values().filter_map(|v| Some((v.trash?, v.mark))));
         }
@@ -322,8 +325,8 @@ impl Shown {
 
     /// The numbers that uploads were given, by their marks. A mark is there once.
     pub fn numbers(&self) -> BTreeMap<u32, u32> {
-        let images = self.images.values().map(|(_, v)| v).chain(self.trashed_images.values());
-        let in_images = images.flatten().map(|(number, mark)| (*mark, *number));
+        let images = self.images.values().chain(self.trashed_images.values());
+        let in_images = images.flat_map(|(_, versions)| versions).map(|(number, mark)| (*mark, *number));
         let alone = self.trashed_versions.iter().map(|(name, mark)| (*mark, name.number.unwrap()));
         let all: Vec<(u32, u32)> = in_images.chain(alone).collect();
         let marks: BTreeSet<u32> = all.iter().map(|(mark, _)| *mark).collect();
