@@ -16,7 +16,7 @@ use crate::versions::find_version;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     pub change: What,
-    /// Below the version's directory: `rootfs/etc/motd`.
+    /// Below the version's directory: `rootfs/etc/motd`. A backslash is two, bytes that are no UTF-8 are `\\xff` each.
     pub path: String,
     /// Bytes of the file or of the symlink's target, 0 of anything else; none where it is not there.
     pub before: Option<u64>,
@@ -70,7 +70,7 @@ impl Pair<'_> {
                     (_, None) => What::Removed,
                     _ => What::Modified,
                 };
-                let path = String::from_utf8_lossy(&path).into_owned();
+                let path = readable(&path);
                 found.push(Difference { change, path, before: before.map(size), after: after.map(size) });
             };
             match (&a, &b) {
@@ -139,6 +139,18 @@ impl Pair<'_> {
         let size = matches!(a.kind, Kind::Directory { .. }) || a.size == b.size;
         Ok(same && size && self.old.xattrs(a).eq(self.new.xattrs(b)))
     }
+}
+
+/// A path as text that says which one it is.
+fn readable(path: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in path.utf8_chunks() {
+        text.push_str(&chunk.valid().replace('\\', "\\\\"));
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
 }
 
 /// A line each, fields between tabs: what, bytes before and after (`-`: it was, or is, not there), path.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::catalog::{Image, Model};
 use crate::leases;
-use crate::name::architecture;
+use crate::name::{NAME_MAX, architecture};
 use crate::store::Store;
 
 /// What images can be looked up by.
@@ -43,19 +43,18 @@ impl Dimension {
         Some(one).filter(|value| !value.is_empty()).into_iter().chain(tags.iter().map(String::as_str))
     }
 
-    /// The value that a name in the tree stands for: an architecture goes by many.
-    pub fn value_named(self, name: &str) -> String {
-        match self {
-            Dimension::Architecture => architecture(name).map_or_else(|| name.to_owned(), str::to_owned),
-            _ => name.replace("%2F", "/").replace("%2E", "."),
-        }
+    /// Whether a name in the tree stands for a value: an architecture goes by many.
+    pub fn is_called(self, value: &str, name: &str) -> bool {
+        name_of(value).as_deref() == Some(name) || (self == Dimension::Architecture && architecture(name) == Some(value))
     }
 }
 
-/// How a value is called in the tree, where a slash or a dot at the beginning would mean something else.
-pub fn name_of(value: &str) -> String {
-    let name = value.replace('/', "%2F");
-    name.strip_prefix('.').map_or(name.clone(), |rest| format!("%2E{rest}"))
+/// How a value is called in the tree, where a slash or a dot at the beginning would mean something else. None if it is too
+/// long for a name.
+pub fn name_of(value: &str) -> Option<String> {
+    let name = value.replace('%', "%25").replace('/', "%2F");
+    let name = name.strip_prefix('.').map_or(name.clone(), |rest| format!("%2E{rest}"));
+    (name.len() <= NAME_MAX).then_some(name)
 }
 
 /// The images that nobody uses: no lease on any version, and no default. It looks at users' paths: not from an event loop.
@@ -183,10 +182,13 @@ mod tests {
 
     #[test]
     fn every_value_has_a_name_of_its_own() {
-        for value in ["a/b", ".x", "..", "x86_64", "a.b"] {
-            let name = name_of(value);
+        let values = ["a/b", "a%2Fb", ".x", "%2Ex", "..", "x86_64", "a.b", "x%2Ey", "100%"];
+        for value in values {
+            let name = name_of(value).unwrap();
             assert!(!name.contains('/') && !name.starts_with('.'), "{name}");
-            assert_eq!(Dimension::Os.value_named(&name), value);
+            assert_eq!(values.iter().filter(|v| Dimension::Os.is_called(v, &name)).count(), 1, "{name}");
         }
+        assert!(Dimension::Architecture.is_called("x86_64", "amd64") && Dimension::Architecture.is_called("a/b", "a%2Fb"));
+        assert_eq!(name_of(&"x".repeat(256)), None);
     }
 }

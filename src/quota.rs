@@ -37,23 +37,32 @@ pub fn refuse_image(store: &Store, model: &Model, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a version with this tree where it would be too much; without one, where there is no room left.
+/// Refuses what comes back from the trash where it would be too much.
+///
+/// Errors: as `refuse_bytes`.
+pub fn refuse_restored(store: &Store, uid: u32, versions: &[u32]) -> Result<()> {
+    let slots: Vec<_> = versions.iter().filter_map(|serial| store.tree(*serial).ok()).collect();
+    let trees: Vec<&Tree> = slots.iter().map(|slot| &slot.tree).collect();
+    if trees.is_empty() { Ok(()) } else { refuse_bytes(store, uid, &trees) }
+}
+
+/// Refuses versions with these trees where they would be too much; without any, where there is no room left.
 ///
 /// Errors: `OverQuota`; `Io` if a tree cannot be read.
-pub fn refuse_bytes(store: &Store, uid: u32, tree: Option<&Tree>) -> Result<()> {
+pub fn refuse_bytes(store: &Store, uid: u32, new: &[&Tree]) -> Result<()> {
     let most = bound(store, &store.catalog.read(), uid).bytes;
     if most == 0 {
         return Ok(());
     }
-    let used = used(store, uid, tree)?;
-    if used > most || (tree.is_none() && used == most) {
+    let used = used(store, uid, new)?;
+    if used > most || (new.is_empty() && used == most) {
         return Err(Error::OverQuota { who: format!("user {uid}"), limit: format!("{most} bytes") });
     }
     Ok(())
 }
 
-/// The bytes of a user's live versions, and of one more tree.
-fn used(store: &Store, uid: u32, new: Option<&Tree>) -> Result<u64> {
+/// The bytes of a user's live versions, and of more trees.
+fn used(store: &Store, uid: u32, new: &[&Tree]) -> Result<u64> {
     let versions: Vec<u32> = {
         let model = store.catalog.read();
         let own = model.live_images().filter(|image| image.uid == uid).map(|image| image.serial);
@@ -75,6 +84,6 @@ fn used(store: &Store, uid: u32, new: Option<&Tree>) -> Result<u64> {
             Err(e) => return Err(e),
         }
     }
-    new.into_iter().for_each(count);
+    new.iter().for_each(|tree| count(tree));
     Ok(bytes)
 }

@@ -209,7 +209,8 @@ fn parse(field: Field<'_>, text: &str) -> std::result::Result<(), &'static str> 
 }
 
 fn group_id(text: &str) -> Option<u32> {
-    text.parse().ok().or_else(|| Some(nix::unistd::Group::from_name(text).ok()??.gid.as_raw()))
+    let named = || Some(nix::unistd::Group::from_name(text).ok()??.gid.as_raw());
+    text.parse().ok().or_else(named).filter(|gid| *gid != u32::MAX)
 }
 
 fn group_text(gid: u32) -> String {
@@ -218,7 +219,8 @@ fn group_text(gid: u32) -> String {
 }
 
 fn user_id(text: &str) -> Option<u32> {
-    text.parse().ok().or_else(|| Some(nix::unistd::User::from_name(text).ok()??.uid.as_raw()))
+    let named = || Some(nix::unistd::User::from_name(text).ok()??.uid.as_raw());
+    text.parse().ok().or_else(named).filter(|uid| *uid != u32::MAX)
 }
 
 /// `4096`, `64K`, `1G`: powers of 1024.
@@ -291,9 +293,15 @@ mod tests {
             Settings::default().set(name, &text).unwrap();
         }
         assert_eq!(Settings::default().text("trash").unwrap(), "24h");
-        for (name, text) in
-            [("trash", "soon"), ("trash", ""), ("max_size", "0"), ("max_size", "1X"), ("quota", "-1"), ("keep_upload", "no")]
-        {
+        for (name, text) in [
+            ("trash", "soon"),
+            ("trash", ""),
+            ("max_size", "0"),
+            ("max_size", "1X"),
+            ("quota", "-1"),
+            ("keep_upload", "no"),
+            ("admin_group", "4294967295"),
+        ] {
             assert!(Settings::default().set(name, text).is_err(), "{name} {text}");
         }
     }

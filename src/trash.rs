@@ -40,6 +40,8 @@ pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
 
 /// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
 pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
+    let _held = store.quota.lock();
+    refuse_too_much(store, |v| v.image == serial && v.trashed_at.is_none())?;
     store.trash_has_changed();
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
@@ -52,6 +54,9 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
             check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
         }
         (image.trashed_at, image.trash_name) = (None, None);
+        if image.name != name.as_str() {
+            image.rules.named_at = Some(now());
+        }
         image.name = name.to_string();
         image.updated_at = now();
         change.put(Row::Image(image.into()));
@@ -62,8 +67,21 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
     })
 }
 
+/// Refuses to bring back versions for which their owner's quota has no room.
+fn refuse_too_much(store: &Store, which: impl Fn(&Version) -> bool) -> Result<()> {
+    let (owner, versions) = {
+        let model = store.catalog.read();
+        let found: Vec<&Version> = model.all_versions().filter(|v| which(v)).collect();
+        let owner = found.first().and_then(|v| model.images.get(&v.image)).map(|image| image.uid);
+        (owner, found.iter().map(|v| v.serial).collect::<Vec<_>>())
+    };
+    owner.map_or(Ok(()), |uid| quota::refuse_restored(store, uid, &versions))
+}
+
 /// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number.
 pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
+    let _held = store.quota.lock();
+    refuse_too_much(store, |v| v.serial == serial)?;
     store.trash_has_changed();
     store.catalog.commit(|change| {
         let mut version = change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();

@@ -168,6 +168,7 @@ pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
         refuse_immutable(&image)?;
         refuse_taken(change.model, to.as_str())?;
         image.name = to.to_string();
+        image.rules.named_at = Some(now());
         image.updated_at = now();
         change.put(Row::Image(image.into()));
         Ok(())
@@ -311,17 +312,10 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -
     })
 }
 
-/// Mode, owner and group, if they are to change.
-pub type Rights = (Option<u32>, Option<u32>, Option<u32>);
-
-/// `chmod`, `chown` on an image. `masks`: the group bits of the mode are a mask, because settings show an ACL.
-pub fn set_owner(store: &Store, image: u32, masks: bool, (mode, uid, gid): Rights) -> Result<()> {
+/// `chmod`, `chown` on an image.
+pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     change_image(store, image, |_, image| {
         refuse_immutable(image)?;
-        if masks && mode.is_some() {
-            let group = image.mode >> 3 & 7;
-            image.rules.acl.get_or_insert_with(|| Acl { group, ..Acl::default() });
-        }
         image.mode = mode.map_or(image.mode, |m| m & 0o7777);
         (image.uid, image.gid) = (uid.unwrap_or(image.uid), gid.unwrap_or(image.gid));
         Ok(())

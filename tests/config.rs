@@ -17,6 +17,7 @@ fn settings_are_read_written_and_put_back() {
         ("maybe", "keep_upload"),
         ("1Q", "quota"),
         ("no-such-group", "admin_group"),
+        ("4294967295", "admin_group"),
         ("7d x", "trash"),
     ] {
         let before = m.ok(&format!("cat .imgfs/config/{name}"));
@@ -24,6 +25,8 @@ fn settings_are_read_written_and_put_back() {
         assert_eq!(m.ok(&format!("cat .imgfs/config/{name}")), before, "{bad}");
     }
     assert!(m.errors().contains("it takes a time: 30m, 24h, 7d, or 0"), "{}", m.errors());
+    m.refused("echo 5GB > .imgfs/config/quota.1002", "Invalid argument");
+    m.ok("gone() { for i in $(seq 200); do test -e .imgfs/config/quota.1002 || return 0; sleep 0.01; done; return 1; }; gone; touch .imgfs/config/quota.1002; gone; test $(ls .imgfs/config | wc -l) = 15; echo 5G > .imgfs/config/quota.1002; echo 6G > .imgfs/config/quota.1002; test $(cat .imgfs/config/quota.1002) = 6G; rm .imgfs/config/quota.1002");
     m.refused("head -c 1000 /dev/zero > .imgfs/config/trash", "Invalid argument");
     m.ok("grep -q 'config.trash.7d' .imgfs/log; echo exact > .imgfs/config/keep_upload; echo 512 > .imgfs/config/max_depth");
     m.remount();

@@ -815,3 +815,20 @@ fn who_has_the_number_of_a_walker_that_died_is_not_taken_for_it() {
         println!("skipped: others were faster to take the number");
     }
 }
+
+/// The name of an upload whose publishing rename was refused could not be used again, nor removed, until the next mount.
+#[test]
+fn a_refused_publishing_rename_says_why_and_leaves_a_file_that_can_be_removed() {
+    let m = Mount::new();
+    // EINVAL, which mv has its own words for.
+    m.ok("cp $S/a.tar web.tar");
+    for (dir, to) in [(".", "x.tar"), ("web", "p.tar")] {
+        for _ in 0..2 {
+            m.refused(&format!("cd {dir}; echo junk > .k; mv .k {to}"), "cannot move");
+            m.ok(&format!("cd {dir}; ls -a | grep -qx .k; rm .k; not test -e .k"));
+        }
+        m.refused(&format!("cd {dir}; echo junk > .k; mv .k {to}"), "cannot move");
+        m.ok(&format!("cd {dir}; cp $S/b.tar .k; mv .k {to}"));
+    }
+    m.ok("test $(jq .uploads .imgfs/status.json) = 0; cmp $S/b.tar x/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar");
+}

@@ -32,6 +32,14 @@ fn changes_says_what_a_version_changed() {
     made(&m);
     m.ok("not test -e web/0/changes; test $(ls web/0 web/1 web/2 | grep -cx changes) = 2");
     assert_eq!(m.ok("cat web/1/changes"), CHANGED);
+    // Each path says which one it is.
+    let names = ["a\nb", "a\\nb"].map(std::ffi::OsString::from);
+    let bad = [b"bad\xff", b"bad\xfe"].map(|name| std::os::unix::ffi::OsStringExt::from_vec(name.to_vec()));
+    std::fs::create_dir(m.path("src/odd")).unwrap();
+    names.iter().chain(&bad).for_each(|name: &std::ffi::OsString| std::fs::write(m.path("src/odd").join(name), "").unwrap());
+    m.ok("tar -C $S/odd -cf $S/odd.tar .; mkdir odd; cp $S/1.tar odd/; cp $S/odd.tar odd/");
+    let odd = m.ok("grep added odd/1/changes | cut -f 4 | sort; rm -r odd");
+    assert_eq!(odd, "rootfs/a\\\\nb\nrootfs/a\\nb\nrootfs/bad\\xfe\nrootfs/bad\\xff\n");
     assert_eq!(m.ok("stat -c %s web/1/changes").trim(), CHANGED.len().to_string());
     // Times alone are no change, and there is nothing to read then.
     assert_eq!(m.ok("cat web/2/changes; stat -c %s web/2/changes"), "0\n");

@@ -36,6 +36,10 @@ fn images_are_found_by_what_they_are() {
     ] {
         m.refused(change, "Operation not permitted");
     }
+    // Values that no name can hold as they are.
+    m.ok("setfattr -n user.imgfs.os -v a%2Fb focal; setfattr -n user.imgfs.architecture -v weird/arch focal; setfattr -n user.imgfs.tags -v $(head -c 5000 /dev/zero | tr '\\0' o),z jammy; \
+          test \"$(ls .imgfs/by/os/a%252Fb .imgfs/by/os/a%2Fb | tr '\\n' ' ')\" = '.imgfs/by/os/a%252Fb: focal  .imgfs/by/os/a%2Fb: disk '; test -e .imgfs/by/arch/weird%2Farch/focal; test \"$(ls .imgfs/by/tag | tr '\\n' ' ')\" = '%2Ex z '; \
+          setfattr -n user.imgfs.os -v ubuntu focal; setfattr -n user.imgfs.tags -v web,lts jammy");
     m.ok("setfattr -n user.imgfs.os -v debian jammy; mv focal f; test \"$(ls .imgfs/by/os/ubuntu)\" = f; test \"$(readlink .imgfs/by/os/ubuntu/f)\" = ../../../../f; test -e .imgfs/by/os/debian/jammy; rm -r f; not test -e .imgfs/by/os/ubuntu");
     m.ok("setfattr -n user.imgfs.status -v deleted trixie; not test -e .imgfs/by/os/debian/trixie");
     m.remount();

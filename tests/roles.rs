@@ -124,7 +124,15 @@ fn members_of_the_admin_group_may_everything() {
     may(&m, ANNA, "chmod 700 web; chmod o+x web; chmod o-x web");
     may(&m, ADMIN, "ls web");
     may_not(&m, BERT, "ls web", "Permission denied");
-    m.ok(": > .imgfs/config/admin_group; test $(stat -c %a web) = 700 || stat -c %a web");
+    // And gives nobody back what the mask had taken.
+    m.ok(": > .imgfs/config/admin_group");
+    may(&m, ANNA, "setfacl -m u:1002:rwx new 2> /dev/null || true; cp $S/a.tar acl.tar 2> /dev/null || true");
+    m.ok("cp $S/a.tar acl.tar; chown 1001:1001 acl; setfacl -m u:1002:rwx acl; chmod 750 acl; echo 2000 > .imgfs/config/admin_group");
+    may(&m, ANNA, "chmod o+x acl; chmod u+w acl");
+    may_not(&m, BERT, "cp $S/b.tar acl/", "Permission denied");
+    m.ok("truncate -s 0 .imgfs/config/admin_group; test $(stat -c %a acl) = 751; setfacl -m u:1002:rwx .; chmod 755 .; echo 2001 > .imgfs/config/import_group; chmod +t .; chmod -t .");
+    may_not(&m, BERT, "mkdir x", "Permission denied");
+    m.ok("setfacl -b .; test $(stat -c %a web) = 700; : > .imgfs/config/admin_group");
     may_not(&m, ADMIN, "ls web", "Permission denied");
     may_not(&m, ADMIN, "echo 1d > .imgfs/config/trash", "Permission denied");
     m.ok("echo 2000 > .imgfs/config/admin_group");
@@ -146,7 +154,7 @@ fn members_of_the_import_group_make_images() {
 #[test]
 fn a_quota_bounds_what_a_user_has() {
     let Some(mut m) = shared(&["quota=700K,quota_images=3"]) else { return };
-    m.ok("chmod 1777 .; for n in 1 2 3; do mkdir $S/q; head -c 300000 /dev/urandom > $S/q/f; tar -C $S/q -cf $S/q$n.tar .; rm -r $S/q; done; chmod 644 $S/q*");
+    m.ok("chmod 1777 .; for n in 1 2 3; do mkdir $S/q; head -c 300000 /dev/urandom > $S/q/f; tar -C $S/q -cf $S/q$n.tar .; rm -r $S/q; done; echo s > $S/s; tar -C $S -cf $S/small.tar s; chmod 644 $S/q* $S/small.tar");
     may(&m, ANNA, "cp $S/q1.tar one.tar; cp $S/q2.tar two.tar; cp $S/q1.tar same.tar");
     may_not(&m, ANNA, "mkdir four", "Disk quota exceeded");
     may_not(&m, ANNA, "cp $S/q1.tar four.tar", "Disk quota exceeded");
@@ -159,7 +167,12 @@ fn a_quota_bounds_what_a_user_has() {
         ANNA,
         "ls one | grep -c '^[0-9]' | grep -qx 1; cp $S/q2.tar one/; rm -r two; rm -r same; cp $S/q3.tar not.tar 2> /dev/null || rmdir one/0; cp $S/q3.tar one/",
     );
-    // The trash does not count; what comes back does.
+    // The trash does not count; what comes back does: images, and bytes.
+    may(&m, BERT, "cp $S/q1.tar x.tar; cp $S/q2.tar y.tar; rm -r x; cp $S/q3.tar z.tar");
+    may_not(&m, BERT, "mv .imgfs/trash/x .", "Disk quota exceeded");
+    may(&m, BERT, "cp $S/small.tar z.tar; rmdir z/0; cp $S/q1.tar z.tar");
+    may_not(&m, BERT, "mv .imgfs/trash/z.0 z/", "Disk quota exceeded");
+    may(&m, BERT, "rm -r y z; rm -rf .imgfs/trash/x .imgfs/trash/y .imgfs/trash/z .imgfs/trash/z.0");
     may(&m, ANNA, "mkdir a; mkdir b");
     may_not(&m, ANNA, "mv .imgfs/trash/two .", "Disk quota exceeded");
     // Others have their own; root has none.

@@ -194,6 +194,18 @@ fn what_is_private_is_so_for_every_way_in() {
         BERT,
         "not grep -q 'bad.tar\\|web' .imgfs/errors .imgfs/log; for f in errors log; do test $(stat -c %s .imgfs/$f) = $(wc -c < .imgfs/$f); done; grep -q pub/0 .imgfs/log; not cat .imgfs/jobs/*.json 2> /dev/null; test $(ls .imgfs/by-id | wc -l) = 2",
     );
+    // What was said of it is not said to whoever has its name later.
+    may(
+        &m,
+        ANNA,
+        "cp $S/d.tar secret.tar; chmod 700 secret; setfattr -n user.imgfs.properties.password -v hunter2 secret; not rmdir secret/0; mv secret hidden; ln -sfn pub default || true",
+    );
+    may(
+        &m,
+        BERT,
+        "cp $S/a.tar secret.tar; grep -q secret/0 .imgfs/log; not grep -q hunter2 .imgfs/log; not grep -q 'only version' .imgfs/errors; rm -r secret",
+    );
+    may(&m, ANNA, "grep -q hunter2 .imgfs/log; rm -r hidden");
     // Also what was deleted.
     may(&m, ANNA, "cp $S/c.tar web/; rmdir web/0");
     may_not(&m, BERT, "ls .imgfs/trash/web.0", "Permission denied");

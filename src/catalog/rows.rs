@@ -43,6 +43,9 @@ pub struct Rules {
     /// What there is beside the mode, whose group bits are its mask then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acl: Option<Acl>,
+    /// When the image got the name that it has, if not when it was made: what was said of the name before is not of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named_at: Option<i64>,
 }
 
 impl Rules {

@@ -5,10 +5,13 @@
 //! is an upload into the root that is the next version of somebody's image, `by-id`, `by-digest`, receipts, aliases,
 //! `errors` and `log`. Root and the owner of the mount may everything.
 
-use crate::catalog::{Image, Model};
+use std::collections::HashMap;
+
+use crate::catalog::Image;
 use crate::error::{Error, Result};
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
+use crate::manifest::parse_time;
 use crate::rules::By;
 
 /// Bits of a mode, as others have them.
@@ -67,24 +70,30 @@ impl ImageFs {
         self.refuse_change(caller, Some(image))
     }
 
-    /// Whether this user may know what is said of a path that begins with the name of an image.
-    pub(super) fn may_hear(&self, caller: Caller, model: &Model, path: &str) -> bool {
-        let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-        model.image_named(name).is_some_and(|image| self.may(caller, image, READ))
-    }
-
-    /// Of a text of lines whose second field is a user and whose fourth is a path, those that this user may know.
+    /// Of a text of lines whose fields are a time, a user, a gesture and a path, those that this user may know: of own
+    /// gestures, and of images that may be read, since they have their names.
     pub(super) fn heard_by(&self, caller: Caller, text: String) -> String {
         if self.is_admin(caller) {
             return text;
         }
         let model = self.store.catalog.read();
-        let hears = |line: &&str| {
-            let mut fields = line.split('\t').skip(1);
-            let own = fields.next().and_then(|uid| uid.parse().ok()) == Some(caller.uid);
-            own || fields.nth(1).is_some_and(|path| self.may_hear(caller, &model, path))
-        };
-        text.split_inclusive('\n').filter(hears).collect()
+        // Whom a name means, and since when; looked at once for each.
+        let mut known: HashMap<&str, Option<i64>> = HashMap::new();
+        let mut heard = String::new();
+        for line in text.split_inclusive('\n') {
+            let fields: Vec<&str> = line.split('\t').take(4).collect();
+            let [at, uid, _, path] = fields[..] else { continue };
+            let own = uid.parse() == Ok(caller.uid);
+            let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+            let since = known.entry(name).or_insert_with(|| {
+                let image = model.image_named(name).filter(|image| self.may(caller, image, READ))?;
+                Some(image.rules.named_at.unwrap_or(image.created_at))
+            });
+            if own || since.is_some_and(|since| parse_time(at).is_some_and(|at| at >= since)) {
+                heard.push_str(line);
+            }
+        }
+        heard
     }
 }
 

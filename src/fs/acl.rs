@@ -35,6 +35,13 @@ impl Shown {
     }
 }
 
+/// The mode that a chmod asks for, of a file that shows another mode than it has: group bits that are left as they are shown
+/// stay as they were.
+pub(super) fn asked(mode: u32, shown: u32, own: u32) -> u32 {
+    let left = (mode ^ shown) & 0o070 == 0;
+    if left { mode & !0o070 | own & 0o070 } else { mode }
+}
+
 impl ImageFs {
     fn admins(&self) -> impl Iterator<Item = u32> {
         self.store.settings().admin_group.filter(|_| self.view.has_acls).into_iter()

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::acl::Acl;
 use crate::catalog::{Named, Root};
 use crate::describe;
 use crate::error::{Error, Result};
+use crate::fs::acl::asked;
 use crate::fs::browse::label_of;
+use crate::fs::control::directory_name;
 use crate::fs::ghost::Object;
 use crate::fs::links::Gone;
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
@@ -55,6 +56,7 @@ impl ImageFs {
             NodeId::Version { serial, .. } => format!("/{}/{name}", self.store.path_of(&model, serial)),
             NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
             NodeId::Staging(_) => format!("a staging directory's {name}"),
+            NodeId::Control(control) => format!("/.imgfs/{}{name}", directory_name(control)),
             _ => format!("/.imgfs/{name}"),
         }
     }
@@ -385,19 +387,17 @@ impl ImageFs {
             }
             NodeId::Receipt(version) => self.set_receipt(version, changes.mode, changes.mtime)?,
             NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
-                let masks = self.view.has_acls && self.store.settings().admin_group.is_some();
-                let rights = (changes.mode, changes.uid, changes.gid);
-                versions::set_owner(&self.store, serial, masks, rights).map_err(refused)?;
+                let shown = self.store.catalog.read().images.get(&serial).map(|i| (self.image_rights(i).mode, i.mode));
+                let mode = changes.mode.map(|mode| shown.map_or(mode, |(shown, own)| asked(mode, shown, own)));
+                versions::set_owner(&self.store, serial, mode, changes.uid, changes.gid).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", self.path_of(node).trim_start_matches('/'), "changed");
             }
             NodeId::Root if rights => {
                 let (old, or) = (self.root(), |new: Option<u32>, old| new.unwrap_or(old));
                 let (uid, gid) = (or(changes.uid, old.uid), or(changes.gid, old.gid));
-                let mut root = Root { uid, gid, mode: changes.mode.map_or(old.mode, |mode| mode & 0o7777), acl: old.acl };
-                if changes.mode.is_some() && self.root_rights().acl.is_some() {
-                    let group = old.mode >> 3 & 7;
-                    root.acl.get_or_insert_with(|| Acl { group, ..Acl::default() });
-                }
+                let shown = self.root_rights().mode;
+                let mode = changes.mode.map_or(old.mode, |mode| asked(mode & 0o7777, shown, old.mode));
+                let root = Root { uid, gid, mode, acl: old.acl };
                 versions::set_root(&self.store, root).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", ".", "changed");
             }

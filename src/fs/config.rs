@@ -1,5 +1,6 @@
 //! cat .imgfs/config/trash, echo 7d > it, truncate: settings as files.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub(super) struct Writing {
     text: Vec<u8>,
     /// Nothing was written since it was truncated: at its end it goes back to its default.
     truncated: bool,
+    /// A shell that redirects closes a copy of the descriptor before the first byte.
+    closed: bool,
 }
 
 impl ImageFs {
@@ -30,7 +33,13 @@ impl ImageFs {
         let model = self.store.catalog.read();
         let own =
             model.settings.keys().filter_map(|key| key.strip_prefix(settings::CONFIG)).filter(|name| !Settings::is_known(name));
-        Settings::names().map(str::to_owned).chain(own.map(str::to_owned)).collect()
+        let mut all: BTreeSet<String> = own.map(str::to_owned).collect();
+        // One that is being made is there for its maker.
+        all.extend(self.handles.read().values().filter_map(|handle| match &**handle {
+            Handle::Setting(name, _) if !Settings::is_known(name) => Some(name.clone()),
+            _ => None,
+        }));
+        Settings::names().map(str::to_owned).chain(all).collect()
     }
 
     fn setting_named(&self, node: NodeId) -> Result<String> {
@@ -41,7 +50,8 @@ impl ImageFs {
         let own = self.store.catalog.read().settings.get(&settings::key(name)).cloned();
         match own.filter(|_| !Settings::is_known(name)) {
             Some(text) => Ok(text),
-            None => self.store.settings().text(name),
+            // A user who has none is bound as all are.
+            None => self.store.settings().text(name.split('.').next().unwrap_or_default()),
         }
     }
 
@@ -77,7 +87,7 @@ impl ImageFs {
         }
         self.refuse_settings(caller)?;
         let text = if truncates { Vec::new() } else { text };
-        Ok(self.open_handle(Handle::Setting(name, Mutex::new(Writing { text, truncated: truncates }))))
+        Ok(self.open_handle(Handle::Setting(name, Mutex::new(Writing { text, truncated: truncates, closed: false }))))
     }
 
     /// Whether somebody has truncated the setting, and not written anything yet.
@@ -92,10 +102,7 @@ impl ImageFs {
         self.refuse_settings(caller)?;
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let name = std::str::from_utf8(name).ok().and_then(settings::canonical).ok_or_else(missing)?;
-        // What holds anyhow.
-        let of_all = name.split('.').next().unwrap_or_default();
-        self.store.choose(&name, Some(&self.store.settings().text(of_all)?))?;
-        let writing = Writing { text: Vec::new(), truncated: false };
+        let writing = Writing { text: Vec::new(), truncated: false, closed: false };
         let node = NodeId::Setting(number_of(&name));
         Ok((node, self.open_handle(Handle::Setting(name, Mutex::new(writing)))))
     }
@@ -142,6 +149,18 @@ impl ImageFs {
             return Err(Error::Invalid { what: "a setting".into(), why: "write its value, or truncate it to nothing".into() });
         }
         self.choose_setting(caller, &self.setting_named(node)?, "")
+    }
+
+    /// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes on.
+    pub fn flush_setting(&self, caller: Caller, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let Handle::Setting(name, writing) = &*handle else { return Ok(()) };
+        let mut writing = writing.lock();
+        if writing.truncated && std::mem::replace(&mut writing.closed, true) {
+            self.choose_setting(caller, name, "")?;
+            writing.truncated = false;
+        }
+        Ok(())
     }
 
     /// The last close: what was truncated, and not written again, is as nobody had chosen it.

@@ -39,6 +39,11 @@ fn is_directory(control: Control) -> bool {
     matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults | Config)
 }
 
+/// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.
+pub(super) fn directory_name(control: Control) -> String {
+    FILES.iter().find(|(_, c)| *c == control).map(|(name, _)| format!("{name}/")).unwrap_or_default()
+}
+
 /// Which log a file shows: 0 for the newest.
 pub(super) fn log_number(control: Control) -> Option<u32> {
     [Control::Log, Control::Log1, Control::Log2, Control::Log3].iter().position(|c| *c == control).map(|n| n as u32)

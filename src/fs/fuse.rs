@@ -473,6 +473,10 @@ impl Filesystem for Adapter {
                 let upload = upload.clone();
                 self.fs.flush_upload(caller(req), upload, Box::new(|result| answer_empty(reply, result)));
             }
+            Ok(Handle::Setting(..)) => {
+                let who = caller(req);
+                self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.flush_setting(who, fh.0));
+            }
             Ok(Handle::Edit(..) | Handle::Lease(..)) => answer_empty(reply, self.fs.flush_edit(caller(req), fh.0)),
             _ => reply.ok(),
         });

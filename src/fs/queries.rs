@@ -39,10 +39,10 @@ impl ImageFs {
                 Ok(NodeId::Query { dimension: at as u8, value: 0 })
             }
             NodeId::Query { dimension: of, value: 0 } => {
-                let value = dimension(of)?.value_named(text);
-                let known = self.values(caller, dimension(of)?).contains(&value);
-                let node = NodeId::Query { dimension: of, value: number_of(&value) };
-                if known { Ok(node) } else { Err(missing()) }
+                let kind = dimension(of)?;
+                let value =
+                    self.values(caller, kind).into_iter().find(|value| kind.is_called(value, text)).ok_or_else(missing)?;
+                Ok(NodeId::Query { dimension: of, value: number_of(&value) })
             }
             NodeId::Query { dimension: of, value } => {
                 let found = self.images_in(caller, dimension(of)?, value);
@@ -74,7 +74,9 @@ impl ImageFs {
             }
             NodeId::Query { dimension: of, value: 0 } => {
                 for value in self.values(caller, dimension(of)?) {
-                    add(&query::name_of(&value), NodeId::Query { dimension: of, value: number_of(&value) }, libc::S_IFDIR);
+                    if let Some(name) = query::name_of(&value) {
+                        add(&name, NodeId::Query { dimension: of, value: number_of(&value) }, libc::S_IFDIR);
+                    }
                 }
             }
             NodeId::Query { dimension: of, value } => {

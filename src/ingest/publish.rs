@@ -146,7 +146,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             None => {
                 let owner = source.target.image(&store.catalog.read()).map(|image| image.uid);
                 let _held = store.quota.lock();
-                quota::refuse_bytes(store, owner.unwrap_or(source.uid), Some(&tree))?;
+                quota::refuse_bytes(store, owner.unwrap_or(source.uid), &[&tree])?;
                 add_rows(store, source, id, digest, facts)
             }
         }
@@ -187,7 +187,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
 /// Errors: `Immutable`, `Taken`, `OverQuota`.
 pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> Result<()> {
     let owner = target.image(&store.catalog.read()).map(|image| image.uid);
-    quota::refuse_bytes(store, owner.unwrap_or(uid), None)?;
+    quota::refuse_bytes(store, owner.unwrap_or(uid), &[])?;
     let model = &*store.catalog.read();
     if let Target::Named(name) = target
         && let Some(Named::Alias(_)) = model.named(name.as_str())

@@ -299,6 +299,8 @@ impl ImageFs {
         };
         let (why, keep) = match &mut state.phase {
             Phase::Published(_) => return,
+            // A rename was refused: it stays until it is removed.
+            Phase::Failed(..) if staged && !upload.info.lock().failed => (None, true),
             Phase::Failed(_, sentence) => (Some(sentence.clone()), false),
             Phase::Empty => (None, staged),
             _ if staged => (None, true),
@@ -360,6 +362,8 @@ impl ImageFs {
             && (!matches!(e, Error::Truncated { .. }) || matches!(state.phase, Phase::Moving))
         {
             self.fail(upload, &mut state, e);
+            // It stays, and says the same again: mv asks twice.
+            upload.info.lock().failed = false;
         }
         let published = published_in(&state);
         drop(state);
