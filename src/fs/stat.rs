@@ -128,9 +128,9 @@ impl ImageFs {
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 let (attr, model) = (upload.attr(ino), self.store.catalog.read());
-                // Once it is a version, it is that one's receipt.
+                // Once it is a version, who may change the image may write that again. It is hidden from who may not read it.
                 match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
-                    Some((image, _)) => Ok(Attr { mode: self.receipt_mode(image, attr.mode), ..attr }),
+                    Some((image, _)) => Ok(Attr { mode: attr.mode | self.image_rights(image).mode & 0o022, ..attr }),
                     None => Ok(attr),
                 }
             }
