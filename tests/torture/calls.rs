@@ -36,9 +36,9 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("a second gc", "$IMGFS gc --trash --store $STORE"),
 ];
 
-/// Each call in each of the modes; or in one of them, another for another seed.
+/// Of the calls each, or of so many one, another for another seed. `each`: in each of the modes, not in one of them.
 fn torture(modes: &[(Mode, i32)], each: bool) {
-    let seed = seed() as usize;
+    let (seed, of) = (seed() as usize, length(8, 1) as usize);
     let world = World::new();
     let mut tried = 0;
     for (name, gesture) in GESTURES {
@@ -58,8 +58,8 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
         world.unmount();
         world.ok("rm -rf after; cp -a store after");
         let inside = ["before", "after"].map(|kept| opened(&world, kept));
-        for at in 1..=count {
-            let turn = (at as usize + seed) % modes.len();
+        for at in (1..=count).filter(|at| (*at as usize + seed).is_multiple_of(of)) {
+            let turn = (at as usize / of + seed) % modes.len();
             for &(mode, errno) in if each { modes } else { &modes[turn..=turn] } {
                 let when = format!("{name}, call {at} of {count}, errno {errno}");
                 world.ok("rm -rf store; cp -a before store");
