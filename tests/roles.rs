@@ -3,44 +3,13 @@
 
 mod common;
 
-use common::{Mount, Ran, sh};
-
-type User = (u32, u32, &'static str);
+use common::{User, may, may_not, shared};
 
 /// Owner of the images; others; one in group 2000, one in 2001.
 const ANNA: User = (1001, 1001, "");
 const BERT: User = (1002, 1002, "");
 const ADMIN: User = (1004, 1004, "2000");
 const IMPORTER: User = (1005, 1005, "2001");
-
-fn shared(options: &[&str]) -> Option<Mount> {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: not root");
-        return None;
-    }
-    let m = Mount::with(&[&["allow_other"], options].concat());
-    m.ok("chmod 755 $MNT/.. $S; chmod 644 $S/*.tar");
-    Some(m)
-}
-
-fn by(m: &Mount, (uid, gid, groups): User, script: &str) -> Ran {
-    let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
-    let inner = format!("{}S={}; MNT={}; set -e; {script}", common::NOT, m.path("src").display(), m.mnt().display());
-    std::fs::write(m.path("script"), inner).unwrap();
-    sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
-}
-
-#[track_caller]
-fn may(m: &Mount, who: User, script: &str) {
-    let ran = by(m, who, script);
-    assert_eq!(ran.code, 0, "{who:?} {script}: {ran:?}\n{}", m.errors());
-}
-
-#[track_caller]
-fn may_not(m: &Mount, who: User, script: &str, why: &str) {
-    let ran = by(m, who, script);
-    assert!(ran.code != 0 && ran.err.contains(why), "{who:?} {script}: {ran:?}\n{}", m.errors());
-}
 
 #[test]
 fn an_acl_decides_as_on_any_file_system() {

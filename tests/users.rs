@@ -5,7 +5,7 @@ mod common;
 
 use std::os::unix::fs::MetadataExt;
 
-use common::sh;
+use common::{User, by, may, may_not, sh, shared};
 
 fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
@@ -70,45 +70,20 @@ fn others_see_a_mount_only_where_they_are_let_in() {
 }
 
 /// A mount that other users are let into, with a root where everybody may make images: as root sees it.
-fn shared() -> Option<common::Mount> {
-    if !is_root() {
-        eprintln!("skipped: not root");
-        return None;
-    }
-    let m = common::Mount::with(&["allow_other"]);
-    m.ok("chmod 755 $MNT/.. $S; chmod 644 $S/*.tar; chmod 1777 $MNT");
+fn open_to_all() -> Option<common::Mount> {
+    let m = shared(&[])?;
+    m.ok("chmod 1777 $MNT");
     Some(m)
 }
 
-/// Runs a script in the mount as somebody: user, group, further groups.
-fn by(m: &common::Mount, (uid, gid, groups): (u32, u32, &str), script: &str) -> common::Ran {
-    let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
-    let inner = format!("{}S={}; MNT={}; set -e; {script}", common::NOT, m.path("src").display(), m.mnt().display());
-    std::fs::write(m.path("script"), inner).unwrap();
-    sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
-}
-
-const ANNA: (u32, u32, &str) = (1001, 1001, "");
-const BERT: (u32, u32, &str) = (1002, 1002, "");
+const ANNA: User = (1001, 1001, "");
+const BERT: User = (1002, 1002, "");
 /// In a group of Anna's.
-const CLEO: (u32, u32, &str) = (1003, 1003, "1001");
-
-#[track_caller]
-fn may(m: &common::Mount, who: (u32, u32, &str), script: &str) -> String {
-    let ran = by(m, who, script);
-    assert_eq!(ran.code, 0, "{who:?} {script}: {ran:?}\n{}", m.errors());
-    ran.out
-}
-
-#[track_caller]
-fn may_not(m: &common::Mount, who: (u32, u32, &str), script: &str, why: &str) {
-    let ran = by(m, who, script);
-    assert!(ran.code != 0 && ran.err.contains(why), "{who:?} {script}: {ran:?}\n{}", m.errors());
-}
+const CLEO: User = (1003, 1003, "1001");
 
 #[test]
 fn an_image_belongs_to_who_made_it() {
-    let Some(mut m) = shared() else { return };
+    let Some(mut m) = open_to_all() else { return };
     may(
         &m,
         ANNA,
@@ -165,7 +140,7 @@ fn an_image_belongs_to_who_made_it() {
 
 #[test]
 fn what_is_private_is_so_for_every_way_in() {
-    let Some(m) = shared() else { return };
+    let Some(m) = open_to_all() else { return };
     may(
         &m,
         ANNA,
@@ -223,7 +198,7 @@ fn what_is_private_is_so_for_every_way_in() {
 /// Root of a user namespace is the user outside, and no more.
 #[test]
 fn in_a_user_namespace_one_is_who_one_is_outside() {
-    let Some(m) = shared() else { return };
+    let Some(m) = open_to_all() else { return };
     if by(&m, ANNA, "unshare -U -r true").code != 0 {
         println!("skipped: no user namespaces here");
         return;

@@ -193,3 +193,38 @@ pub fn sh(dir: &Path, script: &str) -> Ran {
         err: String::from_utf8_lossy(&stderr).into_owned(),
     }
 }
+
+/// User, group, further groups.
+pub type User = (u32, u32, &'static str);
+
+/// A mount that other users are let into. None, and a line that says so, if we are not root.
+pub fn shared(options: &[&str]) -> Option<Mount> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return None;
+    }
+    let m = Mount::with(&[&["allow_other"], options].concat());
+    m.ok("chmod 755 $MNT/.. $S; chmod 644 $S/*.tar");
+    Some(m)
+}
+
+/// Runs a script in the mount as somebody.
+pub fn by(m: &Mount, (uid, gid, groups): User, script: &str) -> Ran {
+    let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
+    let inner = format!("{NOT}S={}; MNT={}; set -e; {script}", m.path("src").display(), m.mnt().display());
+    std::fs::write(m.path("script"), inner).unwrap();
+    sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
+}
+
+#[track_caller]
+pub fn may(m: &Mount, who: User, script: &str) -> String {
+    let ran = by(m, who, script);
+    assert_eq!(ran.code, 0, "{who:?} {script}: {ran:?}\n{}", m.errors());
+    ran.out
+}
+
+#[track_caller]
+pub fn may_not(m: &Mount, who: User, script: &str, why: &str) {
+    let ran = by(m, who, script);
+    assert!(ran.code != 0 && ran.err.contains(why), "{who:?} {script}: {ran:?}\n{}", m.errors());
+}
