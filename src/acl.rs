@@ -14,13 +14,14 @@ pub const DEFAULT: &str = "system.posix_acl_default";
 
 /// Source: linux/posix_acl_xattr.h: version, then 8 bytes an entry: tag u16, permissions u16, id u32.
 const VERSION: u32 = 2;
-const NO_ID: u32 = u32::MAX;
-const USER_OBJ: u16 = 0x01;
-const USER: u16 = 0x02;
-const GROUP_OBJ: u16 = 0x04;
-const GROUP: u16 = 0x08;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
+/// An id that means nobody: entries without a name.
+pub const NO_ID: u32 = u32::MAX;
+pub const USER_OBJ: u16 = 0x01;
+pub const USER: u16 = 0x02;
+pub const GROUP_OBJ: u16 = 0x04;
+pub const GROUP: u16 = 0x08;
+pub const MASK: u16 = 0x10;
+pub const OTHER: u16 = 0x20;
 
 /// What there is beside the mode. Permissions are three bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,19 +78,18 @@ impl Acl {
 
     /// The value of the xattr, for a file with this mode. `most` bounds all permissions, as of a file that nobody writes.
     pub fn value(&self, mode: u32, most: u32) -> Vec<u8> {
-        let mut value = VERSION.to_le_bytes().to_vec();
-        let mut add = |tag: u16, rights: u32, id: u32| {
-            value.extend_from_slice(&tag.to_le_bytes());
-            value.extend_from_slice(&((rights & most & 7) as u16).to_le_bytes());
-            value.extend_from_slice(&id.to_le_bytes());
-        };
-        add(USER_OBJ, mode >> 6, NO_ID);
-        self.users.iter().for_each(|(uid, rights)| add(USER, *rights, *uid));
-        add(GROUP_OBJ, self.group, NO_ID);
-        self.groups.iter().for_each(|(gid, rights)| add(GROUP, *rights, *gid));
-        add(MASK, mode >> 3, NO_ID);
-        add(OTHER, mode, NO_ID);
-        value
+        let entry = |tag: u16, id: u32, rights: u32| (tag, id, (rights & most & 7) as u16);
+        let mut entries = vec![entry(USER_OBJ, NO_ID, mode >> 6)];
+        entries.extend(self.users.iter().map(|(uid, rights)| entry(USER, *uid, *rights)));
+        entries.push(entry(GROUP_OBJ, NO_ID, self.group));
+        entries.extend(self.groups.iter().map(|(gid, rights)| entry(GROUP, *gid, *rights)));
+        entries.extend([entry(MASK, NO_ID, mode >> 3), entry(OTHER, NO_ID, mode)]);
+        encode(&entries)
+    }
+
+    /// Changes the rights of all that the mask bounds.
+    pub fn change(&mut self, work: impl Fn(&mut u32)) {
+        self.users.values_mut().chain(self.groups.values_mut()).chain([&mut self.group]).for_each(work);
     }
 
     /// What somebody has who is not the owner: by name, or by groups, of which `is_in` tells, or as all others.
@@ -105,6 +105,17 @@ impl Acl {
         }
         mode & want == want
     }
+}
+
+/// The value of the xattr: entries of tag, id, permissions, in their order.
+pub fn encode(entries: &[(u16, u32, u16)]) -> Vec<u8> {
+    let mut value = VERSION.to_le_bytes().to_vec();
+    for (tag, id, rights) in entries {
+        value.extend_from_slice(&tag.to_le_bytes());
+        value.extend_from_slice(&rights.to_le_bytes());
+        value.extend_from_slice(&id.to_le_bytes());
+    }
+    value
 }
 
 /// A mode with the nine bits of an ACL; without one the group has again what was its own.

@@ -85,7 +85,7 @@
 //! 4: trees at rest are packed against others; the catalog has a copy.
 //! 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know them would delete
 //!    what is leased.
-//! 6: the catalog has settings that users choose: defaults of types, configuration, views; images have ACLs.
+//! 6: the catalog has settings that users choose: defaults of types, configuration; images have ACLs.
 
 use std::fs;
 use std::path::Path;

@@ -34,7 +34,7 @@ pub struct Model {
     pub default_image: Option<u32>,
     pub default_hidden: bool,
     pub root: Option<Root>,
-    /// What was chosen: `config.trash`, `default.vm`, `view.dc1` and so on. Keys have a dot.
+    /// What was chosen: `config.trash`, `default.vm`. Keys have a dot.
     pub settings: BTreeMap<String, String>,
     pub next_serial: u32,
     /// Ids of blobs below this were given out, at least: a table that has fewer is cut.

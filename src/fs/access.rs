@@ -97,11 +97,6 @@ impl ImageFs {
     }
 }
 
-/// The refusal of a change of settings by anybody else.
-pub(super) fn settings_are_for_admins(uid: u32) -> Error {
-    Error::NotYours { what: ".imgfs/config".into(), uid }
-}
-
 /// Whether the group is one of the caller's; of another process namespace only the first is known.
 fn is_in_group(caller: Caller, gid: u32) -> bool {
     if caller.gid == gid {

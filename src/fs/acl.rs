@@ -24,10 +24,10 @@ impl Shown {
     fn with(mode: u32, acl: Option<&Acl>, groups: impl Iterator<Item = u32>) -> Shown {
         let mut shown = Shown { mode, acl: acl.cloned() };
         for gid in groups {
-            let (mask, own) = (shown.mode >> 3 & ALL, shown.mode >> 3 & ALL);
-            let acl = shown.acl.get_or_insert_with(|| Acl { group: own, ..Acl::default() });
+            let mask = shown.mode >> 3 & ALL;
+            let acl = shown.acl.get_or_insert_with(|| Acl { group: mask, ..Acl::default() });
             // The mask must let the group have all, and nobody else more than before.
-            acl.users.values_mut().chain(acl.groups.values_mut()).chain([&mut acl.group]).for_each(|rights| *rights &= mask);
+            acl.change(|rights| *rights &= mask);
             acl.groups.insert(gid, ALL);
             shown.mode |= ALL << 3;
         }
@@ -73,7 +73,8 @@ impl ImageFs {
         self.with_kernel(|kernel| nodes.into_iter().for_each(|node| kernel.forget_attributes(node.ino())));
     }
 
-    /// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes on. What lies in an image has that of the image, less what nobody may.
+    /// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes on. What lies in an
+    /// image has that of the image, less what nobody may.
     pub(super) fn acl_value(&self, node: NodeId) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: ACCESS.into() };
         let (rights, most) = match node {
@@ -96,15 +97,14 @@ impl ImageFs {
                 let mut rights = self.image_rights(image);
                 if let Some(acl) = rights.acl.as_mut().filter(|_| part == VersionPart::UsedBy) {
                     // Who may read an image may use it.
-                    acl.users.values_mut().chain(acl.groups.values_mut()).chain([&mut acl.group]).for_each(|r| *r |= *r >> 1 & 2);
+                    acl.change(|rights| *rights |= *rights >> 1 & 2);
                 }
                 (rights, most)
             }
             NodeId::Receipt(_) | NodeId::Upload(_) => {
-                let of_upload = |number| self.uploads.by_number(number).and_then(|upload| upload.published_as());
                 let serial = match node {
-                    NodeId::Upload(number) => of_upload(number),
                     NodeId::Receipt(serial) => Some(serial),
+                    NodeId::Upload(number) => self.uploads.by_number(number).and_then(|upload| upload.published_as()),
                     _ => None,
                 };
                 let model = self.store.catalog.read();

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::fs::access::settings_are_for_admins;
 use crate::fs::change::text_of;
 use crate::fs::node::{NodeId, number_of};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
@@ -186,6 +185,7 @@ impl ImageFs {
     }
 
     fn refuse_settings(&self, caller: Caller) -> Result<()> {
-        if self.is_admin(caller) { Ok(()) } else { Err(settings_are_for_admins(self.view.uid)) }
+        let refusal = || Error::NotYours { what: ".imgfs/config".into(), uid: self.view.uid };
+        if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
     }
 }

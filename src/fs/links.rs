@@ -109,8 +109,7 @@ impl ImageFs {
     }
 
     /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none of it.
-    fn put_alias(&self, caller: Caller, name: &[u8], to: LinkTarget, text: &[u8]) -> Result<()> {
-        let name = ImageName::parse(name)?;
+    fn put_alias(&self, caller: Caller, name: &ImageName, to: LinkTarget, text: &[u8]) -> Result<()> {
         {
             let model = self.store.catalog.read();
             let (LinkTarget::Image(image) | LinkTarget::Version { image, .. }) = to;
@@ -119,7 +118,7 @@ impl ImageFs {
                 self.refuse_change(caller, model.aliases.get(&old).and_then(|a| model.images.get(&a.image)))?;
             }
         }
-        versions::put_alias(&self.store, &name, to)?;
+        versions::put_alias(&self.store, name, to)?;
         self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(text));
         Ok(())
     }
@@ -153,7 +152,7 @@ impl ImageFs {
                     if self.store.catalog.read().named(name.as_str()).is_some() {
                         return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
                     }
-                    self.put_alias(caller, name.as_str().as_bytes(), to, target)?;
+                    self.put_alias(caller, &name, to, target)?;
                 }
                 *self.root_changed.lock() = now();
             }
@@ -329,7 +328,7 @@ impl ImageFs {
                         self.stage_link(caller, from.0, &to.1, &text);
                         Ok(())
                     } else {
-                        self.put_alias(caller, &to.1, link, &text)
+                        self.put_alias(caller, &ImageName::parse(&to.1)?, link, &text)
                     }
                 })
             }

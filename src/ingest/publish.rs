@@ -38,6 +38,11 @@ impl Target {
             Target::Image(serial) => model.live_image(*serial),
         }
     }
+
+    /// Whose a version in it counts as: the image's owner's, or of a new image its maker's.
+    fn owner(&self, model: &Model, maker: u32) -> u32 {
+        self.image(model).map_or(maker, |image| image.uid)
+    }
 }
 
 /// Who uploads what, under which name.
@@ -144,9 +149,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
                 Ok(published)
             }
             None => {
-                let owner = source.target.image(&store.catalog.read()).map(|image| image.uid);
+                let owner = source.target.owner(&store.catalog.read(), source.uid);
                 let _held = store.quota.lock();
-                quota::refuse_bytes(store, owner.unwrap_or(source.uid), &[&tree])?;
+                quota::refuse_bytes(store, owner, &[&tree])?;
                 add_rows(store, source, id, digest, facts)
             }
         }
@@ -186,8 +191,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
 ///
 /// Errors: `Immutable`, `Taken`, `OverQuota`.
 pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> Result<()> {
-    let owner = target.image(&store.catalog.read()).map(|image| image.uid);
-    quota::refuse_bytes(store, owner.unwrap_or(uid), &[])?;
+    let owner = target.owner(&store.catalog.read(), uid);
+    quota::refuse_bytes(store, owner, &[])?;
     let model = &*store.catalog.read();
     if let Target::Named(name) = target
         && let Some(Named::Alias(_)) = model.named(name.as_str())

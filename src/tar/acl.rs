@@ -2,10 +2,7 @@
 //!
 //! Source: star.4, "SCHILY.acl.*"; linux/posix_acl_xattr.h.
 
-/// The xattr's version.
-const VERSION: u32 = 2;
-/// An id that means nobody: entries without a name.
-const NO_ID: u32 = u32::MAX;
+use crate::acl::{GROUP, GROUP_OBJ, MASK, NO_ID, OTHER, USER, USER_OBJ, encode};
 
 /// `user::rw-,user:70:r--,group::r--,mask::r--,other::---` as the value of `system.posix_acl_access`.
 ///
@@ -25,12 +22,12 @@ pub fn to_xattr(text: &[u8]) -> Option<Vec<u8>> {
         let number = fields.next().unwrap_or(name);
         let id = if name.is_empty() { NO_ID } else { number.trim().parse().ok().filter(|id| *id != NO_ID)? };
         let tag: u16 = match (kind, name.is_empty()) {
-            ("u" | "user", true) => 0x01,
-            ("u" | "user", false) => 0x02,
-            ("g" | "group", true) => 0x04,
-            ("g" | "group", false) => 0x08,
-            ("m" | "mask", true) => 0x10,
-            ("o" | "other", true) => 0x20,
+            ("u" | "user", true) => USER_OBJ,
+            ("u" | "user", false) => USER,
+            ("g" | "group", true) => GROUP_OBJ,
+            ("g" | "group", false) => GROUP,
+            ("m" | "mask", true) => MASK,
+            ("o" | "other", true) => OTHER,
             _ => return None,
         };
         // A comment may follow: `rwx #effective:r--`.
@@ -51,13 +48,7 @@ pub fn to_xattr(text: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     entries.sort_unstable();
-    let mut value = VERSION.to_le_bytes().to_vec();
-    for (tag, id, bits) in entries {
-        value.extend_from_slice(&tag.to_le_bytes());
-        value.extend_from_slice(&bits.to_le_bytes());
-        value.extend_from_slice(&id.to_le_bytes());
-    }
-    Some(value)
+    Some(encode(&entries))
 }
 
 #[cfg(test)]

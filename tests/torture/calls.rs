@@ -68,15 +68,12 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
                 let ran = world.sh(".", &format!("cd mnt && timeout 20 bash -c '{gesture}'"));
                 world.arm(Mode::Off, 0, 0);
                 assert_ne!(ran.code, 124, "{when}: it hangs");
-                if !matches!(mode, Mode::Kill) {
-                    check(&when, &ran, &before, &after, &world.state());
-                }
-                world.unmount();
                 if matches!(mode, Mode::Kill) {
-                    world.mount();
-                    check(&when, &ran, &before, &after, &world.state());
                     world.unmount();
+                    world.mount();
                 }
+                check(&when, &ran, &before, &after, &world.state());
+                world.unmount();
                 check(&when, &ran, &inside[0], &inside[1], &opened(&world, "store"));
                 tried += 1;
             }
