@@ -66,6 +66,10 @@ pub enum Error {
     ImageIsDefault { image: String },
     #[error("{image} is the default of the images whose type is {kind}")]
     ImageIsTypeDefault { image: String, kind: String },
+    #[error("{image} is the default image of view {view} while that has others")]
+    ImageIsViewDefault { image: String, view: String },
+    #[error("{image} belongs to {views}")]
+    OfView { image: String, views: String },
     #[error("{image}/{number} is pinned by {image}/default")]
     VersionIsPinned { image: String, number: u32 },
     #[error("{image}/{number} is the only version of {image}")]
@@ -74,6 +78,8 @@ pub enum Error {
     Immutable { image: String, uid: u32 },
     #[error("{what} is user {uid}'s, who does not let you change it")]
     NotYours { what: String, uid: u32 },
+    #[error("{image} is attached to this view, which only shows it")]
+    Attached { image: String },
     #[error("it would be more than the quota of {who}: {limit}")]
     OverQuota { who: String, limit: String },
     #[error("{what} is used by {holders}")]
@@ -154,6 +160,8 @@ impl Error {
             Error::Ambiguous { .. } => libc::ENOTUNIQ,
             Error::ImageIsDefault { .. }
             | Error::ImageIsTypeDefault { .. }
+            | Error::ImageIsViewDefault { .. }
+            | Error::OfView { .. }
             | Error::VersionIsPinned { .. }
             | Error::OnlyVersion { .. }
             | Error::NotEmpty { .. }
@@ -162,7 +170,7 @@ impl Error {
             | Error::UploadBusy { .. }
             | Error::Locked { .. } => libc::EBUSY,
             Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
-            Error::Managed { .. } | Error::Immutable { .. } => libc::EPERM,
+            Error::Managed { .. } | Error::Immutable { .. } | Error::Attached { .. } => libc::EPERM,
             Error::NotYours { .. } => libc::EACCES,
             Error::OverQuota { .. } => libc::EDQUOT,
             Error::NotDirectory { .. } => libc::ENOTDIR,
@@ -211,6 +219,10 @@ impl Error {
             Error::NotFound { .. } => "look with ls; a link needs a target that exists (and ln -sfn, with -n, to switch)",
             Error::Ambiguous { .. } => "give more digits",
             Error::ImageIsTypeDefault { .. } => "switch first: ln -sfn ../../OTHER MNT/.imgfs/defaults/TYPE",
+            Error::ImageIsViewDefault { .. } => {
+                "point its default elsewhere first, where the view is mounted: ln -sfn OTHER default"
+            }
+            Error::OfView { .. } => "rm its link in .imgfs/views, or mv it to a name that does not bind it",
             Error::ImageIsDefault { .. } => "point default elsewhere first: ln -sfn OTHER default",
             Error::VersionIsPinned { .. } => "point it elsewhere first: ln -sfn latest IMAGE/default",
             Error::OnlyVersion { .. } => "rmdir the image to delete all of it",
@@ -218,6 +230,7 @@ impl Error {
             Error::HasDependents { .. } => "delete those first",
             Error::Immutable { .. } => "chattr -i it first, or setfattr -n user.imgfs.immutable -v false",
             Error::OverQuota { .. } => "delete images or versions, or ask who administers the store for more",
+            Error::Attached { .. } => "copy its rootfs.tar in under another name, or change it in the mount of the whole store",
             Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
             Error::InUse { .. } => {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"

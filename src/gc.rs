@@ -38,6 +38,7 @@ pub fn run(store: &Store) -> Result<Swept> {
 
 /// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came back.
 pub fn make_room(store: &Store) -> Result<bool> {
+    let store = store.whole();
     while trash::purge_oldest(store)? {
         if run(store)?.bytes > 0 {
             return Ok(true);
@@ -50,6 +51,7 @@ pub fn make_room(store: &Store) -> Result<bool> {
 ///
 /// Errors: what keeps gc from running.
 pub fn ensure_room(store: &Store, bytes: u64) -> Result<()> {
+    let store = store.whole();
     let free = || rustix::fs::statvfs(&store.dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     while free() < bytes && trash::purge_oldest(store)? {
         run(store)?;

@@ -11,18 +11,33 @@ use serde_json::json;
 
 use crate::changelog::ChangeLog;
 use crate::error::{Error, Result};
-use crate::manifest::{now, time, time_text};
+use crate::manifest::{now, parse_time, time, time_text};
+use crate::name::bound_name;
 
 /// Refusals, ended jobs and failed uploads that are kept.
 const KEPT: usize = 1000;
 
+/// What happened, or what of it a view is told: there a record's path begins with the view's name, as that of what is bound
+/// to it does.
+#[derive(Clone)]
 pub struct Journal {
+    all: Arc<All>,
+    view: Option<Arc<ViewOf>>,
+}
+
+struct ViewOf {
+    name: String,
+    /// What was logged before is not of this view.
+    since: i64,
+}
+
+struct All {
     refusals: Mutex<VecDeque<Refusal>>,
     jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
     next_job: AtomicU64,
     /// By name: uploads that no close could refuse, whose, and why.
     failed: Mutex<VecDeque<(String, u32, String)>>,
-    pub changes: ChangeLog,
+    changes: ChangeLog,
 }
 
 struct Refusal {
@@ -71,11 +86,11 @@ impl Job {
         self.state.lock().1.is_some()
     }
 
-    fn document(&self) -> serde_json::Value {
+    fn document(&self, name: &str) -> serde_json::Value {
         let state = self.state.lock();
         let total = self.bytes_total.load(Ordering::Relaxed);
         json!({
-            "id": self.id, "kind": self.kind, "name": self.name, "uid": self.uid, "phase": state.0,
+            "id": self.id, "kind": self.kind, "name": name, "uid": self.uid, "phase": state.0,
             "bytes_done": self.bytes_done.load(Ordering::Relaxed),
             "bytes_total": if total == 0 { serde_json::Value::Null } else { total.into() },
             "started_at": time(self.started_at),
@@ -88,21 +103,52 @@ impl Job {
 impl Journal {
     /// Opens the journal of the store in `dir`.
     pub fn open(dir: &Path) -> Result<Journal> {
-        Ok(Journal {
+        let all = All {
             refusals: Mutex::default(),
             jobs: Mutex::default(),
             next_job: AtomicU64::new(1),
             failed: Mutex::default(),
             changes: ChangeLog::open(dir)?,
-        })
+        };
+        Ok(Journal { all: Arc::new(all), view: None })
+    }
+
+    /// The same journal, for a view that was made at `since`.
+    pub fn through(&self, view: &str, since: i64) -> Journal {
+        Journal { all: self.all.clone(), view: Some(Arc::new(ViewOf { name: view.to_owned(), since })) }
+    }
+
+    /// How a path is recorded.
+    fn stored(&self, path: &str) -> String {
+        match &self.view {
+            Some(view) => bound_name(&view.name, path.trim_start_matches('/')),
+            None => path.to_owned(),
+        }
+    }
+
+    /// What a recorded path is here; none: it is not told here.
+    fn shown<'p>(&self, path: &'p str) -> Option<&'p str> {
+        match &self.view {
+            Some(view) => path.trim_start_matches('/').strip_prefix(&bound_name(&view.name, "")),
+            None => Some(path),
+        }
+    }
+
+    /// Drops what is known of a view that is no more.
+    pub fn forget_view(&self, view: &str) {
+        let of_view = self.through(view, 0);
+        let is_told = |path: &str| of_view.shown(path).is_some();
+        self.all.refusals.lock().retain(|r| !is_told(&r.path));
+        self.all.jobs.lock().retain(|_, job| !is_told(&job.name));
+        self.all.failed.lock().retain(|(name, ..)| !is_told(name));
     }
 
     /// Keeps a refusal for `.imgfs/errors`.
     pub fn refuse(&self, uid: u32, gesture: &'static str, path: &str, error: &Error) {
         log::warn!("{gesture} {path}: {error}");
         let refusal =
-            Refusal { at: now(), uid, gesture, path: path.to_owned(), sentence: error.to_string(), remedy: error.remedy() };
-        let mut all = self.refusals.lock();
+            Refusal { at: now(), uid, gesture, path: self.stored(path), sentence: error.to_string(), remedy: error.remedy() };
+        let mut all = self.all.refusals.lock();
         // Who reads on, or asks twice, is told once.
         if let Some(last) = all.front_mut().filter(|last| last.is_like(&refusal)) {
             last.at = refusal.at;
@@ -115,9 +161,9 @@ impl Journal {
     /// `.imgfs/errors`: a line each, newest first, fields between tabs.
     pub fn errors_text(&self) -> String {
         let mut text = String::new();
-        for r in self.refusals.lock().iter() {
-            let line =
-                [time_text(r.at), r.uid.to_string(), r.gesture.into(), r.path.clone(), r.sentence.clone(), r.remedy.into()];
+        for r in self.all.refusals.lock().iter() {
+            let Some(path) = self.shown(&r.path) else { continue };
+            let line = [time_text(r.at), r.uid.to_string(), r.gesture.into(), path.into(), r.sentence.clone(), r.remedy.into()];
             let _ = writeln!(text, "{}", line.map(|f| escape(&f)).join("\t"));
         }
         text
@@ -125,16 +171,16 @@ impl Journal {
 
     pub fn start_job(&self, kind: &'static str, name: &str, uid: u32) -> Arc<Job> {
         let job = Arc::new(Job {
-            id: self.next_job.fetch_add(1, Ordering::Relaxed),
+            id: self.all.next_job.fetch_add(1, Ordering::Relaxed),
             kind,
-            name: name.to_owned(),
+            name: self.stored(name),
             uid,
             started_at: now(),
             bytes_done: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
             state: Mutex::new(("started".into(), None)),
         });
-        let mut jobs = self.jobs.lock();
+        let mut jobs = self.all.jobs.lock();
         while jobs.len() >= KEPT {
             let Some(oldest) = jobs.values().find(|j| j.ended()).map(|j| j.id) else { break };
             jobs.remove(&oldest);
@@ -144,56 +190,90 @@ impl Journal {
     }
 
     pub fn job_ids(&self) -> Vec<u64> {
-        self.jobs.lock().keys().copied().collect()
+        self.all.jobs.lock().values().filter(|job| self.shown(&job.name).is_some()).map(|job| job.id).collect()
     }
 
     /// Whose a job is, and its JSON.
     pub fn job_text(&self, id: u64) -> Option<(u32, String)> {
-        let job = self.jobs.lock().get(&id)?.clone();
-        Some((job.uid, crate::manifest::pretty(&job.document())))
+        let job = self.all.jobs.lock().get(&id)?.clone();
+        Some((job.uid, crate::manifest::pretty(&job.document(self.shown(&job.name)?))))
     }
 
     pub fn running_jobs(&self) -> usize {
-        self.jobs.lock().values().filter(|j| !j.ended()).count()
+        self.all.jobs.lock().values().filter(|j| !j.ended()).count()
     }
 
     /// Jobs that somebody waits for.
     pub fn running_uploads(&self) -> usize {
-        self.jobs.lock().values().filter(|j| matches!(j.kind, "upload" | "publish") && !j.ended()).count()
+        self.all.jobs.lock().values().filter(|j| matches!(j.kind, "upload" | "publish") && !j.ended()).count()
     }
 
     /// Notes an upload that was dropped and why, for `.imgfs/failed`.
     pub fn fail(&self, name: &str, uid: u32, why: &str) {
-        let mut failed = self.failed.lock();
-        failed.retain(|(n, ..)| n != name);
+        let (name, mut failed) = (self.stored(name), self.all.failed.lock());
+        failed.retain(|(n, ..)| *n != name);
         if failed.len() >= KEPT {
             failed.pop_front();
         }
-        failed.push_back((name.to_owned(), uid, format!("{} {}\n", time_text(now()), escape(why))));
+        failed.push_back((name, uid, format!("{} {}\n", time_text(now()), escape(why))));
     }
 
     pub fn failed_names(&self) -> Vec<String> {
-        self.failed.lock().iter().map(|(n, ..)| n.clone()).collect()
+        self.all.failed.lock().iter().filter_map(|(n, ..)| self.shown(n)).map(str::to_owned).collect()
     }
 
     /// Whose a failed upload was, and what became of it.
     pub fn failed_text(&self, name: &str) -> Option<(u32, String)> {
-        self.failed.lock().iter().find(|(n, ..)| n == name).map(|(_, uid, text)| (*uid, text.clone()))
+        let name = self.stored(name);
+        self.all.failed.lock().iter().find(|(n, ..)| *n == name).map(|(_, uid, text)| (*uid, text.clone()))
     }
 
     /// Forgets a failed upload: `rm .imgfs/failed/NAME`.
     pub fn forget_failed(&self, name: &str) -> bool {
-        let mut failed = self.failed.lock();
+        let (name, mut failed) = (self.stored(name), self.all.failed.lock());
         let before = failed.len();
-        failed.retain(|(n, ..)| n != name);
+        failed.retain(|(n, ..)| *n != name);
         failed.len() < before
     }
 
     /// Adds a line to the log of changes: time, user, gesture, what of, what came of it.
     pub fn log(&self, uid: u32, gesture: &str, what: &str, outcome: &str) {
+        let what = self.stored(what);
         log::info!("{gesture} {what}: {outcome}");
-        let line = [time_text(now()), uid.to_string(), gesture.into(), what.into(), outcome.into()];
-        self.changes.add(&format!("{}\n", line.map(|f: String| escape(&f)).join("\t")));
+        let line = [time_text(now()), uid.to_string(), gesture.into(), what, outcome.into()];
+        self.all.changes.add(&format!("{}\n", line.map(|f: String| escape(&f)).join("\t")));
+    }
+
+    /// Whether the log of changes, or the `n`th that was put aside, is there.
+    pub fn has_log(&self, n: u32) -> bool {
+        self.all.changes.has(n)
+    }
+
+    /// The log itself, where all of it is told; it can be read from any offset.
+    pub fn whole_log(&self) -> Option<&ChangeLog> {
+        self.view.is_none().then_some(&self.all.changes)
+    }
+
+    /// What is told here of the log of changes, or of the `n`th that was put aside.
+    ///
+    /// Errors: `Io`.
+    pub fn log_text(&self, n: u32) -> Result<String> {
+        let mut all = Vec::new();
+        self.all.changes.read(n, 0, usize::MAX, &mut all)?;
+        let text = String::from_utf8_lossy(&all);
+        let Some(view) = &self.view else { return Ok(text.into_owned()) };
+        let mut told = String::new();
+        for line in text.split_inclusive('\n') {
+            let mut fields: Vec<&str> = line.split('\t').collect();
+            let [at, _, _, path, ..] = fields[..] else { continue };
+            if let Some(path) = self.shown(path)
+                && parse_time(at).is_some_and(|at| at >= view.since)
+            {
+                fields[3] = path;
+                told.push_str(&fields.join("\t"));
+            }
+        }
+        Ok(told)
     }
 }
 

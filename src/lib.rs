@@ -24,7 +24,7 @@
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `versions`, `trash`, `gc`, `repack`, `heal`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `versions`, `views` (which images a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
 
@@ -72,4 +72,5 @@ pub mod tar;
 pub mod trash;
 pub mod tree;
 pub mod versions;
+pub mod views;
 pub mod writable;

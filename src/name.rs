@@ -57,6 +57,14 @@ impl fmt::Display for ImageName {
     }
 }
 
+/// Between the name of a view and that of what is bound to it.
+pub const OF_VIEW: char = ':';
+
+/// The name that something of a view has in the store: `dc1:web`.
+pub fn bound_name(view: &str, name: &str) -> String {
+    format!("{view}{OF_VIEW}{name}")
+}
+
 /// Parses a version number as its directory is called: decimal, no sign, no leading zero.
 pub fn parse_number(name: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(name).ok()?;

@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::fsck::Repaired;
 use crate::repack::What;
+use crate::settings::Flags;
 use crate::store::Store;
 use crate::{diff, fsck, gc, repack, trash};
 
@@ -35,12 +36,28 @@ pub enum Request {
     Status,
     /// Every image's metadata.json.
     List,
+    /// One more mount of the store.
+    Mount(MountRequest),
     /// What differs between two versions.
     Diff {
         old: String,
         new: String,
     },
 }
+
+/// What is to be mounted beside what is mounted already.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountRequest {
+    pub point: PathBuf,
+    /// None: the whole store.
+    pub view: Option<String>,
+    pub flags: Flags,
+    /// Whether it says how the store is to behave, which only its daemon's own mount may.
+    pub own_word: bool,
+}
+
+/// Mounts, and gives a line for the user.
+pub type Mounter = Arc<dyn Fn(MountRequest) -> Result<String> + Send + Sync>;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,6 +86,8 @@ pub enum Answer {
     Failed {
         why: String,
     },
+    /// The store is mounted, and is not mounted as a whole twice.
+    Held,
 }
 
 /// Carries out a request on a store that this process holds.
@@ -99,6 +118,8 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             let found = diff::between_named(store, &old, &new)?;
             Answer::Document { document: serde_json::to_value(found).expect("a plain struct") }
         }
+        // A process that serves no mount serves no other.
+        Request::Mount(_) => return Err(Error::Stopping),
         Request::Status => Answer::Document { document: crate::status::status(store)? },
         Request::List => {
             let model = store.catalog.read();
@@ -130,7 +151,7 @@ pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> 
 }
 
 /// Listens for requests until the process ends.
-pub fn listen(store: Arc<Store>) -> Result<()> {
+pub fn listen(store: Arc<Store>, mounter: Mounter) -> Result<()> {
     let path = store.dir.join("control");
     let _ = std::fs::remove_file(&path);
     let (dir_fd, address) = short_address(&store.dir)?;
@@ -143,14 +164,14 @@ pub fn listen(store: Arc<Store>) -> Result<()> {
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 continue;
             };
-            let store = store.clone();
-            let _ = std::thread::Builder::new().name("control".into()).spawn(move || answer(&store, stream));
+            let (store, mounter) = (store.clone(), mounter.clone());
+            let _ = std::thread::Builder::new().name("control".into()).spawn(move || answer(&store, &mounter, stream));
         }
     };
     std::thread::Builder::new().name("listen".into()).spawn(served).map(drop).map_err(Error::io("listen on", &path))
 }
 
-fn answer(store: &Store, stream: UnixStream) {
+fn answer(store: &Store, mounter: &Mounter, stream: UnixStream) {
     let Ok(mut out) = stream.try_clone() else { return };
     let mut line = String::new();
     if BufReader::new(stream).read_line(&mut line).is_err() {
@@ -162,13 +183,19 @@ fn answer(store: &Store, stream: UnixStream) {
         return;
     };
     let mut last = std::time::Instant::now();
-    let done = perform(store, request, |done, total| {
-        if last.elapsed().as_millis() <= 100 {
-            return true;
-        }
-        last = std::time::Instant::now();
-        send(&Answer::Progress { done, total }).is_ok()
-    });
+    let done = match request {
+        Request::Mount(request) => match mounter(request) {
+            Err(Error::Locked { .. }) => Ok(Answer::Held),
+            mounted => mounted.map(|line| Answer::Document { document: line.into() }),
+        },
+        request => perform(store, request, |done, total| {
+            if last.elapsed().as_millis() <= 100 {
+                return true;
+            }
+            last = std::time::Instant::now();
+            send(&Answer::Progress { done, total }).is_ok()
+        }),
+    };
     let _ = send(&done.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
 }
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::manifest::KeepUpload;
 use crate::tar::Limits;
@@ -44,6 +46,18 @@ impl Default for Settings {
     }
 }
 
+/// What `-o` may say about the mount itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Flags {
+    pub allow_other: bool,
+    /// No ACLs: the mode says all.
+    pub noacl: bool,
+    pub suid: bool,
+    pub dev: bool,
+    pub noexec: bool,
+    pub read_only: bool,
+}
+
 /// A setting's place, and what it takes.
 enum Field<'s> {
     Seconds(&'s mut u64),
@@ -77,8 +91,11 @@ const ALL: &[(&str, Place)] = &[
     ("quota_images", |s| Field::Quota(&mut s.quota_images)),
 ];
 
-/// Settings of one user: `quota.alice`, `quota_images.1000`.
+/// Settings of one user, `quota.alice`, `quota_images.1000`, and of one view, `view.dc1.quota`.
 const OF_USERS: &[&str] = &["quota", "quota_images"];
+
+/// The prefix of a view's settings.
+const VIEW: &str = "view.";
 
 /// The prefix of the catalog's keys.
 pub const CONFIG: &str = "config.";
@@ -113,6 +130,11 @@ impl Settings {
         self.set(name, text)?;
         self.given |= ALL.iter().position(|(known, _)| *known == name).map_or(0, |at| 1 << at);
         Ok(())
+    }
+
+    /// Whether this mount has said any.
+    pub fn any_given(&self) -> bool {
+        self.given != 0
     }
 
     /// One as text.
@@ -153,7 +175,7 @@ impl Settings {
 /// Errors: `NotFound`, `Invalid`.
 pub fn check(name: &str, text: &str) -> Result<(String, String)> {
     let name = canonical(name).ok_or_else(|| unknown(name))?;
-    let setting = name.split('.').next().unwrap_or_default();
+    let setting = kind_of(&name);
     let mut settings = Settings::default();
     settings.set(setting, text)?;
     let text = settings.text(setting)?;
@@ -165,8 +187,29 @@ pub fn canonical(name: &str) -> Option<String> {
     if Settings::is_known(name) {
         return Some(name.to_owned());
     }
+    if let Some((view, setting)) = name.strip_prefix(VIEW).and_then(|rest| rest.rsplit_once('.')) {
+        return (OF_USERS.contains(&setting) && !view.is_empty()).then(|| name.to_owned());
+    }
     let (setting, user) = name.split_once('.').filter(|(setting, _)| OF_USERS.contains(setting))?;
     Some(format!("{setting}.{}", user_id(user)?))
+}
+
+/// The setting for everybody that one of a user or of a view is like.
+pub fn kind_of(name: &str) -> &str {
+    match name.strip_prefix(VIEW).and_then(|rest| rest.rsplit_once('.')) {
+        Some((_, setting)) => setting,
+        None => name.split('.').next().unwrap_or_default(),
+    }
+}
+
+/// The view that a setting is of.
+pub fn view_of(name: &str) -> Option<&str> {
+    name.strip_prefix(VIEW)?.rsplit_once('.').map(|(view, _)| view)
+}
+
+/// Whether a key of the catalog's is that of a setting of this view.
+pub fn is_of_view(key: &str, view: &str) -> bool {
+    key.strip_prefix(CONFIG).and_then(view_of) == Some(view)
 }
 
 /// The name that a setting is shown under: of a user by name.
@@ -185,6 +228,22 @@ pub fn quota_of(settings: &Settings, chosen: &BTreeMap<String, String>, uid: u32
         }
     }
     (own.quota, own.quota_images)
+}
+
+/// The same of a view, which has none by default.
+pub fn quota_of_view(chosen: &BTreeMap<String, String>, view: &str) -> (u64, u64) {
+    let mut own = Settings { quota: 0, quota_images: 0, ..Settings::default() };
+    for name in OF_USERS {
+        if let Some(text) = chosen.get(&key(&of_view(view, name))) {
+            let _ = own.set(name, text);
+        }
+    }
+    (own.quota, own.quota_images)
+}
+
+/// The name of a view's setting: `view.dc1.quota`.
+fn of_view(view: &str, name: &str) -> String {
+    format!("{VIEW}{view}.{name}")
 }
 
 fn unknown(name: &str) -> Error {
@@ -322,6 +381,8 @@ mod tests {
     #[test]
     fn users_have_bounds_of_their_own() {
         assert_eq!(check("quota.root", "1024K").unwrap(), ("quota.0".into(), "1M".into()));
+        assert_eq!(check("view.dc1.quota", "1024K").unwrap(), ("view.dc1.quota".into(), "1M".into()));
+        assert!(check("view.dc1.trash", "1").is_err() && check("view.dc1", "1").is_err());
         assert!(check("quota.nobody-is-called-so", "1").is_err() && check("trash.0", "1").is_err());
         let chosen = BTreeMap::from([("config.quota.7".to_owned(), "0".to_owned())]);
         let settings = Settings { quota: 5, quota_images: 2, ..Settings::default() };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -31,14 +32,32 @@ const DAMAGED: &str = "damaged";
 /// How exactly the time of a version's last use is noted.
 const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// Everything below the mount. Lock order: the catalog's, then `slots`, then the blob store's.
+/// Everything below a mount: what the store holds, and what of it there is to see.
 pub struct Store {
+    core: Arc<Core>,
+    /// All of it, or what a view shows.
+    pub catalog: Catalog,
+    pub journal: Journal,
+    /// Of a view: the store without it.
+    whole: Option<Arc<Store>>,
+}
+
+impl Deref for Store {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+/// What is the same whatever a mount shows. Lock order: the catalog's, then `slots`, then the blob store's.
+pub struct Core {
     /// immutable
     pub dir: PathBuf,
     settings: RwLock<Settings>,
-    pub catalog: Catalog,
+    catalog: Catalog,
+    journal: Journal,
     pub blobs: Arc<BlobStore>,
-    pub journal: Journal,
     pub writable: Writable,
     /// Trees that are open, by the serial of their version.
     slots: RwLock<HashMap<u32, Arc<TreeSlot>>>,
@@ -93,10 +112,11 @@ impl Store {
         let (catalog, opened) = Catalog::open(&dir, has_trees, &writable)?;
         let blobs = Arc::new(BlobStore::open(&dir, &writable)?);
         let settings = settings.with_chosen(&catalog.read().settings);
-        let store = Store {
-            journal: Journal::open(&dir)?,
+        let journal = Journal::open(&dir)?;
+        let core = Core {
+            journal: journal.clone(),
             settings: RwLock::new(settings),
-            catalog,
+            catalog: catalog.clone(),
             blobs,
             writable,
             slots: RwLock::default(),
@@ -117,6 +137,7 @@ impl Store {
             lock,
             dir,
         };
+        let store = Store { core: Arc::new(core), catalog, journal, whole: None };
         if opened == Opened::RebuiltInPart {
             adopt(&store)?;
         }
@@ -130,6 +151,41 @@ impl Store {
         Ok(Arc::new(store))
     }
 
+    /// The same store as a view shows it.
+    pub fn through(self: &Arc<Store>, view: &str) -> Arc<Store> {
+        let since = self.catalog.read().views.get(view).map_or(0, |view| view.created_at);
+        let (catalog, journal) = (self.catalog.through(view), self.journal.through(view, since));
+        Arc::new(Store { core: self.core.clone(), catalog, journal, whole: Some(self.clone()) })
+    }
+
+    /// The store without the view.
+    pub fn whole(&self) -> &Store {
+        self.whole.as_deref().unwrap_or(self)
+    }
+
+    /// What only this version holds, of what there is to see.
+    pub fn cost(&self, version: &Version) -> Result<Cost> {
+        let mut others = IdSet::default();
+        let serials: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s != version.serial).collect();
+        for serial in serials {
+            if let Ok(slot) = self.tree(serial) {
+                slot.tree.blobs().for_each(|id| others.insert(id));
+            }
+        }
+        let slot = self.tree(version.serial)?;
+        let kept = self.kept(version.serial).ok();
+        let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
+        for id in slot.tree.blobs().chain(kept.iter().flat_map(|tree| tree.blobs())).filter(|id| !others.contains(*id)) {
+            // What has lost its record takes nothing.
+            let size = self.blobs.record(id).map_or(0, |record| record.size);
+            unique += size;
+            stored += size;
+        }
+        Ok(Cost { unique_bytes: unique, stored_bytes: stored })
+    }
+}
+
+impl Core {
     /// The user whose the store is: with root the one who has no quota.
     pub fn owner(&self) -> u32 {
         self.owner
@@ -437,27 +493,6 @@ impl Store {
             total += entry.and_then(|entry| entry.metadata()).map_or(0, |meta| meta.blocks() * 512);
         }
         Ok(total)
-    }
-
-    /// What only this version holds.
-    pub fn cost(&self, version: &Version) -> Result<Cost> {
-        let mut others = IdSet::default();
-        let serials: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s != version.serial).collect();
-        for serial in serials {
-            if let Ok(slot) = self.tree(serial) {
-                slot.tree.blobs().for_each(|id| others.insert(id));
-            }
-        }
-        let slot = self.tree(version.serial)?;
-        let kept = self.kept(version.serial).ok();
-        let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
-        for id in slot.tree.blobs().chain(kept.iter().flat_map(|tree| tree.blobs())).filter(|id| !others.contains(*id)) {
-            // What has lost its record takes nothing.
-            let size = self.blobs.record(id).map_or(0, |record| record.size);
-            unique += size;
-            stored += size;
-        }
-        Ok(Cost { unique_bytes: unique, stored_bytes: stored })
     }
 
     /// Says that something went into the trash or left it, or that content it shares did.

@@ -9,9 +9,9 @@ use crate::fault;
 use crate::ingest::check_identity;
 use crate::manifest::now;
 use crate::name::ImageName;
-use crate::quota;
+use crate::quota::{self, Payer};
 use crate::store::Store;
-use crate::versions::{live_image, not_found, refuse_taken};
+use crate::versions::{first_is_default, live_image, not_found, refuse_taken};
 
 /// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
 const SEEN_MIN: u64 = 3600;
@@ -41,12 +41,12 @@ pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
 /// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
 pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
     let _held = store.quota.lock();
-    refuse_too_much(store, |v| v.image == serial && v.trashed_at.is_none())?;
+    refuse_too_much(store, Some(name), |v| v.image == serial && v.trashed_at.is_none())?;
     store.trash_has_changed();
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
         let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
-        quota::refuse_image(store, change.model, image.uid)?;
+        quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, image.uid, name.as_str()))?;
         let own: Vec<&Version> = change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
         for version in &own {
             // An origin may come back in the same image.
@@ -60,28 +60,29 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         image.name = name.to_string();
         image.updated_at = now();
         change.put(Row::Image(image.into()));
-        if change.model.default_image.is_none() {
-            change.put(Row::Default { image: Some(serial), hidden: false });
-        }
+        first_is_default(change, name.as_str(), serial);
         Ok(())
     })
 }
 
-/// Refuses to bring back versions for which their owner's quota has no room.
-fn refuse_too_much(store: &Store, which: impl Fn(&Version) -> bool) -> Result<()> {
-    let (owner, versions) = {
+/// Refuses to bring back versions for which there is no room in a quota; `name` is the one that their image gets.
+fn refuse_too_much(store: &Store, name: Option<&ImageName>, which: impl Fn(&Version) -> bool) -> Result<()> {
+    let (image, versions) = {
         let model = store.catalog.read();
         let found: Vec<&Version> = model.all_versions().filter(|v| which(v)).collect();
-        let owner = found.first().and_then(|v| model.images.get(&v.image)).map(|image| image.uid);
-        (owner, found.iter().map(|v| v.serial).collect::<Vec<_>>())
+        let image = found.first().and_then(|v| model.images.get(&v.image)).cloned();
+        (image, found.iter().map(|v| v.serial).collect::<Vec<_>>())
     };
-    owner.map_or(Ok(()), |uid| quota::refuse_restored(store, uid, &versions))
+    let Some(image) = image else { return Ok(()) };
+    let name = name.map_or(image.name.as_str(), ImageName::as_str);
+    let payers = Payer::of(store, &store.whole().catalog.read(), image.uid, name);
+    quota::refuse_restored(store, &payers, &versions)
 }
 
 /// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number.
 pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
     let _held = store.quota.lock();
-    refuse_too_much(store, |v| v.serial == serial)?;
+    refuse_too_much(store, None, |v| v.serial == serial)?;
     store.trash_has_changed();
     store.catalog.commit(|change| {
         let mut version = change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();

@@ -5,12 +5,12 @@
 use std::collections::HashSet;
 
 use crate::acl::{Acl, with_bits};
-use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, default_key};
+use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, View, default_key};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::manifest::now;
 use crate::name::ImageName;
-use crate::quota;
+use crate::quota::{self, Payer};
 use crate::rules::refuse_immutable;
 use crate::store::Store;
 
@@ -28,14 +28,24 @@ pub enum LinkTarget {
 pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
-        quota::refuse_image(store, change.model, uid)?;
+        quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, uid, name.as_str()))?;
         let serial = change.serial();
         change.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
-        if change.model.default_image.is_none() {
-            change.put(Row::Default { image: Some(serial), hidden: false });
-        }
+        first_is_default(change, name.as_str(), serial);
         Ok(serial)
     })
+}
+
+/// The first image is the default, of the view if it is bound to one.
+pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) {
+    match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
+        None if change.model.default_image.is_none() => change.put(Row::Default { image: Some(image), hidden: false }),
+        Some((name, view)) if change.model.view_default(view).is_none() => {
+            let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
+            change.put(Row::view(name, Some(&view)));
+        }
+        _ => {}
+    }
 }
 
 /// `rmdir MNT/web/1`: into the trash. Gives the version's serial.
@@ -94,10 +104,15 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
 
 /// Refuses to take away the default image while there are others, or that of its type while there are others of that.
 ///
-/// Errors: `ImageIsDefault`, `ImageIsTypeDefault`.
+/// Errors: `ImageIsDefault`, `ImageIsTypeDefault`, `ImageIsViewDefault`.
 pub fn refuse_default(model: &Model, image: &Image) -> Result<()> {
     if model.default_image == Some(image.serial) && model.live_images().count() > 1 {
         return Err(Error::ImageIsDefault { image: image.name.clone() });
+    }
+    for (name, view) in model.views.iter().filter(|(_, view)| view.default_image == Some(image.serial)) {
+        if model.bound_to(name).count() + model.attached_to(view).count() > 1 {
+            return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
+        }
     }
     let kind = &image.editable.kind;
     let of_type = model.live_images().filter(|other| other.editable.kind == *kind).count();
@@ -161,18 +176,46 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
     Ok(())
 }
 
-/// `mv MNT/web MNT/www`.
+/// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1:web`, too, which binds it to a view.
+///
+/// Errors: `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached.
 pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
+    let _held = store.quota.lock();
+    refuse_binding(store, serial, to)?;
     store.catalog.commit(|change| {
         let mut image = live_image(change.model, serial)?.clone();
         refuse_immutable(&image)?;
         refuse_taken(change.model, to.as_str())?;
+        if let Some((view, _)) = change.model.bound(to.as_str()) {
+            let has = |(name, other): (&String, &View)| (name != view && other.attached.contains(&serial)).then(|| name.clone());
+            let others: Vec<String> = change.model.views.iter().filter_map(has).collect();
+            if !others.is_empty() {
+                let views = others.iter().map(|name| format!("view {name}")).collect::<Vec<_>>().join(", ");
+                return Err(Error::OfView { image: image.name.clone(), views });
+            }
+        }
         image.name = to.to_string();
         image.rules.named_at = Some(now());
         image.updated_at = now();
         change.put(Row::Image(image.into()));
         Ok(())
     })
+}
+
+/// Refuses to bind an image to a view that has no room for it.
+fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
+    let (payers, versions) = {
+        let whole = store.whole().catalog.read();
+        let new = |name: &str| whole.bound(name).map(|(view, _)| view.to_owned());
+        let Some(image) = whole.live_image(serial) else { return Ok(()) };
+        let payers: Vec<Payer> = match new(to.as_str()) {
+            Some(view) if new(&image.name).as_ref() != Some(&view) => vec![Payer::View(view)],
+            _ => return Ok(()),
+        };
+        quota::refuse_image(store, &whole, &payers)?;
+        (payers, whole.versions_of(serial).map(|v| v.serial).collect::<Vec<_>>())
+    };
+    quota::refuse_restored(store, &payers, &versions)
 }
 
 /// `ln -sfn web MNT/default`.

@@ -48,6 +48,7 @@ const LAYERS: &[&[&str]] = &[
         "status",
         "trash",
         "versions",
+        "views",
     ],
     &["fs"],
     &["cli"],

@@ -5,17 +5,22 @@
 //! second file as well, of which a lost or damaged catalog.db is made again.
 
 mod copy;
+mod lens;
 mod model;
 mod reserve;
 mod rows;
 mod sqlite;
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 
 use copy::Copy;
+use lens::Lens;
+pub use lens::View;
 pub use model::{Model, Named, default_key};
 use reserve::Reserve;
 pub use rows::{Alias, Image, Immutable, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts};
@@ -60,6 +65,8 @@ pub enum Row {
 /// A change being worked out: the model as it is, and the rows that will change it.
 pub struct Change<'m> {
     pub model: &'m Model,
+    /// The same without a view.
+    pub whole: &'m Model,
     rows: Vec<Row>,
     next_serial: u32,
 }
@@ -76,12 +83,36 @@ impl Change<'_> {
     }
 }
 
+/// The catalog, or what a view shows of it.
+#[derive(Clone)]
 pub struct Catalog {
+    all: Arc<All>,
+    lens: Option<Arc<Lens>>,
+}
+
+struct All {
     /// Taken for the whole of a change; lock order: before `model`.
     files: Mutex<Files>,
     model: RwLock<Model>,
     writable: Writable,
     reserve: Reserve,
+}
+
+/// The state of the catalog, which holds as long as this does.
+pub enum Seen<'c> {
+    Whole(RwLockReadGuard<'c, Model>),
+    View(Arc<Model>),
+}
+
+impl Deref for Seen<'_> {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        match self {
+            Seen::Whole(model) => model,
+            Seen::View(model) => model,
+        }
+    }
 }
 
 struct Files {
@@ -130,15 +161,23 @@ impl Catalog {
         };
         let opened = if dir.join(REBUILDING).exists() { Opened::RebuiltInPart } else { opened };
         let copy = Copy::open(&copy, &model)?;
-        Ok((
-            Catalog {
-                files: Mutex::new(Files { db, copy }),
-                model: RwLock::new(model),
-                writable: writable.clone(),
-                reserve: Reserve::new(dir),
-            },
-            opened,
-        ))
+        let all = All {
+            files: Mutex::new(Files { db, copy }),
+            model: RwLock::new(model),
+            writable: writable.clone(),
+            reserve: Reserve::new(dir),
+        };
+        Ok((Catalog { all: Arc::new(all), lens: None }, opened))
+    }
+
+    /// The same catalog as a view shows it.
+    pub fn through(&self, view: &str) -> Catalog {
+        Catalog { all: self.all.clone(), lens: Some(Arc::new(Lens::new(view))) }
+    }
+
+    /// The view that this is the catalog of.
+    pub fn view(&self) -> Option<&str> {
+        self.lens.as_ref().map(|lens| lens.view.as_str())
     }
 
     /// Every tree has a row: after `RebuiltInPart`.
@@ -169,37 +208,48 @@ impl Catalog {
     }
 
     /// The state of everything, unchanging while the guard is held. Do not call `commit` meanwhile.
-    pub fn read(&self) -> RwLockReadGuard<'_, Model> {
-        self.model.read()
+    pub fn read(&self) -> Seen<'_> {
+        let whole = self.all.model.read();
+        match &self.lens {
+            None => Seen::Whole(whole),
+            Some(lens) => Seen::View(lens.look(&whole)),
+        }
     }
 
     /// Works out a change and makes it, durably and whole, or not at all.
     ///
     /// Errors: what `work` refuses; `Catalog` or `Io` if it cannot be written.
     pub fn commit<T>(&self, work: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
-        let mut files = self.files.lock();
+        let All { files, model: all, writable, reserve } = &*self.all;
+        let mut files = files.lock();
         let Files { db, copy } = &mut *files;
         let (rows, next_serial, result) = {
-            let model = self.model.read();
-            let mut change = Change { model: &model, rows: Vec::new(), next_serial: model.next_serial };
+            let whole = &*all.read();
+            let seen = self.lens.as_ref().map(|lens| lens.look(whole));
+            let model = seen.as_deref().unwrap_or(whole);
+            let mut change = Change { model, whole, rows: Vec::new(), next_serial: whole.next_serial };
             let result = work(&mut change)?;
-            (change.rows, change.next_serial, result)
+            let rows = match &self.lens {
+                None => change.rows,
+                Some(lens) => lens.stored(whole, model, change.rows)?,
+            };
+            (rows, change.next_serial, result)
         };
         if !rows.is_empty() {
-            self.writable.check()?;
-            let commit = self.model.read().commit + 1;
+            writable.check()?;
+            let commit = all.read().commit + 1;
             match db.write(&rows, next_serial, commit) {
                 // What changes on a full disk is mostly what is deleted.
                 Err(e) if e.is_no_space() => {
-                    self.reserve.give_up()?;
+                    reserve.give_up()?;
                     fault::reached("commit.reserve");
                     db.write(&rows, next_serial, commit)?;
-                    self.reserve.set();
+                    reserve.set();
                 }
                 // Whether it is committed is not known now.
                 Err(e) => {
-                    let e = self.reserve.read_only().unwrap_or(e);
-                    self.writable.stop(&e);
+                    let e = reserve.read_only().unwrap_or(e);
+                    writable.stop(&e);
                     return Err(e);
                 }
                 Ok(()) => {}
@@ -208,13 +258,13 @@ impl Catalog {
             copy.append(commit, next_serial, &rows);
             fault::reached("commit.copied");
             {
-                let mut model = self.model.write();
+                let mut model = all.write();
                 (model.next_serial, model.commit) = (next_serial, commit);
                 rows.into_iter().for_each(|row| model.apply(row));
             }
             // It is committed: that there is no copy of it is told, and tried again after the next.
             if copy.is_stale()
-                && let Err(e) = copy.rewrite(&self.model.read())
+                && let Err(e) = copy.rewrite(&all.read())
             {
                 log::error!("{e}");
             }
@@ -224,12 +274,12 @@ impl Catalog {
 
     /// Sets the reserve aside, if it is not and there is room now.
     pub fn set_reserve(&self) {
-        self.reserve.set();
+        self.all.reserve.set();
     }
 
     /// Looks for damage: SQLite's own check, every row's, and the copy's, which is made good. For fsck.
     pub fn check(&self) -> Result<Vec<String>> {
-        let mut files = self.files.lock();
+        let mut files = self.all.files.lock();
         let mut found = files.db.check()?;
         let said = copy::read(files.copy.path())?;
         if !said.whole || differ(&said.model, &self.read()) {

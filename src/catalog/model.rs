@@ -1,9 +1,10 @@
 //! What exists, in memory: small, and found by name, serial or id without a query.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::catalog::Row;
+use crate::catalog::lens::view_of_key;
 use crate::catalog::rows::{Alias, Image, Label, Lease, Root, Version};
+use crate::catalog::{Row, View};
 
 /// What a name in the root stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub struct Model {
     pub root: Option<Root>,
     /// What was chosen: `config.trash`, `default.vm`. Keys have a dot.
     pub settings: BTreeMap<String, String>,
+    /// By name; as `view.dc1` among the settings, too.
+    pub views: BTreeMap<String, View>,
+    /// In what a view shows: the images that it only sees.
+    pub attached: BTreeSet<u32>,
     pub next_serial: u32,
     /// Ids of blobs below this were given out, at least: a table that has fewer is cut.
     pub blobs: u32,
@@ -243,8 +248,19 @@ impl Model {
                 }
             }
             Row::Root(root) => self.root = Some(root),
-            Row::Setting { key, value: Some(value) } => drop(self.settings.insert(key, value)),
-            Row::Setting { key, value: None } => drop(self.settings.remove(&key)),
+            Row::Setting { key, value } => {
+                if let Some(name) = view_of_key(&key) {
+                    self.views.remove(name);
+                    match value.as_deref().map(serde_json::from_str).transpose() {
+                        Ok(view) => self.views.extend(view.map(|view| (name.to_owned(), view))),
+                        Err(e) => log::error!("view {name} cannot be read: {e}"),
+                    }
+                }
+                match value {
+                    Some(value) => drop(self.settings.insert(key, value)),
+                    None => drop(self.settings.remove(&key)),
+                }
+            }
             Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
         }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
-use crate::fs::mount::Flags;
-use crate::settings::Settings;
+use crate::settings::{Flags, Settings};
 
 /// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
 #[derive(Parser)]
@@ -189,6 +188,8 @@ pub struct Parsed {
     pub latency: bool,
     pub passthrough: bool,
     pub mounted_trees: bool,
+    /// The view that is to be mounted; none: the whole store.
+    pub view: Option<String>,
 }
 
 /// Reads `-o`; unknown words are refused, those of fstab and mount(8) that mean nothing here are passed over.
@@ -201,6 +202,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         latency: true,
         passthrough: true,
         mounted_trees: false,
+        view: None,
     };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty()) {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
@@ -221,6 +223,9 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "noexec" => parsed.flags.noexec = true,
             "nosuid" => parsed.flags.suid = false,
             "nodev" => parsed.flags.dev = false,
+            "view" => {
+                parsed.view = Some(value.filter(|v| !v.is_empty()).ok_or_else(|| bad("it takes the name of a view"))?.into())
+            }
             "threads" => parsed.threads = number()?.min(64) as usize,
             "latency" => parsed.latency = either("auto", "off")?,
             "passthrough" => parsed.passthrough = either("auto", "off")?,

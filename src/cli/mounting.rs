@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cli::args::{MountArgs, parse_options};
+use crate::cli::args::{MountArgs, Parsed, parse_options};
 use crate::error::{Error, Result};
 use crate::fs::daemon;
 use crate::fs::mount;
 use crate::lock::StoreLock;
+use crate::remote::{self, Answer, MountRequest, Request};
 use crate::sys;
 
 /// How long a daemon may take to end after its mount is gone.
@@ -19,13 +20,19 @@ const END: Duration = Duration::from_secs(60);
 pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     let parsed = parse_options(&arguments.options)?;
     let store = arguments.store.dir()?;
+    if !arguments.background_child
+        && StoreLock::holder(&store).is_some()
+        && let Some(line) = mount_beside(&store, &arguments.point, &parsed)?
+    {
+        println!("imgfs: {line}");
+        return Ok(ExitCode::SUCCESS);
+    }
     if !arguments.foreground && !arguments.background_child {
         return start_in_background(arguments, &store);
     }
     let options = daemon::Options {
         store,
-        point: arguments.point.clone(),
-        flags: parsed.flags,
+        mount: MountRequest { point: arguments.point.clone(), view: parsed.view, flags: parsed.flags, own_word: false },
         settings: parsed.settings,
         threads: parsed.threads,
         latency: parsed.latency,
@@ -55,6 +62,23 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
             report(&format!("error {e}\n{}", e.remedy()));
             Ok(ExitCode::from(1))
         }
+    }
+}
+
+/// One more mount by the daemon that holds the store; gives its line. None: it has the whole store mounted already, or
+/// does not answer, as who tries to hold the store will be told.
+fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<String>> {
+    let point = std::path::absolute(point).map_err(Error::io("find", point))?;
+    let own_word = parsed.settings.any_given() || parsed.mounted_trees;
+    let request = MountRequest { point: point.clone(), view: parsed.view.clone(), flags: parsed.flags.clone(), own_word };
+    match remote::ask(store, &Request::Mount(request), |_, _| true) {
+        Ok(Answer::Document { document }) => {
+            // Answers now: the first stat goes through the daemon.
+            std::fs::metadata(&point).map_err(Error::io("stat", &point))?;
+            Ok(Some(document.as_str().unwrap_or_default().to_owned()))
+        }
+        Ok(Answer::Failed { why }) => Err(Error::Invalid { what: format!("cannot mount on {}", point.display()), why }),
+        _ => Ok(None),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
 use crate::manifest::parse_time;
+use crate::name::ImageName;
 use crate::rules::By;
 
 /// Bits of a mode, as others have them.
@@ -26,7 +27,7 @@ impl ImageFs {
 
     pub(super) fn is_admin(&self, caller: Caller) -> bool {
         caller.uid == 0
-            || caller.uid == self.view.uid
+            || caller.uid == self.mount.uid
             || self.store.settings().admin_group.is_some_and(|gid| is_in_group(caller, gid))
     }
 
@@ -45,10 +46,35 @@ impl ImageFs {
         }
     }
 
-    /// Refuses an upload in the root that is for an image which this user may not change.
+    /// Refuses an upload in the root that is for an image which this user may not change, or may not make.
     pub(super) fn refuse_foreign(&self, caller: Caller, target: &Target) -> Result<()> {
         let model = self.store.catalog.read();
-        self.refuse_change(caller, target.image(&model))
+        match (target.image(&model), target) {
+            (None, Target::Named(name) | Target::New(name)) => {
+                drop(model);
+                self.refuse_binding(caller, name.as_str())
+            }
+            (image, _) => self.refuse_change(caller, image),
+        }
+    }
+
+    /// A name that something in the root is to get.
+    ///
+    /// Errors: `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view.
+    pub(super) fn new_name(&self, caller: Caller, name: &[u8]) -> Result<ImageName> {
+        let name = ImageName::parse(name)?;
+        self.refuse_binding(caller, name.as_str())?;
+        Ok(name)
+    }
+
+    /// What is bound to a view, who administers the store says.
+    pub(super) fn refuse_binding(&self, caller: Caller, name: &str) -> Result<()> {
+        match self.store.catalog.read().bound(name) {
+            Some((view, _)) if !self.is_admin(caller) => {
+                Err(Error::NotYours { what: format!("view {view}"), uid: self.mount.uid })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a change of an image by somebody whom its mode does not let.

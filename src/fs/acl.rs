@@ -44,7 +44,7 @@ pub(super) fn asked(mode: u32, shown: u32, own: u32) -> u32 {
 
 impl ImageFs {
     fn admins(&self) -> impl Iterator<Item = u32> {
-        self.store.settings().admin_group.filter(|_| self.view.has_acls).into_iter()
+        self.store.settings().admin_group.filter(|_| self.mount.has_acls).into_iter()
     }
 
     /// Of what only admins change.
@@ -58,7 +58,7 @@ impl ImageFs {
 
     pub(super) fn root_rights(&self) -> Shown {
         let root = self.root();
-        let importers = self.store.settings().import_group.filter(|_| self.view.has_acls);
+        let importers = self.store.settings().import_group.filter(|_| self.mount.has_acls);
         Shown::with(root.mode, root.acl.as_ref(), self.admins().chain(importers))
     }
 
@@ -79,7 +79,7 @@ impl ImageFs {
         let missing = || Error::NoAttribute { name: ACCESS.into() };
         let (rights, most) = match node {
             NodeId::Root | NodeId::Control(Control::Defaults) => (self.root_rights(), ALL),
-            NodeId::Control(Control::Config) => (self.admin_rights(0o755), ALL),
+            NodeId::Control(Control::Config | Control::Views) | NodeId::View(_) => (self.admin_rights(0o755), ALL),
             NodeId::Setting(_) => (self.admin_rights(0o644), 6),
             NodeId::Image { serial, part, .. } => {
                 let model = self.store.catalog.read();
@@ -120,7 +120,7 @@ impl ImageFs {
     /// `setfacl`; none: `setfacl -b`.
     pub(super) fn set_acl(&self, caller: Caller, node: NodeId, name: &str, value: Option<&[u8]>) -> Result<()> {
         let unsupported = |what: &str, instead| Err(Error::Unsupported { what: what.into(), instead });
-        if !self.view.has_acls {
+        if !self.mount.has_acls {
             return unsupported("an ACL on this mount", "mount with -o allow_other, and without noacl");
         }
         if name == DEFAULT {

@@ -25,9 +25,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
 use crate::error::{Error, Result};
-use crate::fs::mount::{self, Flags};
+use crate::fs::mount;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::start_thread;
+use crate::settings::Flags;
 use crate::store::Store;
 use crate::tree::ROOT;
 

@@ -16,7 +16,7 @@ use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::manifest::now;
-use crate::name::{ImageName, parse_number};
+use crate::name::parse_number;
 use crate::trash::{self, Trashed};
 use crate::{labels, versions};
 
@@ -41,8 +41,24 @@ pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
 }
 
 impl ImageFs {
+    /// The names in the root have changed: in this mount, and in that of the whole store.
+    pub(super) fn root_has_changed(&self) {
+        let at = now();
+        *self.root_changed.lock() = at;
+        *self.mounts.root_changed.lock() = at;
+    }
+
+    /// When they did.
+    pub(super) fn root_changed(&self) -> i64 {
+        match self.store.catalog.view() {
+            None => *self.mounts.root_changed.lock(),
+            // What happens elsewhere is not to be seen.
+            Some(_) => *self.root_changed.lock(),
+        }
+    }
+
     pub(super) fn touch_root(&self) {
-        *self.root_changed.lock() = now();
+        self.root_has_changed();
         self.with_kernel(|kernel| kernel.forget_attributes(super::node::ROOT_INO));
     }
 
@@ -57,6 +73,10 @@ impl ImageFs {
             NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
             NodeId::Staging(_) => format!("a staging directory's {name}"),
             NodeId::Control(control) => format!("/.imgfs/{}{name}", directory_name(control)),
+            NodeId::View(_) => {
+                drop(model);
+                format!("/.imgfs/views/{}/{name}", self.view_named(parent).unwrap_or_default())
+            }
             _ => format!("/.imgfs/{name}"),
         }
     }
@@ -75,14 +95,19 @@ impl ImageFs {
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<NodeId> {
         let made = match parent {
             NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. } if name.starts_with(b".") => {
-                let made = self.place_of(parent).and_then(|place| self.make_staging(caller, place, name));
+                let made = self.place_of(parent).and_then(|place| {
+                    if let Place::Image(serial) = place {
+                        self.refuse_attached(serial)?;
+                    }
+                    self.make_staging(caller, place, name)
+                });
                 return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
             }
             NodeId::Staging(_) => Err(Error::Unsupported {
                 what: "a directory in a staging directory".into(),
                 instead: "tar what it is to hold: tar -C ROOT -cf .new/rootfs.tar .",
             }),
-            NodeId::Root => ImageName::parse(name).and_then(|name| {
+            NodeId::Root => self.new_name(caller, name).and_then(|name| {
                 if self
                     .uploads
                     .named(Place::Root, name.as_str())
@@ -100,6 +125,10 @@ impl ImageFs {
                 what: "what an image holds".into(),
                 why: "versions come by copying tarballs in, not by making directories",
             }),
+            NodeId::Control(Control::Views) => {
+                let made = self.make_view(caller, name);
+                return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
+            }
             NodeId::Version { part: VersionPart::UsedBy, .. } => {
                 Err(Error::Managed { what: "a directory in used_by".into(), why: "a lease is a file or a symlink: touch it" })
             }
@@ -108,7 +137,7 @@ impl ImageFs {
         };
         let serial = made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e))?;
         self.store.journal.log(caller.uid, "mkdir", &text_of(name), "made");
-        *self.root_changed.lock() = now();
+        self.root_has_changed();
         Ok(self.image_node(serial))
     }
 
@@ -157,6 +186,7 @@ impl ImageFs {
                 }
                 self.delete_version(caller, serial, parent)
             }
+            NodeId::View(_) => self.remove_view(caller, found),
             NodeId::Control(_) | NodeId::Query { .. } => {
                 Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" })
             }
@@ -171,6 +201,12 @@ impl ImageFs {
         let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
         self.walkers.has_deleted(caller.pid, Object::Version(serial))
             || image.is_some_and(|i| self.walkers.has_deleted(caller.pid, Object::Image(i)))
+    }
+
+    /// Refuses what the commit would refuse in a view, before anything is done.
+    pub(super) fn refuse_attached(&self, image: u32) -> Result<()> {
+        let model = self.store.catalog.read();
+        model.images.get(&image).map_or(Ok(()), |image| model.refuse_attached(image))
     }
 
     fn count_incarnation(&self, serials: impl IntoIterator<Item = u32>) {
@@ -191,10 +227,11 @@ impl ImageFs {
             return Ok(());
         }
         let below: Vec<u32> = self.store.catalog.read().all_versions().filter(|v| v.image == serial).map(|v| v.serial).collect();
+        self.refuse_attached(serial)?;
         self.detach_trees(below.iter().copied());
         versions::delete_image(&self.store, serial)?;
         self.count_incarnation(below.into_iter().chain([serial]));
-        *self.root_changed.lock() = now();
+        self.root_has_changed();
         self.store.journal.log(caller.uid, "delete", &name, "in the trash");
         Ok(())
     }
@@ -214,6 +251,7 @@ impl ImageFs {
         if self.store.catalog.read().live_image(image).is_none() {
             return Err(Error::Frozen { what: "what is in the trash".into() });
         }
+        self.refuse_attached(image)?;
         self.detach_trees([serial]);
         versions::delete_version(&self.store, image, number)?;
         self.count_incarnation([serial]);
@@ -317,6 +355,7 @@ impl ImageFs {
             NodeId::Staging(directory) => return self.unlink_staged(directory, name),
             NodeId::Control(Control::Defaults) => return self.unlink_default(caller, name),
             NodeId::Control(Control::Config) => return self.unlink_setting(caller, name),
+            NodeId::View(_) => return self.unlink_from_view(caller, parent, name),
             NodeId::Control(Control::Failed) => {
                 let known = self.store.journal.forget_failed(&text_of(name));
                 return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };

@@ -11,6 +11,7 @@ use crate::fs::change::text_of;
 use crate::fs::node::{NodeId, number_of};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
 use crate::settings::{self, Settings};
+use crate::views;
 
 /// The longest text of a setting.
 const TEXT_MAX: usize = 256;
@@ -49,8 +50,9 @@ impl ImageFs {
         let own = self.store.catalog.read().settings.get(&settings::key(name)).cloned();
         match own.filter(|_| !Settings::is_known(name)) {
             Some(text) => Ok(text),
+            None if settings::view_of(name).is_some() => Settings::default().text(settings::kind_of(name)),
             // A user who has none is bound as all are.
-            None => self.store.settings().text(name.split('.').next().unwrap_or_default()),
+            None => self.store.settings().text(settings::kind_of(name)),
         }
     }
 
@@ -101,6 +103,9 @@ impl ImageFs {
         self.refuse_settings(caller)?;
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let name = std::str::from_utf8(name).ok().and_then(settings::canonical).ok_or_else(missing)?;
+        if let Some(view) = settings::view_of(&name) {
+            views::find(&self.store.catalog.read(), view)?;
+        }
         let writing = Writing { text: Vec::new(), truncated: false, closed: false };
         let node = NodeId::Setting(number_of(&name));
         Ok((node, self.open_handle(Handle::Setting(name, Mutex::new(writing)))))
@@ -185,7 +190,7 @@ impl ImageFs {
     }
 
     fn refuse_settings(&self, caller: Caller) -> Result<()> {
-        let refusal = || Error::NotYours { what: ".imgfs/config".into(), uid: self.view.uid };
+        let refusal = || Error::NotYours { what: ".imgfs/config".into(), uid: self.mount.uid };
         if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
     }
 }

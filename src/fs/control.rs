@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::catalog::{Model, Version};
+use crate::changelog::ChangeLog;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::node::{Control, Link, NodeId, number_of};
@@ -32,11 +33,12 @@ const FILES: &[(&str, Control)] = &[
     ("by", Control::By),
     ("defaults", Control::Defaults),
     ("config", Control::Config),
+    ("views", Control::Views),
 ];
 
 fn is_directory(control: Control) -> bool {
-    use Control::{By, ByDigest, ById, Config, Defaults, Dir, Failed, Jobs, Trash, Unused};
-    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults | Config)
+    use Control::{By, ByDigest, ById, Config, Defaults, Dir, Failed, Jobs, Trash, Unused, Views};
+    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults | Config | Views)
 }
 
 /// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.
@@ -173,15 +175,19 @@ impl ImageFs {
     }
 
     fn is_there(&self, control: Control) -> bool {
-        log_number(control).is_none_or(|n| self.store.journal.changes.has(n))
+        let in_view = self.store.catalog.view().is_some();
+        if in_view && matches!(control, Control::Config | Control::Views) {
+            return false;
+        }
+        log_number(control).is_none_or(|n| self.store.journal.has_log(n))
     }
 
     /// Type bits and size of a file or directory of `.imgfs`, for whom it may show less than others.
     pub(super) fn control_shape(&self, caller: Caller, node: NodeId) -> Result<(u32, u64)> {
         match node {
             NodeId::Control(control) if is_directory(control) => Ok((libc::S_IFDIR, 4096)),
-            NodeId::Control(control) if let (Some(n), true) = (log_number(control), self.is_admin(caller)) => {
-                Ok((libc::S_IFREG, self.store.journal.changes.len(n)))
+            NodeId::Control(control) if let (Some(n), Some(log)) = (log_number(control), self.log_for(caller)) => {
+                Ok((libc::S_IFREG, log.len(n)))
             }
             _ => Ok((libc::S_IFREG, self.control_text(caller, node)?.len() as u64)),
         }
@@ -189,8 +195,8 @@ impl ImageFs {
 
     /// Reads on in a log, which may have grown: tail -f.
     pub(super) fn read_log(&self, caller: Caller, n: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        if self.is_admin(caller) {
-            return self.store.journal.changes.read(n, offset, len, out);
+        if let Some(log) = self.log_for(caller) {
+            return log.read(n, offset, len, out);
         }
         let text = self.log_text(caller, n)?.into_bytes();
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
@@ -199,9 +205,12 @@ impl ImageFs {
     }
 
     fn log_text(&self, caller: Caller, n: u32) -> Result<String> {
-        let mut all = Vec::new();
-        self.store.journal.changes.read(n, 0, usize::MAX, &mut all)?;
-        Ok(self.heard_by(caller, String::from_utf8_lossy(&all).into_owned()))
+        Ok(self.heard_by(caller, self.store.journal.log_text(n)?))
+    }
+
+    /// The log itself, for who may know all of it.
+    fn log_for(&self, caller: Caller) -> Option<&ChangeLog> {
+        self.store.journal.whole_log().filter(|_| self.is_admin(caller))
     }
 
     /// The content of a file of `.imgfs`, as it is now.
@@ -230,15 +239,21 @@ impl ImageFs {
     }
 
     fn status_text(&self) -> Result<String> {
-        let mut status = crate::status::status(&self.store)?;
+        let mut status = match self.store.catalog.view() {
+            Some(view) => self.view_status(view)?,
+            None => crate::status::status(&self.store)?,
+        };
         status["uptime_seconds"] = self.started.elapsed().as_secs().into();
         status["uploads"] = self.uploads.count().into();
-        status["mount_point"] = self.view.mount_point.clone().into();
+        status["mount_point"] = self.mount.path.clone().into();
         Ok(manifest::pretty(&status))
     }
 
-    /// Total and free space, in bytes. What the trash holds counts as free: it is emptied when space is needed.
+    /// Total and free space, in bytes, and files. What the trash holds counts as free: it is emptied when space is needed.
     pub fn space(&self) -> Result<(u64, u64, u64)> {
+        if let Some(space) = self.store.catalog.view().map(|view| self.view_space(view)).transpose()?.flatten() {
+            return Ok(space);
+        }
         let stat = rustix::fs::statvfs(&self.store.dir).map_err(|e| Error::Io {
             doing: "stat",
             path: self.store.dir.clone(),

@@ -1,10 +1,11 @@
 //! The process behind a mount: start, background work, end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -12,12 +13,13 @@ use crate::error::{Error, Result};
 use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
-use crate::fs::mount::{self, Flags};
-use crate::fs::{ImageFs, View, attach, fuse, guard, staging, start_thread};
+use crate::fs::mount;
+use crate::fs::{ImageFs, MountPoint, Mounts, attach, fuse, guard, staging, start_thread};
+use crate::remote::MountRequest;
 use crate::repack::What;
-use crate::settings::Settings;
+use crate::settings::{Flags, Settings};
 use crate::store::Store;
-use crate::{gc, keep, remote, repack, scrub};
+use crate::{gc, keep, remote, repack, scrub, views};
 
 /// Between two looks at the trash and at what can be freed.
 const TICK: Duration = Duration::from_secs(10);
@@ -30,8 +32,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 pub struct Options {
     pub store: PathBuf,
-    pub point: PathBuf,
-    pub flags: Flags,
+    pub mount: MountRequest,
     pub settings: Settings,
     /// Event loops.
     pub threads: usize,
@@ -43,7 +44,22 @@ pub struct Options {
     pub mounted_trees: bool,
 }
 
-/// Mounts, calls `ready` with a line for the user, and serves until the mount is gone.
+/// The process: one store, and its mounts.
+struct Daemon {
+    store: Arc<Store>,
+    mounts: Arc<Mounts>,
+    /// The file system of the whole store, which cares for all of it, mounted or not.
+    whole: Mutex<Arc<ImageFs>>,
+    threads: usize,
+    passthrough: bool,
+    latency: Option<Arc<Latency>>,
+    /// What is mounted where: the view, or none for the whole store.
+    served: Mutex<Vec<(PathBuf, Option<String>)>>,
+    one_fewer: Condvar,
+    stopping: AtomicBool,
+}
+
+/// Mounts, calls `ready` with a line for the user, and serves until the mount and all that were made beside it are gone.
 ///
 /// Errors: what keeps it from starting, or broke the connection to the kernel.
 pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
@@ -51,59 +67,167 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     if let Ok(dir) = std::fs::canonicalize(&options.store) {
         mount::end_dying(&dir);
     }
-    let point = prepare_point(&options.point)?;
+    let point = prepare_point(&options.mount.point)?;
     let store = Store::open(&options.store, options.settings)?;
     let weak = Arc::downgrade(&store);
     store.blobs.when_full(Arc::new(move || weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))));
-    let view = View {
-        mount_point: point.display().to_string(),
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        // Without allow_other the kernel does not check permissions at all.
-        has_acls: options.flags.allow_other && !options.flags.noacl,
-    };
     staging::prepare(&store.dir)?;
-    store.mounted_on(&view.mount_point)?;
     clean_up(&store.dir);
-    remote::listen(store.clone())?;
-    let latency = if options.latency { Latency::start() } else { None };
-    let acls = view.has_acls;
-    let fs = ImageFs::new(store.clone(), view);
-    let serving = |plane| Serving {
-        plane,
+    let mounts = Arc::default();
+    let daemon = Arc::new(Daemon {
+        whole: Mutex::new(ImageFs::new(store.clone(), MountPoint::default(), &mounts)),
+        mounts,
+        store,
         threads: options.threads,
-        allow_other: options.flags.allow_other,
-        acls,
-        latency: latency.clone(),
-    };
+        passthrough: options.passthrough,
+        latency: if options.latency { Latency::start() } else { None },
+        served: Mutex::default(),
+        one_fewer: Condvar::new(),
+        stopping: AtomicBool::new(false),
+    });
+    let weak = Arc::downgrade(&daemon);
+    let mounter = move |request| weak.upgrade().ok_or(Error::Stopping)?.mount_beside(request);
+    let fs = daemon.file_system(&point, &options.mount)?;
+    remote::listen(daemon.store.clone(), Arc::new(mounter))?;
     if options.mounted_trees {
-        start_trees(&fs, &point, &options.flags, serving(Plane::Trees))?;
+        start_trees(&fs, &point, &options.mount.flags, daemon.serving(Plane::Trees, &options.mount.flags))?;
     }
-    if let Err(e) = guard::start(&store.dir) {
+    if let Err(e) = guard::start(&daemon.store.dir) {
         log::warn!("nobody watches over this daemon: {e}");
     }
-    let fd = mount::mount(&point, &store.dir, &options.flags).inspect_err(|_| clean_up(&store.dir))?;
-    let stopping = Arc::new(AtomicBool::new(false));
-    start_background(&fs, &stopping)?;
-    start_proving(&store, &stopping)?;
-    start_packing(&store, &stopping)?;
-    start_scrub(&store, &stopping)?;
-    stop_on_signals(&store.dir, &point, &stopping)?;
-    let line = {
-        let model = store.catalog.read();
-        let (images, versions) = (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
-        format!("{} shows {} ({images} images, {versions} versions)", point.display(), store.dir.display())
+    let start = || {
+        start_background(&daemon)?;
+        start_proving(&daemon)?;
+        start_packing(&daemon)?;
+        start_scrub(&daemon)?;
+        stop_on_signals(&daemon)
     };
-    let served = fuse::serve(&fs, fd, serving(Plane::All { passthrough: options.passthrough }), || {
-        if let Some(mounted) = mount::mounted_on(&point) {
-            mount::raise_readahead(&mounted);
+    let served = daemon.serve(&fs, &point, &options.mount, start, ready);
+    drop(fs);
+    let mut others = daemon.served.lock();
+    while !others.is_empty() {
+        daemon.one_fewer.wait(&mut others);
+    }
+    daemon.stopping.store(true, Ordering::Release);
+    clean_up(&daemon.store.dir);
+    served
+}
+
+impl Daemon {
+    /// The file system of a mount that is to be made.
+    ///
+    /// Errors: `NotFound` for a view that is not there; `Locked` for the whole store once more.
+    fn file_system(&self, point: &Path, request: &MountRequest) -> Result<Arc<ImageFs>> {
+        let flags = &request.flags;
+        let mount = MountPoint {
+            path: point.display().to_string(),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            // Without allow_other the kernel does not check permissions at all.
+            has_acls: flags.allow_other && !flags.noacl,
+        };
+        let mut served = self.served.lock();
+        let fs = match &request.view {
+            Some(view) => {
+                views::find(&self.store.catalog.read(), view)?;
+                ImageFs::new(self.store.through(view), mount, &self.mounts)
+            }
+            None => {
+                if let Some((at, _)) = served.iter().find(|(_, view)| view.is_none()) {
+                    let (store, pid, mounted) = (self.store.dir.clone(), std::process::id(), at.display().to_string());
+                    return Err(Error::Locked { store, pid, mounted });
+                }
+                let fs = ImageFs::new(self.store.clone(), mount, &self.mounts);
+                *self.whole.lock() = fs.clone();
+                fs
+            }
+        };
+        served.push((point.to_owned(), request.view.clone()));
+        drop(served);
+        if self.mounts.are_several() {
+            self.mounts.forget_all();
         }
-        ready(&line);
-    });
-    stopping.store(true, Ordering::Release);
-    clean_up(&store.dir);
-    log::info!("unmounted from {}", point.display());
-    served.map_err(Error::io("serve", &point))
+        self.say_where()?;
+        Ok(fs)
+    }
+
+    /// Writes into the lock where the store is mounted; after the last, where it was: who waits for its end looks there.
+    fn say_where(&self) -> Result<()> {
+        let point = self.served.lock().first().map(|(point, _)| point.display().to_string());
+        point.map_or(Ok(()), |point| self.store.mounted_on(&point))
+    }
+
+    fn serving(&self, plane: Plane, flags: &Flags) -> Serving {
+        Serving {
+            plane,
+            threads: self.threads,
+            allow_other: flags.allow_other,
+            acls: flags.allow_other && !flags.noacl,
+            latency: self.latency.clone(),
+        }
+    }
+
+    /// Mounts, and serves until that is gone. `start` is what else begins once it is mounted.
+    fn serve(
+        &self,
+        fs: &Arc<ImageFs>,
+        point: &Path,
+        request: &MountRequest,
+        start: impl FnOnce() -> Result<()>,
+        ready: impl FnOnce(&str),
+    ) -> Result<()> {
+        let mounted = mount::mount(point, &self.store.dir, &request.flags).and_then(|fd| start().map(|()| fd));
+        let served = mounted.and_then(|fd| {
+            let line = {
+                let model = fs.store.catalog.read();
+                let (images, versions) = (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
+                let what = request.view.as_ref().map_or(String::new(), |view| format!("view {view} of "));
+                format!("{} shows {what}{} ({images} images, {versions} versions)", point.display(), self.store.dir.display())
+            };
+            let serving = self.serving(Plane::All { passthrough: self.passthrough }, &request.flags);
+            let served = fuse::serve(fs, fd, serving, || {
+                if let Some(mounted) = mount::mounted_on(point) {
+                    mount::raise_readahead(&mounted);
+                }
+                ready(&line);
+            });
+            log::info!("unmounted from {}", point.display());
+            served.map_err(Error::io("serve", point))
+        });
+        self.forget(point);
+        served
+    }
+
+    /// A mount is gone.
+    fn forget(&self, point: &Path) {
+        self.served.lock().retain(|(at, _)| at != point);
+        if let Err(e) = self.say_where() {
+            log::error!("{e}");
+        }
+        self.one_fewer.notify_all();
+    }
+
+    /// One more mount, in a thread of its own; gives a line for the user once it can be used.
+    fn mount_beside(self: &Arc<Daemon>, request: MountRequest) -> Result<String> {
+        let point = prepare_point(&request.point)?;
+        let fs = self.file_system(&point, &request)?;
+        if request.own_word {
+            self.forget(&point);
+            let why = "the store is mounted already, and how it behaves is its daemon's: see .imgfs/config".into();
+            return Err(Error::Invalid { what: "a setting for one more mount".into(), why });
+        }
+        let (tell, told) = mpsc::sync_channel(1);
+        let (daemon, at) = (self.clone(), point.clone());
+        let work = move || {
+            let ready = |line: &str| tell.send(Ok(line.to_owned())).unwrap_or_default();
+            if let Err(e) = daemon.serve(&fs, &point, &request, || Ok(()), ready) {
+                log::error!("{e}");
+                let _ = tell.try_send(Err(e));
+            }
+        };
+        start_thread("mount", "one more mount", work).inspect_err(|_| self.forget(&at))?;
+        told.recv().unwrap_or(Err(Error::Stopping))
+    }
 }
 
 /// Takes away what a daemon leaves in the store beside content: the way to it, and the mount of the trees.
@@ -148,16 +272,20 @@ fn prepare_point(point: &Path) -> Result<PathBuf> {
 }
 
 /// Ends the trash's time, gives space back, drops what nobody claims.
-fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()> {
-    let (fs, stopping) = (fs.clone(), stopping.clone());
+fn start_background(daemon: &Arc<Daemon>) -> Result<()> {
+    let daemon = daemon.clone();
     let work = move || {
-        while !stopping.load(Ordering::Acquire) {
-            if let Err(e) = gc::tick(&fs.store) {
+        while !daemon.stopping.load(Ordering::Acquire) {
+            if let Err(e) = gc::tick(&daemon.store) {
                 log::error!("background work: {e}");
             }
-            fs.retire();
-            fs.reap_staged(STAGED_IDLE);
-            fs.reap_stagings(STAGED_IDLE);
+            let whole = daemon.whole.lock().clone();
+            whole.retire();
+            drop(whole);
+            for fs in daemon.mounts.all() {
+                fs.reap_staged(STAGED_IDLE);
+                fs.reap_stagings(STAGED_IDLE);
+            }
             std::thread::sleep(TICK);
         }
     };
@@ -165,12 +293,12 @@ fn start_background(fs: &Arc<ImageFs>, stopping: &Arc<AtomicBool>) -> Result<()>
 }
 
 /// Finds out which uploads can be made again, one after the other, and gives way to everything else.
-fn start_proving(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
-    let (store, stopping) = (store.clone(), stopping.clone());
+fn start_proving(daemon: &Arc<Daemon>) -> Result<()> {
+    let daemon = daemon.clone();
     let work = move || {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while !stopping.load(Ordering::Acquire) {
-            match keep::prove_next(&store) {
+        while !daemon.stopping.load(Ordering::Acquire) {
+            match keep::prove_next(&daemon.store) {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(e) => log::error!("proving uploads: {e}"),
@@ -182,18 +310,18 @@ fn start_proving(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
 }
 
 /// Packs what has rested, and gives way to everything else.
-fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
-    let (store, stopping) = (store.clone(), stopping.clone());
+fn start_packing(daemon: &Arc<Daemon>) -> Result<()> {
+    let daemon = daemon.clone();
     let work = move || {
-        let go_on = || !stopping.load(Ordering::Acquire) && !store.repack_paused.load(Ordering::Acquire);
+        let go_on = || !daemon.stopping.load(Ordering::Acquire) && !daemon.store.repack_paused.load(Ordering::Acquire);
         let mut next = Instant::now();
-        while !stopping.load(Ordering::Acquire) {
+        while !daemon.stopping.load(Ordering::Acquire) {
             std::thread::sleep(TICK);
-            if Instant::now() < next || !go_on() || store.journal.running_uploads() > 0 {
+            if Instant::now() < next || !go_on() || daemon.store.journal.running_uploads() > 0 {
                 continue;
             }
             next = Instant::now() + PACK_EVERY;
-            if let Err(e) = repack::run(&store, What::Rested, 1, |_, _| go_on()) {
+            if let Err(e) = repack::run(&daemon.store, What::Rested, 1, |_, _| go_on()) {
                 log::error!("packing: {e}");
             }
         }
@@ -202,14 +330,14 @@ fn start_packing(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
 }
 
 /// Looks at what is stored, slowly, and gives way to everything else.
-fn start_scrub(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
-    let (store, stopping) = (store.clone(), stopping.clone());
+fn start_scrub(daemon: &Arc<Daemon>) -> Result<()> {
+    let daemon = daemon.clone();
     let work = move || {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while !stopping.load(Ordering::Acquire) {
+        while !daemon.stopping.load(Ordering::Acquire) {
             std::thread::sleep(TICK);
-            if store.journal.running_jobs() == 0 {
-                scrub::step(&store);
+            if daemon.store.journal.running_jobs() == 0 {
+                scrub::step(&daemon.store);
             }
         }
     };
@@ -217,22 +345,25 @@ fn start_scrub(store: &Arc<Store>, stopping: &Arc<AtomicBool>) -> Result<()> {
 }
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
-fn stop_on_signals(store: &Path, point: &Path, stopping: &Arc<AtomicBool>) -> Result<()> {
+fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
-    let (store, point, stopping) = (store.to_owned(), point.to_owned(), stopping.clone());
+    let daemon = daemon.clone();
     let work = move || {
         if let Some(signal) = signals.forever().next() {
-            log::info!("signal {signal}: unmounting {}", point.display());
-            if mount::unmount(&point, false).is_err()
-                && let Err(e) = mount::unmount(&point, true)
-            {
-                log::error!("{e}");
+            let points: Vec<PathBuf> = daemon.served.lock().iter().map(|(point, _)| point.clone()).collect();
+            for point in points {
+                log::info!("signal {signal}: unmounting {}", point.display());
+                if mount::unmount(&point, false).is_err()
+                    && let Err(e) = mount::unmount(&point, true)
+                {
+                    log::error!("{e}");
+                }
             }
             std::thread::sleep(GRACE);
-            if !stopping.load(Ordering::Acquire) {
+            if !daemon.stopping.load(Ordering::Acquire) {
                 // Detached, but somebody keeps a file open: what was closed is durable, the rest is cut off.
                 log::warn!("files are still open: ending without them");
-                clean_up(&store);
+                clean_up(&daemon.store.dir);
             }
             std::process::exit(0);
         }

@@ -75,7 +75,7 @@ impl ImageFs {
         let missing = || Error::NotFound { what: format!("image {} to link to", text_of(target)) };
         let text = std::str::from_utf8(target).map_err(|_| missing())?;
         let text = text.strip_prefix(up).unwrap_or(text);
-        match versions::resolve_root_link(&self.store.catalog.read(), text, &self.view.mount_point)? {
+        match versions::resolve_root_link(&self.store.catalog.read(), text, &self.mount.path)? {
             LinkTarget::Image(image) => Ok(image),
             LinkTarget::Version { .. } => Err(missing()),
         }

@@ -14,7 +14,6 @@ use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
-use crate::manifest::now;
 use crate::name::{ImageName, is_ln_temporary};
 use crate::versions::{self, LinkTarget};
 use crate::{labels, trash};
@@ -76,7 +75,10 @@ impl ImageFs {
             Link::DeepestImage(image),
         ]);
         let links: Vec<u64> = links.map(|link| NodeId::Link(link).ino()).collect();
-        self.tell_soon(READING_AGAIN, move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
+        for fs in self.mounts.all() {
+            let links = links.clone();
+            fs.tell_soon(READING_AGAIN, move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
+        }
     }
 
     pub(super) fn staged_link(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
@@ -95,7 +97,7 @@ impl ImageFs {
     }
 
     pub(super) fn staged_owner(&self, number: u64) -> (u32, u32) {
-        let own = (self.view.uid, self.view.gid);
+        let own = (self.mount.uid, self.mount.gid);
         self.staged_links.lock().iter().find(|l| l.number == number).map_or(own, |l| l.owner)
     }
 
@@ -111,6 +113,7 @@ impl ImageFs {
     /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none of it.
     fn put_alias(&self, caller: Caller, name: &ImageName, to: LinkTarget, text: &[u8]) -> Result<()> {
         {
+            self.refuse_binding(caller, name.as_str())?;
             let model = self.store.catalog.read();
             let (LinkTarget::Image(image) | LinkTarget::Version { image, .. }) = to;
             self.refuse_change(caller, model.images.get(&image))?;
@@ -136,9 +139,12 @@ impl ImageFs {
         if parent == NodeId::Control(Control::Defaults) {
             return self.link_default(caller, name, target);
         }
+        if let NodeId::View(_) = parent {
+            return self.link_into_view(caller, parent, name, target);
+        }
         let place = self.place_of(parent)?;
         let target_text = std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
-        let mount_point = &self.view.mount_point;
+        let mount_point = &self.mount.path;
         match place {
             Place::Root => {
                 let to = versions::resolve_root_link(&self.store.catalog.read(), target_text, mount_point)?;
@@ -154,7 +160,7 @@ impl ImageFs {
                     }
                     self.put_alias(caller, &name, to, target)?;
                 }
-                *self.root_changed.lock() = now();
+                self.root_has_changed();
             }
             Place::Image(serial) => {
                 let to = versions::resolve_inner_link(&self.store.catalog.read(), serial, target_text)?;
@@ -230,7 +236,7 @@ impl ImageFs {
                 if renamed.is_ok() {
                     // The kernel moved the directory to its new name: what is there now is a version, or an image.
                     fs.forget_later(to.0.ino(), to.1.clone());
-                    *fs.root_changed.lock() = now();
+                    fs.root_has_changed();
                 }
                 renamed.map_err(|e| fs.refused(caller, "mv", &path, e))
             });
@@ -290,10 +296,11 @@ impl ImageFs {
             NodeId::StagedLink(_) => self.rename_staged_link(caller, from, to),
             NodeId::Image { serial, part: ImagePart::Dir, .. } => match to.0 {
                 NodeId::Root => {
-                    let name = ImageName::parse(&to.1)?;
+                    let name = self.new_name(caller, &to.1)?;
+                    self.refuse_binding(caller, &text_of(&from.1))?;
                     versions::rename_image(&self.store, serial, &name)?;
                     self.forget_links_to(serial);
-                    *self.root_changed.lock() = now();
+                    self.root_has_changed();
                     self.store.journal.log(caller.uid, "rename", &text_of(&from.1), name.as_str());
                     Ok(())
                 }
@@ -319,8 +326,9 @@ impl ImageFs {
         let target = String::from_utf8(text.clone()).map_err(|_| stale())?;
         let result = match from.0 {
             NodeId::Control(Control::Defaults) => self.set_type_default(caller, &to.1, &text),
+            NodeId::View(_) => self.attach_to_view(caller, from.0, &to.1, &text),
             NodeId::Root => {
-                let link = versions::resolve_root_link(&self.store.catalog.read(), &target, &self.view.mount_point);
+                let link = versions::resolve_root_link(&self.store.catalog.read(), &target, &self.mount.path);
                 link.and_then(|link| {
                     if to.1 == b"default" {
                         self.switch_default(caller, link)
@@ -347,7 +355,7 @@ impl ImageFs {
             // As before: the tool removes its temporary link itself.
             self.stage_link(caller, from.0, &from.1, &text);
         }
-        *self.root_changed.lock() = now();
+        self.root_has_changed();
         result
     }
 
@@ -362,7 +370,7 @@ impl ImageFs {
         if (from.0, to.0) != (NodeId::Root, NodeId::Root) {
             return Err(Error::Managed { what: text_of(&from.1), why: "it is changed with ln -sfn" });
         }
-        let target = ImageName::parse(&to.1);
+        let target = self.new_name(caller, &to.1);
         if from.1 == b"default" {
             // ln --backup puts the old link aside.
             let Link::Image(_) = link else { return Err(stale()) };
@@ -376,7 +384,7 @@ impl ImageFs {
         }
         versions::rename_alias(&self.store, serial, name.as_ref())?;
         self.store.journal.log(caller.uid, "rename", &text_of(&from.1), &text_of(&to.1));
-        *self.root_changed.lock() = now();
+        self.root_has_changed();
         Ok(())
     }
 
@@ -399,7 +407,7 @@ impl ImageFs {
         match (node, to.0) {
             (NodeId::Image { serial, .. }, NodeId::Root) => {
                 self.refuse_trashed(caller, serial, false)?;
-                trash::restore_image(&self.store, serial, &ImageName::parse(&to.1)?)?;
+                trash::restore_image(&self.store, serial, &self.new_name(caller, &to.1)?)?;
                 self.forget_links_to(serial);
             }
             (NodeId::Version { serial, .. }, NodeId::Image { serial: image, part: ImagePart::Dir, .. }) => {
@@ -414,7 +422,7 @@ impl ImageFs {
             }
             _ => return Err(Error::Invalid { what: "a version".into(), why: "it comes back into its image".into() }),
         }
-        *self.root_changed.lock() = now();
+        self.root_has_changed();
         self.store.journal.log(caller.uid, "restore", &text_of(&to.1), "back from the trash");
         Ok(())
     }

@@ -11,13 +11,14 @@
 //! changes.rs   cat web/2/changes
 //! retire.rs    what goes by itself
 //! leases.rs    touch used_by/app7
-//! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/; config.rs: config/
+//! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/; config.rs: config/; views.rs: views/
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted
 //! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
 //! latency.rs   idle CPUs kept awake during bursts
 //! guard.rs     a killed daemon that cannot end is ended
 //! mount.rs     mount(2), fusermount3, umount
+//! mounts.rs    several mounts of one store
 //! daemon.rs    the process behind a mount: start, background work, end
 //! ```
 //!
@@ -41,6 +42,7 @@ mod latency;
 mod leases;
 mod links;
 pub mod mount;
+mod mounts;
 mod node;
 mod passthrough;
 mod queries;
@@ -49,6 +51,7 @@ mod retire;
 mod staging;
 mod stat;
 mod upload;
+mod views;
 mod xattr;
 
 use std::collections::HashMap;
@@ -65,6 +68,7 @@ use crate::store::Store;
 use crate::tree::Tree;
 use edit::Edit;
 use ghost::Walkers;
+pub use mounts::Mounts;
 use node::NodeId;
 use staging::Stagings;
 use upload::{Upload, Uploads};
@@ -170,9 +174,9 @@ pub trait Kernel: Send + Sync {
 
 /// How the mount was made.
 #[derive(Clone, Debug, Default)]
-pub struct View {
-    /// Absolute path of the mount point, for links that name it.
-    pub mount_point: String,
+pub struct MountPoint {
+    /// Absolute, for links that name it.
+    pub path: String,
     /// Owner of the root directory.
     pub uid: u32,
     pub gid: u32,
@@ -203,7 +207,9 @@ fn within<T: Send + 'static>(name: &str, time: Duration, work: impl FnOnce() -> 
 /// The file system.
 pub struct ImageFs {
     pub store: Arc<Store>,
-    view: View,
+    mount: MountPoint,
+    /// The other mounts of the store.
+    mounts: Arc<Mounts>,
     uploads: Uploads,
     stagings: Stagings,
     walkers: Walkers,
@@ -226,11 +232,13 @@ pub struct ImageFs {
 }
 
 impl ImageFs {
-    pub fn new(store: Arc<Store>, view: View) -> Arc<ImageFs> {
-        Arc::new(ImageFs {
+    /// A file system that shows what `store` does; one of `mounts` as long as it lives.
+    pub fn new(store: Arc<Store>, mount: MountPoint, mounts: &Arc<Mounts>) -> Arc<ImageFs> {
+        let fs = Arc::new(ImageFs {
             stagings: Stagings::open(&store),
             store,
-            view,
+            mount,
+            mounts: mounts.clone(),
             uploads: Uploads::default(),
             walkers: Walkers::default(),
             handles: RwLock::default(),
@@ -243,7 +251,9 @@ impl ImageFs {
             kernel: RwLock::new(None),
             trees: OnceLock::new(),
             started: std::time::Instant::now(),
-        })
+        });
+        mounts.add(&fs);
+        fs
     }
 
     /// Connects the way back to the kernel, once there is one.
@@ -300,8 +310,11 @@ impl ImageFs {
 
     /// Takes the mounts of these versions' trees away, before they are deleted.
     fn detach_trees(&self, serials: impl IntoIterator<Item = u32>) {
-        if let Some(trees) = self.trees.get() {
-            trees.detach(serials);
+        let serials: Vec<u32> = serials.into_iter().collect();
+        for fs in self.mounts.all() {
+            if let Some(trees) = fs.trees.get() {
+                trees.detach(serials.iter().copied());
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use crate::error::{Error, Result};
 use crate::lock::StoreLock;
+use crate::settings::Flags;
 
 /// How long a daemon may take to end once its connections are ended, and to answer before it is looked at again.
 const ENDING: Duration = Duration::from_secs(10);
@@ -27,18 +28,6 @@ const ASKING: Duration = Duration::from_millis(200);
 
 /// The type that df and findmnt show.
 const FS_TYPE: &str = "fuse.imgfs";
-
-/// What `-o` may say about the mount itself.
-#[derive(Clone, Debug, Default)]
-pub struct Flags {
-    pub allow_other: bool,
-    /// No ACLs: the mode says all.
-    pub noacl: bool,
-    pub suid: bool,
-    pub dev: bool,
-    pub noexec: bool,
-    pub read_only: bool,
-}
 
 /// Mounts on `point`; the descriptor is to be served at once.
 ///

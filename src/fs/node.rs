@@ -56,6 +56,8 @@ pub enum NodeId {
     },
     /// A setting, by a number made of its name.
     Setting(u64),
+    /// A view's directory in `.imgfs/views`, by a number made of its name.
+    View(u64),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -80,7 +82,7 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6 });
@@ -151,6 +153,7 @@ impl NodeId {
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
             NodeId::Setting(n) => pack(13, n),
+            NodeId::View(n) => pack(14, n),
             NodeId::Query { dimension, value } => pack(12, (value & NAMES) << 4 | u64::from(dimension & 15)),
             NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
@@ -192,6 +195,7 @@ impl NodeId {
             },
             11 => NodeId::Lease(serial_at(0)?),
             13 => NodeId::Setting(payload),
+            14 => NodeId::View(payload),
             12 => NodeId::Query { dimension: (payload & 15) as u8, value: payload >> 4 },
             _ => return None,
         })
@@ -205,7 +209,7 @@ mod tests {
     #[test]
     fn every_node_has_a_number_of_its_own() {
         let mut nodes = vec![NodeId::Root, NodeId::Ghost, NodeId::Query { dimension: 4, value: 0 }];
-        nodes.extend((2..20).filter_map(Control::from_number).map(NodeId::Control));
+        nodes.extend((2..21).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
@@ -226,7 +230,7 @@ mod tests {
             ]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([Link::DeeperImage(serial), Link::DeepestImage(serial)].map(NodeId::Link));
-            nodes.push(NodeId::Setting(serial.into()));
+            nodes.extend([NodeId::Setting(serial.into()), NodeId::View(serial.into())]);
             nodes.push(NodeId::Query { dimension: 4, value: u64::from(serial) << 20 });
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
         }

@@ -24,7 +24,7 @@ use crate::fs::upload::{Place, repeated};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
 use crate::gc;
 use crate::ingest::{Expected, Target, staged};
-use crate::name::{ImageName, NAME_MAX, new_id};
+use crate::name::{NAME_MAX, new_id};
 use crate::store::Store;
 
 /// Files that a staging directory may hold.
@@ -78,6 +78,9 @@ struct About {
     image: Option<u32>,
     uid: u32,
     gid: u32,
+    /// The view in which it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    view: Option<String>,
     /// By name: what `user.imgfs.expect` announced.
     expect: BTreeMap<String, Expected>,
 }
@@ -149,23 +152,22 @@ fn save(path: &Path, about: &About) -> Result<()> {
     write_durably(&path.join("about.json"), &text)
 }
 
-/// All staging directories of the store.
+/// The next one's number, whichever mount it is made in.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// The staging directories of a mount.
 pub struct Stagings {
     dir: PathBuf,
-    next: AtomicU32,
     all: Mutex<BTreeMap<u32, Arc<Staging>>>,
 }
 
 impl Stagings {
-    /// Finds those that are there; what is half made or half removed goes.
+    /// Finds those that are there, of the whole store or of a view.
     pub fn open(store: &Store) -> Stagings {
-        let stagings = Stagings { dir: store.dir.join("staged"), next: AtomicU32::new(1), all: Mutex::default() };
-        for entry in fs::read_dir(&stagings.dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let about = fs::read(path.join("about.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            match about {
-                Some(about) => drop(stagings.insert(path, about)),
-                None => drop(fs::remove_dir_all(&path)),
+        let stagings = Stagings { dir: store.dir.join("staged"), all: Mutex::default() };
+        for (path, about) in stored(&stagings.dir) {
+            if let Some(about) = about.filter(|about| about.view.as_deref() == store.catalog.view()) {
+                stagings.insert(path, about);
             }
         }
         stagings
@@ -179,7 +181,7 @@ impl Stagings {
                 files.by_name.insert(name, files.next);
             }
         }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let staging = Arc::new(Staging {
             number,
             known: Instant::now(),
@@ -233,7 +235,8 @@ impl ImageFs {
         let path = self.stagings.dir.join(new_id()?);
         let files = path.join("files");
         fs::create_dir_all(&files).map_err(Error::io("create", &files))?;
-        let about = About { name, image, uid: caller.uid, gid: caller.gid, expect: BTreeMap::new() };
+        let view = self.store.catalog.view().map(str::to_owned);
+        let about = About { name, image, uid: caller.uid, gid: caller.gid, view, expect: BTreeMap::new() };
         save(&path, &about)?;
         sync_dir(&self.stagings.dir)?;
         let staging = self.stagings.insert(path, about);
@@ -456,7 +459,7 @@ impl ImageFs {
 
     fn publish_staging(&self, caller: Caller, staging: &Staging, place: Place, name: &str) -> Result<()> {
         let target = match place {
-            Place::Root => Target::New(ImageName::parse(name.as_bytes())?),
+            Place::Root => Target::New(self.new_name(caller, name.as_bytes())?),
             Place::Image(serial) if name == "next" => Target::Image(serial),
             Place::Image(_) => {
                 let why = "mv it to IMAGE/next, and it gets the next number";
@@ -512,8 +515,26 @@ fn checked_name(name: &[u8]) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// Makes sure that the directory is there.
+/// What lies in the directory, and what it says about itself.
+fn stored(dir: &Path) -> impl Iterator<Item = (PathBuf, Option<About>)> {
+    let about = |path: &Path| serde_json::from_slice(&fs::read(path.join("about.json")).ok()?).ok();
+    fs::read_dir(dir).into_iter().flatten().flatten().map(move |entry| (entry.path(), about(&entry.path())))
+}
+
+/// Removes those of a view that is no more.
+pub fn forget_view(store: &Path, view: &str) {
+    let of_view = |about: &About| about.view.as_deref() == Some(view);
+    for (path, _) in stored(&store.join("staged")).filter(|(_, about)| about.as_ref().is_some_and(of_view)) {
+        if let Err(e) = fs::remove_dir_all(&path) {
+            log::warn!("cannot remove {}: {e}", path.display());
+        }
+    }
+}
+
+/// Makes sure that the directory is there, before the first mount; what is half made or half removed goes.
 pub fn prepare(store: &Path) -> Result<()> {
     let dir = store.join("staged");
-    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))
+    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    stored(&dir).filter(|(_, about)| about.is_none()).for_each(|(path, _)| drop(fs::remove_dir_all(path)));
+    Ok(())
 }

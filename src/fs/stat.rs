@@ -24,13 +24,20 @@ impl ImageFs {
 
     /// What stat shows of a node to the daemon itself.
     pub fn attr(&self, node: NodeId) -> Result<Attr> {
+        let attr = self.attr_of(node)?;
+        // A tree never changes; the rest may through another mount.
+        let lasting = matches!(node, NodeId::Tree { .. }) || !self.mounts.are_several();
+        Ok(Attr { lasting: attr.lasting && lasting, lasting_name: attr.lasting_name && lasting, ..attr })
+    }
+
+    fn attr_of(&self, node: NodeId) -> Result<Attr> {
         let ino = node.ino();
         let own = |mode: u32, size: u64, at: i64| Attr {
             ino,
             mode,
             links: if mode & libc::S_IFMT == libc::S_IFDIR { 2 } else { 1 },
-            uid: self.view.uid,
-            gid: self.view.gid,
+            uid: self.mount.uid,
+            gid: self.mount.gid,
             size,
             data: size,
             mtime: split_time(at),
@@ -56,7 +63,7 @@ impl ImageFs {
                 let images = self.store.catalog.read().live_images().count();
                 let links = u32::try_from(images).unwrap_or(u32::MAX - 2) + 2;
                 let root = self.root();
-                let attr = own(directory | self.root_rights().mode, 4096, *self.root_changed.lock());
+                let attr = own(directory | self.root_rights().mode, 4096, self.root_changed());
                 Ok(Attr { links, lasting: true, uid: root.uid, gid: root.gid, ..attr })
             }
             NodeId::Image { serial, part, .. } => {
@@ -119,11 +126,11 @@ impl ImageFs {
             }
             NodeId::Link(of) => {
                 let (uid, gid) = self.owner_of_link(of);
-                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()) })
+                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, self.root_changed()) })
             }
             NodeId::StagedLink(number) => {
                 let (uid, gid) = self.staged_owner(number);
-                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, *self.root_changed.lock()) })
+                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, self.root_changed()) })
             }
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
@@ -149,14 +156,15 @@ impl ImageFs {
             NodeId::Job(_) | NodeId::Failed(_) => {
                 // Its owner's alone.
                 let (uid, text) = self.told_text(node)?;
-                Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, *self.root_changed.lock()) })
+                Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, self.root_changed()) })
             }
-            NodeId::Setting(_) => self.setting_attr(node, own(file, 0, *self.root_changed.lock())),
-            NodeId::Query { .. } => Ok(own(directory | 0o555, 4096, *self.root_changed.lock())),
+            NodeId::Setting(_) => self.setting_attr(node, own(file, 0, self.root_changed())),
+            NodeId::View(_) => Ok(own(directory | self.admin_rights(0o755).mode, 4096, self.root_changed())),
+            NodeId::Query { .. } => Ok(own(directory | 0o555, 4096, self.root_changed())),
             // Whose the root is, that one's is what is default.
             NodeId::Control(Control::Defaults) => {
                 let root = self.root();
-                let attr = own(directory | self.root_rights().mode, 4096, *self.root_changed.lock());
+                let attr = own(directory | self.root_rights().mode, 4096, self.root_changed());
                 Ok(Attr { uid: root.uid, gid: root.gid, ..attr })
             }
             NodeId::Control(_) => {
@@ -164,11 +172,11 @@ impl ImageFs {
                 let mode = match node {
                     // Who may bring something back, or end it, imgfs knows.
                     NodeId::Control(Control::Trash) => directory | 0o777,
-                    NodeId::Control(Control::Config) => directory | self.admin_rights(0o755).mode,
+                    NodeId::Control(Control::Config | Control::Views) => directory | self.admin_rights(0o755).mode,
                     _ if format == directory => directory | 0o755,
                     _ => file | 0o444,
                 };
-                Ok(own(mode, size, *self.root_changed.lock()))
+                Ok(own(mode, size, self.root_changed()))
             }
         }
     }
@@ -181,7 +189,7 @@ impl ImageFs {
 
     /// The owner and mode of the mount's root.
     pub(super) fn root(&self) -> Root {
-        let own = Root { uid: self.view.uid, gid: self.view.gid, mode: 0o755, acl: None };
+        let own = Root { uid: self.mount.uid, gid: self.mount.gid, mode: 0o755, acl: None };
         self.store.catalog.read().root.clone().unwrap_or(own)
     }
 
@@ -197,7 +205,7 @@ impl ImageFs {
             | Link::DeepestImage(image) => Some(image),
             Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.versions.get(&v).map(|v| v.image),
         };
-        image.and_then(|i| model.images.get(&i)).map_or((self.view.uid, self.view.gid), |i| (i.uid, i.gid))
+        image.and_then(|i| model.images.get(&i)).map_or((self.mount.uid, self.mount.gid), |i| (i.uid, i.gid))
     }
 
     /// A symlink's target.

@@ -9,10 +9,12 @@ use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
 use crate::manifest::now;
 use crate::name::{Build, ImageName, architecture, new_id, parse_build};
+use crate::quota::Payer;
 use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
+use crate::versions::first_is_default;
 use crate::{fault, gc, heal, labels, quota};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
@@ -39,9 +41,14 @@ impl Target {
         }
     }
 
-    /// Whose a version in it counts as: the image's owner's, or of a new image its maker's.
-    fn owner(&self, model: &Model, maker: u32) -> u32 {
-        self.image(model).map_or(maker, |image| image.uid)
+    /// Whose a version in it counts as: the image's owner's, or of a new image its maker's; and the view's.
+    fn payers(&self, store: &Store, maker: u32) -> Vec<Payer> {
+        let (uid, name) = {
+            let model = store.catalog.read();
+            let name = if let Target::Named(name) | Target::New(name) = self { name.as_str() } else { "" };
+            self.image(&model).map_or((maker, name.to_owned()), |image| (image.uid, image.name.clone()))
+        };
+        Payer::of(store, &store.whole().catalog.read(), uid, &name)
     }
 }
 
@@ -149,9 +156,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
                 Ok(published)
             }
             None => {
-                let owner = source.target.owner(&store.catalog.read(), source.uid);
+                let payers = source.target.payers(store, source.uid);
                 let _held = store.quota.lock();
-                quota::refuse_bytes(store, owner, &[&tree])?;
+                quota::refuse_bytes(store, &payers, &[&tree])?;
                 add_rows(store, source, id, digest, facts)
             }
         }
@@ -189,17 +196,21 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
 
 /// What the commit would refuse, said before the work: of an upload of this user's.
 ///
-/// Errors: `Immutable`, `Taken`, `OverQuota`.
+/// Errors: `Immutable`, `Attached`, `Taken`, `OverQuota`.
 pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> Result<()> {
-    let owner = target.owner(&store.catalog.read(), uid);
-    quota::refuse_bytes(store, owner, &[])?;
-    let model = &*store.catalog.read();
+    let payers = target.payers(store, uid);
+    quota::refuse_bytes(store, &payers, &[])?;
+    let model = store.catalog.read();
     if let Target::Named(name) = target
         && let Some(Named::Alias(_)) = model.named(name.as_str())
     {
         return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() });
     }
-    let Some(image) = target.image(model) else { return quota::refuse_image(store, model, uid) };
+    let Some(image) = target.image(&model) else {
+        drop(model);
+        return quota::refuse_image(store, &store.whole().catalog.read(), &payers);
+    };
+    model.refuse_attached(image)?;
     refuse_immutable(image)?;
     refuse_other_architecture(image, build)
 }
@@ -267,7 +278,7 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
     store.trash_has_changed();
     store.catalog.commit(|change| {
         let new = |change: &mut Change<'_>, name: &ImageName| {
-            quota::refuse_image(store, change.model, source.uid)?;
+            quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, source.uid, name.as_str()))?;
             Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
         };
         let (mut image, in_root) = match &source.target {
@@ -325,9 +336,7 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         for (key, value) in source.metadata.as_deref().map(editable_keys).transpose()?.unwrap_or_default() {
             image.editable.set(&key, &value)?;
         }
-        if change.model.default_image.is_none() {
-            change.put(Row::Default { image: Some(image.serial), hidden: false });
-        }
+        first_is_default(change, &image.name, image.serial);
         let serial = change.serial();
         let image_serial = image.serial;
         change.put(Row::Image(image.into()));

@@ -199,10 +199,12 @@ impl Upload {
     }
 }
 
+/// The last one's number, whichever mount it came through.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
 /// All uploads and receipts of the mount.
 #[derive(Default)]
 pub struct Uploads {
-    next: AtomicU64,
     /// Lock order: before an upload's info.
     all: Mutex<Table>,
 }

@@ -14,7 +14,7 @@ use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::judge::process_of;
-use crate::fs::upload::{Before, Info, Phase, Place, Spool, State, Upload, repeated};
+use crate::fs::upload::{Before, Info, LAST, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
 use crate::ingest::{self, Hint, Incoming, Ingest, Published, Wish};
@@ -67,6 +67,7 @@ impl ImageFs {
         }
         if let Place::Image(serial) = place {
             refuse_immutable(self.store.catalog.read().live_image(serial).ok_or_else(stale)?)?;
+            self.refuse_attached(serial)?;
         }
         if self.uploads.named(place, text).is_some_and(|u| !u.is_published()) {
             return Err(Error::UploadBusy { name: text.to_owned() });
@@ -87,7 +88,7 @@ impl ImageFs {
     ) -> Arc<Upload> {
         let upload = Arc::new(Upload {
             // Over a receipt it keeps the number: the kernel has the file open under that.
-            number: number.unwrap_or_else(|| self.uploads.next.fetch_add(1, Ordering::Relaxed) + 1),
+            number: number.unwrap_or_else(|| LAST.fetch_add(1, Ordering::Relaxed) + 1),
             place,
             uid: caller.uid,
             gid: caller.gid,

@@ -29,19 +29,20 @@ fn hands_of_two_daemons() {
                     }
                 });
             }
+            // Also if this panics.
+            let _end = Ending(&ended);
             let pid = mount.daemon().to_string();
             for _ in 0..3 {
                 let ran = sh(&here, &format!("{IMGFS} mount --store store src/second"));
                 assert_eq!(ran.code, 1, "{ran:?}");
                 assert!(ran.err.contains(&pid), "{ran:?}");
                 refused += 1;
-                for command in ["fsck", "gc", "status", "ls"] {
+                for command in ["fsck", "gc --trash", "status", "ls"] {
                     let ran = sh(&here, &format!("timeout 60 {IMGFS} {command} --store store"));
                     assert_eq!(ran.code, 0, "{command}: {ran:?}");
                     commands.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            ended.store(true, Ordering::Release);
         });
         mount.kill();
         // Also one that names a process which lives and has nothing to do with it.
@@ -56,4 +57,13 @@ fn hands_of_two_daemons() {
         "{refused} second daemons refused by the first's number, {} commands beside the load; control: {rounds} stale locks not believed",
         commands.into_inner()
     );
+}
+
+/// Ends the load when it goes.
+struct Ending<'e>(&'e AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }

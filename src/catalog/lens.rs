@@ -1,0 +1,267 @@
+//! imgfs mount -o view=dc1: the catalog as a view shows it, and changes it.
+//!
+//! ```text
+//! the whole store                     view dc1
+//! dc1:web    bound by its name   <->  web        seen and changed
+//! debian     attached            -->  debian     seen
+//! lts, dc2:web                                   not there
+//! ```
+//!
+//! What reads through a lens finds nothing else in the model; what is committed through one is checked and named here, on its
+//! way to the rows. So a gesture needs not know that it is made in a view, and cannot forget it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{Alias, Image, Lease, Model, Named, Root, Row, Version};
+use crate::error::{Error, Result};
+use crate::name::{NAME_MAX, OF_VIEW, bound_name};
+
+/// The prefix of the keys that views are kept under.
+const VIEW: &str = "view.";
+
+/// A view: which images it has beside those that are bound to it, and what is default there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    pub created_at: i64,
+    /// Serials of images.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub attached: BTreeSet<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_image: Option<u32>,
+    #[serde(default)]
+    pub default_hidden: bool,
+    /// `default.vm`, as in the model of the store.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
+    /// Who may make and delete images in it, once somebody has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+}
+
+impl Row {
+    /// A view's row; none: there is no such view any more.
+    pub fn view(name: &str, view: Option<&View>) -> Row {
+        let value = view.map(|view| serde_json::to_string(view).expect("plain structs of text and numbers"));
+        Row::Setting { key: format!("{VIEW}{name}"), value }
+    }
+}
+
+/// The name of the view that a setting of this key holds.
+pub(super) fn view_of_key(key: &str) -> Option<&str> {
+    key.strip_prefix(VIEW)
+}
+
+impl Model {
+    /// The view that an image or an alias of this name is bound to, and its name there.
+    pub fn bound<'n>(&self, name: &'n str) -> Option<(&'n str, &'n str)> {
+        name.split_once(OF_VIEW).filter(|(view, _)| self.views.contains_key(*view))
+    }
+
+    /// The live images that are bound to a view, by their names in it.
+    pub fn bound_to<'m>(&'m self, view: &'m str) -> impl Iterator<Item = (&'m str, &'m Image)> {
+        self.live_images().filter_map(move |image| {
+            let (of, name) = self.bound(&image.name)?;
+            (of == view).then_some((name, image))
+        })
+    }
+
+    /// The live images that are attached to a view. One that was bound to another meanwhile is not.
+    pub fn attached_to<'m>(&'m self, view: &'m View) -> impl Iterator<Item = &'m Image> {
+        let found = view.attached.iter().filter_map(|serial| self.live_image(*serial));
+        found.filter(|image| self.bound(&image.name).is_none())
+    }
+
+    /// The default image of a view, if that is there.
+    pub fn view_default(&self, view: &View) -> Option<&Image> {
+        view.default_image.and_then(|image| self.live_image(image))
+    }
+
+    /// Refuses a change of an image that this view only sees.
+    ///
+    /// Errors: `Attached`.
+    pub fn refuse_attached(&self, image: &Image) -> Result<()> {
+        if self.attached.contains(&image.serial) { Err(Error::Attached { image: image.name.clone() }) } else { Ok(()) }
+    }
+
+    /// The model that a view shows; of one that is not there any more, an empty one.
+    fn seen_by(&self, name: &str) -> Model {
+        let mut seen = Model::default();
+        (seen.next_serial, seen.blobs, seen.commit) = (self.next_serial, self.blobs, self.commit);
+        let Some(view) = self.views.get(name) else { return seen };
+        let own = |stored: &str| self.bound(stored).filter(|(of, _)| *of == name).map(|(_, name)| name.to_owned());
+        for image in self.images.values() {
+            let Some(shown) = own(&image.name) else { continue };
+            let trash_name = image.trash_name.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
+            seen.apply(Row::Image(Image { name: shown, trash_name, ..image.clone() }.into()));
+        }
+        for image in self.attached_to(view) {
+            // A name of the view's own goes before it.
+            if seen.named(&image.name).is_none() {
+                // It is looked at by whom its mode lets, and changed by nobody.
+                seen.apply(Row::Image(Image { mode: image.mode & !0o222, ..image.clone() }.into()));
+                seen.attached.insert(image.serial);
+            }
+        }
+        let images: BTreeSet<u32> = seen.images.keys().copied().collect();
+        for version in self.versions.values().filter(|v| images.contains(&v.image)) {
+            let trash_name = version.trash_name.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
+            if trash_name.is_none() || !seen.attached.contains(&version.image) {
+                let version = Version { trash_name, ..version.clone() };
+                seen.apply(Row::Version(version.into()));
+            }
+        }
+        for alias in self.aliases.values().filter(|alias| images.contains(&alias.image)) {
+            if let Some(name) = own(&alias.name) {
+                seen.apply(Row::Alias(Alias { name, ..alias.clone() }));
+            }
+        }
+        for label in self.labels.values().filter(|label| images.contains(&label.image)) {
+            seen.apply(Row::Label(label.clone()));
+        }
+        for lease in self.leases.values() {
+            let Some(version) = seen.versions.get(&lease.version) else { continue };
+            // Of an image of others, who of them uses it is theirs to know.
+            let name = if seen.attached.contains(&version.image) { own(&lease.name) } else { Some(lease.name.clone()) };
+            if let Some(name) = name {
+                seen.apply(Row::Lease(Lease { name, ..lease.clone() }.into()));
+            }
+        }
+        let default = view.default_image.filter(|image| seen.live_image(*image).is_some());
+        seen.apply(Row::Default { image: default, hidden: view.default_hidden });
+        seen.settings.clone_from(&view.settings);
+        seen.root.clone_from(&view.root);
+        seen
+    }
+}
+
+/// A view that a mount looks through.
+#[derive(Debug)]
+pub(super) struct Lens {
+    /// immutable
+    pub(super) view: String,
+    /// What it shows, as of some commit.
+    seen: Mutex<Option<Arc<Model>>>,
+}
+
+impl Lens {
+    pub(super) fn new(view: &str) -> Lens {
+        Lens { view: view.to_owned(), seen: Mutex::default() }
+    }
+
+    /// The model that it shows of the whole as that is now.
+    pub(super) fn look(&self, whole: &Model) -> Arc<Model> {
+        let mut seen = self.seen.lock();
+        match &*seen {
+            Some(model) if model.commit == whole.commit => model.clone(),
+            _ => seen.insert(Arc::new(whole.seen_by(&self.view))).clone(),
+        }
+    }
+
+    /// The rows of the store that these rows of the view are.
+    ///
+    /// Errors: `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`, `NameTooLong`.
+    pub(super) fn stored(&self, whole: &Model, seen: &Model, rows: Vec<Row>) -> Result<Vec<Row>> {
+        let missing = |what: &str| Error::NotFound { what: format!("{what} in this view") };
+        let before = whole.views.get(&self.view).ok_or_else(|| missing("image any more"))?;
+        let mut view = before.clone();
+        let bound = |serial: u32| match seen.images.get(&serial) {
+            Some(image) => seen.refuse_attached(image),
+            // One that this change makes.
+            None if !whole.images.contains_key(&serial) => Ok(()),
+            None => Err(missing("such image")),
+        };
+        let name_of = |name: &str| {
+            let stored = bound_name(&self.view, name);
+            if stored.len() > NAME_MAX { Err(Error::NameTooLong { len: stored.len() }) } else { Ok(stored) }
+        };
+        let mut out = Vec::new();
+        for row in rows {
+            out.push(match row {
+                Row::Image(mut image) => {
+                    bound(image.serial)?;
+                    image.name = name_of(&image.name)?;
+                    image.trash_name = image.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
+                    if image.trashed_at.is_none() {
+                        refuse_unseen(whole, seen, &image.name, Named::Image(image.serial))?;
+                    }
+                    Row::Image(image)
+                }
+                Row::Version(mut version) => {
+                    bound(version.image)?;
+                    version.trash_name = version.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
+                    Row::Version(version)
+                }
+                Row::Alias(mut alias) => {
+                    alias.name = name_of(&alias.name)?;
+                    refuse_unseen(whole, seen, &alias.name, Named::Alias(alias.serial))?;
+                    Row::Alias(alias)
+                }
+                Row::Label(label) => {
+                    bound(label.image)?;
+                    Row::Label(label)
+                }
+                Row::Lease(mut lease) => {
+                    let version = seen.versions.get(&lease.version).ok_or_else(|| missing("such version"))?;
+                    if seen.attached.contains(&version.image) {
+                        lease.name = name_of(&lease.name)?;
+                    }
+                    Row::Lease(lease)
+                }
+                Row::DropImage(serial) => {
+                    bound(serial)?;
+                    Row::DropImage(serial)
+                }
+                Row::DropVersion(serial) => {
+                    bound(seen.versions.get(&serial).ok_or_else(|| missing("such version"))?.image)?;
+                    Row::DropVersion(serial)
+                }
+                Row::DropAlias(serial) if seen.aliases.contains_key(&serial) => Row::DropAlias(serial),
+                Row::DropAlias(_) => return Err(missing("such alias")),
+                Row::DropLabel(serial) => {
+                    bound(seen.labels.get(&serial).ok_or_else(|| missing("such label"))?.image)?;
+                    Row::DropLabel(serial)
+                }
+                Row::DropLease(serial) if seen.leases.contains_key(&serial) => Row::DropLease(serial),
+                Row::DropLease(_) => return Err(missing("such lease")),
+                Row::Default { image, hidden } => {
+                    (view.default_image, view.default_hidden) = (image, hidden);
+                    continue;
+                }
+                Row::Root(root) => {
+                    view.root = Some(root);
+                    continue;
+                }
+                Row::Setting { key, .. } if !key.starts_with("default.") => {
+                    return Err(Error::Managed { what: format!("the setting {key}"), why: "it is the store's" });
+                }
+                Row::Setting { key, value } => {
+                    match value {
+                        Some(value) => drop(view.settings.insert(key, value)),
+                        None => drop(view.settings.remove(&key)),
+                    }
+                    continue;
+                }
+                Row::Blobs(bound) => Row::Blobs(bound),
+            });
+        }
+        if view != *before {
+            out.push(Row::view(&self.view, Some(&view)));
+        }
+        Ok(out)
+    }
+}
+
+/// Refuses a name that in the store is that of what the view does not see: an alias to an image that is not attached.
+fn refuse_unseen(whole: &Model, seen: &Model, name: &str, is: Named) -> Result<()> {
+    match whole.named(name) {
+        Some(Named::Image(serial)) if seen.images.contains_key(&serial) => Ok(()),
+        // One that is replaced goes by the same change.
+        Some(Named::Alias(serial)) if seen.aliases.contains_key(&serial) => Ok(()),
+        Some(found) if found != is => Err(Error::Taken { name: name.to_owned(), holder: "there is one already".into() }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,132 @@
+//! mkdir MNT/.imgfs/views/dc1, ln -s ../../../web MNT/.imgfs/views/dc1/: which images a view has.
+//!
+//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is `dc1:web`. What a mount of
+//! a view sees and may change, catalog/lens.rs says.
+
+use crate::catalog::{Image, Model, Row, View};
+use crate::error::{Error, Result};
+use crate::manifest::now;
+use crate::name::{ImageName, OF_VIEW, bound_name};
+use crate::settings;
+use crate::store::Store;
+use crate::versions::{live_image, not_found};
+
+/// `mkdir MNT/.imgfs/views/dc1`.
+///
+/// Errors: `BadName`, `NameTooLong`; `Taken` if there is one, or something else whose name begins so.
+pub fn make(store: &Store, name: &[u8]) -> Result<()> {
+    let name = ImageName::parse(name)?.to_string();
+    if name.contains(OF_VIEW) {
+        return Err(Error::BadName { name, why: "it has a colon, which ends the name of a view" });
+    }
+    store.catalog.commit(|change| {
+        let prefix = bound_name(&name, "");
+        if change.model.views.contains_key(&name) {
+            return Err(Error::Taken { name, holder: "there is one already".into() });
+        }
+        if let Some((other, _)) = change.model.names().find(|(other, _)| other.starts_with(&prefix)) {
+            return Err(Error::Taken { name, holder: format!("{other} would be in it") });
+        }
+        change.put(Row::view(&name, Some(&View { created_at: now(), ..View::default() })));
+        Ok(())
+    })
+}
+
+/// `rmdir MNT/.imgfs/views/dc1`, once it has no image any more. Its settings go with it.
+///
+/// Errors: `NotEmpty`, `NotFound`.
+pub fn remove(store: &Store, name: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        let view = find(change.model, name)?;
+        let prefix = bound_name(name, "");
+        let has_bound = change.model.names().any(|(other, _)| other.starts_with(&prefix));
+        if has_bound || change.model.attached_to(view).next().is_some() {
+            return Err(Error::NotEmpty { what: format!("view {name}") });
+        }
+        for key in change.model.settings.keys().filter(|key| settings::is_of_view(key, name)) {
+            change.put(Row::Setting { key: key.clone(), value: None });
+        }
+        change.put(Row::view(name, None));
+        Ok(())
+    })
+}
+
+/// `ln -s ../../../web MNT/.imgfs/views/dc1/web`: from now on the view shows it.
+///
+/// Errors: `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this name; `OfView` for an
+/// image that is bound to another.
+pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
+    store.catalog.commit(|change| {
+        let (mut view, image) = (find(change.model, name)?.clone(), live_image(change.model, image)?);
+        if let Some((other, _)) = change.model.bound(&image.name) {
+            return Err(if other == name {
+                Error::Taken { name: image.name.clone(), holder: "it is bound to the view already".into() }
+            } else {
+                Error::OfView { image: image.name.clone(), views: format!("view {other}") }
+            });
+        }
+        if link != image.name {
+            let why = format!("the link to {} is called so, too", image.name);
+            return Err(Error::Invalid { what: link.to_owned(), why });
+        }
+        if change.model.named(&bound_name(name, link)).is_some() {
+            return Err(Error::Taken { name: link.to_owned(), holder: "the view has one of its own".into() });
+        }
+        if change.model.view_default(&view).is_none() {
+            (view.default_image, view.default_hidden) = (Some(image.serial), false);
+        }
+        view.attached.insert(image.serial);
+        change.put(Row::view(name, Some(&view)));
+        Ok(())
+    })
+}
+
+/// `rm MNT/.imgfs/views/dc1/web`: it shows it no more.
+///
+/// Errors: `NotFound`; `Managed` for what is bound to it; `InUse` while it is used in the view;
+/// `ImageIsViewDefault` while that has others.
+pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        let mut view = find(change.model, name)?.clone();
+        let image = image_in(change.model, name, link).ok_or_else(|| not_found("such image in the view"))?;
+        if !view.attached.contains(&image.serial) {
+            let why = "it is bound to the view by its name: mv it to another";
+            return Err(Error::Managed { what: link.to_owned(), why });
+        }
+        let prefix = bound_name(name, "");
+        let leases = change.model.versions_of(image.serial).flat_map(|v| change.model.leases_of(v.serial));
+        let holders: Vec<&str> = leases.map(|lease| lease.name.as_str()).filter(|lease| lease.starts_with(&prefix)).collect();
+        if !holders.is_empty() {
+            return Err(Error::InUse { what: link.to_owned(), holders: holders.join(", ") });
+        }
+        if view.default_image == Some(image.serial) {
+            if change.model.attached_to(&view).count() + change.model.bound_to(name).count() > 1 {
+                return Err(Error::ImageIsViewDefault { image: link.to_owned(), view: name.to_owned() });
+            }
+            view.default_image = None;
+        }
+        view.attached.remove(&image.serial);
+        change.put(Row::view(name, Some(&view)));
+        Ok(())
+    })
+}
+
+/// The images of a view, by their names in it.
+///
+/// Errors: `NotFound`.
+pub fn images<'m>(model: &'m Model, name: &'m str) -> Result<Vec<(&'m str, &'m Image)>> {
+    let attached = model.attached_to(find(model, name)?).map(|image| (image.name.as_str(), image));
+    // A name of the view's own goes before it.
+    let shown = attached.filter(|(image, _)| model.named(&bound_name(name, image)).is_none());
+    Ok(model.bound_to(name).chain(shown).collect())
+}
+
+/// The image that a view shows under a name.
+pub fn image_in<'m>(model: &'m Model, name: &'m str, image: &str) -> Option<&'m Image> {
+    images(model, name).ok()?.into_iter().find(|(shown, _)| *shown == image).map(|(_, image)| image)
+}
+
+/// Errors: `NotFound`.
+pub fn find<'m>(model: &'m Model, name: &str) -> Result<&'m View> {
+    model.views.get(name).ok_or_else(|| Error::NotFound { what: format!("view {name}") })
+}
