@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::Version;
 use crate::error::Result;
 use crate::journal::escape;
+use crate::links::find_version;
 use crate::store::Store;
 use crate::tree::{Bytes, Kind, Node, NodeIndex, ROOT, Tree};
-use crate::versions::find_version;
 
 /// A path that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

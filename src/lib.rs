@@ -9,7 +9,7 @@
 //!    comes checked from `blob/read.rs`, out of packs through `blob/pack.rs`, large and checked before past imgfs
 //!    (`fs/passthrough.rs`), or without a message from a mount of the tree (`fs/attach.rs`); `rootfs.tar` from the
 //!    recipe (`export.rs`, `tree/recipe.rs`).
-//! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `versions::set_default` or `pin`.
+//! 3. ln -sfn: `fs/change.rs` stages GNU ln's temporary link, its rename is `links::set_default` or `pin`.
 //! 4. rmdir: `fs/change.rs`, `versions::delete_version` or `delete_image` into the trash; `trash::purge` and
 //!    `gc.rs` give the space back. rm -r is `fs/ghost.rs`.
 //!
@@ -24,7 +24,7 @@
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `versions`, `views` (which images a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`,
+//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `links` (aliases, what is default), `versions`, `views` (which images a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
 
@@ -53,6 +53,7 @@ pub mod journal;
 pub mod keep;
 pub mod labels;
 pub mod leases;
+pub mod links;
 pub mod lock;
 pub mod manifest;
 pub mod name;

@@ -1,5 +1,7 @@
 //! A store: its catalog, content and trees, locked by the one process that may change it.
 
+mod trees;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::ops::Deref;
@@ -21,7 +23,7 @@ use crate::lock::StoreLock;
 use crate::manifest::Cost;
 use crate::progress::Progress;
 use crate::settings::{self, Settings};
-use crate::tree::{Form, Tree, form_of};
+use crate::tree::Tree;
 use crate::writable::Writable;
 
 /// How the files of trees end: those of versions, and those that are only the base of others.
@@ -247,74 +249,6 @@ impl Core {
         self.lock.describe(mount_point)
     }
 
-    pub fn tree_path(&self, version_id: &str) -> PathBuf {
-        self.dir.join("trees").join(format!("{version_id}.{TREE}"))
-    }
-
-    /// Every file in `trees/`.
-    ///
-    /// Errors: `Io`.
-    pub fn tree_files(&self) -> Result<Vec<PathBuf>> {
-        let dir = self.dir.join("trees");
-        let entries = fs::read_dir(&dir).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
-        entries.map_err(Error::io("list", &dir))
-    }
-
-    /// Where the pieces of a version's upload are named, if it is kept.
-    pub fn kept_path(&self, version_id: &str) -> PathBuf {
-        self.dir.join("trees").join(format!("{version_id}.kept"))
-    }
-
-    /// Puts a tree that was packed, against that of `base`, in the place of the one that is there. Not if either has
-    /// been purged meanwhile.
-    ///
-    /// Errors: `Io`.
-    pub fn put_packed(&self, serial: u32, tree: &Tree, packed: &[u8], base: Option<&str>) -> Result<()> {
-        let _held = self.bases.lock();
-        let there = |base: &str| [TREE, BASE].iter().any(|e| self.tree_path(base).with_extension(e).exists());
-        if base.is_none_or(there) && self.catalog.read().versions.contains_key(&serial) {
-            format::write_durably(tree.path(), packed)?;
-            fault::reached("tree.packed");
-            tree.has_been_packed(packed.len() as u64);
-            // Its row goes before its file: without a row this file is one too many.
-            if !self.catalog.read().versions.contains_key(&serial) {
-                fs::remove_file(tree.path()).map_err(Error::io("remove", tree.path()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes the file of a tree that no row names. One that may be the base of others stays until `drop_bases`.
-    ///
-    /// Errors: `Io`.
-    pub fn drop_tree(&self, path: &Path) -> Result<()> {
-        let _held = self.bases.lock();
-        let gone = match form_of(path) {
-            Form::Alone => fs::rename(path, path.with_extension(BASE)),
-            Form::Loose | Form::Against(_) => fs::remove_file(path),
-        };
-        match gone {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Removes the bases that no packed tree needs any more.
-    ///
-    /// Errors: `Io`.
-    pub fn drop_bases(&self) -> Result<()> {
-        let _held = self.bases.lock();
-        let paths = self.tree_files()?;
-        let (bases, others): (Vec<&PathBuf>, Vec<_>) = paths.iter().partition(|path| path.extension().is_some_and(|e| e == BASE));
-        if bases.is_empty() {
-            return Ok(());
-        }
-        let needed: std::collections::HashSet<String> =
-            others.iter().filter_map(|path| if let Form::Against(base) = form_of(path) { Some(base) } else { None }).collect();
-        let unused = bases.iter().filter(|path| path.file_stem().and_then(|s| s.to_str()).is_none_or(|s| !needed.contains(s)));
-        unused.into_iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
-    }
-
     /// The tree of a kept upload.
     ///
     /// Errors: `NotFound` if it is not kept; `Corrupt` and `Io` if the file is damaged.
@@ -388,22 +322,6 @@ impl Core {
         let lookups = old.map_or(0, |slot| slot.lookups.load(Ordering::Acquire));
         self.tree(serial)?.lookups.fetch_add(lookups, Ordering::AcqRel);
         Ok(())
-    }
-
-    /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds nothing.
-    ///
-    /// Errors: `Io`.
-    pub fn quarantine(&self, path: &Path) -> Result<()> {
-        match fs::rename(path, path.with_extension(DAMAGED)) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                File::create(path.with_extension(DAMAGED)).map(drop).map_err(Error::io("put aside", path))
-            }
-            other => other.map_err(Error::io("put aside", path)),
-        }
-    }
-
-    pub fn is_quarantined(&self, path: &Path) -> bool {
-        path.with_extension(DAMAGED).exists() && !path.exists()
     }
 
     /// Counts inodes of a tree that the kernel was told of, or (negative) has forgotten.

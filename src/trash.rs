@@ -7,11 +7,12 @@ use crate::catalog::{Change, Model, Row, Version};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ingest::check_identity;
+use crate::links::first_is_default;
 use crate::manifest::now;
 use crate::name::ImageName;
 use crate::quota::{self, Payer};
 use crate::store::Store;
-use crate::versions::{first_is_default, live_image, not_found, refuse_taken};
+use crate::versions::{live_image, not_found, refuse_taken};
 
 /// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
 const SEEN_MIN: u64 = 3600;

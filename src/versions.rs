@@ -1,28 +1,19 @@
-//! Journeys 3 and 4, ln -sfn and rmdir: what is default, what is deleted, under which name.
+//! Journey 4, rmdir, and mkdir, mv, chmod: images and versions are made, renamed, changed, deleted.
 //!
 //! Each gesture is one function and one transaction. Deleting moves a row into the trash; see trash.rs.
 
 use std::collections::HashSet;
 
 use crate::acl::{Acl, with_bits};
-use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, View, default_key};
+use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, View};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
+use crate::links::{first_is_default, refuse_default};
 use crate::manifest::now;
 use crate::name::ImageName;
 use crate::quota::{self, Payer};
 use crate::rules::refuse_immutable;
 use crate::store::Store;
-
-/// The value of a type's default while its link is hidden.
-const HIDDEN: &str = "-";
-
-/// What a link in the root leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkTarget {
-    Image(u32),
-    Version { image: u32, number: u32 },
-}
 
 /// `mkdir MNT/web`.
 pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
@@ -34,18 +25,6 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
         first_is_default(change, name.as_str(), serial);
         Ok(serial)
     })
-}
-
-/// The first image is the default, of the view if it is bound to one.
-pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) {
-    match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
-        None if change.model.default_image.is_none() => change.put(Row::Default { image: Some(image), hidden: false }),
-        Some((name, view)) if change.model.view_default(view).is_none() => {
-            let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
-            change.put(Row::view(name, Some(&view)));
-        }
-        _ => {}
-    }
 }
 
 /// `rmdir MNT/web/1`: into the trash. Gives the version's serial.
@@ -100,61 +79,6 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
         change.put(Row::Image(image.into()));
         Ok(())
     })
-}
-
-/// Refuses to take away the default image while there are others, or that of its type while there are others of that.
-///
-/// Errors: `ImageIsDefault`, `ImageIsTypeDefault`, `ImageIsViewDefault`.
-pub fn refuse_default(model: &Model, image: &Image) -> Result<()> {
-    if model.default_image == Some(image.serial) && model.live_images().count() > 1 {
-        return Err(Error::ImageIsDefault { image: image.name.clone() });
-    }
-    for (name, view) in model.views.iter().filter(|(_, view)| view.default_image == Some(image.serial)) {
-        if model.bound_to(name).count() + model.attached_to(view).count() > 1 {
-            return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
-        }
-    }
-    let kind = &image.editable.kind;
-    let of_type = model.live_images().filter(|other| other.editable.kind == *kind).count();
-    if of_type > 1 && model.default_of(kind).is_some_and(|default| default.serial == image.serial) {
-        return Err(Error::ImageIsTypeDefault { image: image.name.clone(), kind: kind.clone() });
-    }
-    Ok(())
-}
-
-/// `ln -sfn ../../web MNT/.imgfs/defaults/vm`; none: `rm`, as BusyBox's ln -sfn begins, and what was default stays
-/// protected.
-///
-/// Errors: `NotFound`; `Invalid` for an image of another type; `Managed` for one whose status is `deleted`.
-pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result<()> {
-    store.catalog.commit(|change| {
-        let value = match image {
-            Some(serial) => {
-                let image = live_image(change.model, serial)?;
-                if image.editable.kind != kind {
-                    let why = format!("its type is {}", image.editable.kind);
-                    return Err(Error::Invalid { what: format!("{} as the default {kind}", image.name), why });
-                }
-                refuse_hidden(image)?;
-                serial.to_string()
-            }
-            None => HIDDEN.into(),
-        };
-        change.put(Row::Setting { key: default_key(kind), value: Some(value) });
-        Ok(())
-    })
-}
-
-/// Whether `rm` has hidden the link of a type.
-pub fn is_type_default_hidden(model: &Model, kind: &str) -> bool {
-    model.settings.get(&default_key(kind)).is_some_and(|value| value == HIDDEN)
-}
-
-fn refuse_hidden(image: &Image) -> Result<()> {
-    if image.editable.hidden {
-        return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it is not for new users" });
-    }
-    Ok(())
 }
 
 /// Which leases of an image hold nothing, looked at before the catalog is held.
@@ -218,120 +142,6 @@ fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     quota::refuse_restored(store, &payers, &versions)
 }
 
-/// `ln -sfn web MNT/default`.
-pub fn set_default(store: &Store, target: LinkTarget) -> Result<()> {
-    store.catalog.commit(|change| put_default(change, target))
-}
-
-fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
-    let LinkTarget::Image(image) = target else {
-        return Err(Error::Invalid {
-            what: "default".into(),
-            why: "it names an image; a version is pinned with IMAGE/default".into(),
-        });
-    };
-    refuse_hidden(live_image(change.model, image)?)?;
-    change.put(Row::Default { image: Some(image), hidden: false });
-    Ok(())
-}
-
-/// `rm MNT/default`, as BusyBox's ln -sfn begins. What was default stays protected until another is named.
-pub fn hide_default(store: &Store) -> Result<()> {
-    store.catalog.commit(|change| {
-        change.put(Row::Default { image: change.model.default_image, hidden: true });
-        Ok(())
-    })
-}
-
-/// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (none).
-pub fn pin(store: &Store, image: u32, number: Option<u32>) -> Result<()> {
-    change_image(store, image, |model, image| {
-        if let Some(number) = number {
-            live_version(model, image.serial, number)?;
-        }
-        (image.pinned, image.default_hidden) = (number, false);
-        Ok(())
-    })
-}
-
-/// `rm MNT/web/default`; see `hide_default`.
-pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
-    change_image(store, image, |_, image| {
-        image.default_hidden = true;
-        Ok(())
-    })
-}
-
-/// `ln -s web MNT/jammy`, and with a name that is an alias already, `ln -sfn`.
-pub fn put_alias(store: &Store, name: &ImageName, target: LinkTarget) -> Result<()> {
-    store.catalog.commit(|change| {
-        let (serial, description) = match change.model.named(name.as_str()) {
-            Some(Named::Alias(serial)) => (serial, change.model.aliases[&serial].description.clone()),
-            Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
-            None => (change.serial(), String::new()),
-        };
-        let (image, number) = match target {
-            LinkTarget::Image(image) => (image, None),
-            LinkTarget::Version { image, number } => (image, Some(number)),
-        };
-        live_image(change.model, image)?;
-        change.put(Row::Alias(Alias { serial, name: name.to_string(), image, number, description }));
-        Ok(())
-    })
-}
-
-/// `rm MNT/jammy`.
-pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
-    store.catalog.commit(|change| {
-        change.put(Row::DropAlias(serial));
-        Ok(())
-    })
-}
-
-/// `mv MNT/jammy MNT/lts`; over `default`, it becomes the default.
-pub fn rename_alias(store: &Store, serial: u32, to: Option<&ImageName>) -> Result<()> {
-    store.catalog.commit(|change| {
-        let mut alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?.clone();
-        match to {
-            None => {
-                put_default(change, target_of(&alias))?;
-                change.put(Row::DropAlias(serial));
-            }
-            Some(name) => {
-                match change.model.named(name.as_str()) {
-                    // Renaming over an alias replaces it, as for any file.
-                    Some(Named::Alias(old)) if old != serial => change.put(Row::DropAlias(old)),
-                    Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
-                    _ => {}
-                }
-                alias.name = name.to_string();
-                change.put(Row::Alias(alias));
-            }
-        }
-        Ok(())
-    })
-}
-
-/// `mv MNT/default MNT/default.~1~`, as ln --backup does: an alias to the same image; the link is hidden.
-pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
-    store.catalog.commit(|change| {
-        let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
-        refuse_taken(change.model, to.as_str())?;
-        let serial = change.serial();
-        change.put(Row::Alias(Alias { serial, name: to.to_string(), image, number: None, description: String::new() }));
-        change.put(Row::Default { image: Some(image), hidden: true });
-        Ok(())
-    })
-}
-
-/// What an alias leads to.
-pub fn target_of(alias: &Alias) -> LinkTarget {
-    match alias.number {
-        Some(number) => LinkTarget::Version { image: alias.image, number },
-        None => LinkTarget::Image(alias.image),
-    }
-}
-
 /// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of an image that
 /// is immutable nothing else changes than that.
 ///
@@ -385,7 +195,7 @@ pub fn set_root(store: &Store, root: Root) -> Result<()> {
     })
 }
 
-fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image) -> Result<()>) -> Result<()> {
+pub(crate) fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image) -> Result<()>) -> Result<()> {
     store.catalog.commit(|change| {
         let before = live_image(change.model, serial)?;
         let mut image = before.clone();
@@ -413,62 +223,16 @@ pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option
     })
 }
 
-/// What a link in the root is to name: `web`, `./web`, `web/1`, or an absolute path into the mount.
-///
-/// Errors: `NotFound` for what is not there.
-pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
-    let missing = || Error::NotFound { what: format!("{target} to link to") };
-    let inside = match target.strip_prefix(mount_point) {
-        Some(rest) if !mount_point.is_empty() && (rest.is_empty() || rest.starts_with('/')) => rest,
-        _ if target.starts_with('/') => return Err(missing()),
-        _ => target,
+pub(crate) fn taken(model: &Model, name: &str) -> Error {
+    let holder = match model.named(name) {
+        Some(Named::Alias(_)) => "it is an alias",
+        _ => "it is an image",
     };
-    let mut parts = inside.split('/').filter(|p| !p.is_empty() && *p != ".");
-    let (first, second, none) = (parts.next().ok_or_else(missing)?, parts.next(), parts.next());
-    let image = if first == "default" {
-        LinkTarget::Image(model.default_image.ok_or_else(missing)?)
-    } else {
-        match model.named(first).ok_or_else(missing)? {
-            Named::Image(serial) => LinkTarget::Image(serial),
-            Named::Alias(serial) => target_of(&model.aliases[&serial]),
-        }
-    };
-    match (image, second, none) {
-        (target, None, None) => Ok(target),
-        (LinkTarget::Image(image), Some(number), None) => {
-            let number = resolve_inner_link(model, image, number)?;
-            let number = number.or_else(|| model.latest(image).map(|v| v.number)).ok_or_else(missing)?;
-            Ok(LinkTarget::Version { image, number })
-        }
-        _ => Err(missing()),
-    }
+    Error::Taken { name: name.to_owned(), holder: holder.into() }
 }
 
-/// The version that a command names: `web/1`, `web/@22.04`, or `web` and an alias for its default.
-///
-/// Errors: `NotFound`.
-pub fn find_version(model: &Model, name: &str) -> Result<Version> {
-    let missing = || Error::NotFound { what: format!("version {name}") };
-    let found = match resolve_root_link(model, name, "").map_err(|_| missing())? {
-        LinkTarget::Image(image) => model.images.get(&image).and_then(|image| model.default_version(image)),
-        LinkTarget::Version { image, number } => model.version(image, number),
-    };
-    found.cloned().ok_or_else(missing)
-}
-
-/// What a link inside an image is to name: a version's number, that of a label, or none for `latest`.
-pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Option<u32>> {
-    let missing = || Error::NotFound { what: format!("version {target} to link to") };
-    let target = target.strip_prefix("./").unwrap_or(target).trim_end_matches('/');
-    if target == "latest" {
-        return Ok(None);
-    }
-    let number = match target.strip_prefix('@') {
-        Some(label) => model.label(image, label).map(|l| l.number),
-        None => crate::name::parse_number(target.as_bytes()),
-    };
-    let number = number.ok_or_else(missing)?;
-    model.version(image, number).map(|v| Some(v.number)).ok_or_else(missing)
+pub(crate) fn not_found(what: &str) -> Error {
+    Error::NotFound { what: what.into() }
 }
 
 pub(crate) fn live_image(model: &Model, serial: u32) -> Result<&Image> {
@@ -484,50 +248,4 @@ pub(crate) fn live_version(model: &Model, image: u32, number: u32) -> Result<(&I
 
 pub(crate) fn refuse_taken(model: &Model, name: &str) -> Result<()> {
     if model.named(name).is_some() { Err(taken(model, name)) } else { Ok(()) }
-}
-
-fn taken(model: &Model, name: &str) -> Error {
-    let holder = match model.named(name) {
-        Some(Named::Alias(_)) => "it is an alias",
-        _ => "it is an image",
-    };
-    Error::Taken { name: name.to_owned(), holder: holder.into() }
-}
-
-pub(crate) fn not_found(what: &str) -> Error {
-    Error::NotFound { what: what.into() }
-}
-
-/// RENAME_EXCHANGE of two links of the root; one of them may be `default`.
-pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
-    store.catalog.commit(|change| {
-        let link = |name: &str| -> Result<(Option<Alias>, LinkTarget)> {
-            if name == "default" {
-                let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
-                return Ok((None, LinkTarget::Image(image)));
-            }
-            match change.model.named(name) {
-                Some(Named::Alias(serial)) => {
-                    let alias = change.model.aliases[&serial].clone();
-                    let target = target_of(&alias);
-                    Ok((Some(alias), target))
-                }
-                _ => Err(not_found("such link")),
-            }
-        };
-        let (a, b) = (link(first)?, link(second)?);
-        for (alias, target) in [(a.0, b.1), (b.0, a.1)] {
-            match alias {
-                None => put_default(change, target)?,
-                Some(alias) => {
-                    let (image, number) = match target {
-                        LinkTarget::Image(image) => (image, None),
-                        LinkTarget::Version { image, number } => (image, Some(number)),
-                    };
-                    change.put(Row::Alias(Alias { image, number, ..alias }));
-                }
-            }
-        }
-        Ok(())
-    })
 }

@@ -38,6 +38,7 @@ const LAYERS: &[&[&str]] = &[
         "keep",
         "labels",
         "leases",
+        "links",
         "query",
         "quota",
         "remote",

@@ -15,11 +15,11 @@ use crate::compress::Method;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::keep;
+use crate::links::find_version;
 use crate::lock::StoreLock;
 use crate::settings::Settings;
 use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
-use crate::versions::find_version;
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;

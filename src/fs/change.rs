@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::catalog::{Named, Root};
-use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
 use crate::fs::browse::label_of;
@@ -18,7 +17,7 @@ use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::manifest::now;
 use crate::name::parse_number;
 use crate::trash::{self, Trashed};
-use crate::{labels, versions};
+use crate::{labels, links, versions};
 
 /// The times and modes that setattr may set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -371,11 +370,11 @@ impl ImageFs {
             (Place::Root, b"default") => {
                 self.lookup(caller, parent, name)?;
                 self.refuse_default(caller)?;
-                versions::hide_default(&self.store)
+                links::hide_default(&self.store)
             }
             (Place::Image(serial), b"default") => {
                 self.lookup(caller, parent, name)?;
-                versions::hide_image_default(&self.store, serial)
+                links::hide_image_default(&self.store, serial)
             }
             (Place::Image(_), b"latest") => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
             (Place::Image(serial), _) if let Some(label) = label_of(name) => {
@@ -397,7 +396,7 @@ impl ImageFs {
                         Some(Named::Alias(serial)) => serial,
                         _ => return Err(stale()),
                     };
-                    versions::drop_alias(&self.store, alias)?;
+                    links::drop_alias(&self.store, alias)?;
                     self.store.journal.log(caller.uid, "unalias", &text_of(name), "dropped");
                     Ok(())
                 }
@@ -481,33 +480,6 @@ impl ImageFs {
         }
     }
 
-    /// `write(2)` to metadata.json or a lease.
-    pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        let handle = self.handle(fh)?;
-        let (Handle::Edit(_, edit) | Handle::Lease(_, edit)) = &*handle else {
-            return Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() });
-        };
-        edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "", e))?;
-        Ok(data.len() as u32)
-    }
-
-    /// `fsync(2)` and `close(2)` of metadata.json or a lease: judges the whole document.
-    pub fn flush_edit(&self, caller: Caller, fh: u64) -> Result<()> {
-        let handle = self.handle(fh)?;
-        let (image, edit) = match &*handle {
-            Handle::Edit(image, edit) => (*image, edit),
-            Handle::Lease(serial, edit) => {
-                return self.flush_lease(*serial, edit).map_err(|e| self.refused(caller, "write", "used_by", e));
-            }
-            _ => return Ok(()),
-        };
-        let mut edit = edit.lock();
-        let Some(text) = edit.pending() else { return Ok(()) };
-        self.edit_metadata(caller, image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
-        edit.accepted();
-        Ok(())
-    }
-
     /// `fsync(2)`: an editor asks whether the document is good; a staged file reaches the disk.
     pub fn fsync(&self, caller: Caller, fh: u64) -> Result<()> {
         self.flush_edit(caller, fh)?;
@@ -515,12 +487,6 @@ impl ImageFs {
             self.sync_upload(upload)?;
         }
         self.sync_staged(fh)
-    }
-
-    pub(super) fn edit_metadata(&self, caller: Caller, image: u32, text: &[u8]) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| describe::edit(model, image, self.by(caller), text))?;
-        self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
-        Ok(())
     }
 
     /// Size of what an open handle shows; for a stat of the descriptor.

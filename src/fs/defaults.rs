@@ -5,8 +5,8 @@ use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::{Caller, DirEntry, ImageFs};
+use crate::links::{self, LinkTarget};
 use crate::manifest::TYPES;
-use crate::versions::{self, LinkTarget};
 
 /// The way from there to the root of the mount.
 const UP: &str = "../../";
@@ -21,7 +21,7 @@ impl ImageFs {
     /// The links of the directory: type and image.
     fn type_defaults(&self) -> Vec<(&'static str, u32)> {
         let model = self.store.catalog.read();
-        let shown = TYPES.iter().filter(|kind| !versions::is_type_default_hidden(&model, kind));
+        let shown = TYPES.iter().filter(|kind| !links::is_type_default_hidden(&model, kind));
         shown.filter_map(|kind| Some((*kind, model.default_of(kind)?.serial))).collect()
     }
 
@@ -54,7 +54,7 @@ impl ImageFs {
     pub(super) fn set_type_default(&self, caller: Caller, name: &[u8], target: &[u8]) -> Result<()> {
         let (kind, image) = (kind_of(name)?, self.deep_target(UP, target)?);
         self.refuse_default(caller)?;
-        versions::set_type_default(&self.store, kind, Some(image))?;
+        links::set_type_default(&self.store, kind, Some(image))?;
         self.store.journal.log(caller.uid, "default", kind, &text_of(target));
         Ok(())
     }
@@ -66,7 +66,7 @@ impl ImageFs {
         }
         self.lookup_default(name)?;
         self.refuse_default(caller)?;
-        versions::set_type_default(&self.store, kind_of(name)?, None)
+        links::set_type_default(&self.store, kind_of(name)?, None)
     }
 
     /// The image that a link in a directory of `.imgfs` leads to: `../../web` (`up` is `../../`), or an absolute path into the
@@ -75,7 +75,7 @@ impl ImageFs {
         let missing = || Error::NotFound { what: format!("image {} to link to", text_of(target)) };
         let text = std::str::from_utf8(target).map_err(|_| missing())?;
         let text = text.strip_prefix(up).unwrap_or(text);
-        match versions::resolve_root_link(&self.store.catalog.read(), text, &self.mount.path)? {
+        match links::resolve_root_link(&self.store.catalog.read(), text, &self.mount.path)? {
             LinkTarget::Image(image) => Ok(image),
             LinkTarget::Version { .. } => Err(missing()),
         }

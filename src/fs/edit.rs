@@ -1,6 +1,9 @@
 //! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and close.
 
+use crate::describe;
 use crate::error::{Error, Result};
+use crate::fs::{Caller, Handle, ImageFs};
+use crate::versions;
 
 /// A writer's copy of the document.
 pub struct Edit {
@@ -59,5 +62,40 @@ impl Edit {
     /// The text was accepted. Refused, it stays pending, and every further close says so again.
     pub fn accepted(&mut self) {
         self.dirty = false;
+    }
+}
+
+impl ImageFs {
+    /// `write(2)` to metadata.json or a lease.
+    pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let (Handle::Edit(_, edit) | Handle::Lease(_, edit)) = &*handle else {
+            return Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() });
+        };
+        edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "", e))?;
+        Ok(data.len() as u32)
+    }
+
+    /// `fsync(2)` and `close(2)` of metadata.json or a lease: judges the whole document.
+    pub fn flush_edit(&self, caller: Caller, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let (image, edit) = match &*handle {
+            Handle::Edit(image, edit) => (*image, edit),
+            Handle::Lease(serial, edit) => {
+                return self.flush_lease(*serial, edit).map_err(|e| self.refused(caller, "write", "used_by", e));
+            }
+            _ => return Ok(()),
+        };
+        let mut edit = edit.lock();
+        let Some(text) = edit.pending() else { return Ok(()) };
+        self.edit_metadata(caller, image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
+        edit.accepted();
+        Ok(())
+    }
+
+    pub(super) fn edit_metadata(&self, caller: Caller, image: u32, text: &[u8]) -> Result<()> {
+        versions::edit(&self.store, image, |model, image| describe::edit(model, image, self.by(caller), text))?;
+        self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
+        Ok(())
     }
 }

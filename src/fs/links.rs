@@ -14,8 +14,9 @@ use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
+use crate::links::{self, LinkTarget};
 use crate::name::{ImageName, is_ln_temporary};
-use crate::versions::{self, LinkTarget};
+use crate::versions;
 use crate::{labels, trash};
 
 /// Staged links that are remembered; a link is renamed at once or never.
@@ -121,7 +122,7 @@ impl ImageFs {
                 self.refuse_change(caller, model.aliases.get(&old).and_then(|a| model.images.get(&a.image)))?;
             }
         }
-        versions::put_alias(&self.store, name, to)?;
+        links::put_alias(&self.store, name, to)?;
         self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(text));
         Ok(())
     }
@@ -147,7 +148,7 @@ impl ImageFs {
         let mount_point = &self.mount.path;
         match place {
             Place::Root => {
-                let to = versions::resolve_root_link(&self.store.catalog.read(), target_text, mount_point)?;
+                let to = links::resolve_root_link(&self.store.catalog.read(), target_text, mount_point)?;
                 if is_temporary(name) {
                     return Ok(self.stage_link(caller, parent, name, target));
                 }
@@ -163,7 +164,7 @@ impl ImageFs {
                 self.root_has_changed();
             }
             Place::Image(serial) => {
-                let to = versions::resolve_inner_link(&self.store.catalog.read(), serial, target_text)?;
+                let to = links::resolve_inner_link(&self.store.catalog.read(), serial, target_text)?;
                 if is_temporary(name) {
                     return Ok(self.stage_link(caller, parent, name, target));
                 }
@@ -192,7 +193,7 @@ impl ImageFs {
 
     pub(super) fn switch_default(&self, caller: Caller, to: LinkTarget) -> Result<()> {
         self.refuse_default(caller)?;
-        versions::set_default(&self.store, to)?;
+        links::set_default(&self.store, to)?;
         let model = self.store.catalog.read();
         let name = model.default_image.and_then(|i| model.images.get(&i)).map_or("?", |i| i.name.as_str()).to_owned();
         drop(model);
@@ -201,7 +202,7 @@ impl ImageFs {
     }
 
     pub(super) fn pin(&self, caller: Caller, image: u32, to: Option<u32>) -> Result<()> {
-        versions::pin(&self.store, image, to)?;
+        links::pin(&self.store, image, to)?;
         let name = self.store.catalog.read().images.get(&image).map(|i| i.name.clone()).unwrap_or_default();
         self.store.journal.log(caller.uid, "pin", &name, &to.map_or("latest".into(), |n| n.to_string()));
         Ok(())
@@ -328,7 +329,7 @@ impl ImageFs {
             NodeId::Control(Control::Defaults) => self.set_type_default(caller, &to.1, &text),
             NodeId::View(_) => self.attach_to_view(caller, from.0, &to.1, &text),
             NodeId::Root => {
-                let link = versions::resolve_root_link(&self.store.catalog.read(), &target, &self.mount.path);
+                let link = links::resolve_root_link(&self.store.catalog.read(), &target, &self.mount.path);
                 link.and_then(|link| {
                     if to.1 == b"default" {
                         self.switch_default(caller, link)
@@ -341,7 +342,7 @@ impl ImageFs {
                 })
             }
             NodeId::Image { serial, .. } => {
-                let link = versions::resolve_inner_link(&self.store.catalog.read(), serial, &target);
+                let link = links::resolve_inner_link(&self.store.catalog.read(), serial, &target);
                 link.and_then(|number| match to.1.as_slice() {
                     b"default" => self.pin(caller, serial, number),
                     b"latest" => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
@@ -375,14 +376,14 @@ impl ImageFs {
             // ln --backup puts the old link aside.
             let Link::Image(_) = link else { return Err(stale()) };
             self.refuse_default(caller)?;
-            return versions::default_to_alias(&self.store, &target?);
+            return links::default_to_alias(&self.store, &target?);
         }
         let Some(Named::Alias(serial)) = self.store.catalog.read().named(&text_of(&from.1)) else { return Err(stale()) };
         let name = if to.1 == b"default" { None } else { Some(target?) };
         if name.is_none() {
             self.refuse_default(caller)?;
         }
-        versions::rename_alias(&self.store, serial, name.as_ref())?;
+        links::rename_alias(&self.store, serial, name.as_ref())?;
         self.store.journal.log(caller.uid, "rename", &text_of(&from.1), &text_of(&to.1));
         self.root_has_changed();
         Ok(())
@@ -399,7 +400,7 @@ impl ImageFs {
         if [&first, &second].iter().any(|name| *name == "default") {
             self.refuse_default(caller)?;
         }
-        versions::exchange_links(&self.store, &first, &second)
+        links::exchange_links(&self.store, &first, &second)
     }
 
     /// `mv .imgfs/trash/web MNT/`, `mv .imgfs/trash/web.1 MNT/web/`: undo.

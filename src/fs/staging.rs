@@ -3,6 +3,8 @@
 //! A staging directory is a directory of its own below STORE/staged, with `about.json` and the files as they came. It
 //! is its maker's alone, survives a restart, and goes when nobody has touched it for a week.
 
+mod publish;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -20,10 +22,10 @@ use crate::fs::change::{Changes, text_of};
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
-use crate::fs::upload::{Place, repeated};
+use crate::fs::upload::Place;
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
 use crate::gc;
-use crate::ingest::{Expected, Target, staged};
+use crate::ingest::Expected;
 use crate::name::{NAME_MAX, new_id};
 use crate::store::Store;
 
@@ -424,75 +426,6 @@ impl ImageFs {
         let staging = self.stagings.by_number(directory).ok()?;
         let name = staging.name_of(number).ok()?;
         Some(staging.about.lock().expect.get(&name)?.to_string())
-    }
-
-    /// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`: publishes all of it as one version, or nothing; and to
-    /// another dotted name, a rename.
-    pub(super) fn rename_staging(&self, caller: Caller, number: u32, to: (Place, &[u8])) -> Result<()> {
-        let staging = self.stagings.by_number(number)?;
-        let (place, name) = to;
-        let name = String::from_utf8(name.to_vec()).map_err(|_| bad_name(name))?;
-        if name.starts_with('.') {
-            let name = checked_name(name.as_bytes())?;
-            if name == ".imgfs" || self.stagings.named(place, &name).is_some() {
-                return Err(Error::Taken { name, holder: "there is one already".into() });
-            }
-            let image = if let Place::Image(serial) = place { Some(serial) } else { None };
-            return staging.change(|about| (about.name, about.image) = (name, image));
-        }
-        if let Some((at, what, errno, sentence)) = &*staging.refused.lock()
-            && at.elapsed() < REPEATED
-            && *what == name
-        {
-            return Err(repeated(*errno, sentence));
-        }
-        if staging.writers.load(Ordering::Acquire) > 0 {
-            return Err(Error::UploadBusy { name: staging.about.lock().name.clone() });
-        }
-        staging.refuse_publishing()?;
-        staging.publishing.store(true, Ordering::Release);
-        let published = self.publish_staging(caller, &staging, place, &name);
-        staging.publishing.store(false, Ordering::Release);
-        let refused = |e: &Error| *staging.refused.lock() = Some((Instant::now(), name.clone(), e.errno(), e.to_string()));
-        published.inspect_err(refused)
-    }
-
-    fn publish_staging(&self, caller: Caller, staging: &Staging, place: Place, name: &str) -> Result<()> {
-        let target = match place {
-            Place::Root => Target::New(self.new_name(caller, name.as_bytes())?),
-            Place::Image(serial) if name == "next" => Target::Image(serial),
-            Place::Image(_) => {
-                let why = "mv it to IMAGE/next, and it gets the next number";
-                return Err(Error::Managed { what: format!("the name {name} in an image"), why });
-            }
-        };
-        let (files, about) = {
-            let files: Vec<String> = staging.files.lock().by_name.keys().cloned().collect();
-            (files, staging.about.lock().clone())
-        };
-        let job = self.store.journal.start_job("publish", &about.name, caller.uid);
-        let files = files.into_iter().map(|name| staged::File { path: staging.file(&name), name }).collect();
-        let order = staged::Order { target, files, expect: about.expect, uid: about.uid, gid: about.gid };
-        let name = format!("staged-{}", staging.number);
-        let published = staged::publish(&self.store, &name, order).inspect_err(|e| job.end(&format!("refused: {e}")))?;
-        self.stagings.remove(staging);
-        let what = format!("{}/{}", published.name, published.number);
-        let outcome = if published.new { "added" } else { "the newest version already is this" };
-        self.store.journal.log(caller.uid, "publish", &what, outcome);
-        job.end(&format!("{what}: {outcome}"));
-        Ok(())
-    }
-
-    /// Drops staging directories that nobody has touched for `idle`.
-    pub fn reap_stagings(&self, idle: Duration) {
-        let all: Vec<_> = self.stagings.all.lock().values().cloned().collect();
-        let trash = Duration::from_secs(self.store.settings().trash_seconds);
-        for staging in all.into_iter().filter(|s| s.idle(trash) > idle) {
-            let name = staging.about.lock().name.clone();
-            let uid = staging.about.lock().uid;
-            self.store.journal.fail(&name, uid, "nobody touched the staging directory for a long time");
-            self.stagings.remove(&staging);
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::format::sync_dir;
 use crate::ingest::detect::detect;
 use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
+use crate::links::first_is_default;
 use crate::manifest::now;
 use crate::name::{Build, ImageName, architecture, new_id, parse_build};
 use crate::quota::Payer;
@@ -14,7 +15,6 @@ use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
-use crate::versions::first_is_default;
 use crate::{fault, gc, heal, labels, quota};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
