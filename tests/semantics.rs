@@ -269,3 +269,18 @@ fn links_to_what_is_not_there() {
     m.refused("ln -s db default", "No such file or directory");
     m.refused("ln -sfn 9 web/default", "No such file or directory");
 }
+
+/// It shadowed the image after a remount.
+#[test]
+fn an_alias_that_comes_back_from_the_trash_does_not_take_the_place_of_an_image() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar other.tar; cp $S/a.tar web.tar; ln -s web lts; rm -r web; cp $S/b.tar lts.tar; mv .imgfs/trash/web .");
+    for _ in 0..2 {
+        m.ok("cmp lts/0/rootfs.tar $S/b.tar; ! test -L lts; ! grep -q lts web/metadata.json; cmp web/0/rootfs.tar $S/a.tar");
+        m.remount();
+    }
+    // Where the name is free again, it is the alias.
+    m.ok("mv lts old; test $(readlink lts) = web");
+    m.remount();
+    m.ok("test $(readlink lts) = web; rm lts; ! test -e lts; test -d old/0");
+}

@@ -7,7 +7,7 @@ use crate::catalog::rows::{Alias, Image, Label, Lease, Root, Version};
 use crate::catalog::{Row, View};
 
 /// What a name in the root stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {
     Image(u32),
     Alias(u32),
@@ -28,8 +28,9 @@ pub struct Model {
     /// Labels by image and name, leases by version and name.
     label_names: BTreeMap<(u32, String), u32>,
     lease_names: BTreeMap<(u32, String), u32>,
-    /// Live names of the root.
-    names: BTreeMap<String, Named>,
+    /// Live names of the root, and what has each: an image goes before aliases, a newer alias before an older one. What comes
+    /// back from the trash may find its name taken.
+    names: BTreeMap<String, BTreeSet<Named>>,
     /// Live versions: (image, number) to serial.
     numbers: BTreeMap<(u32, u32), u32>,
     pub default_image: Option<u32>,
@@ -51,12 +52,12 @@ pub struct Model {
 impl Model {
     /// What a name in the root stands for.
     pub fn named(&self, name: &str) -> Option<Named> {
-        self.names.get(name).copied()
+        self.names.get(name).and_then(first_of)
     }
 
     /// All live names of the root, in order.
     pub fn names(&self) -> impl Iterator<Item = (&str, Named)> {
-        self.names.iter().map(|(name, named)| (name.as_str(), *named))
+        self.names.iter().filter_map(|(name, all)| Some((name.as_str(), first_of(all)?)))
     }
 
     /// The live image of this name; aliases do not count.
@@ -119,7 +120,7 @@ impl Model {
 
     /// The live aliases that lead to an image or one of its versions, by name.
     pub fn aliases_of(&self, image: u32) -> Vec<&Alias> {
-        let live = |a: &&Alias| self.names.get(&a.name) == Some(&Named::Alias(a.serial));
+        let live = |a: &&Alias| self.named(&a.name) == Some(Named::Alias(a.serial));
         let mut found: Vec<&Alias> = self.aliases.values().filter(|a| a.image == image).filter(live).collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         found
@@ -195,10 +196,15 @@ impl Model {
                 self.unname_image(image.serial);
                 let (serial, live) = (image.serial, image.trashed_at.is_none());
                 if live {
-                    self.names.insert(image.name.clone(), Named::Image(serial));
+                    self.put_name(&image.name, Named::Image(serial));
                 }
                 self.images.insert(serial, *image);
-                self.rename_aliases(serial, live);
+                // Aliases come and go with their image.
+                let aliases: Vec<Alias> = self.aliases.values().filter(|a| a.image == serial).cloned().collect();
+                for alias in aliases {
+                    let put = if live { Model::put_name } else { Model::drop_name };
+                    put(self, &alias.name, Named::Alias(alias.serial));
+                }
             }
             Row::Version(version) => {
                 self.numbers.remove(&(version.image, version.number));
@@ -210,7 +216,7 @@ impl Model {
             Row::Alias(alias) => {
                 self.unname_alias(alias.serial);
                 if self.live_image(alias.image).is_some() {
-                    self.names.insert(alias.name.clone(), Named::Alias(alias.serial));
+                    self.put_name(&alias.name, Named::Alias(alias.serial));
                 }
                 self.aliases.insert(alias.serial, alias);
             }
@@ -266,22 +272,22 @@ impl Model {
         }
     }
 
-    /// Aliases come and go with their image.
-    fn rename_aliases(&mut self, image: u32, live: bool) {
-        for alias in self.aliases.values().filter(|a| a.image == image) {
-            if live {
-                self.names.entry(alias.name.clone()).or_insert(Named::Alias(alias.serial));
-            } else if self.names.get(&alias.name) == Some(&Named::Alias(alias.serial)) {
-                self.names.remove(&alias.name);
+    fn put_name(&mut self, name: &str, named: Named) {
+        self.names.entry(name.to_owned()).or_default().insert(named);
+    }
+
+    fn drop_name(&mut self, name: &str, named: Named) {
+        if let Some(all) = self.names.get_mut(name) {
+            all.remove(&named);
+            if all.is_empty() {
+                self.names.remove(name);
             }
         }
     }
 
     fn unname_image(&mut self, serial: u32) {
-        if let Some(old) = self.images.get(&serial)
-            && self.names.get(&old.name) == Some(&Named::Image(serial))
-        {
-            self.names.remove(&old.name);
+        if let Some(old) = self.images.get(&serial).map(|image| image.name.clone()) {
+            self.drop_name(&old, Named::Image(serial));
         }
     }
 
@@ -292,10 +298,13 @@ impl Model {
     }
 
     fn unname_alias(&mut self, serial: u32) {
-        if let Some(old) = self.aliases.get(&serial)
-            && self.names.get(&old.name) == Some(&Named::Alias(serial))
-        {
-            self.names.remove(&old.name);
+        if let Some(old) = self.aliases.get(&serial).map(|alias| alias.name.clone()) {
+            self.drop_name(&old, Named::Alias(serial));
         }
     }
+}
+
+/// Of those that have a name the one that it leads to.
+fn first_of(all: &BTreeSet<Named>) -> Option<Named> {
+    all.first().filter(|named| matches!(named, Named::Image(_))).or(all.last()).copied()
 }
