@@ -48,8 +48,8 @@ pub struct Options {
 struct Daemon {
     store: Arc<Store>,
     mounts: Arc<Mounts>,
-    /// The file system of the whole store, which cares for all of it, mounted or not.
-    whole: Mutex<Arc<ImageFs>>,
+    /// The file system of the whole store, which cares for all of it, mounted or not; there once `run` has made it.
+    whole: Mutex<Option<Arc<ImageFs>>>,
     threads: usize,
     passthrough: bool,
     latency: Option<Arc<Latency>>,
@@ -73,10 +73,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     store.blobs.when_full(Arc::new(move || weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))));
     staging::prepare(&store.dir)?;
     clean_up(&store.dir);
-    let mounts = Arc::default();
     let daemon = Arc::new(Daemon {
-        whole: Mutex::new(ImageFs::new(store.clone(), MountPoint::default(), &mounts)),
-        mounts,
+        whole: Mutex::default(),
+        mounts: Arc::default(),
         store,
         threads: options.threads,
         passthrough: options.passthrough,
@@ -88,6 +87,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     let weak = Arc::downgrade(&daemon);
     let mounter = move |request| weak.upgrade().ok_or(Error::Stopping)?.mount_beside(request);
     let fs = daemon.file_system(&point, &options.mount)?;
+    if options.mount.view.is_some() {
+        *daemon.whole.lock() = Some(ImageFs::new(daemon.store.clone(), MountPoint::default(), &daemon.mounts));
+    }
     remote::listen(daemon.store.clone(), Arc::new(mounter))?;
     if options.mounted_trees {
         start_trees(&fs, &point, &options.mount.flags, daemon.serving(Plane::Trees, &options.mount.flags))?;
@@ -138,7 +140,7 @@ impl Daemon {
                     return Err(Error::Locked { store, pid, mounted });
                 }
                 let fs = ImageFs::new(self.store.clone(), mount, &self.mounts);
-                *self.whole.lock() = fs.clone();
+                *self.whole.lock() = Some(fs.clone());
                 fs
             }
         };
@@ -280,7 +282,7 @@ fn start_background(daemon: &Arc<Daemon>) -> Result<()> {
                 log::error!("background work: {e}");
             }
             let whole = daemon.whole.lock().clone();
-            whole.retire();
+            whole.iter().for_each(|fs| fs.retire());
             drop(whole);
             for fs in daemon.mounts.all() {
                 fs.reap_staged(STAGED_IDLE);
