@@ -118,18 +118,34 @@ impl Journal {
         Journal { all: self.all.clone(), view: Some(Arc::new(ViewOf { name: view.to_owned(), since })) }
     }
 
-    /// How a path is recorded.
+    /// How a path is recorded: of what is done in a view as `dc1:/web/1`.
     fn stored(&self, path: &str) -> String {
         match &self.view {
-            Some(view) => bound_name(&view.name, path.trim_start_matches('/')),
+            Some(view) => bound_name(&view.name, &format!("/{}", path.trim_start_matches('/'))),
             None => path.to_owned(),
+        }
+    }
+
+    /// How a failed upload is: as a file name.
+    fn stored_name(&self, name: &str) -> String {
+        self.view.as_ref().map_or_else(|| name.to_owned(), |view| bound_name(&view.name, name))
+    }
+
+    /// What a path of something that was done here is; none: it was done elsewhere.
+    fn done_here<'p>(&self, path: &'p str) -> Option<&'p str> {
+        match &self.view {
+            Some(view) => path.strip_prefix(&bound_name(&view.name, "/")),
+            None => Some(path),
         }
     }
 
     /// What a recorded path is here; none: it is not told here.
     fn shown<'p>(&self, path: &'p str) -> Option<&'p str> {
         match &self.view {
-            Some(view) => path.trim_start_matches('/').strip_prefix(&bound_name(&view.name, "")),
+            Some(view) => {
+                let shown = path.trim_start_matches('/').strip_prefix(&bound_name(&view.name, ""))?;
+                Some(shown.trim_start_matches('/'))
+            }
             None => Some(path),
         }
     }
@@ -162,7 +178,8 @@ impl Journal {
     pub fn errors_text(&self) -> String {
         let mut text = String::new();
         for r in self.all.refusals.lock().iter() {
-            let Some(path) = self.shown(&r.path) else { continue };
+            // What others are refused is theirs.
+            let Some(path) = self.done_here(&r.path) else { continue };
             let line = [time_text(r.at), r.uid.to_string(), r.gesture.into(), path.into(), r.sentence.clone(), r.remedy.into()];
             let _ = writeln!(text, "{}", line.map(|f| escape(&f)).join("\t"));
         }
@@ -210,7 +227,7 @@ impl Journal {
 
     /// Notes an upload that was dropped and why, for `.imgfs/failed`.
     pub fn fail(&self, name: &str, uid: u32, why: &str) {
-        let (name, mut failed) = (self.stored(name), self.all.failed.lock());
+        let (name, mut failed) = (self.stored_name(name), self.all.failed.lock());
         failed.retain(|(n, ..)| *n != name);
         if failed.len() >= KEPT {
             failed.pop_front();
@@ -224,13 +241,13 @@ impl Journal {
 
     /// Whose a failed upload was, and what became of it.
     pub fn failed_text(&self, name: &str) -> Option<(u32, String)> {
-        let name = self.stored(name);
+        let name = self.stored_name(name);
         self.all.failed.lock().iter().find(|(n, ..)| *n == name).map(|(_, uid, text)| (*uid, text.clone()))
     }
 
     /// Forgets a failed upload: `rm .imgfs/failed/NAME`.
     pub fn forget_failed(&self, name: &str) -> bool {
-        let (name, mut failed) = (self.stored(name), self.all.failed.lock());
+        let (name, mut failed) = (self.stored_name(name), self.all.failed.lock());
         let before = failed.len();
         failed.retain(|(n, ..)| *n != name);
         failed.len() < before
@@ -246,7 +263,8 @@ impl Journal {
 
     /// Whether the log of changes, or the `n`th that was put aside, is there.
     pub fn has_log(&self, n: u32) -> bool {
-        self.all.changes.has(n)
+        // That others have filled one is theirs to know.
+        self.all.changes.has(n) && (n == 0 || self.view.is_none() || self.log_text(n).is_ok_and(|text| !text.is_empty()))
     }
 
     /// The log itself, where all of it is told; it can be read from any offset.
@@ -269,6 +287,11 @@ impl Journal {
             if let Some(path) = self.shown(path)
                 && parse_time(at).is_some_and(|at| at >= view.since)
             {
+                // How others did it may have names of theirs in it.
+                if self.done_here(fields[3]).is_none() {
+                    fields.truncate(4);
+                    fields.push("by who has the store\n");
+                }
                 fields[3] = path;
                 told.push_str(&fields.join("\t"));
             }

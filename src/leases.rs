@@ -19,6 +19,9 @@ pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Resul
     let name = parse_name(name)?;
     store.catalog.commit(|change| {
         let of = change.model.versions.get(&version).filter(|v| change.model.is_live(v)).ok_or_else(gone)?;
+        if change.model.bound(&name).is_some() {
+            return Err(Error::Managed { what: format!("the name {name}"), why: "it is one of a lease that was made in a view" });
+        }
         let hidden = change.model.images.get(&of.image).is_some_and(|i| i.editable.hidden);
         if hidden {
             return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it takes no new leases" });

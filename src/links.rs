@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::name::{ImageName, parse_number};
 use crate::store::Store;
 use crate::versions::{change_image, live_image, live_version, not_found, refuse_taken, taken};
+use crate::views;
 
 /// The value of a type's default while its link is hidden.
 const HIDDEN: &str = "-";
@@ -22,7 +23,7 @@ pub enum LinkTarget {
 pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) {
     match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
         None if change.model.default_image.is_none() => change.put(Row::Default { image: Some(image), hidden: false }),
-        Some((name, view)) if change.model.view_default(view).is_none() => {
+        Some((name, view)) if change.model.view_default(name, view).is_none() => {
             let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
             change.put(Row::view(name, Some(&view)));
         }
@@ -30,14 +31,23 @@ pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) 
     }
 }
 
+/// Refuses to take away what is default, of what is to be seen and of the whole store.
+///
+/// Errors: as `refuse_default_of`.
+pub fn refuse_default(change: &Change<'_>, image: &Image) -> Result<()> {
+    refuse_default_of(change.model, image)?;
+    change.whole.images.get(&image.serial).map_or(Ok(()), |image| refuse_default_of(change.whole, image))
+}
+
 /// Refuses to take away the default image while there are others, or that of its type while there are others of that.
 ///
 /// Errors: `ImageIsDefault`, `ImageIsTypeDefault`, `ImageIsViewDefault`.
-pub fn refuse_default(model: &Model, image: &Image) -> Result<()> {
+pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
     if model.default_image == Some(image.serial) && model.live_images().count() > 1 {
         return Err(Error::ImageIsDefault { image: image.name.clone() });
     }
-    for (name, view) in model.views.iter().filter(|(_, view)| view.default_image == Some(image.serial)) {
+    let is_default = |(name, view): &(&String, &View)| model.view_default(name, view).is_some_and(|i| i.serial == image.serial);
+    for (name, view) in model.views.iter().filter(is_default) {
         if model.bound_to(name).count() + model.attached_to(view).count() > 1 {
             return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
         }
@@ -142,6 +152,7 @@ pub fn put_alias(store: &Store, name: &ImageName, target: LinkTarget) -> Result<
             LinkTarget::Version { image, number } => (image, Some(number)),
         };
         live_image(change.model, image)?;
+        views::refuse_alias(change.model, name.as_str(), image)?;
         change.put(Row::Alias(Alias { serial, name: name.to_string(), image, number, description }));
         Ok(())
     })
@@ -171,6 +182,7 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<&ImageName>) -> Resul
                     Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
                     _ => {}
                 }
+                views::refuse_alias(change.model, name.as_str(), alias.image)?;
                 alias.name = name.to_string();
                 change.put(Row::Alias(alias));
             }
@@ -184,6 +196,7 @@ pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
     store.catalog.commit(|change| {
         let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
         refuse_taken(change.model, to.as_str())?;
+        views::refuse_alias(change.model, to.as_str(), image)?;
         let serial = change.serial();
         change.put(Row::Alias(Alias { serial, name: to.to_string(), image, number: None, description: String::new() }));
         change.put(Row::Default { image: Some(image), hidden: true });
@@ -283,6 +296,7 @@ pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
                         LinkTarget::Image(image) => (image, None),
                         LinkTarget::Version { image, number } => (image, Some(number)),
                     };
+                    views::refuse_alias(change.model, &alias.name, image)?;
                     change.put(Row::Alias(Alias { image, number, ..alias }));
                 }
             }

@@ -186,6 +186,8 @@ fn answer(store: &Store, mounter: &Mounter, stream: UnixStream) {
     let done = match request {
         Request::Mount(request) => match mounter(request) {
             Err(Error::Locked { .. }) => Ok(Answer::Held),
+            // As one that is gone.
+            Err(Error::Stopping) => return,
             mounted => mounted.map(|line| Answer::Document { document: line.into() }),
         },
         request => perform(store, request, |done, total| {

@@ -22,7 +22,7 @@ pub fn due(store: &Store) -> Vec<Due> {
     for image in model.live_images().filter(|i| i.rules.immutable.is_none()) {
         let e = &image.editable;
         let is_used = || model.versions_of(image.serial).any(used);
-        let default = links::refuse_default(&model, image).is_err();
+        let default = links::refuse_default_of(&model, image).is_err();
         if e.hidden && !is_used() && !default {
             all.push(Due::Image(image.serial, "its status is deleted, and nobody uses it any more"));
         } else if e.expires_at.is_some_and(|end| end <= at) && !is_used() && !default {

@@ -13,6 +13,7 @@ use crate::name::ImageName;
 use crate::quota::{self, Payer};
 use crate::store::Store;
 use crate::versions::{live_image, not_found, refuse_taken};
+use crate::views;
 
 /// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
 const SEEN_MIN: u64 = 3600;
@@ -54,6 +55,7 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
             let origin = Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
             check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
         }
+        views::rename(change, &image, name.as_str())?;
         (image.trashed_at, image.trash_name) = (None, None);
         if image.name != name.as_str() {
             image.rules.named_at = Some(now());
@@ -130,7 +132,8 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
                     trees.push(version.id.clone());
                     drop_version(change, version);
                 }
-                for alias in model.aliases.values().filter(|a| a.image == serial) {
+                // Also those of the whole store to what is bound to a view.
+                for alias in change.whole.aliases.values().filter(|a| a.image == serial) {
                     change.put(Row::DropAlias(alias.serial));
                 }
                 change.put(Row::DropImage(serial));

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use crate::acl::{Acl, with_bits};
-use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version, View};
+use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::links::{first_is_default, refuse_default};
@@ -14,11 +14,13 @@ use crate::name::ImageName;
 use crate::quota::{self, Payer};
 use crate::rules::refuse_immutable;
 use crate::store::Store;
+use crate::views;
 
 /// `mkdir MNT/web`.
 pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
+        views::refuse_shadow(change.model, name.as_str(), None)?;
         quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, uid, name.as_str()))?;
         let serial = change.serial();
         change.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
@@ -46,7 +48,7 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
         refuse_used(store, change.model, &[version], &stale)?;
         let (mut of, mut version) = (of.clone(), version.clone());
         let serial = version.serial;
-        for alias in change.model.aliases_of(image).into_iter().filter(|a| a.number == Some(number)) {
+        for alias in change.whole.aliases.values().filter(|a| a.image == image && a.number == Some(number)) {
             change.put(Row::DropAlias(alias.serial));
         }
         version.trashed_at = Some(now());
@@ -70,7 +72,7 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
         let versions: Vec<&Version> = change.model.versions_of(serial).collect();
         refuse_dependents(change.model, &versions)?;
         refuse_used(store, change.model, &versions, &stale)?;
-        refuse_default(change.model, &image)?;
+        refuse_default(change, &image)?;
         if change.model.default_image == Some(serial) {
             change.put(Row::Default { image: None, hidden: false });
         }
@@ -102,7 +104,8 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
 
 /// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1:web`, too, which binds it to a view.
 ///
-/// Errors: `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached.
+/// Errors: `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached;
+/// `ImageIsViewDefault`.
 pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     let _held = store.quota.lock();
     refuse_binding(store, serial, to)?;
@@ -110,24 +113,21 @@ pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
         let mut image = live_image(change.model, serial)?.clone();
         refuse_immutable(&image)?;
         refuse_taken(change.model, to.as_str())?;
-        if let Some((view, _)) = change.model.bound(to.as_str()) {
-            let has = |(name, other): (&String, &View)| (name != view && other.attached.contains(&serial)).then(|| name.clone());
-            let others: Vec<String> = change.model.views.iter().filter_map(has).collect();
-            if !others.is_empty() {
-                let views = others.iter().map(|name| format!("view {name}")).collect::<Vec<_>>().join(", ");
-                return Err(Error::OfView { image: image.name.clone(), views });
-            }
-        }
+        views::rename(change, &image, to.as_str())?;
         image.name = to.to_string();
         image.rules.named_at = Some(now());
         image.updated_at = now();
         change.put(Row::Image(image.into()));
+        first_is_default(change, to.as_str(), serial);
         Ok(())
     })
 }
 
 /// Refuses to bind an image to a view that has no room for it.
 fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
+    if store.catalog.view().is_some() {
+        return Ok(());
+    }
     let (payers, versions) = {
         let whole = store.whole().catalog.read();
         let new = |name: &str| whole.bound(name).map(|(view, _)| view.to_owned());
@@ -155,7 +155,7 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -
             refuse_immutable(before)?;
         }
         if image.editable.hidden {
-            refuse_default(commit.model, before)?;
+            refuse_default(commit, before)?;
         }
         for alias in aliases {
             commit.put(Row::Alias(alias));

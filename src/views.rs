@@ -3,7 +3,7 @@
 //! A view shows what is attached to it, and what is bound to it: an image whose name in the store is `dc1:web`. What a mount of
 //! a view sees and may change, catalog/lens.rs says.
 
-use crate::catalog::{Image, Model, Row, View};
+use crate::catalog::{Change, Image, Model, Row, Version, View};
 use crate::error::{Error, Result};
 use crate::manifest::now;
 use crate::name::{ImageName, OF_VIEW, bound_name};
@@ -11,13 +11,17 @@ use crate::settings;
 use crate::store::Store;
 use crate::versions::{live_image, not_found};
 
+/// The longest name of a view: what is bound to it has both names.
+const VIEW_NAME_MAX: usize = 100;
+
 /// `mkdir MNT/.imgfs/views/dc1`.
 ///
 /// Errors: `BadName`, `NameTooLong`; `Taken` if there is one, or something else whose name begins so.
 pub fn make(store: &Store, name: &[u8]) -> Result<()> {
     let name = ImageName::parse(name)?.to_string();
-    if name.contains(OF_VIEW) {
-        return Err(Error::BadName { name, why: "it has a colon, which ends the name of a view" });
+    if name.contains([OF_VIEW, ',']) || name.len() > VIEW_NAME_MAX {
+        let why = "the name of a view has up to 100 bytes, and no colon or comma";
+        return Err(Error::BadName { name, why });
     }
     store.catalog.commit(|change| {
         let prefix = bound_name(&name, "");
@@ -72,7 +76,7 @@ pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
         if change.model.named(&bound_name(name, link)).is_some() {
             return Err(Error::Taken { name: link.to_owned(), holder: "the view has one of its own".into() });
         }
-        if change.model.view_default(&view).is_none() {
+        if change.model.view_default(name, &view).is_none() {
             (view.default_image, view.default_hidden) = (Some(image.serial), false);
         }
         view.attached.insert(image.serial);
@@ -81,7 +85,7 @@ pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
     })
 }
 
-/// `rm MNT/.imgfs/views/dc1/web`: it shows it no more.
+/// `rm MNT/.imgfs/views/dc1/web`: it shows it no more; the view's aliases to it go, too.
 ///
 /// Errors: `NotFound`; `Managed` for what is bound to it; `InUse` while it is used in the view;
 /// `ImageIsViewDefault` while that has others.
@@ -89,7 +93,7 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
     store.catalog.commit(|change| {
         let mut view = find(change.model, name)?.clone();
         let image = image_in(change.model, name, link).ok_or_else(|| not_found("such image in the view"))?;
-        if !view.attached.contains(&image.serial) {
+        if change.model.bound(&image.name).is_some() {
             let why = "it is bound to the view by its name: mv it to another";
             return Err(Error::Managed { what: link.to_owned(), why });
         }
@@ -106,9 +110,86 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
             view.default_image = None;
         }
         view.attached.remove(&image.serial);
+        drop_aliases(change, name, image.serial);
         change.put(Row::view(name, Some(&view)));
         Ok(())
     })
+}
+
+/// What another name of an image means for the views, of the whole store: one that it leaves, one that it is bound to, and those
+/// that have it attached. In a view there are none.
+///
+/// Errors: `OfView`, `Taken`, `ImageIsViewDefault`.
+pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result<()> {
+    let model = change.model;
+    let (old, new) = (model.bound(&image.name).map(|(view, _)| view), model.bound(to).map(|(view, _)| view));
+    refuse_shadow(model, to, Some(image.serial))?;
+    for (name, before) in &model.views {
+        let mut view = before.clone();
+        let is_new = new == Some(name);
+        if view.attached.contains(&image.serial) {
+            if is_new {
+                view.attached.remove(&image.serial);
+            } else if new.is_some() {
+                return Err(Error::OfView { image: image.name.clone(), views: format!("view {name}") });
+            } else if model.named(&bound_name(name, to)).is_some() {
+                let holder = format!("view {name}, which has it attached, has one of its own of that name");
+                return Err(Error::Taken { name: to.to_owned(), holder });
+            }
+        }
+        if old == Some(name) && !is_new {
+            if model.view_default(name, before).is_some_and(|default| default.serial == image.serial) {
+                if images(model, name)?.len() > 1 {
+                    return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
+                }
+                view.default_image = None;
+            }
+            drop_aliases(change, name, image.serial);
+        }
+        if view != *before {
+            change.put(Row::view(name, Some(&view)));
+        }
+    }
+    if old != new {
+        for version in model.versions.values().filter(|v| v.image == image.serial && v.trashed_at.is_some()) {
+            let trash_name = Some(model.free_trash_name(&format!("{to}.{}", version.number)));
+            change.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
+        }
+    }
+    Ok(())
+}
+
+/// Drops a view's aliases to an image that it shows no more.
+fn drop_aliases(change: &mut Change<'_>, view: &str, image: u32) {
+    let prefix = bound_name(view, "");
+    let model = change.model;
+    for alias in model.aliases.values().filter(|alias| alias.image == image && alias.name.starts_with(&prefix)) {
+        change.put(Row::DropAlias(alias.serial));
+    }
+}
+
+/// Refuses a name that would hide an image which is attached to the view that the name is bound to; but not that image itself.
+///
+/// Errors: `Taken`.
+pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> Result<()> {
+    let Some((of, shown)) = model.bound(name) else { return Ok(()) };
+    let attached = model.views.get(of).into_iter().flat_map(|view| model.attached_to(view));
+    match attached.into_iter().find(|image| image.name == shown && Some(image.serial) != itself) {
+        Some(_) => Err(Error::Taken { name: name.to_owned(), holder: format!("view {of} has it attached") }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses an alias of a view to what the view does not show.
+///
+/// Errors: `NotFound`, `Taken`.
+pub(crate) fn refuse_alias(model: &Model, name: &str, image: u32) -> Result<()> {
+    refuse_shadow(model, name, None)?;
+    let Some((of, _)) = model.bound(name) else { return Ok(()) };
+    if images(model, of)?.iter().any(|(_, shown)| shown.serial == image) {
+        return Ok(());
+    }
+    Err(Error::NotFound { what: format!("such image in view {of}") })
 }
 
 /// The images of a view, by their names in it.

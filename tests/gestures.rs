@@ -832,3 +832,21 @@ fn a_refused_publishing_rename_says_why_and_leaves_a_file_that_can_be_removed() 
     }
     m.ok("test $(jq .uploads .imgfs/status.json) = 0; cmp $S/b.tar x/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar");
 }
+
+/// The kernel forgets a name only once it has the directory of the name, which whoever publishes in it holds: for as long `ls`
+/// showed what was in the trash by then. Found by many hands.
+#[test]
+fn what_is_deleted_is_gone_at_once_while_somebody_publishes_beside_it() {
+    let m = Mount::new();
+    m.ok("mkdir $S/l; head -c 30000000 /dev/urandom > $S/l/noise; tar -C $S/l -cf - . | bzip2 -1 > $S/slow.tar.bz2; cp $S/a.tar other.tar");
+    for look in ["ls web", "stat web"] {
+        m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; ls -lR web > /dev/null; mkdir .n; cp $S/slow.tar.bz2 .n/");
+        let script = format!(
+            "mv .n big & sleep 0.15; rm web/.id; code=seen; {look} > /dev/null 2>&1 || code=gone; echo $code; wait; rm -r big .imgfs/trash/*"
+        );
+        assert_eq!(m.ok(&script), "gone\n", "{look}");
+    }
+    // Who stands in it goes on.
+    m.ok("cp $S/a.tar web.tar; cd web/0; (cd $MNT; rm web/.id); ls . > /dev/null; stat . > /dev/null");
+    m.ok("cp $S/a.tar web.tar; exec 5< web; (cd $MNT; rm -r web); python3 -c 'import os; os.fstat(5); os.listdir(5)'");
+}

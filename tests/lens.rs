@@ -132,11 +132,14 @@ fn is_own(model: &Model, view: &str, row: &str) -> bool {
         "image" => bound(serial),
         "version" => model.versions.get(&serial).is_some_and(|v| bound(v.image)),
         "label" => model.labels.get(&serial).is_some_and(|l| bound(l.image)),
-        "alias" => model.aliases.get(&serial).is_some_and(|a| a.name.starts_with(&prefix)),
+        // Those of others go with what is bound to it.
+        "alias" => model.aliases.get(&serial).is_some_and(|a| a.name.starts_with(&prefix) || bound(a.image)),
         "lease" => model
             .leases
             .get(&serial)
             .is_some_and(|l| l.name.starts_with(&prefix) || model.versions.get(&l.version).is_some_and(|v| bound(v.image))),
+        // It goes with the last image.
+        "default" => model.default_image.is_none_or(bound),
         _ => row == format!("view.{view}"),
     }
 }

@@ -338,6 +338,161 @@ fn mounts_of_one_store_come_and_go() {
     m.fsck();
 }
 
+/// Each of these lost something, or stopped the store, when a view was younger.
+#[test]
+fn what_is_done_in_a_view_is_seen_through_by_the_whole_store() {
+    let (m, view) = with_view();
+    // Aliases of the whole store go with what they lead to.
+    view.ok(&m, "cp $S/c.tar x.tar; cp $S/d.tar x/");
+    m.ok("ln -s dc1:x prod; ln -s dc1:x/0 old");
+    view.ok(&m, "rmdir x/0");
+    m.ok("! test -L old; ln -s dc1:x/1 old");
+    view.ok(&m, "rmdir x; rmdir .imgfs/trash/x");
+    m.ok("! test -L prod; ! test -L old; mkdir other old; rmdir other old; grep -q '\"read_only\": null' .imgfs/status.json");
+    // What one mount has deleted, a walker in another does not purge.
+    view.ok(
+        &m,
+        "cp $S/b.tar own.tar; cp $S/c.tar own/; (cd own; rmdir $ALL/dc1:own; ! rm .id 2> /dev/null); mv .imgfs/trash/own .",
+    );
+    m.ok(&format!(
+        "(cd dc1:own/0; rmdir {}/own/0; ! rm .id 2> /dev/null); mv .imgfs/trash/dc1:own.0 dc1:own/",
+        view.point.display()
+    ));
+    // What is default in the whole store stays, whoever asks.
+    m.ok("ln -sfn dc1:own default");
+    view.refused(&m, "rmdir own", "busy");
+    view.refused(&m, "setfattr -n user.imgfs.status -v deleted own", "busy");
+    m.ok("ln -sfn web default");
+    // Content that only a mount knew which is gone is given back.
+    view.ok(&m, "head -c 3000000 /dev/urandom > $S/noise; tar -C $S -cf $S/n.tar noise; cp $S/n.tar big.tar; cat big/0/rootfs/noise > /dev/null");
+    let umounted = sh(&m.path("."), &format!("{IMGFS} umount view-dc1"));
+    assert_eq!(umounted.code, 0, "{umounted:?}");
+    m.ok("rmdir dc1:big; rm -r .imgfs/trash/*");
+    let freed = sh(
+        &m.path("."),
+        &format!(
+            "for n in $(seq 50); do {IMGFS} gc --store store > /dev/null; test $(du -s store | cut -f1) -lt 2500 && exit 0; sleep 0.1; done; du -s store; exit 1"
+        ),
+    );
+    assert_eq!(freed.code, 0, "{freed:?}");
+    m.fsck();
+}
+
+#[test]
+fn one_more_mount_takes_nothing_from_those_that_are_there() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; mkdir .imgfs/views/dc1; ln -s ../../../web .imgfs/views/dc1/; ls -lR . > /dev/null");
+    // What is mounted in it.
+    m.ok("mount -t tmpfs none web/0/rootfs/etc; echo precious > web/0/rootfs/etc/file; ls -l web/0 > /dev/null");
+    let view = ViewMount::new(&m, "dc1", "");
+    m.ok("grep -q precious web/0/rootfs/etc/file; umount web/0/rootfs/etc");
+    // One that ends late does not end another that was made in its place.
+    view.ok(&m, "exec 5< web/0/rootfs/etc/motd; umount -l $MNT; cd /");
+    let held = std::fs::File::open(m.mnt().join("web/0/rootfs/etc/motd")).unwrap();
+    drop(held);
+    let again = ViewMount::new(&m, "dc1", "");
+    let late = sh(&m.path("."), "ln -s mnt link");
+    assert_eq!(late.code, 0);
+    let refused = mount(&m, "-o view=dc1", "link");
+    assert!(refused.code == 1 && refused.err.contains("is mounted there"), "{refused:?}");
+    m.unmount();
+    again.ok(&m, "cat web/0/rootfs/etc/motd");
+    std::mem::forget(view);
+    for _ in 0..10 {
+        // The daemon that ends takes no more mounts.
+        drop(ViewMount { point: again.point.clone() });
+        let back = ViewMount::new(&m, "dc1", "");
+        back.ok(&m, "ls web/0 > /dev/null");
+        std::mem::forget(back);
+    }
+    drop(again);
+    m.mount();
+    m.fsck();
+}
+
+#[test]
+fn names_in_a_view_are_names_and_nobody_elses() {
+    let (m, view) = with_view();
+    for bad in [
+        "mkdir dc1:",
+        "mkdir dc1:default",
+        "mkdir dc1:.x",
+        "ln -s web dc1:@x",
+        "cp $S/a.tar dc1:.tar",
+        "mkdir .imgfs/views/a,b",
+        "mkdir .imgfs/views/$(printf %0101d 1)",
+    ] {
+        m.refused(bad, "Invalid argument");
+    }
+    // An image and what a view that has it attached has of its own.
+    view.ok(&m, "ln -s web lts; mkdir own");
+    for taken in ["mv -T web lts", "mv -T web own"] {
+        m.refused(taken, "cannot");
+        m.ok("test -d web/0; grep -q 'has one of its own of that name' .imgfs/errors");
+    }
+    for taken in ["mkdir dc1:web", "cp $S/b.tar dc1:web.tar"] {
+        m.refused(taken, "exists");
+    }
+    // Binding what is attached is no more attaching it; freeing it takes the view's aliases along.
+    m.ok("mv web dc1:web");
+    m.refused("rm .imgfs/views/dc1/web", "not permitted");
+    view.ok(&m, "ln -sfn own default; test $(readlink lts) = web");
+    m.ok("mv dc1:web web; ! test -L dc1:lts; ! test -e .imgfs/views/dc1/web; mkdir dc1:lts; rmdir dc1:lts");
+    // The default of a view is not freed while there are others; with the last it goes, and the next is it.
+    m.ok("ln -s ../../../web .imgfs/views/dc1/web");
+    m.refused("mv dc1:own own", "busy");
+    view.ok(&m, "ln -sfn web default");
+    m.ok("mv dc1:own own; rm .imgfs/views/dc1/web; mv own dc1:own");
+    view.ok(&m, "test $(readlink default) = own");
+    // Aliases of a view lead to what it shows.
+    m.refused("ln -s db dc1:pay", "No such file");
+    m.ok("mkdir .imgfs/views/dc2; mkdir dc2:x; ln -s dc2:x dc2:al");
+    m.refused("ln -s dc2:x dc1:al", "No such file");
+    // Of another view nothing is said, whatever a name here looks like.
+    m.ok("echo 1 > .imgfs/config/view.dc2.quota_images");
+    view.ok(&m, "mkdir z; mv z dc2:zz; rmdir dc2:zz");
+    // The trash of a view that is gone is not that of the next of its name.
+    m.ok("rmdir dc2:x; rmdir .imgfs/views/dc2; mkdir .imgfs/views/dc2");
+    let second = ViewMount::new(&m, "dc2", "");
+    second.ok(&m, "test -z \"$(ls .imgfs/trash)\"");
+    // How others do something, and what they are refused, may have names of theirs in it.
+    m.ok("cp $S/a.tar dc1:own.tar; mv dc1:own dc1:other; mv dc1:other payroll; mv payroll dc1:own");
+    m.refused("ln -s missing-payroll dc1:l", "No such file");
+    let told = view.ok(&m, "cat .imgfs/log .imgfs/errors");
+    assert!(!told.contains("payroll") && told.contains("own/0\tby who has the store\n"), "{told}");
+    // Versions in the trash move along.
+    m.ok("cp $S/b.tar dc1:own/; rmdir dc1:own/0; ls .imgfs/trash | grep -qx dc1:own.0; mv dc1:own dc2:own");
+    second.ok(&m, "mv .imgfs/trash/own.0 own/; cmp own/0/rootfs.tar $S/a.tar");
+    // Leases of a view are made in it.
+    m.refused("touch web/0/used_by/dc1:evil", "not permitted");
+    m.fsck();
+}
+
+#[test]
+fn mounts_of_the_same_view_agree() {
+    let (m, view) = with_view();
+    std::fs::create_dir(m.path("twin")).unwrap();
+    let ran = mount(&m, "-o view=dc1", "twin");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let twin = ViewMount { point: m.path("twin") };
+    view.ok(&m, "mkdir .n; cp $S/a.tar .n/");
+    twin.ok(&m, "ls .n | grep -qx a.tar; mv .n pub");
+    view.ok(&m, "! test -e .n; cmp pub/0/rootfs.tar $S/a.tar");
+    // Receipts: rsync sends what another mount has replaced.
+    view.ok(&m, "touch -d @1 $S/a.tar; touch -d @2 $S/b.tar; rsync -a $S/a.tar w.tar");
+    twin.ok(&m, "rsync -a $S/b.tar w.tar");
+    view.ok(&m, "cmp w.tar $S/b.tar; rsync -a $S/a.tar w.tar; cmp w/latest/rootfs.tar $S/a.tar");
+    // A lease leads out of all mounts of the store.
+    view.refused(&m, "ln -s $ALL/web/0/rootfs.tar web/0/used_by/x", "Invalid");
+    // In the foreground beside a daemon: as long as the mount is there.
+    std::fs::create_dir(m.path("third")).unwrap();
+    let script = format!(
+        "{IMGFS} mount -f -o view=dc1 --store store third & for n in $(seq 100); do mountpoint -q third && break; sleep 0.1; done; kill %1 && wait %1 && ! mountpoint -q third"
+    );
+    let ran = sh(&m.path("."), &script);
+    assert_eq!(ran.code, 0, "{ran:?}");
+}
+
 /// Owner of an image; somebody else; an admin.
 const ANNA: User = (1001, 1001, "");
 const BERT: User = (1002, 1002, "");
@@ -376,5 +531,14 @@ fn a_view_is_no_way_around_permissions() {
     may_not(&m, BERT, &format!("cd {there}; cp $S/a.tar own.tar"), "Permission denied");
     may(&m, ANNA, "cp $S/a.tar dc1:own/; cp $S/b.tar dc1:own.tar");
     may_not(&m, ANNA, "mv dc1:own own", "Permission denied");
+    view.ok(&m, "ln -s own al");
+    may(&m, ANNA, "ln -s secret mine");
+    may_not(
+        &m,
+        ANNA,
+        "python3 -c 'import ctypes; l=ctypes.CDLL(None,use_errno=True); e=l.renameat2(-100,b\"mine\",-100,b\"dc1:al\",2); exit(\"denied\" if e else 0)'",
+        "denied",
+    );
+    may_not(&m, ANNA, "mv dc1:al x", "Permission denied");
     m.ok("test $(stat -c %u dc1:own) = 1001");
 }

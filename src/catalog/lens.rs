@@ -75,9 +75,11 @@ impl Model {
         found.filter(|image| self.bound(&image.name).is_none())
     }
 
-    /// The default image of a view, if that is there.
-    pub fn view_default(&self, view: &View) -> Option<&Image> {
-        view.default_image.and_then(|image| self.live_image(image))
+    /// The default image of a view, if it shows that.
+    pub fn view_default(&self, name: &str, view: &View) -> Option<&Image> {
+        let image = view.default_image.and_then(|image| self.live_image(image))?;
+        let of = self.bound(&image.name).map(|(of, _)| of);
+        (of == Some(name) || of.is_none() && view.attached.contains(&image.serial)).then_some(image)
     }
 
     /// Refuses a change of an image that this view only sees.
@@ -95,6 +97,10 @@ impl Model {
         let own = |stored: &str| self.bound(stored).filter(|(of, _)| *of == name).map(|(_, name)| name.to_owned());
         for image in self.images.values() {
             let Some(shown) = own(&image.name) else { continue };
+            // What is in the trash since before is of another view of this name, or of none.
+            if image.trashed_at.is_some_and(|at| at < view.created_at) {
+                continue;
+            }
             let trash_name = image.trash_name.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
             seen.apply(Row::Image(Image { name: shown, trash_name, ..image.clone() }.into()));
         }
@@ -178,13 +184,16 @@ impl Lens {
             let stored = bound_name(&self.view, name);
             if stored.len() > NAME_MAX { Err(Error::NameTooLong { len: stored.len() }) } else { Ok(stored) }
         };
-        let mut out = Vec::new();
+        let (mut out, mut no_default) = (Vec::new(), false);
         for row in rows {
             out.push(match row {
                 Row::Image(mut image) => {
                     bound(image.serial)?;
                     image.name = name_of(&image.name)?;
                     image.trash_name = image.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
+                    if image.trashed_at.is_some() && whole.default_image == Some(image.serial) {
+                        no_default = true;
+                    }
                     if image.trashed_at.is_none() {
                         refuse_unseen(whole, seen, &image.name, Named::Image(image.serial))?;
                     }
@@ -219,8 +228,14 @@ impl Lens {
                     bound(seen.versions.get(&serial).ok_or_else(|| missing("such version"))?.image)?;
                     Row::DropVersion(serial)
                 }
-                Row::DropAlias(serial) if seen.aliases.contains_key(&serial) => Row::DropAlias(serial),
-                Row::DropAlias(_) => return Err(missing("such alias")),
+                Row::DropAlias(serial) => {
+                    // One of the whole store's goes with what it leads to.
+                    let of = whole.aliases.get(&serial).map(|alias| alias.image);
+                    if !seen.aliases.contains_key(&serial) {
+                        bound(of.ok_or_else(|| missing("such alias"))?)?;
+                    }
+                    Row::DropAlias(serial)
+                }
                 Row::DropLabel(serial) => {
                     bound(seen.labels.get(&serial).ok_or_else(|| missing("such label"))?.image)?;
                     Row::DropLabel(serial)
@@ -247,6 +262,9 @@ impl Lens {
                 }
                 Row::Blobs(bound) => Row::Blobs(bound),
             });
+        }
+        if no_default {
+            out.push(Row::Default { image: None, hidden: false });
         }
         if view != *before {
             out.push(Row::view(&self.view, Some(&view)));

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
 use crate::cli::args::{MountArgs, Parsed, parse_options};
 use crate::error::{Error, Result};
 use crate::fs::daemon;
@@ -14,6 +17,10 @@ use crate::lock::StoreLock;
 use crate::remote::{self, Answer, MountRequest, Request};
 use crate::sys;
 
+/// Between two looks whether a mount is still there.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a daemon that does not answer may take to end.
+const ENDING: Duration = Duration::from_secs(10);
 /// How long a daemon may take to end after its mount is gone.
 const END: Duration = Duration::from_secs(60);
 
@@ -25,6 +32,9 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
         && let Some(line) = mount_beside(&store, &arguments.point, &parsed)?
     {
         println!("imgfs: {line}");
+        if arguments.foreground {
+            stay(&arguments.point)?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if !arguments.foreground && !arguments.background_child {
@@ -73,13 +83,33 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
     let request = MountRequest { point: point.clone(), view: parsed.view.clone(), flags: parsed.flags.clone(), own_word };
     match remote::ask(store, &Request::Mount(request), |_, _| true) {
         Ok(Answer::Document { document }) => {
-            // Answers now: the first stat goes through the daemon.
-            std::fs::metadata(&point).map_err(Error::io("stat", &point))?;
+            // Answers now: the first stat goes through the daemon. It may be of a user who lets nobody else in.
+            let _ = std::fs::metadata(&point);
             Ok(Some(document.as_str().unwrap_or_default().to_owned()))
         }
         Ok(Answer::Failed { why }) => Err(Error::Invalid { what: format!("cannot mount on {}", point.display()), why }),
-        _ => Ok(None),
+        Ok(Answer::Held) => Ok(None),
+        _ => {
+            // It is ending, or was killed: then the store is free soon.
+            let begun = Instant::now();
+            while StoreLock::holder(store).is_some() && begun.elapsed() < ENDING {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Ok(None)
+        }
     }
+}
+
+/// Stays until a mount that another process serves is gone; a signal ends it.
+fn stay(point: &Path) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
+    while let Some(mounted) = mount::mounted_on(point) {
+        if signals.pending().next().is_some() && mount::unmount(&mounted.point, false).is_err() {
+            mount::unmount(&mounted.point, true)?;
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
 }
 
 /// Logs to a file in the store, or to standard error.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
 use crate::manifest::parse_time;
-use crate::name::ImageName;
+use crate::name::{ImageName, bound_name};
 use crate::rules::By;
 
 /// Bits of a mode, as others have them.
@@ -67,13 +67,17 @@ impl ImageFs {
         Ok(name)
     }
 
-    /// What is bound to a view, who administers the store says.
+    /// What is bound to a view, who administers the store says; and it has a name there.
+    ///
+    /// Errors: `NotYours`, `BadName`.
     pub(super) fn refuse_binding(&self, caller: Caller, name: &str) -> Result<()> {
         match self.store.catalog.read().bound(name) {
             Some((view, _)) if !self.is_admin(caller) => {
                 Err(Error::NotYours { what: format!("view {view}"), uid: self.mount.uid })
             }
-            _ => Ok(()),
+            // What it is called there.
+            Some((_, shown)) => ImageName::parse(shown.as_bytes()).map(drop),
+            None => Ok(()),
         }
     }
 
@@ -104,15 +108,18 @@ impl ImageFs {
         }
         let model = self.store.catalog.read();
         // Whom a name means, and since when; looked at once for each.
-        let mut known: HashMap<&str, Option<i64>> = HashMap::new();
+        let mut known: HashMap<String, Option<i64>> = HashMap::new();
         let mut heard = String::new();
         for line in text.split_inclusive('\n') {
             let fields: Vec<&str> = line.split('\t').take(4).collect();
             let [at, uid, _, path] = fields[..] else { continue };
             let own = uid.parse() == Ok(caller.uid);
-            let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-            let since = known.entry(name).or_insert_with(|| {
-                let image = model.image_named(name).filter(|image| self.may(caller, image, READ))?;
+            // `web/1`, `dc1:web/1`, and of what was done in a view `dc1:/web/1`.
+            let (view, path) = path.split_once(":/").map_or(("", path), |(view, path)| (view, path));
+            let shown = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+            let name = if view.is_empty() { shown.to_owned() } else { bound_name(view, shown) };
+            let since = known.entry(name.clone()).or_insert_with(|| {
+                let image = model.image_named(&name).filter(|image| self.may(caller, image, READ))?;
                 Some(image.rules.named_at.unwrap_or(image.created_at))
             });
             if own || since.is_some_and(|since| parse_time(at).is_some_and(|at| at >= since)) {

@@ -1,5 +1,7 @@
 //! Journey 2, ls: which names there are, and what they lead to.
 
+use std::time::{Duration, Instant};
+
 use crate::catalog::{Image, Model, Named, Version};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
@@ -13,6 +15,9 @@ use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
 use crate::name::{parse_number, strip_archive_suffix};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{ingest, keep};
+
+/// How long it is remembered who was sent back from a deleted directory, and may stand in it.
+const STANDING: Duration = Duration::from_secs(10);
 
 fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: String::from_utf8_lossy(name).into_owned() }
@@ -205,6 +210,35 @@ impl ImageFs {
         }
     }
 
+    /// Whether this was deleted, and who asks may have come to it by a name that the kernel has not yet forgotten, because
+    /// somebody holds the directory of the name: then it is to look at the path again. Not if it comes again: it stands in it. Not for a name in it, either, which the kernel would then
+    /// take to be gone.
+    pub fn is_outlived(&self, caller: Caller, node: NodeId) -> bool {
+        let (serial, incarnation, object) = match node {
+            NodeId::Image { serial, incarnation, .. } => (serial, incarnation, Object::Image(serial)),
+            NodeId::Version { serial, incarnation, .. } => (serial, incarnation, Object::Version(serial)),
+            _ => return false,
+        };
+        if incarnation == self.incarnation(serial) {
+            return false;
+        }
+        let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+        if self.deleted_by(caller, object) || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i))) {
+            return false;
+        }
+        // fstat comes to it by no name.
+        if self.handles.read().values().any(|handle| matches!(&**handle, Handle::Directory(open, _) if *open == node)) {
+            return false;
+        }
+        let mut sent = self.sent_back.lock();
+        sent.retain(|(_, _, at)| at.elapsed() < STANDING);
+        let again = sent.iter().any(|(pid, ino, _)| (*pid, *ino) == (caller.pid, node.ino()));
+        if !again {
+            sent.push((caller.pid, node.ino(), Instant::now()));
+        }
+        !again
+    }
+
     pub(super) fn image_node(&self, serial: u32) -> NodeId {
         NodeId::Image { serial, part: ImagePart::Dir, incarnation: self.incarnation(serial) }
     }
@@ -219,7 +253,7 @@ impl ImageFs {
         if let NodeId::Tree { .. } = node {
             return Ok(Opened::Lasting);
         }
-        Ok(Opened::Direct(self.open_handle(Handle::Directory(self.list(caller, node)?))))
+        Ok(Opened::Direct(self.open_handle(Handle::Directory(node, self.list(caller, node)?))))
     }
 
     /// The errno that this walker was refused the deletion of a directory with, or of what that lies in, a moment ago.
@@ -353,7 +387,7 @@ impl ImageFs {
             return self.list_tree(serial, index, from, add);
         }
         let handle = self.handle(fh)?;
-        let Handle::Directory(entries) = &*handle else { return Err(Error::NotDirectory { what: "it".into() }) };
+        let Handle::Directory(_, entries) = &*handle else { return Err(Error::NotDirectory { what: "it".into() }) };
         for (n, entry) in entries.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
             if add(n as u64 + 1, entry) {
                 break;

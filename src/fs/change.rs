@@ -51,8 +51,12 @@ impl ImageFs {
     pub(super) fn root_changed(&self) -> i64 {
         match self.store.catalog.view() {
             None => *self.mounts.root_changed.lock(),
-            // What happens elsewhere is not to be seen.
-            Some(_) => *self.root_changed.lock(),
+            // What happens elsewhere is not to be seen; to what is bound to the view it is.
+            Some(_) => {
+                let model = self.store.catalog.read();
+                let changed = model.images.values().map(|image| image.updated_at.max(image.trashed_at.unwrap_or(0)));
+                changed.max().unwrap_or(0).max(*self.root_changed.lock())
+            }
         }
     }
 
@@ -209,7 +213,7 @@ impl ImageFs {
     }
 
     fn count_incarnation(&self, serials: impl IntoIterator<Item = u32>) {
-        let mut all = self.incarnations.lock();
+        let mut all = self.mounts.incarnations.lock();
         for serial in serials {
             let count = all.entry(serial).or_insert(0);
             *count = count.wrapping_add(1);
@@ -324,6 +328,8 @@ impl ImageFs {
         if deleted.is_ok() {
             let gone = Gone::new(&self.gone, parent, &name);
             drop(before);
+            // This holds nothing up: who has a name that the kernel still knows asks what it leads to.
+            self.with_kernel(|kernel| kernel.forget_attributes(directory.ino()));
             self.forget_soon(gone);
             self.touch_root();
         }

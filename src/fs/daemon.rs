@@ -1,7 +1,7 @@
 //! The process behind a mount: start, background work, end.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
 use crate::fs::mount;
-use crate::fs::{ImageFs, MountPoint, Mounts, attach, fuse, guard, staging, start_thread};
+use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, attach, fuse, guard, staging, start_thread};
 use crate::remote::MountRequest;
 use crate::repack::What;
 use crate::settings::{Flags, Settings};
@@ -53,10 +53,19 @@ struct Daemon {
     threads: usize,
     passthrough: bool,
     latency: Option<Arc<Latency>>,
-    /// What is mounted where: the view, or none for the whole store.
-    served: Mutex<Vec<(PathBuf, Option<String>)>>,
+    served: Mutex<Vec<Served>>,
+    next: AtomicU64,
     one_fewer: Condvar,
     stopping: AtomicBool,
+}
+
+/// A mount that is served. One may end, with files that were open for long, after another was made in its place.
+#[derive(Clone)]
+struct Served {
+    id: u64,
+    point: PathBuf,
+    /// None: the whole store.
+    view: Option<String>,
 }
 
 /// Mounts, calls `ready` with a line for the user, and serves until the mount and all that were made beside it are gone.
@@ -81,12 +90,13 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         passthrough: options.passthrough,
         latency: if options.latency { Latency::start() } else { None },
         served: Mutex::default(),
+        next: AtomicU64::new(0),
         one_fewer: Condvar::new(),
         stopping: AtomicBool::new(false),
     });
     let weak = Arc::downgrade(&daemon);
     let mounter = move |request| weak.upgrade().ok_or(Error::Stopping)?.mount_beside(request);
-    let fs = daemon.file_system(&point, &options.mount)?;
+    let (id, fs) = daemon.file_system(&point, &options.mount)?;
     if options.mount.view.is_some() {
         *daemon.whole.lock() = Some(ImageFs::new(daemon.store.clone(), MountPoint::default(), &daemon.mounts));
     }
@@ -104,13 +114,15 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         start_scrub(&daemon)?;
         stop_on_signals(&daemon)
     };
-    let served = daemon.serve(&fs, &point, &options.mount, start, ready);
+    let served = daemon.serve(&fs, id, &point, &options.mount, start, ready);
     drop(fs);
     let mut others = daemon.served.lock();
     while !others.is_empty() {
         daemon.one_fewer.wait(&mut others);
     }
+    // Before others can ask for a mount again.
     daemon.stopping.store(true, Ordering::Release);
+    drop(others);
     clean_up(&daemon.store.dir);
     served
 }
@@ -118,8 +130,8 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
 impl Daemon {
     /// The file system of a mount that is to be made.
     ///
-    /// Errors: `NotFound` for a view that is not there; `Locked` for the whole store once more.
-    fn file_system(&self, point: &Path, request: &MountRequest) -> Result<Arc<ImageFs>> {
+    /// Errors: `NotFound` for a view that is not there; `Locked` for the whole store once more; `Stopping`.
+    fn file_system(&self, point: &Path, request: &MountRequest) -> Result<(u64, Arc<ImageFs>)> {
         let flags = &request.flags;
         let mount = MountPoint {
             path: point.display().to_string(),
@@ -128,15 +140,20 @@ impl Daemon {
             // Without allow_other the kernel does not check permissions at all.
             has_acls: flags.allow_other && !flags.noacl,
         };
+        let _held = self.mounts.views.lock();
         let mut served = self.served.lock();
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Error::Stopping);
+        }
         let fs = match &request.view {
             Some(view) => {
                 views::find(&self.store.catalog.read(), view)?;
                 ImageFs::new(self.store.through(view), mount, &self.mounts)
             }
             None => {
-                if let Some((at, _)) = served.iter().find(|(_, view)| view.is_none()) {
-                    let (store, pid, mounted) = (self.store.dir.clone(), std::process::id(), at.display().to_string());
+                if let Some(other) = served.iter().find(|other| other.view.is_none()) {
+                    let mounted = other.point.display().to_string();
+                    let (store, pid) = (self.store.dir.clone(), std::process::id());
                     return Err(Error::Locked { store, pid, mounted });
                 }
                 let fs = ImageFs::new(self.store.clone(), mount, &self.mounts);
@@ -144,18 +161,20 @@ impl Daemon {
                 fs
             }
         };
-        served.push((point.to_owned(), request.view.clone()));
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        served.push(Served { id, point: point.to_owned(), view: request.view.clone() });
         drop(served);
         if self.mounts.are_several() {
-            self.mounts.forget_all();
+            // What the others' kernels were told before holds no longer.
+            std::thread::sleep(LASTING);
         }
         self.say_where()?;
-        Ok(fs)
+        Ok((id, fs))
     }
 
     /// Writes into the lock where the store is mounted; after the last, where it was: who waits for its end looks there.
     fn say_where(&self) -> Result<()> {
-        let point = self.served.lock().first().map(|(point, _)| point.display().to_string());
+        let point = self.served.lock().first().map(|first| first.point.display().to_string());
         point.map_or(Ok(()), |point| self.store.mounted_on(&point))
     }
 
@@ -173,6 +192,7 @@ impl Daemon {
     fn serve(
         &self,
         fs: &Arc<ImageFs>,
+        id: u64,
         point: &Path,
         request: &MountRequest,
         start: impl FnOnce() -> Result<()>,
@@ -196,13 +216,13 @@ impl Daemon {
             log::info!("unmounted from {}", point.display());
             served.map_err(Error::io("serve", point))
         });
-        self.forget(point);
+        self.forget(id);
         served
     }
 
     /// A mount is gone.
-    fn forget(&self, point: &Path) {
-        self.served.lock().retain(|(at, _)| at != point);
+    fn forget(&self, id: u64) {
+        self.served.lock().retain(|other| other.id != id);
         if let Err(e) = self.say_where() {
             log::error!("{e}");
         }
@@ -212,22 +232,22 @@ impl Daemon {
     /// One more mount, in a thread of its own; gives a line for the user once it can be used.
     fn mount_beside(self: &Arc<Daemon>, request: MountRequest) -> Result<String> {
         let point = prepare_point(&request.point)?;
-        let fs = self.file_system(&point, &request)?;
+        let (id, fs) = self.file_system(&point, &request)?;
         if request.own_word {
-            self.forget(&point);
+            self.forget(id);
             let why = "the store is mounted already, and how it behaves is its daemon's: see .imgfs/config".into();
             return Err(Error::Invalid { what: "a setting for one more mount".into(), why });
         }
         let (tell, told) = mpsc::sync_channel(1);
-        let (daemon, at) = (self.clone(), point.clone());
+        let daemon = self.clone();
         let work = move || {
             let ready = |line: &str| tell.send(Ok(line.to_owned())).unwrap_or_default();
-            if let Err(e) = daemon.serve(&fs, &point, &request, || Ok(()), ready) {
+            if let Err(e) = daemon.serve(&fs, id, &point, &request, || Ok(()), ready) {
                 log::error!("{e}");
                 let _ = tell.try_send(Err(e));
             }
         };
-        start_thread("mount", "one more mount", work).inspect_err(|_| self.forget(&at))?;
+        start_thread("mount", "one more mount", work).inspect_err(|_| self.forget(id))?;
         told.recv().unwrap_or(Err(Error::Stopping))
     }
 }
@@ -270,7 +290,15 @@ fn prepare_point(point: &Path) -> Result<PathBuf> {
         log::warn!("the daemon behind {} is gone: unmounting it", mounted.point.display());
         mount::unmount(&mounted.point, true)?;
     }
-    std::fs::canonicalize(point).map_err(Error::io("open", point))
+    let real = std::fs::canonicalize(point).map_err(Error::io("open", point))?;
+    match mount::mounted_on(&real) {
+        // It was a symlink to it.
+        Some(mounted) => {
+            let holder = format!("{} is mounted there", mounted.source.display());
+            Err(Error::Taken { name: mounted.point.display().to_string(), holder })
+        }
+        None => Ok(real),
+    }
 }
 
 /// Ends the trash's time, gives space back, drops what nobody claims.
@@ -352,7 +380,7 @@ fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
     let daemon = daemon.clone();
     let work = move || {
         if let Some(signal) = signals.forever().next() {
-            let points: Vec<PathBuf> = daemon.served.lock().iter().map(|(point, _)| point.clone()).collect();
+            let points: Vec<PathBuf> = daemon.served.lock().iter().map(|one| one.point.clone()).collect();
             for point in points {
                 log::info!("signal {signal}: unmounting {}", point.display());
                 if mount::unmount(&point, false).is_err()

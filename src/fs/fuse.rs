@@ -134,6 +134,7 @@ pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnc
     ready();
     let ended = session.run();
     fs.connect(None);
+    fs.let_go();
     ended
 }
 
@@ -167,8 +168,8 @@ impl Adapter {
     fn reply_entry_for(&self, who: Caller, found: Result<NodeId>, least: Duration, reply: ReplyEntry) {
         match found.map(|id| self.entry(who, id)) {
             Ok(Ok(attr)) => {
-                let name = lasting(attr.lasting_name).max(least);
-                reply.entry_with_ttls(&lasting(attr.lasting), &name, &file_attr(&attr), Generation(0))
+                let name = lasting(&attr, attr.lasting_name).max(least);
+                reply.entry_with_ttls(&lasting(&attr, attr.lasting), &name, &file_attr(&attr), Generation(0))
             }
             Ok(Err(e)) => reply.error(errno_of_node(&e)),
             Err(e) => reply.error(errno(&e)),
@@ -247,12 +248,15 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count();
         guarded("getattr", || {
+            if node(ino).is_ok_and(|id| self.fs.is_outlived(caller(req), id)) {
+                return reply.error(Errno::ESTALE);
+            }
             let attr = node(ino).and_then(|id| match fh {
                 Some(fh) if !matches!(id, NodeId::Tree { .. }) => self.fs.handle_attr(caller(req), id, fh.0),
                 _ => self.fs.attr_for(caller(req), id),
             });
             match attr {
-                Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
+                Ok(attr) => reply.attr(&lasting(&attr, attr.lasting), &file_attr(&attr)),
                 Err(e) => reply.error(errno_of_node(&e)),
             }
         });
@@ -279,7 +283,7 @@ impl Filesystem for Adapter {
         let (fs, who) = (self.fs.clone(), caller(req));
         let changes = Changes { mode, uid, gid, size, mtime: mtime.map(nanoseconds) };
         let answer = move |result: Result<Attr>| match result {
-            Ok(attr) => reply.attr(&lasting(attr.lasting), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&lasting(&attr, attr.lasting), &file_attr(&attr)),
             Err(e) => reply.error(errno(&e)),
         };
         // Truncating may end an upload's threads, and a receipt's time is a row: not in the loop.
@@ -528,6 +532,9 @@ impl Filesystem for Adapter {
         if self.plane == Plane::Trees {
             return reply.error(Errno::ENOSYS);
         }
+        if node(ino).is_ok_and(|id| self.fs.is_outlived(caller(req), id)) {
+            return reply.error(Errno::ESTALE);
+        }
         guarded("opendir", || match node(ino).and_then(|id| self.fs.opendir(caller(req), id)) {
             Ok(Opened::Direct(fh) | Opened::Cached(fh)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Ok(Opened::Lasting | Opened::Large(_)) => {
@@ -562,7 +569,7 @@ impl Filesystem for Adapter {
                     let slow = matches!(entry.node, NodeId::Version { part: VersionPart::Changes, .. });
                     let attr = if slow { Err(stale()) } else { self.fs.attr_for(caller(req), entry.node) };
                     let attr = attr.unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
-                    let ttl = lasting(attr.lasting && attr.lasting_name);
+                    let ttl = lasting(&attr, attr.lasting && attr.lasting_name);
                     let full = reply.add(
                         INodeNo(attr.ino),
                         next,

@@ -72,9 +72,10 @@ impl ImageFs {
     pub(super) fn link_lease(&self, caller: Caller, version: u32, name: &[u8], target: &[u8]) -> Result<NodeId> {
         let bad = |why: &str| Error::Invalid { what: text_of(target), why: why.into() };
         let text = std::str::from_utf8(target).map_err(|_| bad("it is not UTF-8"))?;
-        let inside = Path::new(text).starts_with(&self.mount.path);
+        let mounts = self.mounts.all();
+        let inside = mounts.iter().any(|fs| !fs.mount.path.is_empty() && Path::new(text).starts_with(&fs.mount.path));
         if !text.starts_with('/') || inside {
-            return Err(bad("a lease leads to a path of its holder: an absolute one, outside of this mount"));
+            return Err(bad("a lease leads to a path of its holder: an absolute one, outside of the store's mounts"));
         }
         Ok(NodeId::Lease(self.add_lease(caller, version, name, 0o777, Some(text.to_owned()))?))
     }

@@ -114,17 +114,26 @@ impl ImageFs {
     /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none of it.
     fn put_alias(&self, caller: Caller, name: &ImageName, to: LinkTarget, text: &[u8]) -> Result<()> {
         {
-            self.refuse_binding(caller, name.as_str())?;
             let model = self.store.catalog.read();
             let (LinkTarget::Image(image) | LinkTarget::Version { image, .. }) = to;
             self.refuse_change(caller, model.images.get(&image))?;
-            if let Some(Named::Alias(old)) = model.named(name.as_str()) {
-                self.refuse_change(caller, model.aliases.get(&old).and_then(|a| model.images.get(&a.image)))?;
-            }
         }
+        self.refuse_alias_change(caller, name.as_str())?;
         links::put_alias(&self.store, name, to)?;
         self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(text));
         Ok(())
+    }
+
+    /// Refuses to change an alias to an image that this user may not change, or one of a view.
+    fn refuse_alias_change(&self, caller: Caller, name: &str) -> Result<()> {
+        self.refuse_binding(caller, name)?;
+        let model = self.store.catalog.read();
+        match model.named(name) {
+            Some(Named::Alias(old)) => {
+                self.refuse_change(caller, model.aliases.get(&old).and_then(|a| model.images.get(&a.image)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// `ln -s web MNT/jammy`, and the first half of `ln -sfn`.
@@ -379,6 +388,7 @@ impl ImageFs {
             return links::default_to_alias(&self.store, &target?);
         }
         let Some(Named::Alias(serial)) = self.store.catalog.read().named(&text_of(&from.1)) else { return Err(stale()) };
+        self.refuse_binding(caller, &text_of(&from.1))?;
         let name = if to.1 == b"default" { None } else { Some(target?) };
         if name.is_none() {
             self.refuse_default(caller)?;
@@ -397,6 +407,9 @@ impl ImageFs {
         });
         let [first, second] = links;
         let (first, second) = (first?, second?);
+        for name in [&first, &second] {
+            self.refuse_alias_change(caller, name)?;
+        }
         if [&first, &second].iter().any(|name| *name == "default") {
             self.refuse_default(caller)?;
         }

@@ -56,7 +56,7 @@ mod xattr;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -88,7 +88,11 @@ pub struct Caller {
 /// The daemon itself, which may everything.
 const DAEMON: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
-/// How long the kernel may believe what it was told, without asking again.
+/// How long the kernel may believe names and attributes that another mount of the store may change, if there comes to be
+/// one: a new one waits for so long.
+pub(crate) const LASTING: Duration = Duration::from_secs(1);
+
+/// How long it may believe what never changes: what is in a version.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
 
 /// How long the end of a closed file may take to arrive.
@@ -110,7 +114,7 @@ pub struct Attr {
     pub ctime: (i64, u32),
     /// Device number: major, minor.
     pub device: (u32, u32),
-    /// Whether the name, and these values, hold until the kernel is told otherwise.
+    /// Whether the name, and these values, hold for a while, unless the kernel is told otherwise.
     pub lasting_name: bool,
     pub lasting: bool,
 }
@@ -161,7 +165,7 @@ enum Handle {
         tree: Arc<Tree>,
         readers: RecipeReaders,
     },
-    Directory(Vec<DirEntry>),
+    Directory(NodeId, Vec<DirEntry>),
 }
 
 /// Tells the kernel to forget what changed behind its back.
@@ -211,7 +215,7 @@ pub struct ImageFs {
     /// The other mounts of the store.
     mounts: Arc<Mounts>,
     uploads: Uploads,
-    stagings: Stagings,
+    stagings: Arc<Stagings>,
     walkers: Walkers,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -219,10 +223,12 @@ pub struct ImageFs {
     staged_links: Mutex<Vec<links::StagedLink>>,
     /// Names that rm -r has made an end of, while the kernel still knows them.
     gone: Arc<Mutex<links::GoneNames>>,
-    /// Deletions of each image or version since the mount; see `NodeId::Image`.
-    incarnations: Mutex<HashMap<u32, u8>>,
+    /// Inodes of each version that the kernel of this mount knows.
+    held: RwLock<HashMap<u32, AtomicI64>>,
     /// Bytes of the `changes` of versions that were looked at.
     changes: changes::Sizes,
+    /// Who was sent back from a directory that was deleted: process, inode, when.
+    sent_back: Mutex<Vec<(u32, u64, std::time::Instant)>>,
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
@@ -235,7 +241,7 @@ impl ImageFs {
     /// A file system that shows what `store` does; one of `mounts` as long as it lives.
     pub fn new(store: Arc<Store>, mount: MountPoint, mounts: &Arc<Mounts>) -> Arc<ImageFs> {
         let fs = Arc::new(ImageFs {
-            stagings: Stagings::open(&store),
+            stagings: mounts.stagings(&store),
             store,
             mount,
             mounts: mounts.clone(),
@@ -245,7 +251,8 @@ impl ImageFs {
             next_handle: AtomicU64::new(1),
             staged_links: Mutex::default(),
             gone: Arc::default(),
-            incarnations: Mutex::default(),
+            held: RwLock::default(),
+            sent_back: Mutex::default(),
             changes: changes::Sizes::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
@@ -280,7 +287,7 @@ impl ImageFs {
     }
 
     fn incarnation(&self, serial: u32) -> u8 {
-        self.incarnations.lock().get(&serial).copied().unwrap_or(0)
+        self.mounts.incarnations.lock().get(&serial).copied().unwrap_or(0)
     }
 
     /// Notes a refusal where the user can read it, and passes it on.
@@ -297,9 +304,21 @@ impl ImageFs {
     /// Counts inodes that the kernel was told of (or, negative, has forgotten): a version's content stays as long as
     /// any of its inodes is known.
     pub fn hold_node(&self, node: NodeId, inodes: i64) {
-        if let NodeId::Tree { serial, .. } = node {
-            self.store.hold(serial, inodes);
+        let NodeId::Tree { serial, .. } = node else { return };
+        self.store.hold(serial, inodes);
+        if let Some(held) = self.held.read().get(&serial) {
+            held.fetch_add(inodes, Ordering::Relaxed);
+            return;
         }
+        self.held.write().entry(serial).or_default().fetch_add(inodes, Ordering::Relaxed);
+    }
+
+    /// The kernel knows none of its inodes any more, and does not say so: the mount is gone.
+    fn let_go(&self) {
+        for (serial, inodes) in self.held.write().drain() {
+            self.store.hold(serial, -inodes.into_inner());
+        }
+        self.store.has_garbage();
     }
 
     fn wait_for_tree(&self, serial: u32) {

@@ -199,7 +199,15 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
     let absolute = std::path::absolute(point).ok()?;
     let parent = absolute.parent().and_then(|p| fs::canonicalize(p).ok());
     let resolved = parent.zip(absolute.file_name()).map_or(absolute.clone(), |(p, n)| p.join(n));
-    mounts().into_iter().rev().find(|m| m.point == resolved || m.point == absolute)
+    let found = mounts().into_iter().rev().find(|m| m.point == resolved || m.point == absolute);
+    let through_link = || fs::symlink_metadata(&absolute).is_ok_and(|meta| meta.is_symlink());
+    match found {
+        None if through_link() => {
+            let real = fs::canonicalize(&absolute).ok()?;
+            mounts().into_iter().rev().find(|m| m.point == real)
+        }
+        found => found,
+    }
 }
 
 /// Ends a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name, and waits for a

@@ -1,23 +1,37 @@
 //! imgfs mount -o view=dc1 beside another mount: what those of one store must know of each other.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::fs::node::ROOT_INO;
-use crate::fs::{ImageFs, Kernel};
+use crate::fs::ImageFs;
+use crate::fs::staging::Stagings;
 use crate::manifest::now;
+use crate::store::Store;
 
 /// The mounts of a store.
 pub struct Mounts {
     all: RwLock<Vec<Weak<ImageFs>>>,
     /// When the names in the root of the whole store last changed.
     pub(super) root_changed: Mutex<i64>,
+    /// Deletions of each image or version since the start; see `NodeId::Image`.
+    pub(super) incarnations: Mutex<HashMap<u32, u8>>,
+    /// By view.
+    stagings: Mutex<HashMap<Option<String>, Arc<Stagings>>>,
+    /// Held while a view is mounted, and while one is removed.
+    pub(super) views: Mutex<()>,
 }
 
 impl Default for Mounts {
     fn default() -> Mounts {
-        Mounts { all: RwLock::default(), root_changed: Mutex::new(now()) }
+        Mounts {
+            all: RwLock::default(),
+            root_changed: Mutex::new(now()),
+            incarnations: Mutex::default(),
+            stagings: Mutex::default(),
+            views: Mutex::default(),
+        }
     }
 }
 
@@ -40,25 +54,14 @@ impl Mounts {
         all.len() > 1 && all.iter().filter(|fs| fs.strong_count() > 0).count() > 1
     }
 
-    /// Has the kernels forget all that they believe: there is one more mount from now on.
-    pub fn forget_all(&self) {
-        for fs in self.all() {
-            let model = fs.store.catalog.read();
-            let images: Vec<(u64, String)> =
-                model.live_images().map(|i| (fs.image_node(i.serial).ino(), i.name.clone())).collect();
-            let versions: Vec<(u64, String)> = (model.all_versions())
-                .filter(|v| model.is_live(v))
-                .map(|v| (fs.image_node(v.image).ino(), v.number.to_string()))
-                .collect();
-            drop(model);
-            fs.with_kernel(|kernel: &dyn Kernel| {
-                kernel.forget_attributes(ROOT_INO);
-                for (image, name) in &images {
-                    kernel.forget_attributes(*image);
-                    kernel.forget_name(ROOT_INO, name.as_bytes());
-                }
-                versions.iter().for_each(|(image, name)| kernel.forget_name(*image, name.as_bytes()));
-            });
-        }
+    /// The staging directories of the whole store, or of a view: the same in each of its mounts.
+    pub(super) fn stagings(&self, store: &Store) -> Arc<Stagings> {
+        let mut all = self.stagings.lock();
+        all.entry(store.catalog.view().map(str::to_owned)).or_insert_with(|| Arc::new(Stagings::open(store))).clone()
+    }
+
+    /// A view is no more.
+    pub(super) fn forget_view(&self, view: &str) {
+        self.stagings.lock().remove(&Some(view.to_owned()));
     }
 }

@@ -187,7 +187,7 @@ impl ImageFs {
             Handle::Setting(..) => Err(Error::Invalid { what: "it".into(), why: "it is open for writing".into() }),
             Handle::Log { number, caller } => self.read_log(*caller, *number, offset, len, out),
             Handle::Upload { upload, .. } => self.read_upload(upload, offset, len, out),
-            Handle::Directory(_) => Err(Error::IsDirectory { what: "it".into() }),
+            Handle::Directory(..) => Err(Error::IsDirectory { what: "it".into() }),
         }
     }
 

@@ -67,12 +67,14 @@ impl ImageFs {
     pub(super) fn remove_view(&self, caller: Caller, node: NodeId) -> Result<()> {
         self.refuse_views(caller)?;
         let name = self.view_named(node)?;
+        let _held = self.mounts.views.lock();
         if let Some(mounted) = self.mounts.all().iter().find(|fs| fs.store.catalog.view() == Some(&name)) {
             let holders = format!("a mount on {}", mounted.mount.path);
             return Err(Error::InUse { what: format!("view {name}"), holders });
         }
         views::remove(&self.store, &name)?;
         self.store.journal.forget_view(&name);
+        self.mounts.forget_view(&name);
         staging::forget_view(&self.store.dir, &name);
         self.store.journal.log(caller.uid, "view", &name, "gone");
         Ok(())

@@ -15,7 +15,7 @@ use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
-use crate::{fault, gc, heal, labels, quota};
+use crate::{fault, gc, heal, labels, quota, views};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
 const ROOM: u64 = 4 << 20;
@@ -278,6 +278,7 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
     store.trash_has_changed();
     store.catalog.commit(|change| {
         let new = |change: &mut Change<'_>, name: &ImageName| {
+            views::refuse_shadow(change.model, name.as_str(), None)?;
             quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, source.uid, name.as_str()))?;
             Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
         };

@@ -79,6 +79,7 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
             }
         }
         world.ok("rm -rf store; cp -a after store");
+        println!("{name}: {count} calls; {tried} points so far");
     }
     println!("{tried} points");
 }

@@ -6,7 +6,7 @@ use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyEmpty, ReplyXattr, Request,
 
 use crate::error::{Error, Result};
 use crate::fs::node::NodeId;
-use crate::fs::{Attr, Caller, FOREVER};
+use crate::fs::{Attr, Caller, FOREVER, LASTING};
 use crate::manifest::now;
 
 pub fn errno(e: &Error) -> Errno {
@@ -85,8 +85,13 @@ pub fn device_number((major, minor): (u32, u32)) -> u32 {
     minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12
 }
 
-pub fn lasting(yes: bool) -> Duration {
-    if yes { FOREVER } else { Duration::ZERO }
+/// How long a name, or attributes, may be believed.
+pub fn lasting(attr: &Attr, yes: bool) -> Duration {
+    match NodeId::from_ino(attr.ino) {
+        _ if !yes => Duration::ZERO,
+        Some(NodeId::Tree { .. }) => FOREVER,
+        _ => LASTING,
+    }
 }
 
 pub fn answer_empty(reply: ReplyEmpty, result: Result<()>) {

@@ -15,6 +15,9 @@ impl ImageFs {
     pub(in crate::fs) fn rename_staging(&self, caller: Caller, number: u32, to: (Place, &[u8])) -> Result<()> {
         let staging = self.stagings.by_number(number)?;
         let (place, name) = to;
+        if let Place::Image(image) = place {
+            self.refuse_attached(image)?;
+        }
         let name = String::from_utf8(name.to_vec()).map_err(|_| bad_name(name))?;
         if name.starts_with('.') {
             let name = checked_name(name.as_bytes())?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::catalog::Version;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::fs::access::READ;
@@ -31,6 +32,12 @@ impl ImageFs {
         let model = self.store.catalog.read();
         let Some(version) = version.and_then(|v| model.versions.get(&v)).filter(|v| model.is_live(v)) else { return false };
         if !model.images.get(&version.image).is_some_and(|image| self.may(caller, image, READ)) {
+            return false;
+        }
+        // One that came through another mount is shown by the catalog.
+        let in_root = upload.place == Place::Root;
+        let is_same = |v: &&Version| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root);
+        if model.versions_of(version.image).rev().find(is_same).is_some_and(|newest| newest.number > version.number) {
             return false;
         }
         match (upload.place, promise_of(&name)) {
