@@ -1,8 +1,8 @@
 //! quota=10G: what a user, or a view, may have stored.
 //!
-//! Content counts once for each who has it, unpacked, whoever else has it, too, and however it lies on the disk; trees
-//! count; the trash does not. Root and the owner of the store have no bound. What is bound to a view counts as its owner's and
-//! as the view's.
+//! Content counts once for each who has it, unpacked, whoever else has it, too, and however it lies on the disk; trees and
+//! kept uploads count; the trash does not. Root and the owner of the store have no bound. What is bound to a view counts as
+//! its owner's and as the view's.
 
 use crate::blob::IdSet;
 use crate::catalog::{Image, Model};
@@ -76,7 +76,8 @@ pub fn refuse_image(store: &Store, whole: &Model, payers: &[Payer]) -> Result<()
 /// Errors: as `refuse_bytes`.
 pub fn refuse_restored(store: &Store, payers: &[Payer], versions: &[u32]) -> Result<()> {
     let slots: Vec<_> = versions.iter().filter_map(|serial| store.tree(*serial).ok()).collect();
-    let trees: Vec<&Tree> = slots.iter().map(|slot| &slot.tree).collect();
+    let kept: Vec<_> = versions.iter().filter_map(|serial| store.kept(*serial).ok()).collect();
+    let trees: Vec<&Tree> = slots.iter().map(|slot| &slot.tree).chain(kept.iter().map(|kept| &**kept)).collect();
     if trees.is_empty() { Ok(()) } else { refuse_bytes(store, payers, &trees) }
 }
 
@@ -114,11 +115,17 @@ pub fn used(store: &Store, payer: &Payer, new: &[&Tree]) -> Result<u64> {
             bytes += store.blobs.record(id).map_or(0, |record| record.size);
         }
     };
+    // Deleted meanwhile; or damaged, and nobody can read what it has.
+    let is_nothing = |e: &Error| e.is_damage() || matches!(e, Error::NotFound { .. });
     for serial in versions {
         match store.tree(serial) {
             Ok(slot) => count(&slot.tree),
-            // Deleted meanwhile; or damaged, and nobody can read what it has.
-            Err(e) if e.is_damage() || matches!(e, Error::NotFound { .. }) => {}
+            Err(e) if is_nothing(&e) => {}
+            Err(e) => return Err(e),
+        }
+        match store.kept(serial) {
+            Ok(kept) => count(&kept),
+            Err(e) if is_nothing(&e) => {}
             Err(e) => return Err(e),
         }
     }

@@ -144,6 +144,10 @@ fn a_quota_bounds_what_a_user_has() {
     may(&m, BERT, "rm -r y z; rm -rf .imgfs/trash/x .imgfs/trash/y .imgfs/trash/z .imgfs/trash/z.0");
     may(&m, ANNA, "mkdir a; mkdir b");
     may_not(&m, ANNA, "mv .imgfs/trash/two .", "Disk quota exceeded");
+    // A kept upload counts beside what was in it.
+    m.ok("gzip -k $S/q1.tar $S/q2.tar; chmod 644 $S/*.gz");
+    may(&m, IMPORTER, "mkdir k; setfattr -n user.imgfs.keep_upload -v always k; cp $S/q1.tar.gz k/");
+    may_not(&m, IMPORTER, "cp $S/q2.tar.gz k/", "Disk quota exceeded");
     // Others have their own; root has none.
     may(&m, BERT, "cp $S/q1.tar bert.tar; cp $S/q2.tar bert.tar");
     may_not(&m, BERT, "cp $S/q3.tar bert.tar", "Disk quota exceeded");

@@ -45,7 +45,7 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: allow_other, suid, dev, noexec, trash=DURATION (24h), scrub=DURATION (7d), threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted, max_size=BYTES, max_entries=N
+    /// Options: view=NAME, allow_other, noacl, suid, dev, noexec, threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted; any setting of .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error

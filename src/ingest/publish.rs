@@ -157,8 +157,13 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             }
             None => {
                 let payers = source.target.payers(store, source.uid);
+                let kept = match &facts.kept {
+                    Some(Kept::Stored { tree, .. }) => Some(Tree::open(&store.kept_path(&id), tree)?),
+                    _ => None,
+                };
+                let trees: Vec<&Tree> = [&tree].into_iter().chain(&kept).collect();
                 let _held = store.quota.lock();
-                quota::refuse_bytes(store, &payers, &[&tree])?;
+                quota::refuse_bytes(store, &payers, &trees)?;
                 add_rows(store, source, id, digest, facts)
             }
         }
