@@ -3,9 +3,8 @@
 use crate::catalog::{Change, Label, Row};
 use crate::error::{Error, Result};
 use crate::name::NAME_MAX;
-use crate::rules::refuse_immutable;
+use crate::rules::{live_image, live_version, not_found, refuse_immutable};
 use crate::store::Store;
-use crate::versions::{live_image, live_version, not_found};
 
 /// A label on a version; with `moves`, one that is on another is taken from it.
 ///

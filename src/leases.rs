@@ -6,8 +6,8 @@ use crate::catalog::{Lease, LeaseFacts, Model, Row, Version};
 use crate::error::{Error, Result};
 use crate::manifest::now;
 use crate::name::NAME_MAX;
+use crate::rules::not_found;
 use crate::store::Store;
-use crate::versions::not_found;
 
 /// The longest text of a lease, in bytes.
 pub const TEXT_MAX: usize = 4096;

@@ -5,8 +5,8 @@
 use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version, View, default_key};
 use crate::error::{Error, Result};
 use crate::name::{ImageName, parse_number};
+use crate::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
 use crate::store::Store;
-use crate::versions::{change_image, live_image, live_version, not_found, refuse_taken, taken};
 use crate::views;
 
 /// The value of a type's default while its link is hidden.

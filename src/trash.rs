@@ -11,8 +11,8 @@ use crate::links::first_is_default;
 use crate::manifest::now;
 use crate::name::ImageName;
 use crate::quota::{self, Payer};
+use crate::rules::{live_image, not_found, refuse_taken};
 use crate::store::Store;
-use crate::versions::{live_image, not_found, refuse_taken};
 use crate::views;
 
 /// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.

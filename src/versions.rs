@@ -5,14 +5,14 @@
 use std::collections::HashSet;
 
 use crate::acl::{Acl, with_bits};
-use crate::catalog::{Alias, Change, Image, Model, Named, Root, Row, Version};
+use crate::catalog::{Alias, Image, Model, Root, Row, Version};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::links::{first_is_default, refuse_default};
 use crate::manifest::now;
 use crate::name::ImageName;
 use crate::quota::{self, Payer};
-use crate::rules::refuse_immutable;
+use crate::rules::{change_image, live_image, live_version, not_found, put_image, refuse_immutable, refuse_taken};
 use crate::store::Store;
 use crate::views;
 
@@ -195,24 +195,6 @@ pub fn set_root(store: &Store, root: Root) -> Result<()> {
     })
 }
 
-pub(crate) fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image) -> Result<()>) -> Result<()> {
-    store.catalog.commit(|change| {
-        let before = live_image(change.model, serial)?;
-        let mut image = before.clone();
-        work(change.model, &mut image)?;
-        put_image(change, image);
-        Ok(())
-    })
-}
-
-/// The image's row, if it is another one.
-fn put_image(change: &mut Change<'_>, mut image: Image) {
-    if change.model.images.get(&image.serial) != Some(&image) {
-        image.updated_at = now();
-        change.put(Row::Image(image.into()));
-    }
-}
-
 /// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
 pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option<crate::catalog::Receipt>)) -> Result<()> {
     store.catalog.commit(|change| {
@@ -221,31 +203,4 @@ pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option
         change.put(Row::Version(version.into()));
         Ok(())
     })
-}
-
-pub(crate) fn taken(model: &Model, name: &str) -> Error {
-    let holder = match model.named(name) {
-        Some(Named::Alias(_)) => "it is an alias",
-        _ => "it is an image",
-    };
-    Error::Taken { name: name.to_owned(), holder: holder.into() }
-}
-
-pub(crate) fn not_found(what: &str) -> Error {
-    Error::NotFound { what: what.into() }
-}
-
-pub(crate) fn live_image(model: &Model, serial: u32) -> Result<&Image> {
-    model.live_image(serial).ok_or_else(|| not_found("such image"))
-}
-
-pub(crate) fn live_version(model: &Model, image: u32, number: u32) -> Result<(&Image, &Version)> {
-    let of = live_image(model, image)?;
-    let version =
-        model.version(image, number).ok_or_else(|| Error::NotFound { what: format!("version {number} of {}", of.name) })?;
-    Ok((of, version))
-}
-
-pub(crate) fn refuse_taken(model: &Model, name: &str) -> Result<()> {
-    if model.named(name).is_some() { Err(taken(model, name)) } else { Ok(()) }
 }

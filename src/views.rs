@@ -7,9 +7,9 @@ use crate::catalog::{Change, Image, Model, Row, Version, View};
 use crate::error::{Error, Result};
 use crate::manifest::now;
 use crate::name::{ImageName, OF_VIEW, bound_name};
+use crate::rules::{live_image, not_found};
 use crate::settings;
 use crate::store::Store;
-use crate::versions::{live_image, not_found};
 
 /// The longest name of a view: what is bound to it has both names.
 const VIEW_NAME_MAX: usize = 100;
