@@ -235,7 +235,8 @@ impl Hand {
         }
         let known = [("No such file", libc::ENOENT), ("resource busy", libc::EBUSY), ("File exists", libc::EEXIST)];
         // mv was told that the target is there, and then did not find it.
-        let gone = [("cannot overwrite non-directory", libc::EEXIST)];
+        // Or found that both are the same.
+        let gone = [("cannot overwrite non-directory", libc::EEXIST), ("are the same file", libc::EEXIST)];
         let more = [("Read-only", libc::EROFS), ("not permitted", libc::EPERM), ("Stale file handle", libc::ESTALE)];
         let errno = known.into_iter().chain(gone).chain(more).find(|(words, _)| said.contains(words)).map(|(_, errno)| errno);
         Err(io::Error::from_raw_os_error(errno.unwrap_or_else(|| panic!("{words:?} says {said}"))))

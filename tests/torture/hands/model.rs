@@ -275,6 +275,8 @@ impl Model {
                 }
             }
             (Gesture::Rename { from, to }, _) => match (self.named(*from), self.named(*to)) {
+                // mv looked at both, and found the same image, which was renamed so between the two.
+                (None, Some(_)) if *answer == Answer::Refused(libc::EEXIST) => Step::Ends(None),
                 (None, _) => refuses(libc::ENOENT),
                 (_, Some(_)) => refuses(libc::EEXIST),
                 (Some(image), None) if *answer == Answer::Done => {
