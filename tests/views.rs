@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{IMGFS, Mount, Ran, User, may, may_not, sh, shared};
+use common::{IMGFS, Mount, Ran, User, as_root, may, may_not, sh, shared};
 
 /// A view's mount beside that of its store.
 struct ViewMount {
@@ -49,7 +49,8 @@ impl ViewMount {
 
 impl Drop for ViewMount {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.point).stderr(std::process::Stdio::null()).status();
+        let umount = ["umount", "--lazy"];
+        let _ = std::process::Command::new(IMGFS).args(umount).arg(&self.point).stderr(std::process::Stdio::null()).status();
     }
 }
 
@@ -380,6 +381,9 @@ fn what_is_done_in_a_view_is_seen_through_by_the_whole_store() {
 
 #[test]
 fn one_more_mount_takes_nothing_from_those_that_are_there() {
+    if !as_root() {
+        return;
+    }
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar; mkdir .imgfs/views/dc1; ln -s ../../../web .imgfs/views/dc1/; ls -lR . > /dev/null");
     // What is mounted in it.
@@ -407,6 +411,24 @@ fn one_more_mount_takes_nothing_from_those_that_are_there() {
     }
     drop(again);
     m.mount();
+    m.fsck();
+}
+
+/// Trees are mounts on a connection of their own, which outlives that of the whole store for who stands in one.
+#[test]
+fn who_stands_in_a_tree_when_the_whole_store_is_unmounted_goes_on() {
+    if !as_root() {
+        return;
+    }
+    let m = Mount::with(&["trees=mounted"]);
+    m.ok("cp $S/a.tar web.tar; mkdir .imgfs/views/dc1; ln -s ../../../web .imgfs/views/dc1/");
+    let view = ViewMount::new(&m, "dc1", "");
+    let script = format!(
+        "head -c 3000000 /dev/urandom > $S/noise; tar -C $S -cf $S/n.tar noise; cp $S/n.tar own.tar; \
+         cd $ALL/dc1:own/0/rootfs; mountpoint -q .; stat noise > /dev/null; umount -l $ALL; sleep 0.5; \
+         rmdir $MNT/own; rm -r $MNT/.imgfs/trash/own; {IMGFS} gc --store $STORE; cmp noise $S/noise"
+    );
+    view.ok(&m, &script);
     m.fsck();
 }
 

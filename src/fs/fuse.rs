@@ -23,6 +23,7 @@ use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
 use crate::fs::attach::{NAMED, Step};
 use crate::fs::change::Changes;
+use crate::fs::held::Held;
 use crate::fs::latency::Latency;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::passthrough::Backings;
@@ -85,6 +86,7 @@ struct Adapter {
     plane: Plane,
     acls: bool,
     latency: Option<Arc<Latency>>,
+    held: Arc<Held>,
     /// Who has large files open; none if the kernel is not to read any by itself.
     backings: Option<Arc<Backings<BackingId>>>,
 }
@@ -126,15 +128,19 @@ pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnc
     // A loop of its own descriptor wakes alone; opening /dev/fuse again takes permission.
     config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     let backings = (plane == Plane::All { passthrough: true }).then(Arc::default);
-    let session = Session::from_fd(Adapter { fs: fs.clone(), plane, acls, latency, backings }, fd, acl, config)?;
-    if plane == Plane::Trees {
-        return session.run();
-    }
-    fs.connect(Some(Arc::new(ToKernel(session.notifier()))));
-    ready();
-    let ended = session.run();
-    fs.connect(None);
-    fs.let_go();
+    let held = Arc::new(Held::default());
+    let adapter = Adapter { fs: fs.clone(), plane, acls, latency, held: held.clone(), backings };
+    let session = Session::from_fd(adapter, fd, acl, config)?;
+    let ended = if plane == Plane::Trees {
+        session.run()
+    } else {
+        fs.connect(Some(Arc::new(ToKernel(session.notifier()))));
+        ready();
+        let ended = session.run();
+        fs.connect(None);
+        ended
+    };
+    held.let_go(&fs.store);
     ended
 }
 
@@ -156,7 +162,7 @@ impl Adapter {
     /// The attributes of a node; counts it as known to the kernel.
     fn entry(&self, who: Caller, id: NodeId) -> Result<Attr> {
         let attr = self.fs.attr_for(who, id)?;
-        self.fs.hold_node(id, 1);
+        self.held.count(&self.fs.store, id, 1);
         Ok(attr)
     }
 
@@ -241,7 +247,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         if let Some(id) = NodeId::from_ino(ino.0) {
-            self.fs.hold_node(id, -i64::try_from(nlookup).unwrap_or(i64::MAX));
+            self.held.count(&self.fs.store, id, -i64::try_from(nlookup).unwrap_or(i64::MAX));
         }
     }
 
@@ -579,7 +585,7 @@ impl Filesystem for Adapter {
                         Generation(0),
                     );
                     if !full && !dots {
-                        self.fs.hold_node(entry.node, 1);
+                        self.held.count(&self.fs.store, entry.node, 1);
                     }
                     full
                 })

@@ -16,6 +16,7 @@
 //! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
 //! latency.rs   idle CPUs kept awake during bursts
+//! held.rs      what the kernel knows of versions, which keeps their content
 //! guard.rs     a killed daemon that cannot end is ended
 //! mount.rs     mount(2), fusermount3, umount
 //! mounts.rs    several mounts of one store
@@ -38,6 +39,7 @@ mod edit;
 mod fuse;
 mod ghost;
 pub mod guard;
+mod held;
 mod latency;
 mod leases;
 mod links;
@@ -56,7 +58,7 @@ mod xattr;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -223,8 +225,6 @@ pub struct ImageFs {
     staged_links: Mutex<Vec<links::StagedLink>>,
     /// Names that rm -r has made an end of, while the kernel still knows them.
     gone: Arc<Mutex<links::GoneNames>>,
-    /// Inodes of each version that the kernel of this mount knows.
-    held: RwLock<HashMap<u32, AtomicI64>>,
     /// Bytes of the `changes` of versions that were looked at.
     changes: changes::Sizes,
     /// Who was sent back from a directory that was deleted: process, inode, when.
@@ -251,7 +251,6 @@ impl ImageFs {
             next_handle: AtomicU64::new(1),
             staged_links: Mutex::default(),
             gone: Arc::default(),
-            held: RwLock::default(),
             sent_back: Mutex::default(),
             changes: changes::Sizes::default(),
             root_changed: Mutex::new(crate::manifest::now()),
@@ -299,26 +298,6 @@ impl ImageFs {
     /// Notes a refusal of something that has only a name.
     pub fn refuse(&self, caller: Caller, gesture: &'static str, name: &[u8], e: Error) -> Error {
         self.refused(caller, gesture, &String::from_utf8_lossy(name), e)
-    }
-
-    /// Counts inodes that the kernel was told of (or, negative, has forgotten): a version's content stays as long as
-    /// any of its inodes is known.
-    pub fn hold_node(&self, node: NodeId, inodes: i64) {
-        let NodeId::Tree { serial, .. } = node else { return };
-        self.store.hold(serial, inodes);
-        if let Some(held) = self.held.read().get(&serial) {
-            held.fetch_add(inodes, Ordering::Relaxed);
-            return;
-        }
-        self.held.write().entry(serial).or_default().fetch_add(inodes, Ordering::Relaxed);
-    }
-
-    /// The kernel knows none of its inodes any more, and does not say so: the mount is gone.
-    fn let_go(&self) {
-        for (serial, inodes) in self.held.write().drain() {
-            self.store.hold(serial, -inodes.into_inner());
-        }
-        self.store.has_garbage();
     }
 
     fn wait_for_tree(&self, serial: u32) {

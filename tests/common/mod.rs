@@ -197,10 +197,18 @@ pub fn sh(dir: &Path, script: &str) -> Ran {
 /// User, group, further groups.
 pub type User = (u32, u32, &'static str);
 
+/// Whether we are root; if not, a line that says that something is skipped.
+pub fn as_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: not root");
+    }
+    root
+}
+
 /// A mount that other users are let into. None, and a line that says so, if we are not root.
 pub fn shared(options: &[&str]) -> Option<Mount> {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: not root");
+    if !as_root() {
         return None;
     }
     let m = Mount::with(&[&["allow_other"], options].concat());
