@@ -47,8 +47,8 @@ pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
         return Err(Error::ImageIsDefault { image: image.name.clone() });
     }
     let is_default = |(name, view): &(&String, &View)| model.view_default(name, view).is_some_and(|i| i.serial == image.serial);
-    for (name, view) in model.views.iter().filter(is_default) {
-        if model.bound_to(name).count() + model.attached_to(view).count() > 1 {
+    for name in model.views.iter().filter(is_default).map(|(name, _)| name) {
+        if model.images_of_view(name).count() > 1 {
             return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
         }
     }

@@ -221,20 +221,17 @@ pub fn shown(name: &str) -> String {
 
 /// A user's own bound, or that of all: bytes, images; 0: none.
 pub fn quota_of(settings: &Settings, chosen: &BTreeMap<String, String>, uid: u32) -> (u64, u64) {
-    let mut own = *settings;
-    for name in OF_USERS {
-        if let Some(text) = chosen.get(&key(&format!("{name}.{uid}"))) {
-            let _ = own.set(name, text);
-        }
-    }
-    (own.quota, own.quota_images)
+    own_quota(*settings, chosen, |name| format!("{name}.{uid}"))
 }
 
 /// The same of a view, which has none by default.
 pub fn quota_of_view(chosen: &BTreeMap<String, String>, view: &str) -> (u64, u64) {
-    let mut own = Settings { quota: 0, quota_images: 0, ..Settings::default() };
+    own_quota(Settings::default(), chosen, |name| of_view(view, name))
+}
+
+fn own_quota(mut own: Settings, chosen: &BTreeMap<String, String>, called: impl Fn(&str) -> String) -> (u64, u64) {
     for name in OF_USERS {
-        if let Some(text) = chosen.get(&key(&of_view(view, name))) {
+        if let Some(text) = chosen.get(&key(&called(name))) {
             let _ = own.set(name, text);
         }
     }

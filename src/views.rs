@@ -41,10 +41,10 @@ pub fn make(store: &Store, name: &[u8]) -> Result<()> {
 /// Errors: `NotEmpty`, `NotFound`.
 pub fn remove(store: &Store, name: &str) -> Result<()> {
     store.catalog.commit(|change| {
-        let view = find(change.model, name)?;
+        find(change.model, name)?;
         let prefix = bound_name(name, "");
         let has_bound = change.model.names().any(|(other, _)| other.starts_with(&prefix));
-        if has_bound || change.model.attached_to(view).next().is_some() {
+        if has_bound || change.model.attached_to(name).next().is_some() {
             return Err(Error::NotEmpty { what: format!("view {name}") });
         }
         for key in change.model.settings.keys().filter(|key| settings::is_of_view(key, name)) {
@@ -104,7 +104,7 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
             return Err(Error::InUse { what: link.to_owned(), holders: holders.join(", ") });
         }
         if view.default_image == Some(image.serial) {
-            if change.model.attached_to(&view).count() + change.model.bound_to(name).count() > 1 {
+            if change.model.images_of_view(name).count() > 1 {
                 return Err(Error::ImageIsViewDefault { image: link.to_owned(), view: name.to_owned() });
             }
             view.default_image = None;
@@ -139,7 +139,7 @@ pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result
         }
         if old == Some(name) && !is_new {
             if model.view_default(name, before).is_some_and(|default| default.serial == image.serial) {
-                if images(model, name)?.len() > 1 {
+                if model.images_of_view(name).count() > 1 {
                     return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
                 }
                 view.default_image = None;
@@ -173,8 +173,7 @@ fn drop_aliases(change: &mut Change<'_>, view: &str, image: u32) {
 /// Errors: `Taken`.
 pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> Result<()> {
     let Some((of, shown)) = model.bound(name) else { return Ok(()) };
-    let attached = model.views.get(of).into_iter().flat_map(|view| model.attached_to(view));
-    match attached.into_iter().find(|image| image.name == shown && Some(image.serial) != itself) {
+    match model.attached_to(of).find(|image| image.name == shown && Some(image.serial) != itself) {
         Some(_) => Err(Error::Taken { name: name.to_owned(), holder: format!("view {of} has it attached") }),
         None => Ok(()),
     }
@@ -186,25 +185,15 @@ pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> R
 pub(crate) fn refuse_alias(model: &Model, name: &str, image: u32) -> Result<()> {
     refuse_shadow(model, name, None)?;
     let Some((of, _)) = model.bound(name) else { return Ok(()) };
-    if images(model, of)?.iter().any(|(_, shown)| shown.serial == image) {
+    if model.images_of_view(of).any(|(_, shown)| shown.serial == image) {
         return Ok(());
     }
     Err(Error::NotFound { what: format!("such image in view {of}") })
 }
 
-/// The images of a view, by their names in it.
-///
-/// Errors: `NotFound`.
-pub fn images<'m>(model: &'m Model, name: &'m str) -> Result<Vec<(&'m str, &'m Image)>> {
-    let attached = model.attached_to(find(model, name)?).map(|image| (image.name.as_str(), image));
-    // A name of the view's own goes before it.
-    let shown = attached.filter(|(image, _)| model.named(&bound_name(name, image)).is_none());
-    Ok(model.bound_to(name).chain(shown).collect())
-}
-
 /// The image that a view shows under a name.
 pub fn image_in<'m>(model: &'m Model, name: &'m str, image: &str) -> Option<&'m Image> {
-    images(model, name).ok()?.into_iter().find(|(shown, _)| *shown == image).map(|(_, image)| image)
+    model.images_of_view(name).find(|(shown, _)| *shown == image).map(|(_, image)| image)
 }
 
 /// Errors: `NotFound`.

@@ -69,10 +69,17 @@ impl Model {
         })
     }
 
-    /// The live images that are attached to a view. One that was bound to another meanwhile is not.
-    pub fn attached_to<'m>(&'m self, view: &'m View) -> impl Iterator<Item = &'m Image> {
-        let found = view.attached.iter().filter_map(|serial| self.live_image(*serial));
-        found.filter(|image| self.bound(&image.name).is_none())
+    /// The live images that are attached to a view, and that it shows: none that was bound to another meanwhile, and none of a
+    /// name that something of the view's own has.
+    pub fn attached_to<'m>(&'m self, view: &'m str) -> impl Iterator<Item = &'m Image> {
+        let attached = self.views.get(view).into_iter().flat_map(|view| &view.attached);
+        let live = attached.filter_map(|serial| self.live_image(*serial));
+        live.filter(move |image| self.bound(&image.name).is_none() && self.named(&bound_name(view, &image.name)).is_none())
+    }
+
+    /// All that a view shows, by their names in it.
+    pub fn images_of_view<'m>(&'m self, view: &'m str) -> impl Iterator<Item = (&'m str, &'m Image)> {
+        self.bound_to(view).chain(self.attached_to(view).map(|image| (image.name.as_str(), image)))
     }
 
     /// The default image of a view, if it shows that.
@@ -95,26 +102,24 @@ impl Model {
         (seen.next_serial, seen.blobs, seen.commit) = (self.next_serial, self.blobs, self.commit);
         let Some(view) = self.views.get(name) else { return seen };
         let own = |stored: &str| self.bound(stored).filter(|(of, _)| *of == name).map(|(_, name)| name.to_owned());
+        let in_trash = |stored: &Option<String>| stored.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
         for image in self.images.values() {
             let Some(shown) = own(&image.name) else { continue };
             // What is in the trash since before is of another view of this name, or of none.
             if image.trashed_at.is_some_and(|at| at < view.created_at) {
                 continue;
             }
-            let trash_name = image.trash_name.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
+            let trash_name = in_trash(&image.trash_name);
             seen.apply(Row::Image(Image { name: shown, trash_name, ..image.clone() }.into()));
         }
-        for image in self.attached_to(view) {
-            // A name of the view's own goes before it.
-            if seen.named(&image.name).is_none() {
-                // It is looked at by whom its mode lets, and changed by nobody.
-                seen.apply(Row::Image(Image { mode: image.mode & !0o222, ..image.clone() }.into()));
-                seen.attached.insert(image.serial);
-            }
+        for image in self.attached_to(name) {
+            // It is looked at by whom its mode lets, and changed by nobody.
+            seen.apply(Row::Image(Image { mode: image.mode & !0o222, ..image.clone() }.into()));
+            seen.attached.insert(image.serial);
         }
         let images: BTreeSet<u32> = seen.images.keys().copied().collect();
         for version in self.versions.values().filter(|v| images.contains(&v.image)) {
-            let trash_name = version.trash_name.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
+            let trash_name = in_trash(&version.trash_name);
             if trash_name.is_none() || !seen.attached.contains(&version.image) {
                 let version = Version { trash_name, ..version.clone() };
                 seen.apply(Row::Version(version.into()));

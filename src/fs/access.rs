@@ -67,16 +67,24 @@ impl ImageFs {
         Ok(name)
     }
 
+    /// Refuses who does not administer the store.
+    ///
+    /// Errors: `NotYours`.
+    pub(super) fn refuse_others(&self, caller: Caller, what: &str) -> Result<()> {
+        let refusal = || Error::NotYours { what: what.into(), uid: self.mount.uid };
+        if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
+    }
+
     /// What is bound to a view, who administers the store says; and it has a name there.
     ///
     /// Errors: `NotYours`, `BadName`.
     pub(super) fn refuse_binding(&self, caller: Caller, name: &str) -> Result<()> {
         match self.store.catalog.read().bound(name) {
-            Some((view, _)) if !self.is_admin(caller) => {
-                Err(Error::NotYours { what: format!("view {view}"), uid: self.mount.uid })
+            Some((view, shown)) => {
+                self.refuse_others(caller, &format!("view {view}"))?;
+                // What it is called there.
+                ImageName::parse(shown.as_bytes()).map(drop)
             }
-            // What it is called there.
-            Some((_, shown)) => ImageName::parse(shown.as_bytes()).map(drop),
             None => Ok(()),
         }
     }

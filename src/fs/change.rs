@@ -14,7 +14,6 @@ use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
-use crate::manifest::now;
 use crate::name::parse_number;
 use crate::trash::{self, Trashed};
 use crate::{labels, links, versions};
@@ -40,31 +39,6 @@ pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
 }
 
 impl ImageFs {
-    /// The names in the root have changed: in this mount, and in that of the whole store.
-    pub(super) fn root_has_changed(&self) {
-        let at = now();
-        *self.root_changed.lock() = at;
-        *self.mounts.root_changed.lock() = at;
-    }
-
-    /// When they did.
-    pub(super) fn root_changed(&self) -> i64 {
-        match self.store.catalog.view() {
-            None => *self.mounts.root_changed.lock(),
-            // What happens elsewhere is not to be seen; to what is bound to the view it is.
-            Some(_) => {
-                let model = self.store.catalog.read();
-                let changed = model.images.values().map(|image| image.updated_at.max(image.trashed_at.unwrap_or(0)));
-                changed.max().unwrap_or(0).max(*self.root_changed.lock())
-            }
-        }
-    }
-
-    pub(super) fn touch_root(&self) {
-        self.root_has_changed();
-        self.with_kernel(|kernel| kernel.forget_attributes(super::node::ROOT_INO));
-    }
-
     /// How a file is called in messages.
     pub(super) fn path_in(&self, parent: NodeId, name: &[u8]) -> String {
         let name = text_of(name);

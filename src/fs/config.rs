@@ -27,6 +27,9 @@ pub(super) struct Writing {
     closed: bool,
 }
 
+/// What only who administers the store changes.
+const HERE: &str = ".imgfs/config";
+
 impl ImageFs {
     /// The settings that are shown: those of all, and those that users have.
     fn setting_names(&self) -> Vec<String> {
@@ -86,7 +89,7 @@ impl ImageFs {
         if !writes {
             return Ok(self.open_handle(Handle::Text(text)));
         }
-        self.refuse_settings(caller)?;
+        self.refuse_others(caller, HERE)?;
         let text = if truncates { Vec::new() } else { text };
         Ok(self.open_handle(Handle::Setting(name, Mutex::new(Writing { text, truncated: truncates, closed: false }))))
     }
@@ -100,7 +103,7 @@ impl ImageFs {
 
     /// `echo 10G > .imgfs/config/quota.alice`: a bound of one user's.
     pub(super) fn create_setting(&self, caller: Caller, name: &[u8]) -> Result<(NodeId, u64)> {
-        self.refuse_settings(caller)?;
+        self.refuse_others(caller, HERE)?;
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let name = std::str::from_utf8(name).ok().and_then(settings::canonical).ok_or_else(missing)?;
         if let Some(view) = settings::view_of(&name) {
@@ -148,7 +151,7 @@ impl ImageFs {
 
     /// `truncate -s 0`; `: > FILE` at its end.
     pub(super) fn truncate_setting(&self, caller: Caller, node: NodeId, size: u64) -> Result<()> {
-        self.refuse_settings(caller)?;
+        self.refuse_others(caller, HERE)?;
         if size > 0 {
             return Err(Error::Invalid { what: "a setting".into(), why: "write its value, or truncate it to nothing".into() });
         }
@@ -182,15 +185,10 @@ impl ImageFs {
     /// `rm`: a user's own bound goes.
     pub(super) fn unlink_setting(&self, caller: Caller, name: &[u8]) -> Result<()> {
         let name = self.setting_named(self.lookup_setting(name)?)?;
-        self.refuse_settings(caller)?;
+        self.refuse_others(caller, HERE)?;
         if Settings::is_known(&name) {
             return Err(Error::Managed { what: format!("the setting {name}"), why: "truncate it: then it is as by default" });
         }
         self.choose_setting(caller, &name, "")
-    }
-
-    fn refuse_settings(&self, caller: Caller) -> Result<()> {
-        let refusal = || Error::NotYours { what: ".imgfs/config".into(), uid: self.mount.uid };
-        if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use crate::fs::ImageFs;
+use crate::fs::node::ROOT_INO;
 use crate::fs::staging::Stagings;
 use crate::manifest::now;
 use crate::store::Store;
@@ -63,5 +64,32 @@ impl Mounts {
     /// A view is no more.
     pub(super) fn forget_view(&self, view: &str) {
         self.stagings.lock().remove(&Some(view.to_owned()));
+    }
+}
+
+impl ImageFs {
+    /// The names in the root have changed: in this mount, and in that of the whole store.
+    pub(super) fn root_has_changed(&self) {
+        let at = now();
+        *self.root_changed.lock() = at;
+        *self.mounts.root_changed.lock() = at;
+    }
+
+    /// When they did.
+    pub(super) fn root_changed(&self) -> i64 {
+        match self.store.catalog.view() {
+            None => *self.mounts.root_changed.lock(),
+            // What happens elsewhere is not to be seen; to what is bound to the view it is.
+            Some(_) => {
+                let model = self.store.catalog.read();
+                let changed = model.images.values().map(|image| image.updated_at.max(image.trashed_at.unwrap_or(0)));
+                changed.max().unwrap_or(0).max(*self.root_changed.lock())
+            }
+        }
+    }
+
+    pub(super) fn touch_root(&self) {
+        self.root_has_changed();
+        self.with_kernel(|kernel| kernel.forget_attributes(ROOT_INO));
     }
 }

@@ -12,6 +12,9 @@ use crate::views;
 /// The way from a view's directory to the root of the mount.
 const UP: &str = "../../../";
 
+/// What only who administers the store changes.
+const HERE: &str = ".imgfs/views";
+
 impl ImageFs {
     fn view_names(&self) -> Vec<String> {
         self.store.catalog.read().views.keys().cloned().collect()
@@ -44,20 +47,15 @@ impl ImageFs {
             return Ok(());
         }
         let (view, model) = (self.view_named(node)?, self.store.catalog.read());
-        for (name, image) in views::images(&model, &view)?.into_iter().filter(|(_, image)| self.may(caller, image, READ)) {
+        for (name, image) in model.images_of_view(&view).filter(|(_, image)| self.may(caller, image, READ)) {
             add(name, NodeId::Link(Link::DeeperImage(image.serial)), libc::S_IFLNK);
         }
         Ok(())
     }
 
-    fn refuse_views(&self, caller: Caller) -> Result<()> {
-        let refusal = || Error::NotYours { what: ".imgfs/views".into(), uid: self.mount.uid };
-        if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
-    }
-
     /// `mkdir .imgfs/views/dc1`.
     pub(super) fn make_view(&self, caller: Caller, name: &[u8]) -> Result<NodeId> {
-        self.refuse_views(caller)?;
+        self.refuse_others(caller, HERE)?;
         views::make(&self.store, name)?;
         self.store.journal.log(caller.uid, "view", &text_of(name), "made");
         Ok(NodeId::View(number_of(&text_of(name))))
@@ -65,7 +63,7 @@ impl ImageFs {
 
     /// `rmdir`: not while it is mounted.
     pub(super) fn remove_view(&self, caller: Caller, node: NodeId) -> Result<()> {
-        self.refuse_views(caller)?;
+        self.refuse_others(caller, HERE)?;
         let name = self.view_named(node)?;
         let _held = self.mounts.views.lock();
         if let Some(mounted) = self.mounts.all().iter().find(|fs| fs.store.catalog.view() == Some(&name)) {
@@ -91,7 +89,7 @@ impl ImageFs {
     }
 
     pub(super) fn attach_to_view(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<()> {
-        self.refuse_views(caller)?;
+        self.refuse_others(caller, HERE)?;
         let (view, image) = (self.view_named(parent)?, self.deep_target(UP, target)?);
         views::attach(&self.store, &view, &text_of(name), image)?;
         self.store.journal.log(caller.uid, "attach", &text_of(name), &format!("to view {view}"));
@@ -104,7 +102,7 @@ impl ImageFs {
             return Ok(());
         }
         self.lookup_view(caller, parent, name)?;
-        self.refuse_views(caller)?;
+        self.refuse_others(caller, HERE)?;
         let view = self.view_named(parent)?;
         views::detach(&self.store, &view, &text_of(name))?;
         self.store.journal.log(caller.uid, "detach", &text_of(name), &format!("from view {view}"));
