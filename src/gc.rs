@@ -29,7 +29,7 @@ pub fn run(store: &Store) -> Result<Swept> {
     fault::reached("gc.swept");
     store.drop_bases()?;
     store.trash_has_changed();
-    store.catalog.set_reserve();
+    store.catalog.tidy();
     if swept.blobs > 0 {
         log::info!("gc: removed {} blobs, {} bytes", swept.blobs, swept.bytes);
     }
@@ -68,6 +68,7 @@ pub fn tick(store: &Store) -> Result<()> {
         run(store).inspect_err(|_| store.has_garbage())?;
     }
     if store.journal.running_jobs() == 0 {
+        store.catalog.tidy();
         store.blobs.forget_index();
         store.blobs.forget_frames();
         crate::sys::trim_memory();

@@ -149,7 +149,7 @@ impl Store {
         if opened == Opened::RebuiltInPart {
             store.catalog.rebuilt(&store.dir)?;
         }
-        store.catalog.set_reserve();
+        store.catalog.tidy();
         Ok(Arc::new(store))
     }
 

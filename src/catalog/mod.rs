@@ -272,8 +272,12 @@ impl Catalog {
         Ok(result)
     }
 
-    /// Sets the reserve aside, if it is not and there is room now.
-    pub fn set_reserve(&self) {
+    /// Gives back the room of a log that has grown, and sets the reserve aside, if it is not and there is room now.
+    pub fn tidy(&self) {
+        if let Err(e) = self.all.files.lock().db.shrink_log() {
+            // The next commit says so where it matters.
+            log::debug!("the catalog's log: {e}");
+        }
         self.all.reserve.set();
     }
 

@@ -20,6 +20,9 @@ const ALIAS: &str = "serial, name, image, number, description";
 const LABEL: &str = "serial, image, name, number";
 const LEASE: &str = "serial, version, name, facts";
 
+/// Bytes that SQLite's log may keep.
+const LOG: u64 = 256 << 10;
+
 /// The key of the setting that holds the total.
 const TOTAL: &str = "total";
 
@@ -223,6 +226,15 @@ impl Db {
         let total = total.get();
         transaction.commit()?;
         self.total = total;
+        Ok(())
+    }
+
+    /// Moves what SQLite's log holds into the database, and cuts the log off if it has grown: it keeps its size otherwise.
+    pub fn shrink_log(&self) -> Result<()> {
+        let log = self.path.with_extension("db-wal");
+        if log.metadata().is_ok_and(|meta| meta.len() > LOG) {
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        }
         Ok(())
     }
 
