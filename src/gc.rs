@@ -67,7 +67,7 @@ pub fn tick(store: &Store) -> Result<()> {
     if store.take_garbage() {
         run(store).inspect_err(|_| store.has_garbage())?;
     }
-    if store.journal.running_jobs() == 0 {
+    if !store.journal.is_busy() {
         store.catalog.tidy();
         store.blobs.forget_index();
         store.blobs.forget_frames();

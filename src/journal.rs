@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -16,6 +17,8 @@ use crate::name::bound_name;
 
 /// Refusals, ended jobs and failed uploads that are kept.
 const KEPT: usize = 1000;
+/// A job that came no further for this long stands still: its client is stopped, or waits itself.
+const STANDING: Duration = Duration::from_secs(10);
 
 /// What happened, or what of it a view is told: there a record's path begins with the view's name, as that of what is bound
 /// to it does.
@@ -63,16 +66,24 @@ pub struct Job {
     name: String,
     uid: u32,
     started_at: i64,
-    pub bytes_done: AtomicU64,
+    bytes_done: AtomicU64,
     /// 0: not known.
     pub bytes_total: AtomicU64,
     state: Mutex<(String, Option<(i64, String)>)>,
+    moved: Mutex<Instant>,
 }
 
 impl Job {
     /// Says what the job does now.
     pub fn phase(&self, phase: &str) {
         self.state.lock().0 = phase.to_owned();
+        *self.moved.lock() = Instant::now();
+    }
+
+    /// Says how far the job is.
+    pub fn reached(&self, bytes: u64) {
+        self.bytes_done.store(bytes, Ordering::Relaxed);
+        *self.moved.lock() = Instant::now();
     }
 
     /// Ends the job, in words.
@@ -84,6 +95,10 @@ impl Job {
 
     fn ended(&self) -> bool {
         self.state.lock().1.is_some()
+    }
+
+    fn is_moving(&self) -> bool {
+        !self.ended() && self.moved.lock().elapsed() < STANDING
     }
 
     fn document(&self, name: &str) -> serde_json::Value {
@@ -196,6 +211,7 @@ impl Journal {
             bytes_done: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
             state: Mutex::new(("started".into(), None)),
+            moved: Mutex::new(Instant::now()),
         });
         let mut jobs = self.all.jobs.lock();
         while jobs.len() >= KEPT {
@@ -220,9 +236,14 @@ impl Journal {
         self.all.jobs.lock().values().filter(|j| !j.ended()).count()
     }
 
-    /// Jobs that somebody waits for.
-    pub fn running_uploads(&self) -> usize {
-        self.all.jobs.lock().values().filter(|j| matches!(j.kind, "upload" | "publish") && !j.ended()).count()
+    /// Whether any job moves: what can wait gives way to it. One that stands still keeps nothing waiting.
+    pub fn is_busy(&self) -> bool {
+        self.all.jobs.lock().values().any(|j| j.is_moving())
+    }
+
+    /// The same of jobs that somebody waits for.
+    pub fn is_uploading(&self) -> bool {
+        self.all.jobs.lock().values().any(|j| matches!(j.kind, "upload" | "publish") && j.is_moving())
     }
 
     /// Notes an upload that was dropped and why, for `.imgfs/failed`.

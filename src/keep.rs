@@ -88,7 +88,7 @@ fn find_method(store: &Store, serial: u32, job: &crate::journal::Job) -> Result<
     job.bytes_total.store(candidates.len() as u64, Ordering::Relaxed);
     for (n, method) in candidates.into_iter().enumerate() {
         job.phase("compressing, to compare");
-        job.bytes_done.store(n as u64, Ordering::Relaxed);
+        job.reached(n as u64);
         let mut comparer =
             Comparer { store, kept: &kept, reader: RecipeReader::default(), at: 0, buffer: Vec::new(), failed: None };
         let same = make(store, serial, &method, &mut comparer).is_ok();

@@ -81,10 +81,10 @@ fn attempt(store: &Store, what: What, threads: usize, listen: &mut dyn FnMut(u64
     let listen = std::cell::RefCell::new(listen);
     let stopped = std::cell::Cell::new(false);
     let done = carry_out(store, &plan, threads, &|done, total| {
-        job.bytes_done.store(done, Ordering::Relaxed);
+        job.reached(done);
         job.bytes_total.store(total, Ordering::Relaxed);
         job.phase("packing");
-        while what == What::Rested && store.journal.running_uploads() > 0 && listen.borrow_mut()(done, total) {
+        while what == What::Rested && store.journal.is_uploading() && listen.borrow_mut()(done, total) {
             job.phase("waiting for uploads");
             std::thread::sleep(GIVE_WAY);
         }

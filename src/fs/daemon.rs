@@ -347,7 +347,7 @@ fn start_packing(daemon: &Arc<Daemon>) -> Result<()> {
         let mut next = Instant::now();
         while !daemon.stopping.load(Ordering::Acquire) {
             std::thread::sleep(TICK);
-            if Instant::now() < next || !go_on() || daemon.store.journal.running_uploads() > 0 {
+            if Instant::now() < next || !go_on() || daemon.store.journal.is_uploading() {
                 continue;
             }
             next = Instant::now() + PACK_EVERY;
@@ -366,7 +366,7 @@ fn start_scrub(daemon: &Arc<Daemon>) -> Result<()> {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while !daemon.stopping.load(Ordering::Acquire) {
             std::thread::sleep(TICK);
-            if daemon.store.journal.running_jobs() == 0 {
+            if !daemon.store.journal.is_busy() {
                 scrub::step(&daemon.store);
             }
         }

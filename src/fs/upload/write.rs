@@ -230,7 +230,7 @@ impl ImageFs {
             let mut info = upload.info.lock();
             info.size = info.size.max(offset + data.len() as u64);
             (info.mtime, info.touched) = (now(), Instant::now());
-            upload.job.bytes_done.store(info.size, Ordering::Relaxed);
+            upload.job.reached(info.size);
         }
         match &mut state.phase {
             Phase::Streaming(ingest) => ingest.push(Arc::new(data.to_vec()), Box::new(move || reply(Ok(len)))),
