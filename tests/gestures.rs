@@ -465,11 +465,12 @@ fn who_stands_in_a_deleted_version_goes_on() {
     m.ok("mkdir -p $S/up $S/work $S/merged; mount -t overlay overlay -o lowerdir=web/0/rootfs,upperdir=$S/up,workdir=$S/work $S/merged");
     // A chroot, a working directory, an open file, an overlay: all in the version that goes.
     m.ok(
-        "mkfifo $S/go $S/go2; ( chroot web/0/rootfs /bin/sh -c 'read x; cat /d/f; ls /d' < $S/go > $S/chrooted 2>&1 ) & a=$!
+        "mkfifo $S/go $S/go2; ( chroot web/0/rootfs /bin/sh -c 'echo in; read x; cat /d/f; ls /d' < $S/go > $S/chrooted 2>&1 ) & a=$!
          ( cd web/0/rootfs/d; exec 5< f; read x < $S/go2; cat f <&5 > $S/cwd; ls >> $S/cwd; cat f >> $S/cwd ) & b=$!
          exec 8> $S/go 9> $S/go2
+         until grep -q in $S/chrooted; do sleep 0.01; done
          rm -r web/0; not test -e web/0
-         echo >&8; echo >&9; wait $a $b; cat $S/chrooted $S/cwd; test \"$(cat $S/chrooted)\" = \"$(printf 'here\\nf')\"; test \"$(cat $S/cwd)\" = \"$(printf 'here\\nf\\nhere')\"",
+         echo >&8; echo >&9; wait $a $b; cat $S/chrooted $S/cwd; test \"$(cat $S/chrooted)\" = \"$(printf 'in\\nhere\\nf')\"; test \"$(cat $S/cwd)\" = \"$(printf 'here\\nf\\nhere')\"",
     );
     m.ok("cat $S/merged/d/f; chroot $S/merged /bin/ls /d");
     // Also when it is gone for good.

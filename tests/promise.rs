@@ -86,8 +86,10 @@ fn mv_of_a_name_that_rm_r_has_just_left_moves_what_is_there() {
     m.ok("cp $S/a.tar o.tar; cp $S/a.tar b.tar; cp $S/d.tar .slow.tar");
     // One publish is slow, and its rename holds the root's directory.
     mount_armed(&mut m, "publish.unpacked=1*sleep(2000)");
-    m.ok("cat b/0/rootfs/etc/motd; cp $S/c.tar .slow.tar; exec 7> b.tar; head -c 9000 $S/b.tar >&7; mv .slow.tar slow.tar & sleep 0.5; \
-          perl -e 'rename(\"b\", \"c\") or die' & sleep 0.3; timeout 20 rm b/.id; tail -c +9001 $S/b.tar >&7; exec 7>&-; wait; \
+    // Who deletes stands in b: he needs nothing of the root.
+    m.ok("cat b/0/rootfs/etc/motd; cp $S/c.tar .slow.tar; exec 7> b.tar; head -c 9000 $S/b.tar >&7; \
+          (cd b; touch $S/in; sleep 0.8; timeout 20 rm .id) & rm=$!; until test -e $S/in; do sleep 0.01; done; mv .slow.tar slow.tar & sleep 0.5; \
+          perl -e 'rename(\"b\", \"c\") or die' & wait $rm; tail -c +9001 $S/b.tar >&7; exec 7>&-; wait; \
           ls .imgfs/trash | grep -qx b; cmp $S/b.tar c/0/rootfs.tar; cmp $S/c.tar slow/0/rootfs.tar; not test -e b");
 }
 
