@@ -59,14 +59,22 @@ pub fn ensure_room(store: &Store, bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Gives space back if there may be any.
+///
+/// Errors: as `run`'s; it is tried again.
+pub fn run_if_due(store: &Store) -> Result<()> {
+    if store.take_garbage() {
+        run(store).inspect_err(|_| store.has_garbage())?;
+    }
+    Ok(())
+}
+
 /// What the daemon does every few seconds: ends the trash's time, gives space back.
 pub fn tick(store: &Store) -> Result<()> {
     trash::end_trash_time(store)?;
     store.note_use();
     store.close_idle_trees(64);
-    if store.take_garbage() {
-        run(store).inspect_err(|_| store.has_garbage())?;
-    }
+    run_if_due(store)?;
     if !store.journal.is_busy() {
         store.catalog.tidy();
         store.blobs.forget_index();

@@ -75,6 +75,9 @@ fn whatever_file_is_damaged_nothing_wrong_is_read_and_a_copy_heals() {
             m.ok("ls -R . > /dev/null");
             let ran = m.sh(WHOLE);
             assert_eq!(ran.code, 0, "{what}: not healed: {ran:?}\n{fsck:?}\n{}", m.errors());
+            // Also while what was damaged is still to be swept.
+            m.ok("rm -r .imgfs/trash/*");
+            m.fsck();
             m.ok(&format!("{IMGFS} gc --trash --store $STORE; {WHOLE}; {IMGFS} repack --store $STORE; {WHOLE}"));
             m.fsck();
             m.ok("grep -q '\"ok\"' .imgfs/status.json");

@@ -64,6 +64,8 @@ pub struct Sealed {
     _pins: Arc<Pins>,
     /// New content in this upload, in bytes.
     pub new_bytes: u64,
+    /// Whether damaged content was stored anew: what it lay in may be garbage.
+    pub healed: bool,
 }
 
 impl Sealed {
@@ -182,12 +184,10 @@ impl Writer {
         }
         let store = self.store.clone();
         fault::reached("seal.synced");
-        let (ids, new_bytes) = self.seal_locked(&store, &mut store.seal.lock())?;
-        // The caller drops them when the version's row is written.
-        Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes })
+        self.seal_locked(&store, &mut store.seal.lock())
     }
 
-    fn seal_locked(&mut self, store: &BlobStore, next_container: &mut u32) -> Result<(Vec<BlobId>, u64)> {
+    fn seal_locked(&mut self, store: &BlobStore, next_container: &mut u32) -> Result<Sealed> {
         // Another upload may have brought the same content meanwhile: then its copy counts, and ours is dropped.
         let mut ids = vec![0; self.fresh.len()];
         {
@@ -204,7 +204,7 @@ impl Writer {
         let kept: Vec<usize> = (0..ids.len()).filter(|&i| wanted(i)).collect();
         let new_bytes = kept.iter().map(|&i| self.fresh[i].record.size).sum();
         if kept.is_empty() {
-            return Ok((ids, new_bytes));
+            return Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes, healed: false });
         }
         let segment_number = *next_container;
         *next_container += 1;
@@ -246,7 +246,8 @@ impl Writer {
         let (healed, new): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(id, _)| *id < table.len());
         table.append(&new.into_iter().map(|(_, record)| record).collect::<Vec<_>>())?;
         fault::reached("seal.recorded");
-        if !healed.is_empty() {
+        let is_healed = !healed.is_empty();
+        if is_healed {
             let healed: Vec<_> = healed.into_iter().map(|(id, record)| (id, Some(record))).collect();
             table.rewrite(&healed)?;
             table.sync()?;
@@ -257,7 +258,8 @@ impl Writer {
             store.checked.lock().all(ids[i]);
         }
         self.pins.add(ids.iter().copied());
-        Ok((ids, new_bytes))
+        // The caller drops them when the version's row is written.
+        Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes, healed: is_healed })
     }
 }
 

@@ -104,6 +104,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     }
     fault::reached("publish.unpacked");
     let sealed = writer.seal()?;
+    if sealed.healed {
+        store.has_garbage();
+    }
     fault::reached("publish.sealed");
     let id = new_id()?;
     let path = store.tree_path(&id);
