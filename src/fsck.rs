@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::blob::ReadBuf;
-use crate::catalog::{Image, Label, Lease, Model, Row};
+use crate::catalog::{Image, Label, Lease, Model, Row, Version};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -62,7 +62,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     }
     let mut affected: HashMap<BlobId, Vec<String>> = HashMap::new();
     for version in &versions {
-        let name = store.path_of(&store.catalog.read(), version.serial);
+        let name = place_of(&store.catalog.read(), version);
         let tree = match store.read_tree(version.serial) {
             Ok(tree) => tree,
             Err(_) if !store.catalog.read().versions.contains_key(&version.serial) => continue,
@@ -127,6 +127,16 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     Ok(found)
 }
 
+/// Where a version is, below the mount.
+fn place_of(model: &Model, version: &Version) -> String {
+    let image = model.images.get(&version.image);
+    match (&version.trash_name, image.and_then(|i| i.trash_name.as_ref())) {
+        (Some(name), _) => format!(".imgfs/trash/{name}"),
+        (None, Some(name)) => format!(".imgfs/trash/{name}/{}", version.number),
+        (None, None) => format!("{}/{}", image.map_or("?", |i| i.name.as_str()), version.number),
+    }
+}
+
 /// What a repair came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Repaired {
@@ -173,7 +183,7 @@ fn put_aside(store: &Store) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
     for version in versions {
-        let name = store.path_of(&store.catalog.read(), version.serial);
+        let name = place_of(&store.catalog.read(), &version);
         let path = store.tree_path(&version.id);
         if store.tree(version.serial).is_err_and(|e| e.is_damage()) && !store.is_quarantined(&path) {
             store.quarantine(&path)?;

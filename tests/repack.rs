@@ -157,6 +157,8 @@ fn a_damaged_pack_is_an_error_and_fsck_says_whose() {
     m.ok("grep -q 'a frame does not match its check' .imgfs/errors");
     let ran = m.sh(&format!("{IMGFS} fsck --store $STORE"));
     assert!(ran.code == 4 && ran.out.contains("invariant 3") && ran.out.contains("it affects web/0"), "{ran:?}");
+    let ran = m.sh(&format!("rmdir web/0; {IMGFS} fsck --store $STORE"));
+    assert!(ran.out.contains("it affects .imgfs/trash/web.0/"), "{ran:?}");
 }
 
 #[test]
