@@ -36,9 +36,10 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("a second gc", "$IMGFS gc --trash --store $STORE"),
 ];
 
-/// Of the calls each, or of so many one, another for another seed. `each`: in each of the modes, not in one of them.
+/// Of the calls each, or with a number as length one of so many, another for another seed. `each`: in each of the modes, not
+/// in one of them.
 fn torture(modes: &[(Mode, i32)], each: bool) {
-    let (seed, of) = (seed() as usize, length(8, 1) as usize);
+    let (seed, of) = (seed() as usize, length(1, 1) as usize);
     let world = World::new();
     let mut tried = 0;
     let part = part();
@@ -58,7 +59,10 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
         let after = world.state();
         world.unmount();
         world.ok("rm -rf after; cp -a store after");
-        let inside = ["before", "after"].map(|kept| opened(&world, kept));
+        let inside = ["before", "after"].map(|kept| {
+            world.ok(&format!("rm -rf store; cp -a {kept} store"));
+            opened(&world, name)
+        });
         for at in (1..=count).filter(|at| part.contains(&n) && (*at as usize + seed).is_multiple_of(of)) {
             let turn = (at as usize / of + seed) % modes.len();
             for &(mode, errno) in if each { modes } else { &modes[turn..=turn] } {
@@ -75,8 +79,11 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
                 }
                 check(&when, &ran, &before, &after, &world.state());
                 world.unmount();
-                check(&when, &ran, &inside[0], &inside[1], &opened(&world, "store"));
+                check(&when, &ran, &inside[0], &inside[1], &opened(&world, &when));
                 tried += 1;
+                if tried % 500 == 0 {
+                    println!("{when}: {tried} points so far");
+                }
             }
         }
         world.ok("rm -rf store; cp -a after store");
@@ -93,10 +100,9 @@ fn part() -> std::ops::RangeInclusive<usize> {
     first..=last
 }
 
-/// What a copy of a store is found to hold when it is opened, and that fsck finds nothing.
-fn opened(world: &World, name: &str) -> String {
-    world.ok(&format!("rm -rf opened; cp -a {name} opened"));
-    look(&world.path("opened")).unwrap_or_else(|why| panic!("{name}: {why}"))
+/// What the store is found to hold when it is opened, and that fsck finds nothing.
+fn opened(world: &World, when: &str) -> String {
+    look(&world.path("store")).unwrap_or_else(|why| panic!("{when}: {why}"))
 }
 
 /// It is as before or as after, as after if it was acknowledged.

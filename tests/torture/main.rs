@@ -21,8 +21,8 @@ mod rot;
 mod soak;
 mod stalls;
 
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{IMGFS, Ran};
@@ -46,9 +46,18 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// All that the mount shows, as text.
-const STATE: &str = "shopt -s nullglob; for d in . .imgfs/trash; do for i in $d/*; do stat -c '%A %N' $i $i/*; test -L $i || { \
-    for v in $i/[0-9]*; do sha256sum < $v/rootfs.tar; done; }; done; done";
+/// What is in a directory and not hidden, in order.
+fn listed(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut shown = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes()[0] != b'.' {
+            shown.push(entry.path());
+        }
+    }
+    shown.sort();
+    Ok(shown)
+}
 
 /// What the shim does at a call.
 #[derive(Clone, Copy)]
@@ -79,8 +88,8 @@ impl World {
         let made = world.sh(
             ".",
             "mkdir mnt src store; cd src; mkdir t; for n in $(seq 60); do seq $n 300 > t/f$n; done; for v in a b c d; do echo $v > t/v; \
-             tar -C t --sort=name -cf $v.tar .; done; gzip d.tar; seq 400000 > t/large; head -c 1500000 /dev/urandom > t/noise; \
-             tar -C t --sort=name -cf large.tar .; sed -i s/77/88/ t/large; tar -C t --sort=name -cf large2.tar .; mkdir u; head -c 700000 /dev/urandom | split -a 4 -b 700 - u/f; tar -C u -cf many.tar .; \
+             tar -C t --sort=name -cf $v.tar .; done; gzip d.tar; head -c 800000 /dev/urandom | base64 > t/large; head -c 1100000 /dev/urandom > t/noise; \
+             tar -C t --sort=name -cf large.tar .; sed -i s/77/88/ t/large; tar -C t --sort=name -cf large2.tar .; mkdir u; head -c 700000 /dev/urandom | split -a 4 -b 4400 - u/f; tar -C u -cf many.tar .; \
              ls u | awk 'NR % 8' | (cd u; xargs rm); tar -C u -cf few.tar .",
         );
         assert_eq!(made.code, 0, "{made:?}");
@@ -136,10 +145,29 @@ impl World {
         self.ok("$IMGFS umount mnt || $IMGFS umount --lazy mnt; flock -w 20 store/lock true");
     }
 
+    /// All that the mount shows, as text: images, what is in them, their content, and the same of the trash.
     pub fn state(&self) -> String {
-        let ran = self.sh("mnt", STATE);
-        assert_eq!(ran.code, 0, "{ran:?}");
-        ran.out
+        self.shown().unwrap()
+    }
+
+    /// The same; what keeps it from being read.
+    pub fn shown(&self) -> std::io::Result<String> {
+        let (mnt, mut lines) = (self.path("mnt"), Vec::new());
+        for image in listed(&mnt)?.into_iter().chain(listed(&mnt.join(".imgfs/trash"))?) {
+            let inside = if image.is_symlink() { Vec::new() } else { listed(&image)? };
+            for path in [&image].into_iter().chain(&inside) {
+                let (mode, link) = (path.symlink_metadata()?.mode(), std::fs::read_link(path).unwrap_or_default());
+                lines.push(format!("{mode:o} {} {}", path.strip_prefix(&mnt).unwrap().display(), link.display()));
+            }
+            for version in inside.iter().chain([&image]).filter(|path| !path.is_symlink()) {
+                let mut hasher = blake3::Hasher::new();
+                if let Ok(mut tar) = std::fs::File::open(version.join("rootfs.tar")) {
+                    std::io::copy(&mut tar, &mut hasher)?;
+                    lines.push(format!("{} {}", version.strip_prefix(&mnt).unwrap().display(), hasher.finalize()));
+                }
+            }
+        }
+        Ok(lines.join("\n"))
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::dice::Dice;
 use crate::disk::{Disk, Event, Pages};
 use crate::load::{Done, GESTURES, PREPARE, judge};
-use crate::{STATE, World, length, seed};
+use crate::{World, length, seed};
 
 /// A file system, how it is made, how large, and what of a write is whole or not there at all.
 struct Kind {
@@ -174,13 +174,18 @@ impl Machine {
 
     /// What the store shows, if it can be mounted and fsck finds nothing.
     fn look(&self, harm: &str) -> Result<String, String> {
-        let script = format!(
-            "({harm}) && timeout 60 $IMGFS mount --store store mnt > mounted && cd mnt && {{ {STATE}; }} && cd .. && \
-             timeout 60 $IMGFS umount mnt && timeout 60 $IMGFS fsck --store store > fsck"
-        );
-        let ran = self.world.sh(".", &script);
+        let steps = [
+            format!("({harm}) && timeout 60 $IMGFS mount --store store mnt > mounted"),
+            "timeout 60 $IMGFS umount mnt && timeout 60 $IMGFS fsck --store store > fsck".to_owned(),
+        ];
+        let mut ran = self.world.sh(".", &steps[0]);
+        let mut shown = String::new();
         if ran.code == 0 {
-            return Ok(ran.out);
+            shown = self.world.shown().map_err(|e| format!("it cannot be read: {e}"))?;
+            ran = self.world.sh(".", &steps[1]);
+        }
+        if ran.code == 0 {
+            return Ok(shown);
         }
         let log = self.world.sh(".", "cat mounted fsck; tail -n 5 store/daemon.log; find store | head -50").out;
         Err(format!("it ended with {}: {}{}\n{log}", ran.code, ran.out, ran.err))
