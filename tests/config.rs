@@ -33,6 +33,7 @@ fn settings_are_read_written_and_put_back() {
     m.ok("test $(cat .imgfs/config/trash) = 7d");
     // Each way to say: as by default.
     m.ok("cd .imgfs/config; : > trash; test $(cat trash) = 24h; truncate -s 0 keep_upload; test $(cat keep_upload) = never; echo > max_depth; test $(cat max_depth) = 2K; echo 7d > trash; python3 -c 'import os; f=os.open(\"trash\", os.O_RDWR); os.ftruncate(f, 0); os.close(f)'; test $(cat trash) = 24h");
+    m.refused("truncate -s 3 .imgfs/config/trash", "Invalid argument");
     m.refused("rm .imgfs/config/trash", "Operation not permitted");
     m.refused("touch .imgfs/config/colour", "No such file");
     m.refused("mkdir .imgfs/config/x", "Operation not permitted");

@@ -445,8 +445,9 @@ impl ImageFs {
             Some(Handle::Staged { file, path, .. }) => return file.set_len(size).map_err(Error::io("truncate", path)),
             _ => {}
         }
+        let refused = |e| self.refused(caller, "truncate", &self.path_of(node), e);
         match node {
-            NodeId::Setting(_) => self.truncate_setting(caller, node, size),
+            NodeId::Setting(_) => self.truncate_setting(caller, node, size).map_err(refused),
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 self.truncate_upload(caller, &upload, size)
@@ -456,7 +457,7 @@ impl ImageFs {
             }
             // `: > metadata.json` writes nothing, and nothing is no document.
             NodeId::Image { part: ImagePart::Metadata, .. } | NodeId::Receipt(_) | NodeId::Lease(_) if size == 0 => Ok(()),
-            other => Err(frozen(other)),
+            other => Err(refused(frozen(other))),
         }
     }
 
