@@ -329,13 +329,17 @@ impl BlobStore {
         }
         let size = usize::try_from(frame.size).map_err(|_| pack.corrupt("a frame is too long"))?;
         let slot = self.frames.slot((pack.number, number), size, used == Use::Read);
-        let mut content = slot.lock();
-        if let Some(content) = &*content {
+        if let Some(content) = &*slot.lock() {
             return Ok(content.clone());
         }
+        // Not under the lock: for a lost base all frames are read, and this is one of them.
         let mut base = Vec::new();
         for part in pack.bases_of(frame) {
             self.append_base(part, &mut base)?;
+        }
+        let mut content = slot.lock();
+        if let Some(content) = &*content {
+            return Ok(content.clone());
         }
         let unpacked = delta::unpack(&pack.packed(frame)?, &base, size, self.frames.take_spare());
         let unpacked = Arc::new(unpacked.map_err(|why| pack.corrupt(&format!("a frame cannot be unpacked: {why}")))?);

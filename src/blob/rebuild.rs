@@ -32,6 +32,15 @@ impl BlobStore {
     ///
     /// Errors: `Io`. Damage of a container loses what only it had.
     pub fn rebuild(&self, bound: BlobId) -> Result<()> {
+        // What it reads itself finds it under way; others wait for it.
+        let under_way = self.mending.lock();
+        let outer = under_way.replace(true);
+        let rebuilt = self.find_lost(bound);
+        under_way.set(outer);
+        rebuilt
+    }
+
+    fn find_lost(&self, bound: BlobId) -> Result<()> {
         let found = self.listed()?;
         let mut listed = IdSet::default();
         found.keys().for_each(|id| listed.insert(*id));
@@ -63,14 +72,13 @@ impl BlobStore {
         if self.is_damaged(id) || !missing() {
             return false;
         }
-        // Others wait for it. What a rebuild itself reads finds it under way.
         let under_way = self.mending.lock();
-        if under_way.replace(true) {
+        if under_way.get() {
             return false;
         }
-        let rebuilt = if missing() { self.rebuild(0) } else { Ok(()) };
-        under_way.set(false);
-        if let Err(e) = rebuilt {
+        if missing()
+            && let Err(e) = self.rebuild(0)
+        {
             log::error!("{e}");
         }
         !missing()
