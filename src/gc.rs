@@ -47,6 +47,16 @@ pub fn make_room(store: &Store) -> Result<bool> {
     Ok(run(store)?.bytes > 0)
 }
 
+/// Does what takes room on the disk; where it is full, the oldest of the trash goes for it.
+pub fn in_room<T>(store: &Store, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match attempt() {
+            Err(e) if e.is_no_space() && make_room(store)? => {}
+            other => return other,
+        }
+    }
+}
+
 /// Empties the oldest of the trash until there is room for `bytes`, or nothing left to empty.
 ///
 /// Errors: what keeps gc from running.

@@ -134,3 +134,37 @@ fn a_file_system_that_turns_read_only_is_still_read() {
     );
     assert_eq!(ran.code, 0, "{ran:?}");
 }
+
+/// Not the content, but the directory that it was to be staged in found no room, and nothing was made for that.
+#[test]
+fn a_disk_that_only_the_trash_fills_takes_a_copy_of_any_kind() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root can mount");
+    }
+    let dir = Mounts(tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap());
+    let script = |text: &str| sh(dir.0.path(), &format!("set -e; export IMGFS={IMGFS}; {text}"));
+    for (fill, copy) in [
+        (
+            "dd if=/dev/zero of=disk/fill bs=64K status=none || true; dd if=/dev/zero of=disk/fill2 bs=512 status=none || true",
+            "cp a.tar mnt/new.tar",
+        ),
+        ("dd if=/dev/zero of=disk/fill bs=64K status=none || true", "cp a.tar mnt/.new.tar; mv mnt/.new.tar mnt/new.tar"),
+        (
+            "dd if=/dev/zero of=disk/fill bs=64K status=none || true",
+            "mkdir mnt/.two; cp a.tar mnt/.two/rootfs.tar; mv mnt/.two mnt/new",
+        ),
+        ("mkdir disk/i; (seq 100000 | sed s,^,disk/i/, | xargs touch) 2> /dev/null || true", "cp a.tar mnt/new.tar"),
+    ] {
+        let ran = script(&format!(
+            "mkdir -p disk mnt t; truncate -s 24M image; mkfs.ext4 -q -F -m 0 -N 200 image; mount -o loop image disk; \
+             echo 1 > t/f; tar -C t -cf a.tar .; for n in 1 2 3; do head -c 3000000 /dev/urandom > t/f; tar -C t -cf $n.tar .; done; \
+             $IMGFS mount --store disk/store mnt; cp a.tar mnt/keep.tar; echo more > t/f; tar -C t -cf a.tar .; \
+             for n in 1 2 3; do cp $n.tar mnt/gone$n.tar; rmdir mnt/gone$n; done; {fill}; not touch disk/no"
+        ));
+        assert!(ran.code == 0 || ran.err.contains("No space left"), "{ran:?}");
+        let ran = script(&format!(
+            "{copy}; cmp a.tar mnt/new/0/rootfs.tar; test $(ls mnt/.imgfs/trash | wc -l) -lt 3; $IMGFS umount mnt; $IMGFS fsck --store disk/store; umount disk"
+        ));
+        assert_eq!(ran.code, 0, "{copy}: {ran:?}");
+    }
+}

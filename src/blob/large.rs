@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::blob::container::Place;
 use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
-use crate::blob::writer::{WRITEBACK, Writer, lead_of, write_with_holes};
+use crate::blob::writer::{WRITEBACK, Writer, in_room, lead_of, write_with_holes};
 use crate::digest::{BlobId, Content, GROUP, GroupHasher, Outline};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -112,7 +112,8 @@ impl<'w> Large<'w> {
         let staged = self.writer.objects;
         self.writer.objects += 1;
         let path = self.writer.object_path(staged);
-        let file = File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
+        let create = || File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path));
+        let file = in_room(self.writer.store.room.get(), create)?;
         Ok(State::Writing { file, path, staged, flushed: 0 })
     }
 

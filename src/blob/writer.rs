@@ -87,7 +87,7 @@ impl BlobStore {
             self.table.write().build_index();
         }
         let dir = self.staging.join(name);
-        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        in_room(self.room.get(), || fs::create_dir_all(&dir).map_err(Error::io("create", &dir)))?;
         Ok(Writer { store: self.clone(), pins, dir, segment: None, fresh: Vec::new(), by_digest: HashTable::new(), objects: 0 })
     }
 }
@@ -274,7 +274,8 @@ impl Drop for Writer {
 impl Segment {
     /// Begins a segment. With `room`, a full disk is asked for more before a write fails.
     pub fn create(path: PathBuf, room: Option<MakeRoom>) -> Result<Segment> {
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
+        let create = || File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io("create", &path));
+        let file = in_room(room.as_ref(), create)?;
         Ok(Segment { file, path, buffer: SEGMENT_MAGIC.to_vec(), at: 0, flushed: 0, room })
     }
 
@@ -360,14 +361,18 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
 }
 
-/// Writes all bytes; a full disk is given as many chances as it can be made room on.
-fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
+/// Does what takes room on the disk; a full one is given as many chances as room can be made on it.
+pub(super) fn in_room<T>(room: Option<&MakeRoom>, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
-        match file.write_all_at(bytes, at).map_err(Error::io("write", path)) {
+        match attempt() {
             Err(e) if e.is_no_space() && room.is_some_and(|make_room| make_room()) => {}
             other => return other,
         }
     }
+}
+
+fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
+    in_room(room, || file.write_all_at(bytes, at).map_err(Error::io("write", path)))
 }
 
 /// Writes at `at`, a page border, leaving whole pages of zeros out.

@@ -236,7 +236,7 @@ impl ImageFs {
         };
         let path = self.stagings.dir.join(new_id()?);
         let files = path.join("files");
-        fs::create_dir_all(&files).map_err(Error::io("create", &files))?;
+        gc::in_room(&self.store, || fs::create_dir_all(&files).map_err(Error::io("create", &files)))?;
         let view = self.store.catalog.view().map(str::to_owned);
         let about = About { name, image, uid: caller.uid, gid: caller.gid, view, expect: BTreeMap::new() };
         save(&path, &about)?;
@@ -309,8 +309,8 @@ impl ImageFs {
         if files.by_name.len() >= FILES_MAX {
             return Err(Error::OverLimit { what: "the number of staged files".into(), limit: FILES_MAX.to_string() });
         }
-        let file = File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
-        let file = file.map_err(Error::io("create", &path))?;
+        let create = || File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
+        let file = gc::in_room(&self.store, || create().map_err(Error::io("create", &path)))?;
         // With the caller's mode, but always ours to read.
         let _ = file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600));
         files.next += 1;
@@ -335,13 +335,9 @@ impl ImageFs {
     pub fn write_staged(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Handle::Staged { file, path, .. } = &*handle else { return Err(stale()) };
-        loop {
-            match file.write_all_at(data, offset).map_err(Error::io("write", path)) {
-                Ok(()) => return Ok(data.len() as u32),
-                Err(e) if e.is_no_space() && gc::make_room(&self.store)? => {}
-                Err(e) => return Err(self.refused(caller, "write", &path.display().to_string(), e)),
-            }
-        }
+        let written = gc::in_room(&self.store, || file.write_all_at(data, offset).map_err(Error::io("write", path)));
+        written.map_err(|e| self.refused(caller, "write", &path.display().to_string(), e))?;
+        Ok(data.len() as u32)
     }
 
     /// `fsync(2)` of a staged file.

@@ -348,13 +348,8 @@ impl ImageFs {
         if state.spool.is_none() {
             upload.job.phase("spooling");
             let path = self.store.dir.join("staging").join(format!("spool-{}", upload.number));
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(&path)
-                .map_err(Error::io("create", &path))?;
+            let create = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
+            let file = gc::in_room(&self.store, || create().map_err(Error::io("create", &path)))?;
             state.spool = Some(Spool { file, path });
         }
         Ok(())
@@ -442,12 +437,7 @@ impl ImageFs {
 
 fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]) -> Result<()> {
     let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
-    loop {
-        match spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)) {
-            Err(e) if e.is_no_space() && gc::make_room(store)? => {}
-            other => return other,
-        }
-    }
+    gc::in_room(store, || spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)))
 }
 
 fn bad_name(name: &[u8], why: &'static str) -> Error {
