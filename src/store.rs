@@ -359,10 +359,14 @@ impl Core {
     /// Closes trees that nobody uses: all that were deleted, and others when there are many.
     pub fn close_idle_trees(&self, keep: usize) {
         let model = self.catalog.read();
-        self.kept.write().retain(|_, tree| Arc::strong_count(tree) > 1);
+        let mut freed = false;
+        self.kept.write().retain(|serial, tree| {
+            let used = Arc::strong_count(tree) > 1;
+            freed |= !used && !model.versions.contains_key(serial);
+            used
+        });
         let mut slots = self.slots.write();
         let many = slots.len() > keep;
-        let mut freed = false;
         slots.retain(|serial, slot| {
             let used = slot.lookups.load(Ordering::Acquire) > 0 || Arc::strong_count(slot) > 1;
             let there = model.versions.contains_key(serial);
@@ -396,9 +400,9 @@ impl Core {
                 Err(e) => return Err(e),
             }
         }
-        for slot in self.slots.read().values() {
-            slot.tree.blobs().for_each(|id| live.insert(id));
-        }
+        // What is open stays, although its version is gone.
+        self.slots.read().values().for_each(|slot| slot.tree.blobs().for_each(|id| live.insert(id)));
+        self.kept.read().values().for_each(|tree| tree.blobs().for_each(|id| live.insert(id)));
         Ok(live)
     }
 

@@ -479,6 +479,21 @@ fn who_stands_in_a_deleted_version_goes_on() {
 }
 
 #[test]
+fn what_is_open_is_read_on_when_its_version_is_gone_for_good() {
+    let m = Mount::with(&["keep_upload=always"]);
+    m.ok("cp $S/a.tar.zst web.tar.zst; cp $S/b.tar db.tar; ln -sfn db default");
+    m.ok(&format!(
+        "exec 5< web/0/rootfs.tar 6< web/0/rootfs.tar 7< web/0/*.zst 8< web/0/*.zst; head -c 5000 <&5 > $S/tar; head -c 500 <&7 > $S/kept
+         rm -r web; {IMGFS} gc --trash --store $STORE; sleep 1.1; echo 2 > /proc/sys/vm/drop_caches
+         cat <&5 >> $S/tar; cmp $S/a.tar $S/tar; sha256sum <&6 | cut -c-64 > $S/sum; sha256sum < $S/a.tar | cut -c-64 | cmp - $S/sum
+         cat <&7 >> $S/kept; cmp $S/a.tar.zst $S/kept; cmp $S/a.tar.zst - <&8"
+    ));
+    // Then its content goes, too.
+    m.ok("for n in $(seq 400); do test $(cat $STORE/loose/* | wc -c) -lt 400000 && exit 0; sleep 0.1; done; exit 1");
+    m.fsck();
+}
+
+#[test]
 fn the_trash_gives_back_what_was_deleted() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; cp $S/c.tar web/; ln -s web prod; rmdir web/1; ls .imgfs/trash");

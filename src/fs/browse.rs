@@ -1,5 +1,6 @@
 //! Journey 2, ls: which names there are, and what they lead to.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Image, Model, Named, Version};
@@ -227,7 +228,8 @@ impl ImageFs {
             return false;
         }
         // fstat comes to it by no name.
-        if self.handles.read().values().any(|handle| matches!(&**handle, Handle::Directory(open, _) if *open == node)) {
+        let is_open = |handle: &Arc<Handle>| matches!(&**handle, Handle::Directory(open, _) if *open == node);
+        if self.handles.read().values().any(is_open) || self.shown_open(node).is_some() {
             return false;
         }
         let mut sent = self.sent_back.lock();

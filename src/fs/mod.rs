@@ -66,7 +66,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::export::RecipeReaders;
-use crate::store::Store;
+use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
 use edit::Edit;
 use ghost::Walkers;
@@ -155,17 +155,21 @@ enum Handle {
     Edit(u32, Mutex<Edit>),
     Lease(u32, Mutex<Edit>),
     Setting(String, Mutex<config::Writing>),
-    /// A file that a recipe of a version makes: the version, the recipe.
+    /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is what stat
+    /// says, whatever becomes of the version.
     Made {
         serial: u32,
+        slot: Arc<TreeSlot>,
         recipe: u32,
         readers: RecipeReaders,
+        shown: Attr,
     },
     /// A kept upload of this version.
     Kept {
         serial: u32,
         tree: Arc<Tree>,
         readers: RecipeReaders,
+        shown: Attr,
     },
     Directory(NodeId, Vec<DirEntry>),
 }

@@ -1,6 +1,7 @@
 //! Journey 2, cat: open, read and seek.
 
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -14,7 +15,7 @@ use crate::fs::control::log_number;
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
-use crate::fs::{Caller, Handle, ImageFs};
+use crate::fs::{Attr, Caller, Handle, ImageFs};
 use crate::keep;
 use crate::leases;
 use crate::manifest::{self, METADATA_MAX};
@@ -75,19 +76,18 @@ impl ImageFs {
             NodeId::Setting(_) => Ok(Opened::Direct(self.open_setting(caller, node, mode.writes, mode.truncates)?)),
             NodeId::Lease(serial) => Ok(Opened::Direct(self.open_lease(serial, mode.truncates)?)),
             _ if mode.writes => Err(frozen(node)),
-            NodeId::Tree { serial, index } => {
+            file @ NodeId::Tree { serial, index } => {
                 let node = self.store.tree(serial)?.tree.node(index)?;
                 match node.kind {
-                    Kind::File(Bytes::Recipe(recipe)) => Ok(self.open_made(serial, recipe)),
+                    Kind::File(Bytes::Recipe(recipe)) => self.open_made(file, serial, recipe),
                     Kind::File(Bytes::Blob(blob)) if node.size >= OBJECT_MIN => Ok(Opened::Large(blob)),
                     _ => Ok(Opened::Lasting),
                 }
             }
             NodeId::Version { serial, part: VersionPart::Tar, .. } => {
-                self.store.tree(serial)?;
-                Ok(self.open_made(serial, 0))
+                self.open_made(node, serial, 0)
             }
-            NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(serial),
+            NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(node, serial),
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Changes, .. } => text(self.changes_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Id, .. } => {
@@ -106,17 +106,28 @@ impl ImageFs {
         }
     }
 
-    fn open_made(&self, serial: u32, recipe: u32) -> Opened {
-        Opened::Cached(self.open_handle(Handle::Made { serial, recipe, readers: RecipeReaders::default() }))
+    fn open_made(&self, node: NodeId, serial: u32, recipe: u32) -> Result<Opened> {
+        let (slot, shown) = (self.store.tree(serial)?, self.attr(node)?);
+        let handle = Handle::Made { serial, slot, recipe, readers: RecipeReaders::default(), shown };
+        Ok(Opened::Cached(self.open_handle(handle)))
+    }
+
+    /// What stat shows of a file that is open, although its version is gone.
+    pub(super) fn shown_open(&self, node: NodeId) -> Option<Attr> {
+        let shown = |handle: &Arc<Handle>| match &**handle {
+            Handle::Made { shown, .. } | Handle::Kept { shown, .. } if shown.ino == node.ino() => Some(*shown),
+            _ => None,
+        };
+        self.handles.read().values().find_map(shown)
     }
 
     /// Opens an upload as it came: its pieces, or what comes out when its content is compressed again.
-    fn open_kept(&self, serial: u32) -> Result<Opened> {
+    fn open_kept(&self, node: NodeId, serial: u32) -> Result<Opened> {
         let kept = self.store.catalog.read().versions.get(&serial).and_then(|v| v.facts.kept.clone());
         let handle = match kept.ok_or_else(stale)? {
             Kept::Stored { .. } => {
                 let tree = self.store.kept(serial).map_err(|e| self.damage(serial, Part::Kept, e))?;
-                Handle::Kept { serial, tree, readers: RecipeReaders::default() }
+                Handle::Kept { serial, tree, readers: RecipeReaders::default(), shown: self.attr(node)? }
             }
             Kept::Made { method } => {
                 let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, Part::Kept, e))?;
@@ -159,12 +170,11 @@ impl ImageFs {
     pub fn read(&self, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let handle = self.handle(fh)?;
         match &*handle {
-            Handle::Made { serial, recipe, readers } => {
-                let slot = self.store.tree(*serial)?;
+            Handle::Made { serial, slot, recipe, readers, .. } => {
                 let read = readers.read(&self.store, &slot.tree, *recipe, offset, len, out);
                 read.map_err(|e| self.damage(*serial, Part::Made(*recipe), e))
             }
-            Handle::Kept { serial, tree, readers } => {
+            Handle::Kept { serial, tree, readers, .. } => {
                 let read = readers.read(&self.store, tree, keep::RECIPE, offset, len, out);
                 read.map_err(|e| self.damage(*serial, Part::Kept, e))
             }

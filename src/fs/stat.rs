@@ -12,6 +12,12 @@ use crate::tree::{Bytes, Kind, Node, ROOT};
 impl ImageFs {
     /// What stat shows of a node; of some files each user sees what that one may know.
     pub fn attr_for(&self, caller: Caller, node: NodeId) -> Result<Attr> {
+        if let NodeId::Version { serial, .. } = node
+            && !self.store.catalog.read().versions.contains_key(&serial)
+            && let Some(attr) = self.shown_open(node)
+        {
+            return Ok(attr);
+        }
         let attr = self.attr(node)?;
         match node {
             NodeId::Control(_) if attr.mode & libc::S_IFMT == libc::S_IFREG => {
