@@ -331,6 +331,16 @@ impl Core {
         }
     }
 
+    /// Versions that are gone for good, and of which the kernel still knows inodes.
+    pub fn outlived(&self) -> Vec<(u32, Arc<TreeSlot>)> {
+        let model = self.catalog.read();
+        let slots = self.slots.read();
+        let gone = slots
+            .iter()
+            .filter(|(serial, slot)| slot.lookups.load(Ordering::Acquire) > 0 && !model.versions.contains_key(serial));
+        gone.map(|(serial, slot)| (*serial, slot.clone())).collect()
+    }
+
     /// Notes which versions are in use, in the times of their trees: what is used is not packed in the background.
     pub fn note_use(&self) {
         let now = std::time::SystemTime::now();

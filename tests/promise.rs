@@ -51,6 +51,16 @@ fn space_comes_back() {
     m.fsck();
 }
 
+/// The kernel kept the name of what was open when its version went, and with it all that the version had.
+#[test]
+fn space_of_what_was_open_comes_back_when_it_is_closed() {
+    let m = Mount::with(&["trash=0"]);
+    m.ok("mkdir -p $S/t/d; head -c 900000 /dev/urandom > $S/t/large; for n in $(seq 20); do echo $n > $S/t/d/$n; done; tar -C $S/t -cf $S/web.tar .; cp $S/web.tar web.tar; cp $S/a.tar db.tar; ln -sfn db default; \
+          ls -lR web > /dev/null; exec 5< web/0/rootfs/d/7 6< web/0/rootfs/large; rm -r web; sleep 1; cmp $S/t/d/7 - <&5; exec 5<&-; cd db; cmp $S/t/large - <&6; exec 6<&-");
+    m.ok("for n in $(seq 400); do test $(cat $STORE/loose/* | wc -c) -lt 600000 && exit 0; sleep 0.1; done; ls -l $STORE/loose; exit 1");
+    m.fsck();
+}
+
 /// Runs a daemon with these named points armed.
 fn mount_armed(m: &mut Mount, points: &str) {
     m.unmount();

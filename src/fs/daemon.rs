@@ -315,6 +315,7 @@ fn start_background(daemon: &Arc<Daemon>) -> Result<()> {
             for fs in daemon.mounts.all() {
                 fs.reap_staged(STAGED_IDLE);
                 fs.reap_stagings(STAGED_IDLE);
+                fs.forget_outlived();
             }
             std::thread::sleep(TICK);
         }

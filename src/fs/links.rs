@@ -23,7 +23,7 @@ use crate::{labels, trash};
 const STAGED_LINKS: usize = 256;
 
 /// How long a deletion waits for the kernel to forget a name. Only who removes and renames at once waits for all of it.
-const FORGETTING: Duration = Duration::from_millis(100);
+pub(super) const FORGETTING: Duration = Duration::from_millis(100);
 /// How long a renaming waits for it to forget what symlinks lead to, which nobody else can hold up.
 const READING_AGAIN: Duration = Duration::from_secs(1);
 
@@ -460,7 +460,7 @@ impl ImageFs {
     }
 
     /// Tells the kernel something before the answer, but waits only so long.
-    fn tell_soon(&self, time: Duration, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
+    pub(super) fn tell_soon(&self, time: Duration, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
         if let Some(kernel) = self.kernel.read().clone() {
             within("forget", time, move || tell(&*kernel));
         }

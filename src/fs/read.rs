@@ -84,9 +84,7 @@ impl ImageFs {
                     _ => Ok(Opened::Lasting),
                 }
             }
-            NodeId::Version { serial, part: VersionPart::Tar, .. } => {
-                self.open_made(node, serial, 0)
-            }
+            NodeId::Version { serial, part: VersionPart::Tar, .. } => self.open_made(node, serial, 0),
             NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(node, serial),
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Changes, .. } => text(self.changes_text(serial)?),

@@ -1,11 +1,30 @@
 //! keep_versions, expires_at, the time of a lease: what goes by itself, done as a gesture of the daemon's.
 
-use crate::fs::links::Gone;
+use crate::fs::links::{FORGETTING, Gone};
+use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::{DAEMON, ImageFs};
 use crate::leases;
 use crate::retention::{self, Due};
+use crate::tree::ROOT;
 
 impl ImageFs {
+    /// Tells the kernel about the names of versions that are gone for good: what was in use when they were deleted, and is
+    /// not any more, it would remember for as long as it has the memory, and with it all their content would stay.
+    pub fn forget_outlived(&self) {
+        for (serial, slot) in self.store.outlived() {
+            let parent = NodeId::Tree { serial, index: ROOT }.ino();
+            let Ok(root) = slot.tree.node(ROOT) else { continue };
+            let name = |n| Some(slot.tree.entry(&root, n).ok()??.0.to_vec());
+            let names: Vec<Vec<u8>> = (0..).map_while(name).collect();
+            let directory = |incarnation| NodeId::Version { serial, part: VersionPart::Dir, incarnation }.ino();
+            let directories: Vec<u64> = (0..=self.incarnation(serial)).map(directory).collect();
+            self.tell_soon(FORGETTING, move |kernel| {
+                names.iter().for_each(|name| kernel.forget_name(parent, name));
+                directories.iter().for_each(|directory| kernel.forget_name(*directory, b"rootfs"));
+            });
+        }
+    }
+
     /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays, silently: it is
     /// tried again at the next look.
     pub fn retire(&self) {
