@@ -62,7 +62,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     }
     let mut affected: HashMap<BlobId, Vec<String>> = HashMap::new();
     for version in &versions {
-        let name = place_of(&store.catalog.read(), version);
+        let name = place_of(store, version);
         let tree = match store.read_tree(version.serial) {
             Ok(tree) => tree,
             Err(_) if !store.catalog.read().versions.contains_key(&version.serial) => continue,
@@ -128,12 +128,13 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
 }
 
 /// Where a version is, below the mount.
-fn place_of(model: &Model, version: &Version) -> String {
+fn place_of(store: &Store, version: &Version) -> String {
+    let model = store.catalog.read();
     let image = model.images.get(&version.image);
     match (&version.trash_name, image.and_then(|i| i.trash_name.as_ref())) {
         (Some(name), _) => format!(".imgfs/trash/{name}"),
         (None, Some(name)) => format!(".imgfs/trash/{name}/{}", version.number),
-        (None, None) => format!("{}/{}", image.map_or("?", |i| i.name.as_str()), version.number),
+        (None, None) => store.path_of(&model, version.serial),
     }
 }
 
@@ -183,7 +184,7 @@ fn put_aside(store: &Store) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
     for version in versions {
-        let name = place_of(&store.catalog.read(), &version);
+        let name = place_of(store, &version);
         let path = store.tree_path(&version.id);
         if store.tree(version.serial).is_err_and(|e| e.is_damage()) && !store.is_quarantined(&path) {
             store.quarantine(&path)?;

@@ -1,6 +1,6 @@
 //! Space comes back: what no version, no trash, no open file and no upload needs.
 
-use crate::blob::Swept;
+use crate::blob::{Swept, with_room};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::store::Store;
@@ -48,13 +48,8 @@ pub fn make_room(store: &Store) -> Result<bool> {
 }
 
 /// Does what takes room on the disk; where it is full, the oldest of the trash goes for it.
-pub fn in_room<T>(store: &Store, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    loop {
-        match attempt() {
-            Err(e) if e.is_no_space() && make_room(store)? => {}
-            other => return other,
-        }
-    }
+pub fn in_room<T>(store: &Store, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    with_room(|| make_room(store), attempt)
 }
 
 /// Empties the oldest of the trash until there is room for `bytes`, or nothing left to empty.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{IMGFS, Mount, sh};
+use common::{IMGFS, Mount, Ran, as_root, sh};
 
 #[test]
 fn rm_of_everything_is_undone() {
@@ -106,6 +106,17 @@ fn mv_of_a_name_that_rm_r_has_just_left_moves_what_is_there() {
 /// A directory with mounts in it.
 struct Mounts(tempfile::TempDir);
 
+impl Mounts {
+    /// None if we are not root, and a line that says so.
+    fn new() -> Option<Mounts> {
+        as_root().then(|| Mounts(tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap()))
+    }
+
+    fn sh(&self, script: &str) -> Ran {
+        sh(self.0.path(), &format!("export IMGFS={IMGFS}; {script}"))
+    }
+}
+
 impl Drop for Mounts {
     fn drop(&mut self) {
         sh(self.0.path(), "umount -l mnt disk 2> /dev/null");
@@ -114,11 +125,8 @@ impl Drop for Mounts {
 
 #[test]
 fn a_file_system_that_turns_read_only_is_still_read() {
-    if !rustix::process::geteuid().is_root() {
-        return println!("skipped: only root can mount");
-    }
-    let dir = Mounts(tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap());
-    let script = |text: &str| sh(dir.0.path(), &format!("export IMGFS={IMGFS}; {text}"));
+    let Some(dir) = Mounts::new() else { return };
+    let script = |text: &str| dir.sh(text);
     let ran = script(
         "mkdir disk mnt t; truncate -s 32M image; mkfs.ext4 -q -F -E lazy_itable_init=0 -e remount-ro image; mount -o loop image disk; \
          echo 1 > t/f; tar -C t -cf a.tar .; echo 2 > t/f; tar -C t -cf b.tar .; $IMGFS mount --store disk/store mnt && cp a.tar mnt/web.tar && cp b.tar mnt/web.tar",
@@ -148,11 +156,8 @@ fn a_file_system_that_turns_read_only_is_still_read() {
 /// Not the content, but the directory that it was to be staged in found no room, and nothing was made for that.
 #[test]
 fn a_disk_that_only_the_trash_fills_takes_a_copy_of_any_kind() {
-    if !rustix::process::geteuid().is_root() {
-        return println!("skipped: only root can mount");
-    }
-    let dir = Mounts(tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap());
-    let script = |text: &str| sh(dir.0.path(), &format!("set -e; export IMGFS={IMGFS}; {text}"));
+    let Some(dir) = Mounts::new() else { return };
+    let script = |text: &str| dir.sh(&format!("set -e; {text}"));
     for (fill, copy) in [
         (
             "dd if=/dev/zero of=disk/fill bs=64K status=none || true; dd if=/dev/zero of=disk/fill2 bs=512 status=none || true",

@@ -36,7 +36,7 @@ pub use reopen::{ContentReader, PieceReader};
 pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{Sealed, Writer};
+pub use writer::{Sealed, Writer, with_room};
 
 use crate::digest::BlobId;
 use crate::error::Result;

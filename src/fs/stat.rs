@@ -12,12 +12,6 @@ use crate::tree::{Bytes, Kind, Node, ROOT};
 impl ImageFs {
     /// What stat shows of a node; of some files each user sees what that one may know.
     pub fn attr_for(&self, caller: Caller, node: NodeId) -> Result<Attr> {
-        if let NodeId::Version { serial, .. } = node
-            && !self.store.catalog.read().versions.contains_key(&serial)
-            && let Some(attr) = self.shown_open(node)
-        {
-            return Ok(attr);
-        }
         let attr = self.attr(node)?;
         match node {
             NodeId::Control(_) if attr.mode & libc::S_IFMT == libc::S_IFREG => {
@@ -104,7 +98,7 @@ impl ImageFs {
                 let Ok((image, version)) = version_of(&model, serial) else {
                     let mode =
                         if matches!(part, VersionPart::Dir | VersionPart::UsedBy) { directory | 0o777 } else { file | 0o444 };
-                    return Ok(own(mode, 0, 0));
+                    return Ok(self.shown_open(node).unwrap_or_else(|| own(mode, 0, 0)));
                 };
                 let live = model.is_live(version);
                 let mode = self.image_rights(image).mode;
