@@ -203,6 +203,34 @@ EOF"
     assert_eq!(m.ok("ls -A"), "default\nexits\n");
 }
 
+/// What was never written is zeros, and zeros of terabytes take hours to unpack.
+#[test]
+fn a_hole_is_refused_or_can_be_left() {
+    let m = Mount::new();
+    m.refused("printf x | timeout 20 dd of=web.tar bs=1 seek=5497558138880", "Argument list too long");
+    m.refused(
+        "timeout 20 python3 -c \"import os; os.pwrite(os.open('web.tar', os.O_CREAT | os.O_WRONLY), b'x', 1 << 50)\"",
+        "too long",
+    );
+    m.refused("timeout 20 truncate -s 5T web.tar", "");
+    assert_eq!(m.ok("ls -A; tail -n 1 .imgfs/errors | grep -o 'the size of the file.*4398046511104'").lines().count(), 1);
+    // The kernel lets nobody die who waits for a close, but for the answer.
+    let hole = "import os, sys, time
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+os.write(fd, open(sys.argv[2], 'rb').read())
+os.pwrite(fd, b'x', 3 << 40)
+print('closing', flush=True)
+";
+    let ran = m.sh(&format!("timeout -s INT -k 30 2 python3 -c \"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n{hole}os.close(fd)\" web.tar $S/a.tar"));
+    assert!(ran.code == 124 && ran.out == "closing\n", "{ran:?}");
+    // A mv that is killed can be done again.
+    m.ok(&format!("timeout -k 30 20 python3 -c \"{hole}os.ftruncate(fd, 3 << 40)\" .web.tar $S/a.tar"));
+    assert_eq!(m.sh("timeout -k 30 2 mv .web.tar web.tar").code, 124);
+    assert_eq!(m.ok("timeout 20 ls -A"), ".web.tar\n");
+    m.ok("rm .web.tar; cp $S/a.tar web.tar; cmp $S/a.tar web/0/rootfs.tar");
+    m.fsck();
+}
+
 /// Python opens with O_CLOEXEC: a child's execve closes the upload, and nobody can read the child's stat meanwhile. The
 /// event loop waited for that, and the mount hung.
 #[test]

@@ -14,6 +14,8 @@ use crate::tar;
 
 /// How long the kernel may take to say what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
+/// Pieces of a spool that are unpacked before its writer is looked at again.
+const ASKING: u32 = 64;
 
 /// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any other,
 /// but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and SEGV.
@@ -27,6 +29,14 @@ fn is_killed(pid: u32) -> bool {
     // The command's name may hold anything but ends at the last parenthesis; flags are the 7th field behind it.
     let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
     flags.is_some_and(|f| f & PF_SIGNALED != 0)
+}
+
+/// Whether the thread would be gone but for a request of its own that it waits for. A signal that ends a process is
+/// pending as SIGKILL for each of its threads. Source: complete_signal in kernel/signal.c.
+fn waits_to_die(thread: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let pending = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigPnd:")?.trim(), 16).ok());
+    pending.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)
 }
 
 /// The mode of an image that came as a file with this one: who may read that may enter, as mkdir has it.
@@ -70,7 +80,7 @@ impl ImageFs {
             Err(Error::WriterKilled { name: upload.name() })
         } else {
             match self.wanted(upload, &state) {
-                Wanted::Publish => self.judge(upload, &mut state, &upload.name(), false),
+                Wanted::Publish => self.judge(caller, upload, &mut state, &upload.name(), false),
                 Wanted::Staged => Ok(()),
                 Wanted::Refuse(e) => Err(e),
             }
@@ -147,7 +157,7 @@ impl ImageFs {
 
     /// Unpacks what is not yet, and publishes if the archive is complete. `commit`: an archive without end marker
     /// is taken, because a rename says that it is whole.
-    pub(super) fn judge(&self, upload: &Upload, state: &mut State, name: &str, commit: bool) -> Result<()> {
+    pub(super) fn judge(&self, caller: Caller, upload: &Upload, state: &mut State, name: &str, commit: bool) -> Result<()> {
         if let Phase::Head(_) = state.phase {
             self.begin_spool(upload, state)?;
         }
@@ -160,11 +170,7 @@ impl ImageFs {
             state.phase = Phase::Gapped(Incoming::fresh(ingest), 0);
         }
         if let Phase::Gapped(..) = state.phase {
-            let Phase::Gapped(mut ingest, from) = std::mem::replace(&mut state.phase, Phase::Moving) else {
-                unreachable!("matched")
-            };
-            feed_spool(state, &mut ingest, from, upload.size())?;
-            state.phase = Phase::Streaming(ingest);
+            feed_spool(state, upload, &|| !waits_to_die(caller.pid))?;
         }
         match &state.phase {
             Phase::Published(_) => return Ok(()),
@@ -357,9 +363,10 @@ impl ImageFs {
             self.uploads.rename(upload, name);
             return Ok(());
         }
-        let result = self.judge(upload, &mut state, name, true);
+        let result = self.judge(caller, upload, &mut state, name, true);
+        // A mv that was killed may be done again.
         if let Err(e) = &result
-            && (!matches!(e, Error::Truncated { .. }) || matches!(state.phase, Phase::Moving))
+            && (!matches!(e, Error::Truncated { .. } | Error::WriterKilled { .. }) || matches!(state.phase, Phase::Moving))
         {
             self.fail(upload, &mut state, e);
             // It stays, and says the same again: mv asks twice.
@@ -402,16 +409,29 @@ fn published_in(state: &State) -> Option<Published> {
     if let Phase::Published(published) = &state.phase { Some(published.clone()) } else { None }
 }
 
-/// Gives the rest of the file to the unpacker; what was never written is zeros.
-fn feed_spool(state: &State, ingest: &mut Incoming, from: u64, size: u64) -> Result<()> {
-    let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
-    let mut at = from;
-    while at < size && !ingest.has_failed() {
-        let want = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
+/// Gives the rest of the file to the unpacker; what was never written is zeros. `go_on` is asked now and then: a hole of
+/// terabytes takes an hour. Else the upload stays as far as it came.
+fn feed_spool(state: &mut State, upload: &Upload, go_on: &dyn Fn() -> bool) -> Result<()> {
+    let State { phase, spool, .. } = state;
+    let Phase::Gapped(ingest, at) = phase else { return Ok(()) };
+    let spool = spool.as_ref().ok_or(Error::Stopping)?;
+    let size = upload.size();
+    for n in 0_u32.. {
+        if *at >= size || ingest.has_failed() {
+            break;
+        }
+        if n.is_multiple_of(ASKING) && !go_on() {
+            return Err(Error::WriterKilled { name: upload.name() });
+        }
+        let want = usize::try_from(size - *at).unwrap_or(PIECE).min(PIECE);
         let mut piece = vec![0; want];
-        spool.read(at, &mut piece)?;
+        spool.read(*at, &mut piece)?;
         ingest.push_and_wait(Arc::new(piece));
-        at += want as u64;
+        *at += want as u64;
+        upload.job.reached(*at);
+    }
+    if let Phase::Gapped(ingest, _) = std::mem::replace(phase, Phase::Moving) {
+        *phase = Phase::Streaming(ingest);
     }
     Ok(())
 }

@@ -428,6 +428,7 @@ impl ImageFs {
             Phase::Failed(errno, sentence) => return Err(repeated(*errno, sentence)),
             Phase::Moving => return Err(Error::Stopping),
         }
+        refuse_over(&self.store, size)?;
         let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
         spool.file.set_len(size).map_err(Error::io("write", &spool.path))?;
         upload.info.lock().size = size;
@@ -435,7 +436,17 @@ impl ImageFs {
     }
 }
 
+/// What is larger than any upload may be needs no disk, for it may be one hole: it is refused before it is unpacked.
+fn refuse_over(store: &Store, size: u64) -> Result<()> {
+    let limit = store.settings().limits.tar_size;
+    if size > limit {
+        return Err(Error::OverLimit { what: "the size of the file".into(), limit: limit.to_string() });
+    }
+    Ok(())
+}
+
 fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]) -> Result<()> {
+    refuse_over(store, offset.saturating_add(data.len() as u64))?;
     let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
     gc::in_room(store, || spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)))
 }
