@@ -2,6 +2,7 @@
 //! another copy in the store can give is put back, and the rest is put aside.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 
 use crate::blob::ReadBuf;
 use crate::catalog::{Image, Label, Lease, Model, Row, Version};
@@ -56,6 +57,9 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
         if !progress(done, total) {
             return Err(Error::Stopping);
         }
+    }
+    for (path, size) in store.blobs.overlong_objects() {
+        say(3, format!("{} goes on behind the {size} bytes of its blob", path.display()));
     }
     for what in store.blobs.broken_bases()? {
         say(10, what);
@@ -166,7 +170,15 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
     }
     done.extend(heal::heal_from_twins(store)?.into_iter().map(|name| format!("{name}: its tree is there again, from a copy")));
     fault::reached("repair.healed");
+    for (path, size) in store.blobs.overlong_objects() {
+        let file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+        file.set_len(size).and_then(|()| file.sync_all()).map_err(Error::io("cut", &path))?;
+    }
     done.extend(put_aside(store)?);
+    // Not while a tree cannot be read, whose content it may be.
+    if let Ok(live) = store.live_blobs() {
+        store.blobs.free_damaged_records(&live)?;
+    }
     fault::reached("repair.aside");
     match gc::run(store) {
         Ok(swept) if swept.blobs > 0 => done.push(format!("{} blobs that belong to nothing were removed", swept.blobs)),

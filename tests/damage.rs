@@ -170,3 +170,32 @@ fn the_background_finds_damage_before_a_reader_does() {
     assert!(status.contains("\"health\": \"damaged\"") && status.contains("\"damaged\": 1"), "{status}");
     assert!(m.errors().contains("scrub\tweb/0/rootfs/etc/os-release"), "{}", m.errors());
 }
+
+/// From the second open on a large file is read past imgfs: what was behind its content was read, too, and where the file
+/// had become shorter, less, both without an error.
+#[test]
+fn large_files_are_as_long_as_they_were() {
+    let mut m = filled();
+    let fsck = format!("{IMGFS} fsck --store $STORE");
+    let look = "cat big/0/rootfs/noise > $S/out 2> $S/err && cmp $S/out $S/t.noise || grep -q 'Input/output' $S/err";
+    assert_eq!(m.sh("tar -xOf $S/large.tar ./noise > $S/t.noise; for f in $STORE/loose/*.obj; do echo junk >> $f; done").code, 0);
+    m.mount();
+    m.ok(&format!("for n in 1 2 3; do {look} || exit 1; done; test ! -s $S/err"));
+    m.unmount();
+    let ran = m.sh(&fsck);
+    assert!(ran.code == 4 && ran.out.contains("goes on behind the 3000000 bytes"), "{ran:?}");
+    assert_eq!(m.sh(&format!("{fsck} --repair")).code, 0);
+    m.mount();
+    m.ok(&format!("{look} && test ! -s $S/err; for f in $STORE/loose/*.obj; do truncate -s 1000000 $f; done; for n in 1 2 3; do {look} || exit 1; done"));
+}
+
+#[test]
+fn a_repair_frees_damaged_records_that_nobody_needs() {
+    let m = filled();
+    let fsck = format!("{IMGFS} fsck --store $STORE");
+    assert_eq!(m.sh("head -c 300 /dev/urandom >> $STORE/blobs").code, 0);
+    let ran = m.sh(&fsck);
+    assert!(ran.code == 4 && ran.out.contains("it affects no version"), "{ran:?}");
+    assert_eq!(m.sh(&format!("{fsck} --repair")).code, 0);
+    m.fsck();
+}

@@ -49,7 +49,8 @@ impl Checked {
 }
 
 impl BlobStore {
-    /// The file that holds just this blob, if all of it has been checked since the store was opened.
+    /// The file that holds just this blob, if all of it has been checked since the store was opened. Not if its length
+    /// is another than the blob's: whoever reads the file itself would see that.
     pub fn checked_object(&self, id: BlobId) -> Option<File> {
         let record = self.record(id).ok()?;
         if record.place != Place::Object || !self.checked.lock().whole.contains(id) {
@@ -57,7 +58,8 @@ impl BlobStore {
         }
         let path = self.dir.join(Container::name_of(record.container, Place::Object));
         // Reading an image is no change of the store.
-        File::options().read(true).custom_flags(libc::O_NOATIME).open(path).ok()
+        let file = File::options().read(true).custom_flags(libc::O_NOATIME).open(path).ok()?;
+        file.metadata().is_ok_and(|meta| meta.len() == record.size).then_some(file)
     }
 }
 

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::blob::container::{Container, Place};
 use crate::blob::{BlobStore, IdSet};
 use crate::digest::BlobId;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::format::write_durably;
 
 /// What was found damaged and not healed since. Kept in STORE/damaged, an id a line, so that a healing copy may come
@@ -66,6 +67,23 @@ impl BlobStore {
                 ids.len() < before
             });
         }
+    }
+
+    /// Records that are damaged and that nobody needs are free. For fsck --repair.
+    ///
+    /// Errors: `Io`.
+    pub fn free_damaged_records(&self, live: &IdSet) -> Result<()> {
+        let mut table = self.table.write();
+        let free: Vec<_> = table.damaged().filter(|id| !live.contains(*id)).map(|id| (id, None)).collect();
+        table.rewrite(&free)?;
+        table.sync()
+    }
+
+    /// Objects whose files go on behind their blobs, and the length that they should have. For fsck.
+    pub fn overlong_objects(&self) -> Vec<(PathBuf, u64)> {
+        let objects = self.records().into_iter().filter(|(_, record)| record.place == Place::Object);
+        let objects = objects.map(|(_, record)| (self.dir.join(Container::name_of(record.container, record.place)), record.size));
+        objects.filter(|(path, size)| path.metadata().is_ok_and(|meta| meta.len() > *size)).collect()
     }
 
     /// Notes what a read came to: damage, unless it is a failure that passes.
