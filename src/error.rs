@@ -108,6 +108,8 @@ pub enum Error {
     StoreNewer { store: PathBuf, found: u32, known: u32 },
     #[error("{} is not an imgfs store: {why}", .store.display())]
     NotAStore { store: PathBuf, why: String },
+    #[error("the format file of the store {} is lost or damaged", .store.display())]
+    FormatLost { store: PathBuf },
     /// What is stored is not what was put in. Never served.
     #[error("{what} is damaged: {why}")]
     Corrupt { what: String, why: String },
@@ -120,6 +122,8 @@ pub enum Error {
     /// What was said before, to one who asks again.
     #[error("{sentence}")]
     Again { errno: i32, sentence: String },
+    #[error("the daemon of {} ended before it answered", .store.display())]
+    Ended { store: PathBuf },
     #[error("the store is stopping")]
     Stopping,
 }
@@ -176,10 +180,10 @@ impl Error {
             Error::NotDirectory { .. } => libc::ENOTDIR,
             Error::IsDirectory { .. } => libc::EISDIR,
             Error::NoAttribute { .. } => libc::ENODATA,
-            Error::StoreNewer { .. } | Error::NotAStore { .. } => libc::EINVAL,
+            Error::StoreNewer { .. } | Error::NotAStore { .. } | Error::FormatLost { .. } => libc::EINVAL,
             Error::Corrupt { .. } | Error::Catalog(_) => libc::EIO,
             Error::Again { errno, .. } => *errno,
-            Error::Stopping => libc::ENOTCONN,
+            Error::Stopping | Error::Ended { .. } => libc::ENOTCONN,
             Error::Io { source, .. } => match source.raw_os_error() {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => e,
                 // A file missing from our store is damage; the user's file does exist.
@@ -244,9 +248,11 @@ impl Error {
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",
+            Error::Locked { mounted, .. } if mounted.is_empty() => "wait for that command to end",
             Error::Locked { .. } => "imgfs umount it first",
             Error::StoreNewer { .. } => "use a newer imgfs",
             Error::NotAStore { .. } => "give another --store, or an empty directory",
+            Error::FormatLost { .. } => "imgfs fsck --repair writes it again, as this program's",
             Error::Stopped { .. } => "look at the disk (dmesg), then unmount and mount again",
             Error::Corrupt { .. } => "copy the same upload in again, which heals it; imgfs fsck says what else is damaged",
             Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
@@ -256,6 +262,7 @@ impl Error {
             Error::Catalog(_) => "run imgfs fsck",
             Error::Again { .. } => "see the refusal before this one",
             Error::Stopping => "mount it again",
+            Error::Ended { .. } => "give the command again: it is done without a mount then",
         }
     }
 }

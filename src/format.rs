@@ -75,6 +75,7 @@
 //! 9. The check of every row in the catalog matches its columns; catalog.rows says the same.
 //! 10. The bases of a frame are blobs that exist, and lie in no frame that has bases itself.
 //! 11. The base of a packed tree is there, as `ID.tree` or, once its version is purged, as `ID.base`, and has none.
+//! 12. The format file says which format the store has.
 //!
 //! # History
 //!
@@ -119,41 +120,94 @@ pub fn make_dir(dir: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))
 }
 
+/// What a directory is.
+enum Found {
+    /// A store with this format.
+    Store(u32),
+    /// A store that has lost the file that says which.
+    Unknown,
+    /// Nothing, or what a power cut left of the first mount.
+    Empty,
+    Foreign,
+}
+
+/// Errors: `Io`.
+fn look(dir: &Path) -> Result<Found> {
+    let path = dir.join("format");
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Some(number) = text.trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok()) {
+                return Ok(Found::Store(number));
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::Io { doing: "read", path, source: e }),
+    }
+    let mut others = false;
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let name = entry.map_err(Error::io("list", dir))?.file_name();
+        if ["catalog.db", "catalog.rows", "blobs"].iter().any(|own| name == *own) {
+            return Ok(Found::Unknown);
+        }
+        others |= !["lock", "daemon.log", "format.new", "lost+found"].iter().any(|own| name == *own);
+    }
+    Ok(if others { Found::Foreign } else { Found::Empty })
+}
+
+/// Checks that `dir` is a store; for what does not make one.
+///
+/// Errors: `NotAStore`, `FormatLost`, `Io`.
+pub fn check(dir: &Path) -> Result<()> {
+    match look(dir) {
+        Ok(Found::Store(_)) => Ok(()),
+        Ok(Found::Unknown) => Err(Error::FormatLost { store: dir.to_owned() }),
+        Ok(Found::Foreign) => Err(foreign(dir)),
+        Err(e) if e.errno() != libc::ENOENT => Err(e),
+        Ok(Found::Empty) | Err(_) => Err(Error::NotAStore { store: dir.to_owned(), why: "there is no store yet".into() }),
+    }
+}
+
+fn foreign(dir: &Path) -> Error {
+    Error::NotAStore { store: dir.to_owned(), why: "it holds other files and no format file".into() }
+}
+
+/// Writes a format file that is lost or damaged again; says whether it was. For fsck --repair. A catalog that is of a
+/// newer format is refused for its schema.
+///
+/// Errors: as `check`'s.
+pub fn mend(dir: &Path) -> Result<bool> {
+    match check(dir) {
+        Err(Error::FormatLost { .. }) => write_format(dir).map(|()| true),
+        checked => checked.map(|()| false),
+    }
+}
+
+fn write_format(dir: &Path) -> Result<()> {
+    write_durably(&dir.join("format"), format!("imgfs {FORMAT}\n").as_bytes())
+}
+
 /// Makes `dir` a store, or checks that it is one this program can read.
 ///
-/// Errors: `StoreNewer`; `NotAStore` if it holds other things; `Io`.
+/// Errors: `StoreNewer`; `NotAStore` if it holds other things; `FormatLost`; `Io`.
 ///
 /// A store of an older format becomes one of this; `keep(FORMAT)` keeps what a return to it would need, before
 /// anything is changed.
 pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
     make_dir(dir)?;
-    let path = dir.join("format");
-    let not = |why: &str| Error::NotAStore { store: dir.to_owned(), why: why.into() };
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let found = text.trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok());
-            let found: u32 = found.ok_or_else(|| not("its format file says something else"))?;
-            if found > FORMAT {
-                return Err(Error::StoreNewer { store: dir.to_owned(), found, known: FORMAT });
-            }
-            if found < FORMAT {
-                keep(found)?;
-                fault::reached("migrate.kept");
-                write_durably(&path, format!("imgfs {FORMAT}\n").as_bytes())?;
-            }
+    match look(dir)? {
+        Found::Store(found) if found > FORMAT => {
+            return Err(Error::StoreNewer { store: dir.to_owned(), found, known: FORMAT });
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            // A power cut may have left format.new alone.
-            let foreign = fs::read_dir(dir)
-                .map_err(Error::io("list", dir))?
-                .filter_map(|entry| entry.ok())
-                .any(|entry| !["lock", "daemon.log", "format.new", "lost+found"].iter().any(|own| entry.file_name() == *own));
-            if foreign {
-                return Err(not("it holds other files and no format file"));
-            }
-            write_durably(&path, format!("imgfs {FORMAT}\n").as_bytes())?;
+        Found::Store(FORMAT) => {}
+        Found::Store(older) => {
+            keep(older)?;
+            fault::reached("migrate.kept");
+            write_format(dir)?;
         }
-        Err(e) => return Err(Error::Io { doing: "read", path, source: e }),
+        Found::Empty => write_format(dir)?,
+        Found::Unknown => return Err(Error::FormatLost { store: dir.to_owned() }),
+        Found::Foreign => return Err(foreign(dir)),
     }
     for sub in ["loose", "packs", "trees", "staging"] {
         let sub = dir.join(sub);

@@ -9,7 +9,7 @@ use crate::catalog::{Image, Label, Lease, Model, Row, Version};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::{export, fault, gc, heal};
+use crate::{export, fault, format, gc, heal};
 
 /// One broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -31,6 +31,9 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
         say(9, line);
     }
     check_names(store, &mut say);
+    if let Err(e) = format::check(&store.dir) {
+        say(12, e.to_string());
+    }
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
     // What is open may be gone from its directory.
     store.blobs.reopen();

@@ -172,3 +172,64 @@ for family, files in ("i", 200), ("j", 60), ("k", 5):
     m.mount();
     m.ok("for f in i j; do for v in 0 1 2; do cmp $S/$f$v.tar $f/$v/rootfs.tar; done; done; cmp $S/k0.tar k/0/rootfs.tar");
 }
+
+/// Eight bytes locked the store out, with advice that led in a circle.
+#[test]
+fn a_lost_or_damaged_format_file_is_written_again() {
+    let mut m = filled();
+    let before = state(&m);
+    let mount = format!("{IMGFS} mount --store $STORE $MNT");
+    for loss in [
+        "rm format",
+        ": > format",
+        "printf 'imgfs \\377\\n' > format",
+        "printf 'imgfs x\\n' > format",
+        "head -c 8 /dev/zero > format",
+    ] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("cd $STORE; {loss}")).code, 0);
+        for command in
+            [mount.clone(), format!("{IMGFS} status --store $STORE"), format!("{IMGFS} export --store $STORE web $S/x.tar")]
+        {
+            let ran = m.sh(&command);
+            assert!(ran.code != 0 && ran.err.contains("lost or damaged") && ran.err.contains("fsck --repair"), "{loss}: {ran:?}");
+        }
+        let ran = m.sh(&format!("{IMGFS} fsck --repair --store $STORE"));
+        assert!(ran.code == 0 && ran.err.contains("is there again"), "{loss}: {ran:?}");
+        m.mount();
+        assert_eq!(state(&m), before, "{loss}");
+        m.fsck();
+    }
+    m.ok("rm $STORE/format");
+    let ran = m.sh(&format!("{IMGFS} fsck --store $STORE"));
+    assert!(ran.code == 4 && ran.out.contains("invariant 12"), "{ran:?}");
+    assert_eq!(m.sh(&format!("{IMGFS} fsck --repair --store $STORE")).code, 0);
+    m.fsck();
+    // What was never a store is not made one.
+    let ran = m.sh(&format!("mkdir $S/other; echo > $S/other/x; {IMGFS} fsck --repair --store $S/other"));
+    assert!(ran.code != 0 && ran.err.contains("is not an imgfs store"), "{ran:?}");
+}
+
+/// The second of two commands on a store that is not mounted could not "connect", or was told to unmount it.
+#[test]
+fn a_command_beside_another_says_who_is_at_work() {
+    let mut m = filled();
+    m.unmount();
+    // It holds the lock as a command does that works.
+    let ran = m.sh(&format!(
+        "export STORE; python3 -c \"import fcntl, os, time
+f = open(os.environ['STORE'] + '/lock', 'r+')
+fcntl.flock(f, fcntl.LOCK_EX)
+f.truncate(0); f.write(str(os.getpid()) + '\\n\\n'); f.flush()
+print('held', flush=True)
+time.sleep(60)\" > $S/held & \
+         for n in $(seq 100); do grep -q held $S/held && break; sleep 0.1; done; {IMGFS} status --store $STORE; {IMGFS} gc --store $STORE; {IMGFS} mount --store $STORE $MNT; kill %1"
+    ));
+    let lines: Vec<&str> = ran.err.lines().filter(|line| line.contains("is used by process")).collect();
+    assert!(lines.len() == 3 && ran.err.matches("wait for that command").count() == 3, "{ran:?}");
+    m.mount();
+    // A daemon that ends while a command waits for it.
+    let ran = m.sh(&format!("cd /; kill -STOP $(head -n 1 $STORE/lock); {IMGFS} gc --store $STORE 2> $S/said & sleep 1; kill -KILL $(head -n 1 $STORE/lock); wait; cat $S/said; umount -l $MNT"));
+    assert!(ran.out.contains("ended before it answered"), "{ran:?}");
+    m.mount();
+}

@@ -13,6 +13,7 @@ use crate::cli::args::{Cli, StoreArg};
 use crate::cli::text::{bytes, table};
 use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
+use crate::format;
 use crate::fsck::Repaired;
 use crate::lock::StoreLock;
 use crate::query::Filter;
@@ -20,14 +21,15 @@ use crate::remote::{self, Answer, Request};
 use crate::settings::Settings;
 use crate::store::Store;
 
-/// How long a daemon may take to end.
+/// How long a daemon may take to begin or to end.
 const ENDING: Duration = Duration::from_secs(2);
 
 /// Has a request carried out: by the daemon that holds the store, or here.
 fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {
     let dir = store.dir()?;
-    if !dir.join("format").exists() {
-        return Err(Error::NotAStore { store: dir, why: "there is no store yet".into() });
+    let mended = matches!(request, Request::Fsck { repair: true }) && format::mend(&dir)?;
+    if mended {
+        eprintln!("imgfs: the format file is there again");
     }
     let bar = progress_bar(what);
     let progress = |done: u64, total: u64| {
@@ -37,13 +39,29 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
     };
     let looks_only = matches!(request, Request::Status | Request::List);
     let answer = loop {
-        if StoreLock::holder(&dir).is_none() {
-            break remote::perform(&*open(&dir)?, request, progress)?;
+        match StoreLock::holder(&dir) {
+            None => {
+                format::check(&dir)?;
+                break remote::perform(&*open(&dir)?, request, progress)?;
+            }
+            // A mount that begins, or another command, which listens to nobody.
+            Some((pid, mounted)) if mounted.is_empty() => {
+                let begins = || StoreLock::holder(&dir).is_none_or(|(_, mounted)| !mounted.is_empty());
+                if soon(begins) {
+                    continue;
+                }
+                return Err(Error::Locked { store: dir, pid, mounted });
+            }
+            Some(_) => {}
         }
         match remote::ask(&dir, &request, progress) {
             // The daemon ended before it answered: then it is done here. Not what takes long, which whoever ended the
             // daemon wants to end, too.
-            Err(Error::Io { .. } | Error::Stopping) if looks_only && is_free_soon(&dir) => {}
+            Err(Error::Io { .. } | Error::Stopping) if soon(|| StoreLock::holder(&dir).is_none()) => {
+                if !looks_only {
+                    return Err(Error::Ended { store: dir });
+                }
+            }
             answer => break answer?,
         }
     };
@@ -54,11 +72,11 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
     }
 }
 
-/// Waits a moment for the end of a daemon that answers no more. False if it goes on.
-fn is_free_soon(dir: &Path) -> bool {
+/// Waits a moment for what is about to be. False if it does not come.
+fn soon(is: impl Fn() -> bool) -> bool {
     (0..100).any(|_| {
         std::thread::sleep(ENDING / 100);
-        StoreLock::holder(dir).is_none()
+        is()
     })
 }
 

@@ -14,6 +14,7 @@ use crate::cli::text::bytes;
 use crate::compress::Method;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
+use crate::format;
 use crate::keep;
 use crate::links::find_version;
 use crate::lock::StoreLock;
@@ -190,9 +191,7 @@ fn kept_in(names: &[String], wish: &Wish, level: Option<u32>, rootfs: bool) -> O
 
 /// Reads a store that nobody has mounted.
 fn from_store(dir: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs: bool) -> Result<(From, bool)> {
-    if !dir.join("format").exists() {
-        return Err(Error::NotAStore { store: dir.to_owned(), why: "there is no store yet".into() });
-    }
+    format::check(dir)?;
     let store = Store::open(dir, Settings::default())?;
     let found = find_version(&store.catalog.read(), version)?;
     let kept = keep::name(&found).and_then(|name| kept_in(&[name], wish, level, rootfs));
