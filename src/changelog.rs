@@ -1,4 +1,4 @@
-//! tail -f .imgfs/log: a line a change, in a file of the store that is put aside when it is long.
+//! tail -f .imgfs/log: a line a change. It, and what the daemon has to say, in files that are put aside when they are long.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,11 +14,58 @@ const LONG: u64 = 1 << 20;
 /// Logs that are kept aside.
 pub const ASIDE: u32 = 3;
 
+/// A file that lines are added to, and that is put aside as `NAME.1` when it is long.
+pub struct LongFile {
+    path: PathBuf,
+    /// Bytes that are long.
+    long: u64,
+    /// How many are kept aside.
+    aside: u32,
+    file: File,
+    /// Bytes so far.
+    len: u64,
+}
+
+impl LongFile {
+    /// Errors: `Io`.
+    pub fn open(path: PathBuf, long: u64, aside: u32) -> Result<LongFile> {
+        let file = open(&path)?;
+        let len = file.metadata().map_err(Error::io("read", &path))?.len();
+        Ok(LongFile { path, long, aside, file, len })
+    }
+
+    /// Makes room for a new file; the oldest goes.
+    fn rotate(&mut self) -> Result<()> {
+        let path = |n| aside(&self.path, n);
+        for n in (0..self.aside).rev().filter(|n| path(*n).exists()) {
+            std::fs::rename(path(n), path(n + 1)).map_err(Error::io("rename", &path(n)))?;
+        }
+        self.file = open(&self.path)?;
+        self.len = 0;
+        Ok(())
+    }
+}
+
+impl Write for LongFile {
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
+        // Else it goes on in its old file.
+        if self.len >= self.long {
+            let _ = self.rotate();
+        }
+        self.file.write_all(lines)?;
+        self.len += lines.len() as u64;
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The log of a store's changes: `log`, and the older `log.1` to `log.3`.
 pub struct ChangeLog {
     dir: PathBuf,
-    /// The file, and how long it is.
-    file: Mutex<(File, u64)>,
+    file: Mutex<LongFile>,
 }
 
 impl ChangeLog {
@@ -26,50 +73,32 @@ impl ChangeLog {
     ///
     /// Errors: `Io`.
     pub fn open(dir: &Path) -> Result<ChangeLog> {
-        let file = open(&dir.join("log"))?;
-        let len = file.metadata().map_err(Error::io("read", dir))?.len();
-        Ok(ChangeLog { dir: dir.to_owned(), file: Mutex::new((file, len)) })
+        let file = LongFile::open(dir.join("log"), LONG, ASIDE)?;
+        Ok(ChangeLog { dir: dir.to_owned(), file: Mutex::new(file) })
     }
 
     /// Adds a line. The change is made: a log that cannot be written does not undo it.
     pub fn add(&self, line: &str) {
-        let mut held = self.file.lock();
-        if held.1 >= LONG {
-            match self.rotate() {
-                Ok(file) => *held = (file, 0),
-                Err(e) => log::error!("the log goes on in its old file: {e}"),
-            }
+        if let Err(e) = self.file.lock().write_all(line.as_bytes()) {
+            log::error!("cannot write the log: {e}");
         }
-        match held.0.write_all(line.as_bytes()) {
-            Ok(()) => held.1 += line.len() as u64,
-            Err(e) => log::error!("cannot write the log: {e}"),
-        }
-    }
-
-    /// Makes room for a new log; the oldest goes.
-    fn rotate(&self) -> Result<File> {
-        let path = |n: u32| self.dir.join(name(n));
-        for n in (0..ASIDE).rev().filter(|n| path(*n).exists()) {
-            std::fs::rename(path(n), path(n + 1)).map_err(Error::io("rename", &path(n)))?;
-        }
-        open(&path(0))
     }
 
     /// The bytes of the log, or of the `n`th aside.
     pub fn len(&self, n: u32) -> u64 {
-        if n == 0 { self.file.lock().1 } else { std::fs::metadata(self.dir.join(name(n))).map_or(0, |m| m.len()) }
+        if n == 0 { self.file.lock().len } else { std::fs::metadata(self.path(n)).map_or(0, |m| m.len()) }
     }
 
     /// Whether the `n`th is there.
     pub fn has(&self, n: u32) -> bool {
-        n == 0 || self.dir.join(name(n)).exists()
+        n == 0 || self.path(n).exists()
     }
 
     /// Appends what the log, or the `n`th aside, has from `offset` on, up to `most` bytes.
     ///
     /// Errors: `Io`.
     pub fn read(&self, n: u32, offset: u64, most: usize, out: &mut Vec<u8>) -> Result<()> {
-        let path = self.dir.join(name(n));
+        let path = self.path(n);
         let file = File::open(&path).map_err(Error::io("open", &path))?;
         let begin = out.len();
         out.resize(begin + usize::try_from(self.len(n).saturating_sub(offset)).unwrap_or(usize::MAX).min(most), 0);
@@ -77,11 +106,15 @@ impl ChangeLog {
         out.truncate(begin + read);
         Ok(())
     }
+
+    fn path(&self, n: u32) -> PathBuf {
+        aside(&self.dir.join("log"), n)
+    }
 }
 
 /// `log`, `log.1` and so on.
-pub fn name(n: u32) -> String {
-    if n == 0 { "log".into() } else { format!("log.{n}") }
+fn aside(path: &Path, n: u32) -> PathBuf {
+    if n == 0 { path.to_owned() } else { path.with_added_extension(n.to_string()) }
 }
 
 fn open(path: &Path) -> Result<File> {

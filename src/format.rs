@@ -19,8 +19,8 @@
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
 //! |-- damaged       blobs that are known to be damaged, an id a line; only a hint
 //! |-- scrub         how far the background's look at everything came; only a hint
-//! |-- log           one line a change
-//! `-- daemon.log    what the daemon had to say
+//! |-- log           one line a change; log.1 to log.3 are older
+//! `-- daemon.log    what the daemon had to say; daemon.log.1 is older
 //! ```
 //!
 //! Integers are little-endian. Digests are BLAKE3 unless a name says sha256.
@@ -120,6 +120,16 @@ pub fn make_dir(dir: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))
 }
 
+/// Makes a directory in one that is there, unless it is there, too.
+pub fn make_subdir(dir: &Path) -> Result<()> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::Io { doing: "create", path: dir.to_owned(), source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What a directory is.
 enum Found {
     /// A store with this format.
@@ -150,7 +160,7 @@ fn look(dir: &Path) -> Result<Found> {
         if ["catalog.db", "catalog.rows", "blobs"].iter().any(|own| name == *own) {
             return Ok(Found::Unknown);
         }
-        others |= !["lock", "daemon.log", "format.new", "lost+found"].iter().any(|own| name == *own);
+        others |= !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own);
     }
     Ok(if others { Found::Foreign } else { Found::Empty })
 }

@@ -183,3 +183,25 @@ fn a_disk_that_only_the_trash_fills_takes_a_copy_of_any_kind() {
         assert_eq!(ran.code, 0, "{copy}: {ran:?}");
     }
 }
+
+/// A daemon whose store was moved away began it again, as an empty directory with `staging`, which mount then refused.
+#[test]
+fn a_store_that_is_moved_away_is_not_begun_again_where_it_was() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; mkdir .dir; mv $STORE $STORE.moved");
+    m.refused("cp $S/b.tar web.tar", "");
+    m.refused("mkdir .other", "");
+    m.ok("not test -e $STORE; mv $STORE.moved $STORE; cp $S/b.tar web.tar; cmp $S/b.tar web/1/rootfs.tar");
+    m.fsck();
+}
+
+#[test]
+fn what_the_daemon_has_to_say_takes_no_more_than_its_room() {
+    let mut m = Mount::new();
+    m.ok("head -c 300000 /dev/zero > $STORE/daemon.log; cp $S/a.tar web.tar");
+    m.unmount();
+    // It has something to say of that.
+    assert_eq!(m.sh("rm $STORE/blobs").code, 0);
+    m.mount();
+    m.ok("test $(stat -c %s $STORE/daemon.log) -lt 100000; test $(stat -c %s $STORE/daemon.log.1) -ge 300000; test -s $STORE/daemon.log");
+}

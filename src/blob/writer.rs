@@ -15,7 +15,7 @@ use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
 use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
-use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, sync_dir};
+use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, make_subdir, sync_dir};
 use crate::{fault, sys};
 
 /// A page; holes and punched space come in these.
@@ -87,7 +87,8 @@ impl BlobStore {
             self.table.write().build_index();
         }
         let dir = self.staging.join(name);
-        in_room(self.room.get(), || fs::create_dir_all(&dir).map_err(Error::io("create", &dir)))?;
+        // Not the directories above it: a store that was moved away is not begun again where it was.
+        in_room(self.room.get(), || make_subdir(&dir))?;
         Ok(Writer { store: self.clone(), pins, dir, segment: None, fresh: Vec::new(), by_digest: HashTable::new(), objects: 0 })
     }
 }

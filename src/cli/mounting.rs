@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::changelog::LongFile;
 use crate::cli::args::{MountArgs, Parsed, parse_options};
 use crate::error::{Error, Result};
 use crate::fs::daemon;
@@ -19,6 +20,8 @@ use crate::sys;
 
 /// Between two looks whether a mount is still there.
 const LOOK: Duration = Duration::from_millis(200);
+/// Bytes of daemon.log after which it goes on in a new one.
+const LONG_LOG: u64 = 256 << 10;
 /// How long a daemon that does not answer may take to end.
 const ENDING: Duration = Duration::from_secs(10);
 /// How long a daemon may take to end after its mount is gone.
@@ -127,7 +130,7 @@ fn start_log(store: Option<&Path>) {
     });
     let file = store.and_then(|dir| {
         crate::format::make_dir(dir).ok()?;
-        File::options().create(true).append(true).open(dir.join("daemon.log")).ok()
+        LongFile::open(dir.join("daemon.log"), LONG_LOG, 1).ok()
     });
     if let Some(file) = file {
         builder.target(env_logger::Target::Pipe(Box::new(file)));

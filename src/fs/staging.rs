@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::format::{sync_dir, write_durably};
+use crate::format::{make_subdir, sync_dir, write_durably};
 use crate::fs::change::{Changes, text_of};
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
@@ -236,7 +236,7 @@ impl ImageFs {
         };
         let path = self.stagings.dir.join(new_id()?);
         let files = path.join("files");
-        gc::in_room(&self.store, || fs::create_dir_all(&files).map_err(Error::io("create", &files)))?;
+        gc::in_room(&self.store, || make_subdir(&path).and_then(|()| make_subdir(&files)))?;
         let view = self.store.catalog.view().map(str::to_owned);
         let about = About { name, image, uid: caller.uid, gid: caller.gid, view, expect: BTreeMap::new() };
         save(&path, &about)?;
