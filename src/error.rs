@@ -90,6 +90,9 @@ pub enum Error {
     Managed { what: String, why: &'static str },
     #[error("an upload of {name} is under way")]
     UploadBusy { name: String },
+    /// A rename that tools then do by copying.
+    #[error("{what} is not renamed to there, only copied")]
+    OtherPlace { what: String },
     #[error("{what}: {why}")]
     Invalid { what: String, why: String },
     #[error("metadata.json: {why}")]
@@ -161,6 +164,7 @@ impl Error {
             Error::NameTooLong { .. } => libc::ENAMETOOLONG,
             Error::Taken { .. } => libc::EEXIST,
             Error::NotFound { .. } => libc::ENOENT,
+            Error::OtherPlace { .. } => libc::EXDEV,
             Error::Ambiguous { .. } => libc::ENOTUNIQ,
             Error::ImageIsDefault { .. }
             | Error::ImageIsTypeDefault { .. }
@@ -236,6 +240,7 @@ impl Error {
             Error::OverQuota { .. } => "delete images or versions, or ask who administers the store for more",
             Error::Attached { .. } => "copy its rootfs.tar in under another name, or change it in the mount of the whole store",
             Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
+            Error::OtherPlace { .. } => "cp it there, and rm it here",
             Error::InUse { .. } => {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
             }
@@ -271,7 +276,8 @@ impl Error {
 mod tests {
     use super::*;
 
-    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE.
+    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE. EXDEV makes tools copy, which is
+    /// meant only where we say so.
     #[test]
     fn no_refusal_uses_an_errno_that_harms_the_mount() {
         let samples = [

@@ -226,3 +226,15 @@ fn a_staging_directory_is_published_right_after_its_last_close() {
     let m = Mount::new();
     m.ok("(exec 7> $S/pipe; mkdir .s; cp $S/a.tar .s/a.tar; exec 8>> .s/a.tar; (sleep 0.3; exec 8>&-) & exec 8>&-; mv .s web); cmp $S/a.tar web/0/rootfs.tar; wait");
 }
+
+/// Only what one system call can do is a rename: mv copies a file out of a staging directory, and rsync is told why it
+/// cannot move one in.
+#[test]
+fn a_file_is_moved_out_of_a_staging_directory_by_copying() {
+    let m = Mount::new();
+    m.ok("mkdir .s; cp $S/a.tar .s/x.tar; mv .s/x.tar web.tar; cmp $S/a.tar web/0/rootfs.tar; rmdir .s");
+    m.refused("rsync --delay-updates $S/b.tar .", "Operation not permitted");
+    assert!(m.errors().contains("rsync: without --delay-updates"), "{}", m.errors());
+    m.ok("rm -r .~tmp~; test \"$(ls -A)\" = $'default\\nweb'; rsync -I $S/b.tar web.tar; cmp $S/b.tar web/1/rootfs.tar");
+    m.fsck();
+}

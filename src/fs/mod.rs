@@ -295,7 +295,10 @@ impl ImageFs {
 
     /// Notes a refusal where the user can read it, and passes it on.
     fn refused(&self, caller: Caller, gesture: &'static str, path: &str, e: Error) -> Error {
-        self.store.journal.refuse(caller.uid, gesture, path, &e);
+        // Tools copy then, and tell nobody.
+        if !matches!(e, Error::OtherPlace { .. }) {
+            self.store.journal.refuse(caller.uid, gesture, path, &e);
+        }
         e
     }
 

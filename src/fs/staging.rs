@@ -381,8 +381,7 @@ impl ImageFs {
     /// `mv` of a file within its staging directory: rsync, wget and editors finish so.
     pub(super) fn rename_staged(&self, from: (u32, &[u8]), to: (NodeId, &[u8])) -> Result<()> {
         if to.0 != NodeId::Staging(from.0) {
-            let why = "a staged file stays in its directory: mv the directory to publish it".into();
-            return Err(Error::Invalid { what: text_of(from.1), why });
+            return Err(Error::OtherPlace { what: text_of(from.1) });
         }
         let staging = self.stagings.by_number(from.0)?;
         staging.begin_change()?;
