@@ -22,8 +22,11 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("many small files", "cp $S/many.tar many.tar"),
     ("an eighth of them", "cp $S/few.tar many.tar"),
     ("the first of them goes", "rmdir many/0"),
-    // What the kernel knows of stays, so it is made to forget.
-    ("a compaction", "echo 2 > /proc/sys/vm/drop_caches; $IMGFS gc --trash --store $STORE"),
+    // What the kernel knows of stays, so it is made to forget, which the daemon may hear a moment later.
+    (
+        "a compaction",
+        "for n in {1..20}; do echo 2 > /proc/sys/vm/drop_caches; out=$($IMGFS gc --trash --store $STORE) || exit 1; [[ $out = \"removed 0 \"* ]] || break; sleep 0.1; done",
+    ),
     ("a repack", "$IMGFS repack --store $STORE"),
     ("an update of what is packed", "cp $S/large2.tar big.tar"),
     ("a deletion", "rmdir site/2"),
