@@ -263,6 +263,9 @@ impl Error {
             Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 "delete images and run imgfs gc --trash, or give the store more room"
             }
+            Error::Io { source, .. } if source.raw_os_error() == Some(libc::EROFS) => {
+                "to read a store on a disk that cannot be written, lay an overlay over it: see the README, Nothing is lost"
+            }
             Error::Io { .. } => "look at the disk, then run imgfs fsck",
             Error::Catalog(_) => "run imgfs fsck",
             Error::Again { .. } => "see the refusal before this one",

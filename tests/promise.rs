@@ -143,9 +143,15 @@ fn a_file_system_that_turns_read_only_is_still_read() {
         "cmp a.tar mnt/web/0/rootfs.tar && cmp b.tar mnt/web/1/rootfs.tar && grep f mnt/.imgfs/errors && $IMGFS umount mnt",
     );
     assert_eq!(ran.code, 0, "{ran:?}");
-    // On a read-only disk there is no daemon; it says why.
+    // On a read-only disk there is no daemon; it says why, and what lets one read.
     let ran = script("$IMGFS mount --store disk/store mnt");
-    assert!(ran.code == 1 && ran.err.contains("Read-only file system"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("Read-only file system") && ran.err.contains("overlay"), "{ran:?}");
+    let ran = script(
+        "mkdir over all; mount -t tmpfs t over; mkdir over/up over/work; mount -t overlay o -o lowerdir=disk,upperdir=over/up,workdir=over/work all; \
+         $IMGFS mount --store all/store mnt && cmp a.tar mnt/web/0/rootfs.tar && cmp b.tar mnt/web/1/rootfs.tar && $IMGFS umount mnt && \
+         $IMGFS export --store all/store web/0 out.tar && cmp a.tar out.tar && umount all over",
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
     let ran = script(
         "umount disk; e2fsck -fy image > /dev/null; mount -o loop image disk; $IMGFS mount --store disk/store mnt && cmp a.tar mnt/web/0/rootfs.tar && \
          cp c.tar mnt/web.tar && cmp c.tar mnt/web/2/rootfs.tar && $IMGFS umount mnt && $IMGFS fsck --store disk/store",
