@@ -114,7 +114,11 @@ impl ChangeLog {
 
 /// `log`, `log.1` and so on.
 fn aside(path: &Path, n: u32) -> PathBuf {
-    if n == 0 { path.to_owned() } else { path.with_added_extension(n.to_string()) }
+    let mut path = path.as_os_str().to_owned();
+    if n > 0 {
+        path.push(format!(".{n}"));
+    }
+    path.into()
 }
 
 fn open(path: &Path) -> Result<File> {

@@ -8,7 +8,6 @@ use crate::fs::acl::asked;
 use crate::fs::browse::label_of;
 use crate::fs::control::directory_name;
 use crate::fs::ghost::Object;
-use crate::fs::links::Gone;
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
@@ -285,7 +284,7 @@ impl ImageFs {
             }
         };
         // Before it is gone, and after it, for a look between the two.
-        let before = Gone::new(&self.gone, parent, &name);
+        let before = self.gone.add(parent, &name);
         let deleted = match object {
             Object::Image(serial) => self.delete_image(caller, serial, parent),
             Object::Version(serial) => self.delete_version(caller, serial, parent),
@@ -300,7 +299,7 @@ impl ImageFs {
         };
         self.walkers.note(caller.pid, object, parent.ino(), name.as_bytes(), refused);
         if deleted.is_ok() {
-            let gone = Gone::new(&self.gone, parent, &name);
+            let gone = self.gone.add(parent, &name);
             drop(before);
             // This holds nothing up: who has a name that the kernel still knows asks what it leads to.
             self.with_kernel(|kernel| kernel.forget_attributes(directory.ino()));

@@ -221,7 +221,7 @@ impl Filesystem for Adapter {
                 return self.reply_entry(who, self.fs.tree_called(name.as_bytes()), reply);
             }
             let found = node(parent).and_then(|p| {
-                self.fs.no_more_mistaken(p, name.as_bytes());
+                self.fs.gone.note_asked(who.pid, p, name.as_bytes());
                 self.fs.lookup(who, p, name.as_bytes())
             });
             if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
@@ -352,7 +352,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded("rename", || match (node(parent), node(newparent)) {
-            (Ok(from), Ok(_)) if self.fs.is_mistaken(from, name.as_bytes()) => reply.error(Errno::ESTALE),
+            (Ok(from), Ok(_)) if self.fs.gone.is_mistaken(req.pid(), from, name.as_bytes()) => reply.error(Errno::ESTALE),
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
                 self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::catalog::Named;
 use crate::error::{Error, Result};
 use crate::fs::browse::label_of;
 use crate::fs::change::text_of;
+use crate::fs::gone::Gone;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
@@ -34,33 +33,6 @@ pub(super) struct StagedLink {
     name: Vec<u8>,
     text: Vec<u8>,
     owner: (u32, u32),
-}
-
-/// A name that is no more, and that the kernel still knows; until this is dropped.
-pub(super) struct Gone {
-    all: Arc<Mutex<GoneNames>>,
-    parent: u64,
-    name: Vec<u8>,
-}
-
-/// Directories and names.
-pub(super) type GoneNames = Vec<(u64, Vec<u8>)>;
-
-impl Gone {
-    pub(super) fn new(all: &Arc<Mutex<GoneNames>>, parent: NodeId, name: &str) -> Gone {
-        let gone = Gone { all: all.clone(), parent: parent.ino(), name: name.into() };
-        all.lock().push((gone.parent, gone.name.clone()));
-        gone
-    }
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        let mut all = self.all.lock();
-        if let Some(at) = all.iter().position(|(parent, name)| *parent == self.parent && *name == self.name) {
-            all.swap_remove(at);
-        }
-    }
 }
 
 impl ImageFs {
@@ -450,18 +422,7 @@ impl ImageFs {
     /// the name, and who holds that (`mv web www`, `rmdir web`) may wait for the directory that the current call has
     /// locked.
     pub(super) fn forget_soon(&self, gone: Gone) {
-        self.tell_soon(FORGETTING, move |kernel| kernel.forget_name(gone.parent, &gone.name));
-    }
-
-    /// Whether the kernel may take this name for what rm -r has deleted: it would move that to the new name, and imgfs
-    /// what has the name by now. It is to look again, once.
-    pub fn is_mistaken(&self, parent: NodeId, name: &[u8]) -> bool {
-        self.gone.lock().iter().any(|(p, n)| *p == parent.ino() && n == name)
-    }
-
-    /// The kernel has asked about a name: it knows what that is.
-    pub(super) fn no_more_mistaken(&self, parent: NodeId, name: &[u8]) {
-        self.gone.lock().retain(|(p, n)| !(*p == parent.ino() && n == name));
+        self.tell_soon(FORGETTING, move |kernel| kernel.forget_name(gone.name.parent, &gone.name.name));
     }
 
     /// Tells the kernel something before the answer, but waits only so long.

@@ -38,6 +38,7 @@ mod defaults;
 mod edit;
 mod fuse;
 mod ghost;
+mod gone;
 pub mod guard;
 mod held;
 mod latency;
@@ -70,6 +71,7 @@ use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
 use edit::Edit;
 use ghost::Walkers;
+use gone::GoneNames;
 pub use mounts::Mounts;
 use node::NodeId;
 use staging::Stagings;
@@ -228,7 +230,7 @@ pub struct ImageFs {
     /// Symlinks under temporary names: number, directory and name, target.
     staged_links: Mutex<Vec<links::StagedLink>>,
     /// Names that rm -r has made an end of, while the kernel still knows them.
-    gone: Arc<Mutex<links::GoneNames>>,
+    gone: GoneNames,
     /// Bytes of the `changes` of versions that were looked at.
     changes: changes::Sizes,
     /// Who was sent back from a directory that was deleted: process, inode, when.
@@ -254,7 +256,7 @@ impl ImageFs {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             staged_links: Mutex::default(),
-            gone: Arc::default(),
+            gone: GoneNames::default(),
             sent_back: Mutex::default(),
             changes: changes::Sizes::default(),
             root_changed: Mutex::new(crate::manifest::now()),

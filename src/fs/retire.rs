@@ -1,6 +1,6 @@
 //! keep_versions, expires_at, the time of a lease: what goes by itself, done as a gesture of the daemon's.
 
-use crate::fs::links::{FORGETTING, Gone};
+use crate::fs::links::FORGETTING;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::{DAEMON, ImageFs};
 use crate::leases;
@@ -40,7 +40,7 @@ impl ImageFs {
             };
             let path = self.path_of(node).trim_start_matches('/').to_owned();
             let parent = self.parent_of(node);
-            let gone = Gone::new(&self.gone, parent, path.rsplit('/').next().unwrap_or_default());
+            let gone = self.gone.add(parent, path.rsplit('/').next().unwrap_or_default());
             let deleted = match due {
                 Due::Image(serial, _) => self.delete_image(DAEMON, serial, parent),
                 Due::Version(serial, _) => self.delete_version(DAEMON, serial, parent),

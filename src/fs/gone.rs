@@ -1,0 +1,79 @@
+//! rm -r beside mv: names that are no more, and that the kernel still takes for what rm -r has deleted.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::fs::node::NodeId;
+
+/// All such names.
+#[derive(Clone, Default)]
+pub(super) struct GoneNames(Arc<Mutex<Vec<Arc<Name>>>>);
+
+pub(super) struct Name {
+    pub parent: u64,
+    pub name: Vec<u8>,
+    /// Threads that have asked since, and so know what has the name now. Nobody else does: of what another thread was told
+    /// a renaming under way learns nothing.
+    asked: Mutex<Vec<u32>>,
+}
+
+/// One of them, until this is dropped.
+pub(super) struct Gone {
+    all: GoneNames,
+    pub name: Arc<Name>,
+}
+
+impl GoneNames {
+    pub(super) fn add(&self, parent: NodeId, name: &str) -> Gone {
+        let name = Arc::new(Name { parent: parent.ino(), name: name.into(), asked: Mutex::default() });
+        self.0.lock().push(name.clone());
+        Gone { all: self.clone(), name }
+    }
+
+    /// A thread has asked about a name.
+    pub(super) fn note_asked(&self, thread: u32, parent: NodeId, name: &[u8]) {
+        self.called(parent, name, |gone| {
+            gone.asked.lock().push(thread);
+            false
+        });
+    }
+
+    /// Whether the kernel may take this name for what was deleted, for this thread: it would move that to the new name, and
+    /// imgfs what has the name by now. It is to look again, once.
+    pub(super) fn is_mistaken(&self, thread: u32, parent: NodeId, name: &[u8]) -> bool {
+        self.called(parent, name, |gone| !gone.asked.lock().contains(&thread))
+    }
+
+    fn called(&self, parent: NodeId, name: &[u8], is: impl Fn(&Name) -> bool) -> bool {
+        self.0.lock().iter().any(|gone| gone.parent == parent.ino() && gone.name == name && is(gone))
+    }
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.all.0.lock().retain(|name| !Arc::ptr_eq(name, &self.name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another thread's look ended it for all, while a renaming was under way: the kernel moved what was deleted, and imgfs
+    /// what had the name by then (many hands, round 421).
+    #[test]
+    fn who_has_not_asked_is_mistaken() {
+        let names = GoneNames::default();
+        let before = names.add(NodeId::Root, "web");
+        names.note_asked(1, NodeId::Root, b"web");
+        assert!(!names.is_mistaken(1, NodeId::Root, b"web") && names.is_mistaken(2, NodeId::Root, b"web"));
+        assert!(!names.is_mistaken(2, NodeId::Root, b"db"));
+        // Deleted once more: what was asked before counts no longer.
+        let after = names.add(NodeId::Root, "web");
+        drop(before);
+        assert!(names.is_mistaken(1, NodeId::Root, b"web"));
+        drop(after);
+        assert!(!names.is_mistaken(1, NodeId::Root, b"web"));
+    }
+}
