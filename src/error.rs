@@ -93,6 +93,9 @@ pub enum Error {
     /// A rename that tools then do by copying.
     #[error("{what} is not renamed to there, only copied")]
     OtherPlace { what: String },
+    /// For the kernel alone, which looks once more what has the name.
+    #[error("the name is another's by now")]
+    LookAgain,
     #[error("{what}: {why}")]
     Invalid { what: String, why: String },
     #[error("metadata.json: {why}")]
@@ -165,6 +168,7 @@ impl Error {
             Error::Taken { .. } => libc::EEXIST,
             Error::NotFound { .. } => libc::ENOENT,
             Error::OtherPlace { .. } => libc::EXDEV,
+            Error::LookAgain => libc::ESTALE,
             Error::Ambiguous { .. } => libc::ENOTUNIQ,
             Error::ImageIsDefault { .. }
             | Error::ImageIsTypeDefault { .. }
@@ -241,6 +245,7 @@ impl Error {
             Error::Attached { .. } => "copy its rootfs.tar in under another name, or change it in the mount of the whole store",
             Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
             Error::OtherPlace { .. } => "cp it there, and rm it here",
+            Error::LookAgain => "do it once more",
             Error::InUse { .. } => {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
             }
@@ -279,8 +284,8 @@ impl Error {
 mod tests {
     use super::*;
 
-    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE. EXDEV makes tools copy, which is
-    /// meant only where we say so.
+    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE; tools copy on EXDEV. The last
+    /// two are meant only where we say so.
     #[test]
     fn no_refusal_uses_an_errno_that_harms_the_mount() {
         let samples = [

@@ -787,6 +787,29 @@ fn rm_r_and_mv_of_one_image_at_once() {
 }
 
 /// coreutils' rm goes on after it was refused `.id`: it had put the other versions into the trash.
+/// mv was sent for what rm -r then deleted, and done to what had the name when its turn came: the kernel gave the new name to
+/// the one, imgfs to the other. Found by many hands (round 421).
+#[test]
+fn mv_moves_what_the_kernel_moves() {
+    let mut m = Mount::new();
+    m.ok("cp $S/d.tar other.tar; ln -sfn other default; cp $S/a.tar web.tar");
+    m.unmount();
+    assert_eq!(m.sh(&format!("FAILPOINTS='rename.begun=1*sleep(500)' {IMGFS} mount --store $STORE $MNT")).code, 0);
+    m.ok("ls web; python3 - $S/b.tar <<'EOF'
+import os, subprocess, sys, time
+with open('web.tar', 'wb') as upload:
+    mv = subprocess.Popen(['mv', 'web', 'www'])
+    time.sleep(0.2)
+    os.unlink('web/.id')
+    upload.write(open(sys.argv[1], 'rb').read())
+sys.exit(mv.wait())
+EOF");
+    // At first: who reads there is sent to look again.
+    m.refused("rmdir www/0", "busy");
+    m.ok("cmp $S/b.tar www/0/rootfs.tar; cmp $S/a.tar .imgfs/trash/web/0/rootfs.tar; not test -e web");
+    m.fsck();
+}
+
 #[test]
 fn a_refused_rm_r_of_an_image_takes_nothing() {
     let m = Mount::new();

@@ -352,7 +352,6 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded("rename", || match (node(parent), node(newparent)) {
-            (Ok(from), Ok(_)) if self.fs.gone.is_mistaken(req.pid(), from, name.as_bytes()) => reply.error(Errno::ESTALE),
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
                 self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));

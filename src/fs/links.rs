@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::catalog::Named;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::fs::browse::label_of;
 use crate::fs::change::text_of;
 use crate::fs::gone::Gone;
@@ -272,7 +273,12 @@ impl ImageFs {
         if flags & libc::RENAME_EXCHANGE != 0 {
             return self.exchange(caller, from, to);
         }
+        fault::reached("rename.begun");
         let node = self.lookup(caller, from.0, &from.1)?;
+        // Of what has the name now, not of what had it when this was sent.
+        if self.gone.is_mistaken(caller.pid, from.0, &from.1) {
+            return Err(Error::LookAgain);
+        }
         if let NodeId::Staging(directory) = from.0 {
             return self.rename_staged((directory, &from.1), (to.0, &to.1));
         }

@@ -297,8 +297,8 @@ impl ImageFs {
 
     /// Notes a refusal where the user can read it, and passes it on.
     fn refused(&self, caller: Caller, gesture: &'static str, path: &str, e: Error) -> Error {
-        // Tools copy then, and tell nobody.
-        if !matches!(e, Error::OtherPlace { .. }) {
+        // The kernel looks again, tools copy: nobody is refused anything.
+        if !matches!(e, Error::OtherPlace { .. } | Error::LookAgain) {
             self.store.journal.refuse(caller.uid, gesture, path, &e);
         }
         e
