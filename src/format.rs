@@ -100,6 +100,7 @@ pub const FORMAT: u32 = 6;
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;
 pub const RECORD_LEN: usize = 64;
+pub const ROWS_MAGIC: &[u8] = b"imgfs rows 1\n";
 pub const TABLE_MAGIC: &[u8] = b"imgfs blob table 1\n";
 pub const SEGMENT_MAGIC: &[u8; 16] = b"imgfs segment 1\n";
 pub const SEGMENT_END: &[u8; 16] = b"imgfs seg list\n\0";
@@ -144,26 +145,43 @@ enum Found {
 /// Errors: `Io`.
 fn look(dir: &Path) -> Result<Found> {
     let path = dir.join("format");
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let text = String::from_utf8_lossy(&bytes);
-            if let Some(number) = text.trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok()) {
-                return Ok(Found::Store(number));
-            }
+    // A pipe would be waited for.
+    if fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let number = String::from_utf8_lossy(&bytes).trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok());
+        if let Some(number) = number.filter(|n| *n > 0) {
+            return Ok(Found::Store(number));
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::Io { doing: "read", path, source: e }),
+    }
+    // Others have files of these names.
+    if begins(&dir.join("blobs"), TABLE_MAGIC) || begins(&dir.join("catalog.rows"), ROWS_MAGIC) {
+        return Ok(Found::Unknown);
     }
     let mut others = false;
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let name = entry.map_err(Error::io("list", dir))?.file_name();
-        if ["catalog.db", "catalog.rows", "blobs"].iter().any(|own| name == *own) {
-            return Ok(Found::Unknown);
-        }
         others |= !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own);
     }
     Ok(if others { Found::Foreign } else { Found::Empty })
 }
+
+fn begins(path: &Path, magic: &[u8]) -> bool {
+    use std::io::Read;
+    let mut head = vec![0; magic.len()];
+    path.is_file() && fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == magic
+}
+
+/// Before anything is written into `dir`: that it is a store, or may become one.
+///
+/// Errors: `NotAStore`, `FormatLost`, `Io`.
+pub fn refuse_others(dir: &Path) -> Result<()> {
+    match check(dir) {
+        Err(Error::NotAStore { why, .. }) if why == NONE_YET => Ok(()),
+        checked => checked,
+    }
+}
+
+const NONE_YET: &str = "there is no store yet";
 
 /// Checks that `dir` is a store; for what does not make one.
 ///
@@ -173,8 +191,8 @@ pub fn check(dir: &Path) -> Result<()> {
         Ok(Found::Store(_)) => Ok(()),
         Ok(Found::Unknown) => Err(Error::FormatLost { store: dir.to_owned() }),
         Ok(Found::Foreign) => Err(foreign(dir)),
-        Err(e) if e.errno() != libc::ENOENT => Err(e),
-        Ok(Found::Empty) | Err(_) => Err(Error::NotAStore { store: dir.to_owned(), why: "there is no store yet".into() }),
+        Err(e) if dir.exists() => Err(e),
+        Ok(Found::Empty) | Err(_) => Err(Error::NotAStore { store: dir.to_owned(), why: NONE_YET.into() }),
     }
 }
 

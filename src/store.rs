@@ -104,6 +104,7 @@ impl Store {
     ///
     /// Errors: `Locked`, `StoreNewer`, `NotAStore`, `Corrupt`, `Catalog`, `Io`.
     pub fn open(dir: &Path, settings: Settings) -> Result<Arc<Store>> {
+        format::refuse_others(dir)?;
         format::make_dir(dir)?;
         let dir = fs::canonicalize(dir).map_err(Error::io("open", dir))?;
         let lock = StoreLock::take(&dir)?;

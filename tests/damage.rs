@@ -199,3 +199,28 @@ fn a_repair_frees_damaged_records_that_nobody_needs() {
     assert_eq!(m.sh(&format!("{fsck} --repair")).code, 0);
     m.fsck();
 }
+
+/// It was read as far as it went, and no copy healed it.
+#[test]
+fn a_packed_tree_that_was_cut_is_healed_by_a_copy() {
+    let mut m = filled();
+    m.mount();
+    let id = m.ok("cat rest/0/.id");
+    m.unmount();
+    assert_eq!(m.sh(&format!("truncate -s -1 $STORE/trees/{}.tree", id.trim())).code, 0);
+    m.mount();
+    let ran = m.sh("cat rest/0/rootfs.tar");
+    assert!(ran.err.contains("Input/output error"), "{ran:?}");
+    m.ok("cp $S/rest0.tar rest.tar; cmp $S/rest0.tar rest/0/rootfs.tar");
+    m.ok(AGAIN);
+    m.ok(WHOLE);
+    m.fsck();
+}
+
+#[test]
+fn files_that_nobody_wrote_do_not_stop_gc() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; echo x > $STORE/loose/0123.obj; echo x > $STORE/packs/x.pack; echo x > $STORE/loose/00000124.obj; rmdir web/0");
+    m.ok(&format!("{IMGFS} gc --trash --store $STORE; not test -e $STORE/loose/00000124.obj; cmp $S/b.tar web/1/rootfs.tar"));
+    m.fsck();
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{IMGFS, Mount};
+use common::{IMGFS, Mount, shared};
 
 // ---- journey 1: cp in
 
@@ -201,6 +201,32 @@ EOF"
     // A normal exit without close publishes.
     m.ok("python3 -c \"import os; fd=os.open('exits.tar',os.O_CREAT|os.O_WRONLY); os.write(fd,open('$S/a.tar','rb').read()); os._exit(0)\"");
     assert_eq!(m.ok("ls -A"), "default\nexits\n");
+}
+
+/// Zeros are an end marker: what came without its beginning was an image that is empty.
+#[test]
+fn what_has_no_beginning_is_no_image() {
+    let m = Mount::new();
+    m.refused("dd if=$S/a.tar of=web.tar bs=1M seek=5 status=none", "Invalid argument");
+    m.refused("(head -c 1024 /dev/zero; cat $S/a.tar) > $S/late.tar; cp $S/late.tar web.tar", "Invalid argument");
+    m.refused("python3 -c \"import os; d = open('$S/a.tar', 'rb').read(); os.pwrite(os.open('web.tar', os.O_CREAT | os.O_WRONLY), d[4096:], 4096)\"; not test -e web && false", "");
+    assert!(m.errors().contains("was its beginning written?"), "{}", m.errors());
+    assert_eq!(m.ok("ls -A"), "");
+    m.ok("head -c 10240 /dev/zero > $S/empty.tar; cp $S/empty.tar empty.tar; cmp $S/empty.tar empty/0/rootfs.tar");
+}
+
+/// mv across file systems makes its file private, and then sets the ACL that means the mode.
+#[test]
+fn mv_from_elsewhere_keeps_the_mode() {
+    let Some(m) = shared(&[]) else { return };
+    m.ok("cp $S/a.tar $S/v.tar; chmod 644 $S/v.tar; mv $S/v.tar web.tar; test $(stat -c %a web) = 755; cp $S/b.tar $S/v.tar; chmod 640 $S/v.tar; mv $S/v.tar db.tar; test $(stat -c %a db) = 750");
+    m.ok("cp $S/c.tar $S/v.tar; chmod 644 $S/v.tar; mkdir .st; mv $S/v.tar .st/; test $(stat -c %a .st/v.tar) = 644");
+}
+
+#[test]
+fn who_reads_no_further_is_no_failure() {
+    let m = Mount::new();
+    m.ok(&format!("for n in $(seq 5); do {IMGFS} status --store $STORE | true; {IMGFS} fsck --store $STORE | head -c 1 > /dev/null; done 2> $S/said || true; not grep -q panick $S/said"));
 }
 
 /// What was never written is zeros, and zeros of terabytes take hours to unpack.

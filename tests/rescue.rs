@@ -233,3 +233,35 @@ time.sleep(60)\" > $S/held & \
     assert!(ran.out.contains("ended before it answered"), "{ran:?}");
     m.mount();
 }
+
+/// Files of the same names made a directory a store that had lost its format file: the repair, as it said, took it, and the
+/// next mount emptied its `staging`. And a mount that was refused left `lock` and `daemon.log`.
+#[test]
+fn what_is_no_store_is_left_as_it_was() {
+    let m = Mount::new();
+    for make in [
+        "echo mine > catalog.rows; echo mine > blobs",
+        "mkdir blobs; echo x > blobs/sha256",
+        "python3 -c \"import sqlite3; sqlite3.connect('catalog.db').execute('create table books(t)')\"; mkdir staging loose trees; echo precious > staging/p",
+        "head -c 300000 /dev/zero > daemon.log; echo old > daemon.log.1; echo x > x",
+    ] {
+        m.ok(&format!("rm -rf $S/other $S/m; mkdir $S/other $S/m; cd $S/other; {make}; cd /; cp -a $S/other $S/before"));
+        for command in ["fsck --repair --store $S/other", "mount --store $S/other $S/m", "gc --store $S/other"] {
+            let ran = m.sh(&format!("{IMGFS} {command}"));
+            assert!(ran.code != 0 && ran.err.contains("is not an imgfs store"), "{make}: {command}: {ran:?}");
+        }
+        m.ok("diff -r $S/other $S/before; rm -r $S/before");
+    }
+    let ran = m.sh(&format!("{IMGFS} mount --store $S/new $S/nowhere"));
+    assert!(ran.code != 0, "{ran:?}");
+    let ran = m.sh(&format!("{IMGFS} mount --store $S/new $MNT"));
+    assert!(ran.code != 0, "{ran:?}");
+    m.ok("not test -e $S/new");
+    let ran = m.sh(&format!("{IMGFS} status --store $S/new"));
+    assert!(ran.code != 0 && ran.err.contains("there is no store yet"), "{ran:?}");
+    // A pipe is not waited for.
+    let ran = m.sh(&format!(
+        "cp -a $STORE $S/piped; rm $S/piped/format; mkfifo $S/piped/format; timeout 20 {IMGFS} fsck --store $S/piped"
+    ));
+    assert!(ran.code == 1 && ran.err.contains("lost or damaged"), "{ran:?}");
+}

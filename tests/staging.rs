@@ -238,3 +238,24 @@ fn a_file_is_moved_out_of_a_staging_directory_by_copying() {
     m.ok("rm -r .~tmp~; test \"$(ls -A)\" = $'default\\nweb'; rsync -I $S/b.tar web.tar; cmp $S/b.tar web/1/rootfs.tar");
     m.fsck();
 }
+
+/// It held the root of the mount, and nobody could end it.
+#[test]
+fn a_publishing_ends_with_its_mv() {
+    let m = Mount::new();
+    m.ok("mkdir .h; cp $S/a.tar .h/x.tar");
+    m.refused("truncate -s 5T .h/x.tar", "");
+    m.ok("truncate -s 3T .h/x.tar");
+    assert_eq!(m.sh("timeout -k 30 2 mv .h huge").code, 124);
+    m.ok("timeout 20 ls; not test -e huge; cp $S/a.tar .h/x.tar; mv .h huge; cmp $S/a.tar huge/0/rootfs.tar");
+    m.fsck();
+}
+
+#[test]
+fn what_is_published_is_not_changed_meanwhile() {
+    let m = Mount::new();
+    m.ok("mkdir .h; cp $S/a.tar .h/x.tar; truncate -s 3T .h/x.tar");
+    let ran =
+        m.sh("timeout -k 30 4 mv .h huge & sleep 1; timeout 2 truncate -s 100 .h/x.tar; echo $?; wait; stat -c %s .h/x.tar");
+    assert!(ran.out.ends_with("\n3298534883328\n") && !ran.out.starts_with('0'), "{ran:?}");
+}

@@ -18,11 +18,6 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// All of a blob is as it should be: it was just written.
-    pub fn all(&mut self, id: BlobId) {
-        self.whole.insert(id);
-    }
-
     /// It was found damaged.
     pub fn none(&mut self, id: BlobId) {
         self.whole.remove(id);

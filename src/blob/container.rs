@@ -106,7 +106,8 @@ pub fn list(store: &Path) -> Result<Vec<(u32, Place)>> {
 fn parse_name(name: &str) -> Option<(u32, Place)> {
     let (number, suffix) = name.split_once('.')?;
     let place = PLACES.into_iter().find(|p| p.suffix() == suffix)?;
-    Some((u32::from_str_radix(number, 16).ok()?, place))
+    let number = u32::from_str_radix(number, 16).ok()?;
+    Container::name_of(number, place).ends_with(name).then_some((number, place))
 }
 
 /// Gives a range of a file back to the disk; it reads as zeros then.

@@ -255,9 +255,6 @@ impl Writer {
             fault::reached("seal.healed");
             store.note_sound(&healed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
         }
-        for &i in kept.iter().filter(|&&i| self.fresh[i].staged.is_some()) {
-            store.checked.lock().all(ids[i]);
-        }
         self.pins.add(ids.iter().copied());
         // The caller drops them when the version's row is written.
         Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes, healed: is_healed })

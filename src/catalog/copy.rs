@@ -17,9 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Model, Row};
 use crate::error::{Error, Result};
-use crate::format::write_durably;
+use crate::format::{ROWS_MAGIC, write_durably};
 
-const HEAD: &str = "imgfs rows 1\n";
+const HEAD: &str = match std::str::from_utf8(ROWS_MAGIC) {
+    Ok(head) => head,
+    Err(_) => unreachable!(),
+};
 /// A file of fewer bytes is never too long.
 const SMALL: u64 = 256 * 1024;
 /// How many times longer than all rows it may become.

@@ -20,6 +20,7 @@ use crate::query::Filter;
 use crate::remote::{self, Answer, Request};
 use crate::settings::Settings;
 use crate::store::Store;
+use crate::sys;
 
 /// How long a daemon may take to begin or to end.
 const ENDING: Duration = Duration::from_secs(2);
@@ -66,6 +67,7 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
         }
     };
     bar.finish_and_clear();
+    sys::end_with_reader();
     match answer {
         Answer::Failed { why } => Err(Error::Invalid { what: what.into(), why }),
         answer => Ok(answer),

@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 use crate::changelog::LongFile;
 use crate::cli::args::{MountArgs, Parsed, parse_options};
 use crate::error::{Error, Result};
+use crate::format;
 use crate::fs::daemon;
 use crate::fs::mount;
 use crate::lock::StoreLock;
@@ -67,6 +68,12 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
             let _ = rustix::stdio::dup2_stdout(&null);
         }
     };
+    // A mount that is refused leaves nothing, no log either.
+    let may_begin = || daemon::prepare_point(&options.mount.point).and_then(|_| format::refuse_others(&options.store));
+    if let Err(e) = may_begin() {
+        report(&format!("error {e}\n{}", e.remedy()));
+        return Ok(ExitCode::from(1));
+    }
     start_log(Some(&options.store));
     match daemon::run(&options, |line| report(&format!("ok {line}"))) {
         Ok(()) => Ok(ExitCode::SUCCESS),

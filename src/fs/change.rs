@@ -11,7 +11,7 @@ use crate::fs::ghost::Object;
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
-use crate::fs::upload::Place;
+use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::name::parse_number;
 use crate::trash::{self, Trashed};
@@ -441,7 +441,10 @@ impl ImageFs {
         match handle.as_deref() {
             Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
             Some(Handle::Edit(_, edit) | Handle::Lease(_, edit)) => return edit.lock().truncate(size),
-            Some(Handle::Staged { file, path, .. }) => return file.set_len(size).map_err(Error::io("truncate", path)),
+            Some(Handle::Staged { file, path, .. }) => {
+                let set = refuse_over(&self.store, size).and_then(|()| file.set_len(size).map_err(Error::io("truncate", path)));
+                return set.map_err(|e| self.refused(caller, "truncate", &self.path_of(node), e));
+            }
             _ => {}
         }
         let refused = |e| self.refused(caller, "truncate", &self.path_of(node), e);

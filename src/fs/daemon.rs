@@ -279,7 +279,7 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
 }
 
 /// The mount point as an absolute path; a dead daemon's mount on it is cleared away.
-fn prepare_point(point: &Path) -> Result<PathBuf> {
+pub fn prepare_point(point: &Path) -> Result<PathBuf> {
     if let Some(mounted) = mount::mounted_on(point) {
         if !mount::is_dead(&mounted) {
             return Err(Error::Taken {

@@ -22,7 +22,7 @@ use crate::fs::change::{Changes, text_of};
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
-use crate::fs::upload::Place;
+use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
 use crate::gc;
 use crate::ingest::Expected;
@@ -335,7 +335,9 @@ impl ImageFs {
     pub fn write_staged(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Handle::Staged { file, path, .. } = &*handle else { return Err(stale()) };
-        let written = gc::in_room(&self.store, || file.write_all_at(data, offset).map_err(Error::io("write", path)));
+        let end = offset.saturating_add(data.len() as u64);
+        let written = refuse_over(&self.store, end)
+            .and_then(|()| gc::in_room(&self.store, || file.write_all_at(data, offset).map_err(Error::io("write", path))));
         written.map_err(|e| self.refused(caller, "write", &path.display().to_string(), e))?;
         Ok(data.len() as u32)
     }
@@ -349,6 +351,8 @@ impl ImageFs {
 
     pub(super) fn set_staged(&self, directory: u32, number: u32, changes: &Changes) -> Result<()> {
         let staging = self.stagings.by_number(directory)?;
+        staging.begin_change()?;
+        refuse_over(&self.store, changes.size.unwrap_or(0))?;
         let path = staging.file(&staging.name_of(number)?);
         let file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
         let changed = (|| {

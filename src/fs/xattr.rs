@@ -1,9 +1,10 @@
 //! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its
 //! files; whether an image is immutable.
 
-use crate::acl::{ACCESS, DEFAULT};
+use crate::acl::{ACCESS, Acl, DEFAULT};
 use crate::describe;
 use crate::error::{Error, Result};
+use crate::fs::change::Changes;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::stat::version_of;
@@ -153,7 +154,11 @@ impl ImageFs {
         if ACLS.contains(&text.as_str())
             && matches!(node, NodeId::Upload(_) | NodeId::Receipt(_) | NodeId::Staged { .. } | NodeId::Staging(_))
         {
-            // What cp -a does to every file: an upload has a mode, and no more.
+            // What cp -a and mv do to every file, instead of chmod: an upload has a mode, and no more.
+            if text == ACCESS && !matches!(node, NodeId::Staging(_)) {
+                let mode = Some(Acl::parse(value)?.1);
+                self.setattr(caller, node, None, Changes { mode, ..Changes::default() })?;
+            }
             return Ok(());
         }
         let value_text = std::str::from_utf8(value).map_err(|_| Error::BadMetadata { why: format!("{text} is not UTF-8") });

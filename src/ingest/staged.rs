@@ -27,6 +27,8 @@ const SMALL_MAX: u64 = METADATA_MAX as u64;
 const METADATA_TARBALL_MAX: u64 = 16 << 20;
 /// Bytes read at a time.
 const PIECE: usize = 256 * 1024;
+/// Pieces after which it is asked whether to go on.
+const ASKING: u32 = 64;
 
 /// One staged file.
 pub struct File {
@@ -57,11 +59,14 @@ fn invalid<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the staging directory".into(), why: why.into() })
 }
 
+/// Asked now and then: whether anybody still waits for it.
+type GoOn<'g> = &'g dyn Fn() -> bool;
+
 /// Publishes all of it, or nothing. `name` is the ingest's own, under STORE/staging.
 ///
-/// Errors: `Mismatch` for what was announced differently; `Invalid` for files that make no version; those of the
-/// ingest and of `publish`.
-pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
+/// Errors: `Mismatch` for what was announced differently; `Invalid` for files that make no version; `WriterKilled` once
+/// nobody is to `go_on`; those of the ingest and of `publish`.
+pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<Published> {
     let Sorted { images, metadata, manifest, expect } = sort(order.files, order.expect)?;
     let (image, tarball) = match <[File; 2]>::try_from(images) {
         Ok([a, b]) => pair(store, a, b)?,
@@ -82,7 +87,7 @@ pub fn publish(store: &Store, name: &str, order: Order) -> Result<Published> {
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
     let keep = keep::policy(store, target);
-    let mut unpacked = ingest(store, name, &image, manifest.is_some(), keep)?;
+    let mut unpacked = ingest(store, name, &image, manifest.is_some(), keep, go_on)?;
     for (_, expected) in expect.iter().filter(|(name, _)| *name == image.name) {
         expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
     }
@@ -198,7 +203,7 @@ fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
 }
 
 /// Unpacks a staged file. The rename says that it is whole.
-fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpload) -> Result<Unpacked> {
+fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpload, go_on: GoOn) -> Result<Unpacked> {
     let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
     let mut head = Vec::new();
     (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;
@@ -207,10 +212,9 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpl
         return Err(crate::tar::not_a_tar(file.name.clone(), &head));
     }
     let mut ingest = Ingest::start(store, name, &head, hint, Wish { keep, sha1: true })?;
-    let mut piece = head;
-    while !piece.is_empty() && !ingest.has_failed() {
-        ingest.push_and_wait(Arc::new(std::mem::take(&mut piece)));
-        (&opened).take(PIECE as u64).read_to_end(&mut piece).map_err(Error::io("read", &file.path))?;
+    if let Err(e) = feed(&mut ingest, &opened, head, file, go_on) {
+        ingest.abort();
+        return Err(e);
     }
     match ingest.settle() {
         Settled::Complete | Settled::Failed | Settled::Unmarked(_) => ingest.finish(),
@@ -219,6 +223,19 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpl
             Err(e)
         }
     }
+}
+
+fn feed(ingest: &mut Ingest, opened: &std::fs::File, head: Vec<u8>, file: &File, go_on: GoOn) -> Result<()> {
+    let (mut piece, mut pieces) = (head, 0_u32);
+    while !piece.is_empty() && !ingest.has_failed() {
+        if pieces.is_multiple_of(ASKING) && !go_on() {
+            return Err(Error::WriterKilled { name: file.name.clone() });
+        }
+        pieces = pieces.wrapping_add(1);
+        ingest.push_and_wait(Arc::new(std::mem::take(&mut piece)));
+        opened.take(PIECE as u64).read_to_end(&mut piece).map_err(Error::io("read", &file.path))?;
+    }
+    Ok(())
 }
 
 /// Checks the file against its manifest, and keeps what that says.

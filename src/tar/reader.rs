@@ -504,8 +504,12 @@ impl<S: Source> Reader<S> {
                 return Ok(());
             }
             let n = bytes.len();
+            let nothing_yet = self.entries == 0 && bytes.iter().any(|b| *b != 0);
             self.recipe.inline(bytes)?;
             self.source.consume(n);
+            if nothing_yet {
+                return self.bad(b"", "it begins with an end marker, and more follows: was its beginning written?");
+            }
             if self.position() > self.limits.tar_size {
                 return Err(over("the size of the unpacked archive", self.limits.tar_size));
             }

@@ -95,6 +95,11 @@ impl Packed {
         if head.parts.iter().any(|part| part.size.saturating_add(part.packed) > MOST) {
             return Err(corrupt("a part is too long"));
         }
+        // What is missing is found before it is read: then it is damage of the tree, and a copy heals it.
+        let len = file.metadata().map_err(Error::io("stat", path))?.len();
+        if len < HEAD_LEN as u64 + head.parts.iter().map(|part| part.packed).sum::<u64>() {
+            return Err(corrupt("it is cut off"));
+        }
         Ok(Packed { path: path.to_owned(), file, head })
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::fs::staging::{REPEATED, Staging, bad_name, checked_name};
-use crate::fs::upload::{Place, repeated};
+use crate::fs::upload::{Place, repeated, waits_to_die};
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::{Target, staged};
 
@@ -40,8 +40,11 @@ impl ImageFs {
         staging.publishing.store(true, Ordering::Release);
         let published = self.publish_staging(caller, &staging, place, &name);
         staging.publishing.store(false, Ordering::Release);
-        let refused = |e: &Error| *staging.refused.lock() = Some((Instant::now(), name.clone(), e.errno(), e.to_string()));
-        published.inspect_err(refused)
+        published.inspect_err(|e| {
+            if !matches!(e, Error::WriterKilled { .. }) {
+                *staging.refused.lock() = Some((Instant::now(), name.clone(), e.errno(), e.to_string()));
+            }
+        })
     }
 
     fn publish_staging(&self, caller: Caller, staging: &Staging, place: Place, name: &str) -> Result<()> {
@@ -61,7 +64,8 @@ impl ImageFs {
         let files = files.into_iter().map(|name| staged::File { path: staging.file(&name), name }).collect();
         let order = staged::Order { target, files, expect: about.expect, uid: about.uid, gid: about.gid };
         let name = format!("staged-{}", staging.number);
-        let published = staged::publish(&self.store, &name, order).inspect_err(|e| job.end(&format!("refused: {e}")))?;
+        let go_on = || !waits_to_die(caller.pid);
+        let published = staged::publish(&self.store, &name, order, &go_on).inspect_err(|e| job.end(&format!("refused: {e}")))?;
         self.stagings.remove(staging);
         let what = format!("{}/{}", published.name, published.number);
         let outcome = if published.new { "added" } else { "the newest version already is this" };

@@ -33,7 +33,7 @@ fn is_killed(pid: u32) -> bool {
 
 /// Whether the thread would be gone but for a request of its own that it waits for. A signal that ends a process is
 /// pending as SIGKILL for each of its threads. Source: complete_signal in kernel/signal.c.
-fn waits_to_die(thread: u32) -> bool {
+pub(in crate::fs) fn waits_to_die(thread: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let pending = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigPnd:")?.trim(), 16).ok());
     pending.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)

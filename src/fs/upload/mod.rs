@@ -18,6 +18,9 @@ mod judge;
 mod receipt;
 mod write;
 
+pub(super) use judge::waits_to_die;
+pub(super) use write::refuse_over;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -437,7 +437,7 @@ impl ImageFs {
 }
 
 /// What is larger than any upload may be needs no disk, for it may be one hole: it is refused before it is unpacked.
-fn refuse_over(store: &Store, size: u64) -> Result<()> {
+pub(in crate::fs) fn refuse_over(store: &Store, size: u64) -> Result<()> {
     let limit = store.settings().limits.tar_size;
     if size > limit {
         return Err(Error::OverLimit { what: "the size of the file".into(), limit: limit.to_string() });
