@@ -100,7 +100,7 @@ pub const FORMAT: u32 = 6;
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;
 pub const RECORD_LEN: usize = 64;
-pub const ROWS_MAGIC: &[u8] = b"imgfs rows 1\n";
+pub const ROWS_MAGIC: &str = "imgfs rows 1\n";
 pub const TABLE_MAGIC: &[u8] = b"imgfs blob table 1\n";
 pub const SEGMENT_MAGIC: &[u8; 16] = b"imgfs segment 1\n";
 pub const SEGMENT_END: &[u8; 16] = b"imgfs seg list\n\0";
@@ -131,20 +131,20 @@ pub fn make_subdir(dir: &Path) -> Result<()> {
     }
 }
 
-/// What a directory is.
+/// What a directory may be that is opened as a store.
 enum Found {
     /// A store with this format.
     Store(u32),
-    /// A store that has lost the file that says which.
-    Unknown,
     /// Nothing, or what a power cut left of the first mount.
     Empty,
-    Foreign,
 }
 
-/// Errors: `Io`.
+/// Errors: `NotAStore` for what holds other things; `FormatLost` for a store that does not say which; `Io`.
 fn look(dir: &Path) -> Result<Found> {
     let path = dir.join("format");
+    if !dir.exists() {
+        return Ok(Found::Empty);
+    }
     // A pipe would be waited for.
     if fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
@@ -154,15 +154,16 @@ fn look(dir: &Path) -> Result<Found> {
         }
     }
     // Others have files of these names.
-    if begins(&dir.join("blobs"), TABLE_MAGIC) || begins(&dir.join("catalog.rows"), ROWS_MAGIC) {
-        return Ok(Found::Unknown);
+    if begins(&dir.join("blobs"), TABLE_MAGIC) || begins(&dir.join("catalog.rows"), ROWS_MAGIC.as_bytes()) {
+        return Err(Error::FormatLost { store: dir.to_owned() });
     }
-    let mut others = false;
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let name = entry.map_err(Error::io("list", dir))?.file_name();
-        others |= !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own);
+        if !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own) {
+            return Err(Error::NotAStore { store: dir.to_owned(), why: "it holds other files and no format file".into() });
+        }
     }
-    Ok(if others { Found::Foreign } else { Found::Empty })
+    Ok(Found::Empty)
 }
 
 fn begins(path: &Path, magic: &[u8]) -> bool {
@@ -175,29 +176,17 @@ fn begins(path: &Path, magic: &[u8]) -> bool {
 ///
 /// Errors: `NotAStore`, `FormatLost`, `Io`.
 pub fn refuse_others(dir: &Path) -> Result<()> {
-    match check(dir) {
-        Err(Error::NotAStore { why, .. }) if why == NONE_YET => Ok(()),
-        checked => checked,
-    }
+    look(dir).map(drop)
 }
-
-const NONE_YET: &str = "there is no store yet";
 
 /// Checks that `dir` is a store; for what does not make one.
 ///
 /// Errors: `NotAStore`, `FormatLost`, `Io`.
 pub fn check(dir: &Path) -> Result<()> {
-    match look(dir) {
-        Ok(Found::Store(_)) => Ok(()),
-        Ok(Found::Unknown) => Err(Error::FormatLost { store: dir.to_owned() }),
-        Ok(Found::Foreign) => Err(foreign(dir)),
-        Err(e) if dir.exists() => Err(e),
-        Ok(Found::Empty) | Err(_) => Err(Error::NotAStore { store: dir.to_owned(), why: NONE_YET.into() }),
+    match look(dir)? {
+        Found::Store(_) => Ok(()),
+        Found::Empty => Err(Error::NotAStore { store: dir.to_owned(), why: "there is no store yet".into() }),
     }
-}
-
-fn foreign(dir: &Path) -> Error {
-    Error::NotAStore { store: dir.to_owned(), why: "it holds other files and no format file".into() }
 }
 
 /// Writes a format file that is lost or damaged again; says whether it was. For fsck --repair. A catalog that is of a
@@ -234,8 +223,6 @@ pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
             write_format(dir)?;
         }
         Found::Empty => write_format(dir)?,
-        Found::Unknown => return Err(Error::FormatLost { store: dir.to_owned() }),
-        Found::Foreign => return Err(foreign(dir)),
     }
     for sub in ["loose", "packs", "trees", "staging"] {
         let sub = dir.join(sub);

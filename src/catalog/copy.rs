@@ -19,10 +19,6 @@ use crate::catalog::{Model, Row};
 use crate::error::{Error, Result};
 use crate::format::{ROWS_MAGIC, write_durably};
 
-const HEAD: &str = match std::str::from_utf8(ROWS_MAGIC) {
-    Ok(head) => head,
-    Err(_) => unreachable!(),
-};
 /// A file of fewer bytes is never too long.
 const SMALL: u64 = 256 * 1024;
 /// How many times longer than all rows it may become.
@@ -98,9 +94,9 @@ impl Copy {
     pub fn rewrite(&mut self, model: &Model) -> Result<()> {
         self.file = None;
         let line = line_of(model.commit, model.next_serial, &model.rows());
-        write_durably(&self.path, [HEAD.as_bytes(), line.as_bytes()].concat().as_slice())?;
+        write_durably(&self.path, [ROWS_MAGIC.as_bytes(), line.as_bytes()].concat().as_slice())?;
         self.file = Some(File::options().append(true).open(&self.path).map_err(Error::io("open", &self.path))?);
-        self.size = (HEAD.len() + line.len()) as u64;
+        self.size = (ROWS_MAGIC.len() + line.len()) as u64;
         self.whole = self.size;
         Ok(())
     }
@@ -158,7 +154,7 @@ pub struct Said {
 /// Errors: `Io`.
 pub fn read(path: &Path) -> Result<Said> {
     let text = std::fs::read(path).map_err(Error::io("read", path))?;
-    let mut said = Said { model: Model::default(), whole: text.starts_with(HEAD.as_bytes()) };
+    let mut said = Said { model: Model::default(), whole: text.starts_with(ROWS_MAGIC.as_bytes()) };
     let mut lines = text.split_inclusive(|b| *b == b'\n').skip(1).peekable();
     while let Some(line) = lines.next() {
         let parsed = parse(line).and_then(|(commit, json)| Some((commit, serde_json::from_str::<Line>(json).ok()?)));

@@ -24,6 +24,12 @@ pub(super) struct Gone {
     pub name: Arc<Name>,
 }
 
+impl Name {
+    fn is(&self, parent: NodeId, name: &[u8]) -> bool {
+        self.parent == parent.ino() && self.name == name
+    }
+}
+
 impl GoneNames {
     pub(super) fn add(&self, parent: NodeId, name: &str) -> Gone {
         let name = Arc::new(Name { parent: parent.ino(), name: name.into(), asked: Mutex::default() });
@@ -33,20 +39,13 @@ impl GoneNames {
 
     /// A thread has asked about a name.
     pub(super) fn note_asked(&self, thread: u32, parent: NodeId, name: &[u8]) {
-        self.called(parent, name, |gone| {
-            gone.asked.lock().push(thread);
-            false
-        });
+        self.0.lock().iter().filter(|gone| gone.is(parent, name)).for_each(|gone| gone.asked.lock().push(thread));
     }
 
     /// Whether the kernel may take this name for what was deleted, for this thread: it would move that to the new name, and
     /// imgfs what has the name by now. It is to look again, once.
     pub(super) fn is_mistaken(&self, thread: u32, parent: NodeId, name: &[u8]) -> bool {
-        self.called(parent, name, |gone| !gone.asked.lock().contains(&thread))
-    }
-
-    fn called(&self, parent: NodeId, name: &[u8], is: impl Fn(&Name) -> bool) -> bool {
-        self.0.lock().iter().any(|gone| gone.parent == parent.ino() && gone.name == name && is(gone))
+        self.0.lock().iter().any(|gone| gone.is(parent, name) && !gone.asked.lock().contains(&thread))
     }
 }
 
