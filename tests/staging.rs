@@ -256,6 +256,6 @@ fn what_is_published_is_not_changed_meanwhile() {
     let m = Mount::new();
     m.ok("mkdir .h; cp $S/a.tar .h/x.tar; truncate -s 3T .h/x.tar");
     let ran =
-        m.sh("timeout -k 30 4 mv .h huge & sleep 1; timeout 2 truncate -s 100 .h/x.tar; echo $?; wait; stat -c %s .h/x.tar");
+        m.sh("timeout -k 30 8 mv .h huge & sleep 3; timeout 2 truncate -s 100 .h/x.tar; echo $?; wait; stat -c %s .h/x.tar");
     assert!(ran.out.ends_with("\n3298534883328\n") && !ran.out.starts_with('0'), "{ran:?}");
 }
