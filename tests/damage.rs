@@ -224,3 +224,12 @@ fn files_that_nobody_wrote_do_not_stop_gc() {
     m.ok(&format!("{IMGFS} gc --trash --store $STORE; not test -e $STORE/loose/00000124.obj; cmp $S/b.tar web/1/rootfs.tar"));
     m.fsck();
 }
+
+#[test]
+fn what_is_behind_a_pack_or_a_segment_is_not_read() {
+    let mut m = filled();
+    assert_eq!(m.sh("for f in $STORE/packs/*.pack $STORE/loose/*.seg; do head -c 3000 /dev/urandom >> $f; done").code, 0);
+    m.mount();
+    m.ok(WHOLE);
+    m.fsck();
+}

@@ -20,6 +20,8 @@ const FRAME_LEN: usize = 56;
 const BASE_LEN: usize = 16;
 /// The most bytes that a frame, and all its bases together, may have: what a reader keeps in memory.
 pub const FRAME_MAX: u64 = 64 << 20;
+/// How far before its end a pack's footer is looked for.
+const JUNK: u64 = 1 << 20;
 /// Frames that are unpacked before a reader who goes on asks for them.
 const AHEAD: usize = 2;
 /// Bytes of unpacked frames that are kept.
@@ -128,6 +130,21 @@ pub struct Pack {
     list: (u64, u64, Digest),
 }
 
+/// Where the footer is: at the end, or before what a bad disk has put behind it.
+fn footer_of(container: &Container) -> Result<Option<u64>> {
+    let len = container.file.metadata().map_err(Error::io("stat", &container.path))?.len();
+    for look in [PACK_FOOTER_LEN as u64, JUNK] {
+        let from = len.saturating_sub(look);
+        let mut tail = vec![0; (len - from) as usize];
+        container.read_exact_at(&mut tail, from)?;
+        let whole = tail.len().saturating_sub(PACK_FOOTER_LEN - PACK_END.len());
+        if let Some(at) = tail[..whole].windows(PACK_END.len()).rposition(|found| found == PACK_END) {
+            return Ok(Some(from + at as u64));
+        }
+    }
+    Ok(None)
+}
+
 impl Pack {
     /// Opens a pack and checks its tables.
     ///
@@ -135,8 +152,7 @@ impl Pack {
     pub fn open(store: &std::path::Path, number: u32) -> Result<Pack> {
         let container = Container::open(store, number, Place::Pack)?;
         let bad = |why: &str| Error::Corrupt { what: container.path.display().to_string(), why: why.into() };
-        let len = container.file.metadata().map_err(Error::io("stat", &container.path))?.len();
-        let footer_at = len.checked_sub(PACK_FOOTER_LEN as u64).ok_or_else(|| bad("it is too short"))?;
+        let footer_at = footer_of(&container)?.ok_or_else(|| bad("it does not end as a pack"))?;
         let mut footer = [0; PACK_FOOTER_LEN];
         container.read_exact_at(&mut footer, footer_at)?;
         let [frames, bases, outlines, tables_at] = [16, 24, 32, 40].map(|at| u64_at(&footer, at));
@@ -144,7 +160,7 @@ impl Pack {
         let [frames_len, bases_len, outlines_len] = rows.map(|(n, row)| n.saturating_mul(row as u64));
         let outlines_at = tables_at.checked_add(frames_len).and_then(|at| at.checked_add(bases_len));
         let whole = outlines_at.and_then(|at| at.checked_add(outlines_len)).is_some_and(|end| end <= footer_at);
-        let (true, true, Some(outlines_at)) = (footer.starts_with(PACK_END), whole, outlines_at) else {
+        let (true, Some(outlines_at)) = (whole, outlines_at) else {
             return Err(bad("it does not end as a pack"));
         };
         let mut tables = vec![0; usize::try_from(outlines_at - tables_at).map_err(|_| bad("it is too long"))?];
