@@ -812,7 +812,6 @@ fn rm_r_and_mv_of_one_image_at_once() {
     m.ok("cp $S/c.tar db.tar; for i in $(seq 60); do cp $S/a.tar web.tar; rm -rf web & mv -T web www || true; rmdir web || true; wait; rm -rf web www; test ! -e web -a ! -e www || exit 1; done 2> /dev/null");
 }
 
-/// coreutils' rm goes on after it was refused `.id`: it had put the other versions into the trash.
 /// mv was sent for what rm -r then deleted, and done to what had the name when its turn came: the kernel gave the new name to
 /// the one, imgfs to the other. Found by many hands (round 421).
 #[test]
@@ -843,6 +842,7 @@ EOF");
     m.fsck();
 }
 
+/// coreutils' rm goes on after it was refused `.id`: it had put the other versions into the trash.
 #[test]
 fn a_refused_rm_r_of_an_image_takes_nothing() {
     let m = Mount::new();

@@ -27,8 +27,8 @@ const SMALL_MAX: u64 = METADATA_MAX as u64;
 const METADATA_TARBALL_MAX: u64 = 16 << 20;
 /// Bytes read at a time.
 const PIECE: usize = 256 * 1024;
-/// Pieces after which it is asked whether to go on.
-const ASKING: u32 = 64;
+/// Pieces after which it is asked whether to go on: what is one hole takes an hour.
+pub const ASKING: u32 = 64;
 
 /// One staged file.
 pub struct File {

@@ -8,14 +8,12 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
-use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target};
+use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
 use crate::name::{Build, ImageName, Promise, promise_of, strip_archive_suffix};
 use crate::tar;
 
 /// How long the kernel may take to say what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
-/// Pieces of a spool that are unpacked before its writer is looked at again.
-const ASKING: u32 = 64;
 
 /// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any other,
 /// but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and SEGV.
@@ -420,7 +418,7 @@ fn feed_spool(state: &mut State, upload: &Upload, go_on: &dyn Fn() -> bool) -> R
         if *at >= size || ingest.has_failed() {
             break;
         }
-        if n.is_multiple_of(ASKING) && !go_on() {
+        if n.is_multiple_of(staged::ASKING) && !go_on() {
             return Err(Error::WriterKilled { name: upload.name() });
         }
         let want = usize::try_from(size - *at).unwrap_or(PIECE).min(PIECE);
