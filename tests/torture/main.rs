@@ -89,7 +89,7 @@ impl World {
             ".",
             "mkdir mnt src store; cd src; mkdir t; for n in $(seq 60); do seq $n 300 > t/f$n; done; for v in a b c d; do echo $v > t/v; \
              tar -C t --sort=name -cf $v.tar .; done; gzip d.tar; head -c 800000 /dev/urandom | base64 > t/large; head -c 1100000 /dev/urandom > t/noise; \
-             tar -C t --sort=name -cf large.tar .; sed -i s/77/88/ t/large; tar -C t --sort=name -cf large2.tar .; mkdir u; head -c 700000 /dev/urandom | split -a 4 -b 4400 - u/f; tar -C u -cf many.tar .; \
+             tar -C t --sort=name -cf large.tar .; sed -i s/77/88/ t/large; tar -C t --sort=name -cf large2.tar .; mkdir u; head -c 352000 /dev/urandom | split -a 4 -b 1100 - u/f; tar -C u --sort=name -cf many.tar .; \
              ls u | awk 'NR % 8' | (cd u; xargs rm); tar -C u -cf few.tar .",
         );
         assert_eq!(made.code, 0, "{made:?}");
