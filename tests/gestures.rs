@@ -842,6 +842,49 @@ EOF");
     m.fsck();
 }
 
+/// A listing was of when the directory was opened, and told the kernel of each name what it had led to then, whoever had
+/// been renamed since. It then had two names for one image, and mv from the one to the other did nothing, and said that
+/// all was well. Found by many hands (round 1,190).
+#[test]
+fn a_listing_tells_the_kernel_nothing_that_is_no_more() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar; cp $S/c.tar db.tar; cp $S/d.tar other.tar; ln -sfn other default");
+    m.ok("python3 - <<'EOF'
+import os
+def while_listed(directory, work):
+    listing = os.scandir(directory)
+    work()
+    return [entry.name for entry in listing]
+def switch(to, at):
+    new = os.path.join(os.path.dirname(at), '.new')
+    os.symlink(to, new)
+    os.rename(new, at)
+assert 'web' in while_listed('.', lambda: os.rename('web', 'www')), 'what is listed is of one moment'
+assert not os.path.exists('web')
+os.rename('www', 'web')
+while_listed('.', lambda: switch('db', 'default'))
+assert os.readlink('default') == 'db', os.readlink('default')
+switch('other', 'default')
+while_listed('db', lambda: switch('0', 'db/default'))
+assert os.readlink('db/default') == '0', os.readlink('db/default')
+os.rmdir('web')
+def another():
+    os.rename('.imgfs/trash/web', 'www')
+    os.rename('db', 'web')
+    os.rmdir('web')
+while_listed('.imgfs/trash', another)
+os.rename('.imgfs/trash/web', 'db')
+try:
+    os.rename('db', 'www')
+except FileExistsError:
+    pass
+else:
+    raise SystemExit('mv did nothing, and said that all was well')
+EOF
+cmp $S/b.tar db/0/rootfs.tar; cmp $S/a.tar www/0/rootfs.tar; test ! -e web");
+    m.fsck();
+}
+
 /// coreutils' rm goes on after it was refused `.id`: it had put the other versions into the trash.
 #[test]
 fn a_refused_rm_r_of_an_image_takes_nothing() {

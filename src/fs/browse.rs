@@ -398,6 +398,16 @@ impl ImageFs {
         Ok(())
     }
 
+    /// Whether a name of a listing leads to what it led to when the directory was opened.
+    pub fn still_leads(&self, caller: Caller, directory: NodeId, entry: &DirEntry) -> bool {
+        match directory {
+            NodeId::Tree { .. } | NodeId::Query { .. } => true,
+            // What is in the others stays what it is, or leads to a link that does.
+            NodeId::Control(c) if !matches!(c, Control::Trash | Control::Views | Control::Defaults) => true,
+            _ => self.lookup(caller, directory, &entry.name).is_ok_and(|node| node == entry.node),
+        }
+    }
+
     fn list_tree(&self, serial: u32, index: u32, from: u64, mut add: impl FnMut(u64, &DirEntry) -> bool) -> Result<()> {
         let slot = self.store.tree(serial)?;
         let tree = &slot.tree;

@@ -37,6 +37,10 @@ use convert::{
 const WRITE_MAX: u32 = 1 << 20;
 /// Requests the kernel may have under way before it holds back readahead.
 const BACKGROUND: u16 = 64;
+/// More than a file can have: the kernel lists an entry that says so, and remembers nothing of it.
+///
+/// Source: fuse_direntplus_link and fuse_valid_size in fs/fuse of Linux 5.5.
+const NO_SIZE: u64 = u64::MAX;
 
 /// Handles of what needs no memory here: files of trees, and large ones among them, which are counted.
 const LASTING: FileHandle = FileHandle(0);
@@ -565,15 +569,18 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         self.count();
+        let who = caller(req);
         guarded("readdirplus", || {
             let listed = node(ino).and_then(|id| {
                 self.fs.list_entries(id, fh.0, offset, |next, entry| {
-                    // The kernel takes no reference on these two, and ignores the rest of what is gone meanwhile.
+                    // The kernel takes no reference on these two.
                     let dots = matches!(entry.name.as_slice(), b"." | b"..");
+                    let current = dots || self.fs.still_leads(who, id, entry);
                     // No size now, since that would take long: whoever wants to know it asks again.
                     let slow = matches!(entry.node, NodeId::Version { part: VersionPart::Changes, .. });
-                    let attr = if slow { Err(stale()) } else { self.fs.attr_for(caller(req), entry.node) };
-                    let attr = attr.unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, ..EMPTY });
+                    let attr = if current && !slow { self.fs.attr_for(who, entry.node) } else { Err(stale()) };
+                    let size = if current { 0 } else { NO_SIZE };
+                    let attr = attr.unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, size, ..EMPTY });
                     let ttl = lasting(&attr, attr.lasting && attr.lasting_name);
                     let full = reply.add(
                         INodeNo(attr.ino),
