@@ -344,8 +344,8 @@ impl BlobStore {
             return Err(pack.corrupt("a frame with bases is itself a base"));
         }
         let size = usize::try_from(frame.size).map_err(|_| pack.corrupt("a frame is too long"))?;
-        let slot = self.frames.slot((pack.number, number), size, used == Use::Read);
-        if let Some(content) = &*slot.lock() {
+        let slot = || self.frames.slot((pack.number, number), size, used == Use::Read);
+        if let Some(content) = &*slot().lock() {
             return Ok(content.clone());
         }
         // Not under the lock: for a lost base all frames are read, and this is one of them.
@@ -353,6 +353,8 @@ impl BlobStore {
         for part in pack.bases_of(frame) {
             self.append_base(part, &mut base)?;
         }
+        // Again: its bases, which may come from many frames, have taken its place by now.
+        let slot = slot();
         let mut content = slot.lock();
         if let Some(content) = &*content {
             return Ok(content.clone());
