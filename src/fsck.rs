@@ -266,7 +266,8 @@ fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {
         }
     }
     for alias in model.aliases.values() {
-        if !model.images.contains_key(&alias.image) {
+        let there = |number| model.all_versions().any(|v| (v.image, v.number) == (alias.image, number));
+        if !model.images.contains_key(&alias.image) || alias.number.is_some_and(|number| !there(number)) {
             say(8, format!("the alias {} leads nowhere", alias.name));
         }
     }

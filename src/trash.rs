@@ -132,10 +132,7 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
                     trees.push(version.id.clone());
                     drop_version(change, version);
                 }
-                // Also those of the whole store to what is bound to a view.
-                for alias in change.whole.aliases.values().filter(|a| a.image == serial) {
-                    change.put(Row::DropAlias(alias.serial));
-                }
+                drop_aliases(change, serial, None);
                 change.put(Row::DropImage(serial));
             }
             Trashed::Version(serial) => {
@@ -169,7 +166,15 @@ fn drop_version(change: &mut Change<'_>, version: &Version) {
     for label in model.labels.values().filter(|l| (l.image, l.number) == (version.image, version.number)) {
         change.put(Row::DropLabel(label.serial));
     }
+    drop_aliases(change, version.image, Some(version.number));
     change.put(Row::DropVersion(version.serial));
+}
+
+/// The aliases of an image, or of one of its versions, also those of the whole store to what is bound to a view.
+fn drop_aliases(change: &mut Change<'_>, image: u32, number: Option<u32>) {
+    for alias in change.whole.aliases.values().filter(|a| (a.image, a.number) == (image, number)) {
+        change.put(Row::DropAlias(alias.serial));
+    }
 }
 
 /// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.

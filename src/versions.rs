@@ -29,7 +29,7 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
     })
 }
 
-/// `rmdir MNT/web/1`: into the trash. Gives the version's serial.
+/// `rmdir MNT/web/1`: into the trash, with its aliases. Gives the version's serial.
 ///
 /// Errors: `OnlyVersion`, `VersionIsPinned`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
 pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
@@ -48,9 +48,6 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
         refuse_used(store, change.model, &[version], &stale)?;
         let (mut of, mut version) = (of.clone(), version.clone());
         let serial = version.serial;
-        for alias in change.whole.aliases.values().filter(|a| a.image == image && a.number == Some(number)) {
-            change.put(Row::DropAlias(alias.serial));
-        }
         version.trashed_at = Some(now());
         version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
         of.updated_at = now();

@@ -559,6 +559,20 @@ fn the_trash_gives_back_what_was_deleted() {
     m.fsck();
 }
 
+/// An alias of a version went for good when that went into the trash.
+#[test]
+fn aliases_of_a_version_go_and_come_with_it() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/c.tar db.tar; ln -s web/0 old; ln -s web/0 also; ln -s web all");
+    m.ok("rmdir web/0; sleep 1.1; test ! -L old; test \"$(ls)\" = \"$(echo all db default web | tr ' ' '\\n')\"; grep -q '\"aliases\": \\[$' web/metadata.json; not grep -q old web/metadata.json");
+    // One whose name was taken meanwhile comes back when that is free again.
+    m.ok("ln -s db also; mv .imgfs/trash/web.0 web/; test $(readlink old) = web/0; test $(readlink also) = db; rm also; sleep 1.1; test $(readlink also) = web/0; diff -r $S/a old/rootfs");
+    m.ok("ln -sfn db default; rmdir web/0; rm -r web; mv .imgfs/trash/web .; test ! -e old; mv .imgfs/trash/web.0 web/; test $(readlink old) = web/0");
+    m.fsck();
+    m.ok(&format!("rmdir web/0; {IMGFS} gc --trash --store $STORE; ln -s db old; test $(readlink old) = db"));
+    m.fsck();
+}
+
 #[test]
 fn the_trash_ends_after_its_time_and_the_space_comes_back() {
     let m = Mount::with(&["trash=1s"]);

@@ -199,26 +199,22 @@ impl Model {
                     self.put_name(&image.name, Named::Image(serial));
                 }
                 self.images.insert(serial, *image);
-                // Aliases come and go with their image.
-                let aliases: Vec<Alias> = self.aliases.values().filter(|a| a.image == serial).cloned().collect();
-                for alias in aliases {
-                    let put = if live { Model::put_name } else { Model::drop_name };
-                    put(self, &alias.name, Named::Alias(alias.serial));
-                }
+                self.show_aliases(serial);
             }
             Row::Version(version) => {
                 self.numbers.remove(&(version.image, version.number));
                 if version.trashed_at.is_none() {
                     self.numbers.insert((version.image, version.number), version.serial);
                 }
+                let image = version.image;
                 self.versions.insert(version.serial, *version);
+                self.show_aliases(image);
             }
             Row::Alias(alias) => {
                 self.unname_alias(alias.serial);
-                if self.live_image(alias.image).is_some() {
-                    self.put_name(&alias.name, Named::Alias(alias.serial));
-                }
+                let image = alias.image;
                 self.aliases.insert(alias.serial, alias);
+                self.show_aliases(image);
             }
             Row::DropImage(serial) => {
                 self.unname_image(serial);
@@ -269,6 +265,18 @@ impl Model {
             }
             Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
+        }
+    }
+
+    /// Aliases come and go with what they lead to: an image, or one of its versions.
+    fn show_aliases(&mut self, image: u32) {
+        let live = self.live_image(image).is_some();
+        let shows = |alias: &Alias| live && alias.number.is_none_or(|number| self.version(image, number).is_some());
+        let all: Vec<_> =
+            self.aliases.values().filter(|a| a.image == image).map(|a| (a.name.clone(), a.serial, shows(a))).collect();
+        for (name, serial, shown) in all {
+            let put = if shown { Model::put_name } else { Model::drop_name };
+            put(self, &name, Named::Alias(serial));
         }
     }
 
