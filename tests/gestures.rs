@@ -573,6 +573,42 @@ fn aliases_of_a_version_go_and_come_with_it() {
     m.fsck();
 }
 
+/// An image and a staged file had the same name.
+#[test]
+fn a_name_that_is_staged_is_taken() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar foo; cp $S/b.tar db.tar; ls -l foo");
+    for gesture in ["cp $S/a.tar foo.tar", "mkdir foo", "mv -T db foo", "ln -sT db foo", "cp $S/c.tar .t; mv .t foo.tar"] {
+        m.ok(&format!("not eval '{gesture}'"));
+        m.ok("test $(ls | grep -c foo) = 1; test -f foo; rm -f .t");
+    }
+    m.ok("rmdir db; mkdir .new; cp $S/c.tar .new/");
+    m.ok("not mv -T .imgfs/trash/db foo; not mv -T .new foo");
+    m.ok("mv foo foo.tar; diff -r $S/a foo/0/rootfs; mkdir foo.x; ls");
+    m.fsck();
+}
+
+/// mv said EINVAL and nothing more, and who unmounted heard nothing at all.
+#[test]
+fn what_becomes_of_a_staged_file_is_said() {
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar .t; cp $S/c.tar web/.u");
+    m.refused("mv .t web/t.tar", "not permitted");
+    m.ok("head -1 .imgfs/errors | grep -q 'renamed within its directory'");
+    m.unmount();
+    m.mount();
+    m.ok("test \"$(ls -A)\" = \"$(printf 'default\\nweb')\"; grep -c 'gone with the mount' .imgfs/log | grep -qx 2; grep -q '/web/.u' .imgfs/log");
+}
+
+/// What followed a refused rm -r stood above the reason.
+#[test]
+fn why_rm_r_was_refused_stands_first() {
+    let m = Mount::new();
+    m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");
+    m.refused("rm -r web", "busy");
+    m.ok("head -1 .imgfs/errors | grep -q 'default image'");
+}
+
 #[test]
 fn the_trash_ends_after_its_time_and_the_space_comes_back() {
     let m = Mount::with(&["trash=1s"]);

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use crate::catalog::Image;
 use crate::error::{Error, Result};
+use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
 use crate::manifest::parse_time;
@@ -60,11 +61,23 @@ impl ImageFs {
 
     /// A name that something in the root is to get.
     ///
-    /// Errors: `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view.
+    /// Errors: `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view; `Taken` by an upload.
     pub(super) fn new_name(&self, caller: Caller, name: &[u8]) -> Result<ImageName> {
         let name = ImageName::parse(name)?;
         self.refuse_binding(caller, name.as_str())?;
+        self.refuse_staged(name.as_str(), None)?;
         Ok(name)
+    }
+
+    /// Refuses a name in the root that an upload has, but for one: both would show.
+    ///
+    /// Errors: `Taken`.
+    pub(super) fn refuse_staged(&self, name: &str, but: Option<u64>) -> Result<()> {
+        let shown = self.uploads.named(Place::Root, name).filter(|upload| upload.is_under_way());
+        if shown.is_some_and(|upload| Some(upload.number) != but) {
+            return Err(Error::Taken { name: name.to_owned(), holder: "it is an upload under way, or staged".into() });
+        }
+        Ok(())
     }
 
     /// Refuses who does not administer the store.

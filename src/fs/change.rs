@@ -83,16 +83,10 @@ impl ImageFs {
                 what: "a directory in a staging directory".into(),
                 instead: "tar what it is to hold: tar -C ROOT -cf .new/rootfs.tar .",
             }),
-            NodeId::Root => self.new_name(caller, name).and_then(|name| {
-                if self
-                    .uploads
-                    .named(Place::Root, name.as_str())
-                    .is_some_and(|u| self.uploads.under_way(Place::Root).iter().any(|o| o.number == u.number))
-                {
-                    return Err(Error::Taken { name: name.to_string(), holder: "an upload under way".into() });
-                }
-                versions::make_image(&self.store, &name, caller.uid, caller.gid, mode)
-            }),
+            NodeId::Root => {
+                let name = self.new_name(caller, name);
+                name.and_then(|name| versions::make_image(&self.store, &name, caller.uid, caller.gid, mode))
+            }
             NodeId::Image { part: ImagePart::Dir, .. } if parse_number(name).is_some() => Err(Error::Managed {
                 what: format!("the number {}", text_of(name)),
                 why: "a tarball copied into the image gets the next one",
@@ -349,11 +343,15 @@ impl ImageFs {
             (Place::Root, b"default") => {
                 self.lookup(caller, parent, name)?;
                 self.refuse_default(caller)?;
-                links::hide_default(&self.store)
+                links::hide_default(&self.store)?;
+                self.store.journal.log(caller.uid, "default", "", "is not shown any more");
+                Ok(())
             }
             (Place::Image(serial), b"default") => {
                 self.lookup(caller, parent, name)?;
-                links::hide_image_default(&self.store, serial)
+                links::hide_image_default(&self.store, serial)?;
+                self.store.journal.log(caller.uid, "pin", &self.path_of(parent), "default is not shown any more");
+                Ok(())
             }
             (Place::Image(_), b"latest") => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
             (Place::Image(serial), _) if let Some(label) = label_of(name) => {

@@ -213,6 +213,7 @@ impl Daemon {
                 }
                 ready(&line);
             });
+            fs.note_unfinished();
             log::info!("unmounted from {}", point.display());
             served.map_err(Error::io("serve", point))
         });

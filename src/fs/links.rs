@@ -92,6 +92,7 @@ impl ImageFs {
             self.refuse_change(caller, model.images.get(&image))?;
         }
         self.refuse_alias_change(caller, name.as_str())?;
+        self.refuse_staged(name.as_str(), None)?;
         links::put_alias(&self.store, name, to)?;
         self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(text));
         Ok(())
@@ -235,7 +236,7 @@ impl ImageFs {
                 let renamed = place.and_then(|place| {
                     fs.check_upload_target(caller, to.0, &to.1)?;
                     if place == Place::Root && !to.1.starts_with(b".") {
-                        fs.refuse_foreign(caller, &fs.target_named(&text_of(&to.1))?.0)?;
+                        fs.refuse_foreign(caller, &fs.target_named(&text_of(&to.1), Some(upload.number))?.0)?;
                     }
                     fs.rename_upload(caller, &upload, place, &text_of(&to.1))
                 });
@@ -243,7 +244,7 @@ impl ImageFs {
                 if renamed.is_ok() {
                     fs.forget_later(to.0.ino(), to.1.clone());
                 }
-                renamed
+                renamed.map_err(|e| fs.refused(caller, "mv", &path, e))
             });
         }
         // It waits for the kernel, which may wait for an answer to something else.
@@ -300,7 +301,7 @@ impl ImageFs {
                 _ => Err(Error::Invalid { what: text_of(&from.1), why: "an image can only be renamed within the root".into() }),
             },
             NodeId::Version { part: VersionPart::Dir, .. } => {
-                Err(Error::Managed { what: "a version's number and image".into(), why: "versions do not move" })
+                Err(Error::Managed { what: "a version's place".into(), why: "versions do not move" })
             }
             NodeId::Link(link) => self.rename_link(caller, from, to, link),
             NodeId::Receipt(_) => Err(Error::Managed { what: text_of(&from.1), why: "it is the receipt of an upload" }),

@@ -297,8 +297,8 @@ impl ImageFs {
 
     /// Notes a refusal where the user can read it, and passes it on.
     fn refused(&self, caller: Caller, gesture: &'static str, path: &str, e: Error) -> Error {
-        // The kernel looks again, tools copy: nobody is refused anything.
-        if !matches!(e, Error::OtherPlace { .. } | Error::LookAgain) {
+        // The kernel looks again, tools copy: nobody is refused anything. What was said before is not to bury why.
+        if !matches!(e, Error::OtherPlace { .. } | Error::LookAgain | Error::Again { .. }) {
             self.store.journal.refuse(caller.uid, gesture, path, &e);
         }
         e

@@ -222,7 +222,7 @@ impl ImageFs {
     pub(super) fn source(&self, upload: &Upload, name: &str) -> Result<Source> {
         let (target, build) = match upload.place {
             Place::Image(serial) => (Target::Image(serial), Build::default()),
-            Place::Root => self.target_named(name)?,
+            Place::Root => self.target_named(name, Some(upload.number))?,
         };
         // The image may be somebody else's by now.
         if upload.place == Place::Root {
@@ -241,11 +241,13 @@ impl ImageFs {
         })
     }
 
-    /// Which image a file of this name in the root is for.
-    pub(in crate::fs) fn target_named(&self, name: &str) -> Result<(Target, Build)> {
+    /// Which image a file of this name in the root is for. `own`: the number of its upload, if that has one yet.
+    pub(in crate::fs) fn target_named(&self, name: &str, own: Option<u64>) -> Result<(Target, Build)> {
         let stem = strip_archive_suffix(name).unwrap_or(name);
         let (image, build) = ingest::named(&self.store.catalog.read(), stem);
-        Ok((Target::Named(ImageName::parse(image.as_bytes())?), build))
+        let image = ImageName::parse(image.as_bytes())?;
+        self.refuse_staged(image.as_str(), own)?;
+        Ok((Target::Named(image), build))
     }
 
     /// Everything that follows a publish: the log, the job, what the kernel knows.
@@ -269,6 +271,18 @@ impl ImageFs {
         state.spool = None;
         upload.info.lock().failed = true;
         upload.job.end(&format!("refused: {e}"));
+    }
+
+    /// The mount ends: what nobody has published goes with it.
+    pub(in crate::fs) fn note_unfinished(&self) {
+        for upload in self.uploads.unfinished().into_iter().filter(|upload| upload.size() > 0) {
+            self.store.journal.log(
+                upload.uid,
+                "upload",
+                &self.path_name(&upload),
+                "is gone with the mount: it was not published",
+            );
+        }
     }
 
     pub(super) fn path_name(&self, upload: &Upload) -> String {
@@ -335,18 +349,17 @@ impl ImageFs {
     /// `mv MNT/.web.tar.xz.Ab12 MNT/web.tar.xz`, and inside an image: the rename publishes.
     pub(in crate::fs) fn rename_upload(&self, caller: Caller, upload: &Arc<Upload>, to: Place, name: &str) -> Result<()> {
         if to != upload.place {
-            let why = "a staged file is renamed within its directory".into();
-            return Err(Error::Invalid { what: upload.name(), why });
+            // Not EINVAL: mv takes that for a directory moved into itself.
+            return Err(Error::Managed { what: upload.name(), why: "a staged file is renamed within its directory" });
         }
         let mut state = upload.state.lock();
-        let path = self.path_name(upload);
         if let Phase::Published(_) = state.phase {
             return Err(Error::Managed { what: upload.name(), why: "it is the receipt of an upload" });
         }
         if let (Place::Image(image), "metadata.json") = (to, name) {
             let text = self.scratch_text(upload, &state)?;
             drop(state);
-            self.edit_metadata(caller, image, &text).map_err(|e| self.refused(caller, "rename", &path, e))?;
+            self.edit_metadata(caller, image, &text)?;
             upload.job.end("metadata.json was changed");
             self.uploads.remove(upload);
             return Ok(());
@@ -376,7 +389,7 @@ impl ImageFs {
             self.uploads.rename(upload, name);
             self.after_publish(upload, &published);
         }
-        result.map_err(|e| self.refused(caller, "rename", &path, e))
+        result
     }
 
     pub(super) fn scratch_text(&self, upload: &Upload, state: &State) -> Result<Vec<u8>> {

@@ -197,6 +197,12 @@ impl Upload {
         info.version.filter(|_| info.published)
     }
 
+    /// Neither published nor refused: a listing shows it.
+    pub(in crate::fs) fn is_under_way(&self) -> bool {
+        let info = self.info.lock();
+        !info.published && !info.failed
+    }
+
     fn is_published(&self) -> bool {
         self.info.lock().published
     }
@@ -233,13 +239,15 @@ impl Uploads {
     /// Uploads that a listing shows: neither published nor refused.
     pub fn under_way(&self, place: Place) -> Vec<Arc<Upload>> {
         let found: Vec<_> = self.all.lock().by_number.values().filter(|u| u.place == place).cloned().collect();
-        let shows = |u: &Arc<Upload>| {
-            let info = u.info.lock();
-            !info.published && !info.failed
-        };
-        let mut found: Vec<_> = found.into_iter().filter(shows).collect();
+        let mut found: Vec<_> = found.into_iter().filter(|u| u.is_under_way()).collect();
         found.sort_by_key(|u| u.number);
         found
+    }
+
+    /// What was staged or being written, and is neither published nor refused.
+    pub fn unfinished(&self) -> Vec<Arc<Upload>> {
+        let found: Vec<_> = self.all.lock().by_number.values().cloned().collect();
+        found.into_iter().filter(|u| u.is_under_way()).collect()
     }
 
     /// Uploads not yet published.

@@ -53,7 +53,7 @@ impl ImageFs {
         match (place, promise_of(text)) {
             (Place::Root, Promise::Archive(_)) => {
                 // Said now, not after a gigabyte.
-                let (target, build) = self.target_named(text)?;
+                let (target, build) = self.target_named(text, None)?;
                 ingest::refuse_early(&self.store, caller.uid, &target, &build)?;
                 self.refuse_foreign(caller, &target)?;
             }
