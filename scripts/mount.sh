@@ -8,6 +8,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$point"
 
 "$here/scripts/setup.sh" build
+[ -e "${CARGO_TARGET_DIR:-$here/target}/release/imgfs" ] || echo "building imgfs, which takes some minutes the first time" >&2
 cargo build --release --quiet --manifest-path "$here/Cargo.toml"
 program=${CARGO_TARGET_DIR:-$here/target}/release/imgfs
 

@@ -93,6 +93,8 @@ pub enum Error {
     /// A rename that tools then do by copying.
     #[error("{what} is not renamed to there, only copied")]
     OtherPlace { what: String },
+    #[error("there is no imgfs mount on {}", .point.display())]
+    NotMounted { point: PathBuf },
     /// For the kernel alone, which looks once more what has the name.
     #[error("the name is another's by now")]
     LookAgain,
@@ -169,6 +171,7 @@ impl Error {
             Error::NotFound { .. } => libc::ENOENT,
             Error::OtherPlace { .. } => libc::EXDEV,
             Error::LookAgain => libc::ESTALE,
+            Error::NotMounted { .. } => libc::EINVAL,
             Error::Ambiguous { .. } => libc::ENOTUNIQ,
             Error::ImageIsDefault { .. }
             | Error::ImageIsTypeDefault { .. }
@@ -246,6 +249,7 @@ impl Error {
             Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
             Error::OtherPlace { .. } => "cp it there, and rm it here",
             Error::LookAgain => "do it once more",
+            Error::NotMounted { .. } => "findmnt -t fuse.imgfs says where there is one",
             Error::InUse { .. } => {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
             }

@@ -185,8 +185,7 @@ fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> 
 }
 
 pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
-    let mounted =
-        mount::mounted_on(point).ok_or_else(|| Error::NotFound { what: format!("imgfs mount on {}", point.display()) })?;
+    let mounted = mount::mounted_on(point).ok_or_else(|| Error::NotMounted { point: point.to_owned() })?;
     let dead = mount::is_dead(&mounted);
     match mount::unmount(&mounted.point, lazy || dead) {
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {

@@ -259,7 +259,8 @@ impl ImageFs {
             path: self.store.dir.clone(),
             source: e.into(),
         })?;
-        let total = stat.f_blocks * stat.f_frsize;
+        // Without what is kept for root, which df would show as used.
+        let total = (stat.f_blocks - stat.f_bfree.saturating_sub(stat.f_bavail)) * stat.f_frsize;
         let free = stat.f_bavail * stat.f_frsize + self.store.trash_bytes();
         Ok((total, free.min(total), self.store.blobs.id_bound().into()))
     }
