@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use crate::blob::ReadBuf;
-use crate::catalog::{Image, Label, Lease, Model, Row, Version};
+use crate::catalog::{Image, Lease, Model, Row, Version};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -265,24 +265,19 @@ fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {
             _ => say(4, format!("version {} of image {} has a number that was not given out", version.number, version.image)),
         }
     }
+    // Also those in the trash.
+    let there: HashSet<(u32, u32)> = model.all_versions().map(|v| (v.image, v.number)).collect();
     for alias in model.aliases.values() {
-        let there = |number| model.all_versions().any(|v| (v.image, v.number) == (alias.image, number));
-        if !model.images.contains_key(&alias.image) || alias.number.is_some_and(|number| !there(number)) {
+        if !model.images.contains_key(&alias.image) || alias.number.is_some_and(|n| !there.contains(&(alias.image, n))) {
             say(8, format!("the alias {} leads nowhere", alias.name));
         }
     }
-    for label in lost_labels(&model) {
+    for label in model.labels.values().filter(|l| !there.contains(&(l.image, l.number))) {
         say(8, format!("the label @{} leads nowhere", label.name));
     }
     for lease in lost_leases(&model) {
         say(8, format!("the lease {} is of no version", lease.name));
     }
-}
-
-/// Labels of no version, not even one in the trash.
-fn lost_labels(model: &Model) -> impl Iterator<Item = &Label> {
-    let there: HashSet<(u32, u32)> = model.all_versions().map(|v| (v.image, v.number)).collect();
-    model.labels.values().filter(move |l| !there.contains(&(l.image, l.number)))
 }
 
 fn lost_leases(model: &Model) -> impl Iterator<Item = &Lease> {

@@ -212,9 +212,10 @@ impl Model {
             }
             Row::Alias(alias) => {
                 self.unname_alias(alias.serial);
-                let image = alias.image;
+                if self.shows(&alias) {
+                    self.put_name(&alias.name, Named::Alias(alias.serial));
+                }
                 self.aliases.insert(alias.serial, alias);
-                self.show_aliases(image);
             }
             Row::DropImage(serial) => {
                 self.unname_image(serial);
@@ -269,11 +270,13 @@ impl Model {
     }
 
     /// Aliases come and go with what they lead to: an image, or one of its versions.
+    fn shows(&self, alias: &Alias) -> bool {
+        self.live_image(alias.image).is_some() && alias.number.is_none_or(|number| self.version(alias.image, number).is_some())
+    }
+
     fn show_aliases(&mut self, image: u32) {
-        let live = self.live_image(image).is_some();
-        let shows = |alias: &Alias| live && alias.number.is_none_or(|number| self.version(image, number).is_some());
-        let all: Vec<_> =
-            self.aliases.values().filter(|a| a.image == image).map(|a| (a.name.clone(), a.serial, shows(a))).collect();
+        let of_it = self.aliases.values().filter(|a| a.image == image);
+        let all: Vec<_> = of_it.map(|a| (a.name.clone(), a.serial, self.shows(a))).collect();
         for (name, serial, shown) in all {
             let put = if shown { Model::put_name } else { Model::drop_name };
             put(self, &name, Named::Alias(serial));

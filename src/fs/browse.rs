@@ -295,7 +295,7 @@ impl ImageFs {
                 }
                 drop(model);
                 all.extend(self.stagings.list(Place::Root).into_iter().map(|(name, node)| entry(&name, node, directory)));
-                for upload in self.uploads.under_way(Place::Root) {
+                for upload in self.uploads.under_way(Some(Place::Root)) {
                     all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
                 }
             }
@@ -325,7 +325,7 @@ impl ImageFs {
                 drop(model);
                 let here = self.stagings.list(Place::Image(serial));
                 all.extend(here.into_iter().map(|(name, node)| entry(&name, node, directory)));
-                for upload in self.uploads.under_way(Place::Image(serial)) {
+                for upload in self.uploads.under_way(Some(Place::Image(serial))) {
                     all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
                 }
             }

@@ -227,12 +227,11 @@ impl ImageFs {
         }
         if let Some(upload) = upload {
             return self.offload(reply, move |fs| {
-                if let NodeId::Staging(_) = to.0 {
-                    let why = "it is unpacked already, and not moved into a directory (rsync: without --delay-updates)";
-                    let e = Error::Managed { what: text_of(&from.1), why };
-                    return Err(fs.refused(caller, "mv", &path, e));
-                }
-                let place = fs.place_of(to.0);
+                let why = "it is unpacked already, and not moved into a directory (rsync: without --delay-updates)";
+                let place = match to.0 {
+                    NodeId::Staging(_) => Err(Error::Managed { what: text_of(&from.1), why }),
+                    _ => fs.place_of(to.0),
+                };
                 let renamed = place.and_then(|place| {
                     fs.check_upload_target(caller, to.0, &to.1)?;
                     if place == Place::Root && !to.1.starts_with(b".") {

@@ -275,7 +275,7 @@ impl ImageFs {
 
     /// The mount ends: what nobody has published goes with it.
     pub(in crate::fs) fn note_unfinished(&self) {
-        for upload in self.uploads.unfinished().into_iter().filter(|upload| upload.size() > 0) {
+        for upload in self.uploads.under_way(None).into_iter().filter(|upload| upload.size() > 0) {
             self.store.journal.log(
                 upload.uid,
                 "upload",

@@ -236,18 +236,13 @@ impl Uploads {
         all.by_number.get(all.by_name.get(&(place, name.to_owned()))?).cloned()
     }
 
-    /// Uploads that a listing shows: neither published nor refused.
-    pub fn under_way(&self, place: Place) -> Vec<Arc<Upload>> {
-        let found: Vec<_> = self.all.lock().by_number.values().filter(|u| u.place == place).cloned().collect();
+    /// Uploads in a place, or anywhere, that a listing shows: neither published nor refused.
+    pub fn under_way(&self, place: Option<Place>) -> Vec<Arc<Upload>> {
+        let here = |u: &&Arc<Upload>| place.is_none_or(|place| u.place == place);
+        let found: Vec<_> = self.all.lock().by_number.values().filter(here).cloned().collect();
         let mut found: Vec<_> = found.into_iter().filter(|u| u.is_under_way()).collect();
         found.sort_by_key(|u| u.number);
         found
-    }
-
-    /// What was staged or being written, and is neither published nor refused.
-    pub fn unfinished(&self) -> Vec<Arc<Upload>> {
-        let found: Vec<_> = self.all.lock().by_number.values().cloned().collect();
-        found.into_iter().filter(|u| u.is_under_way()).collect()
     }
 
     /// Uploads not yet published.
