@@ -11,7 +11,7 @@ use crate::catalog::{Image, Row, Version, VersionFacts};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::manifest::now;
-use crate::name::{ImageName, strip_archive_suffix};
+use crate::name::{ImageName, image_stem};
 use crate::store::{Store, TREE};
 use crate::tree::Tree;
 
@@ -50,7 +50,7 @@ fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> 
     let corrupt = |why: &str| Error::Corrupt { what: path.display().to_string(), why: why.into() };
     let facts: VersionFacts = serde_json::from_slice(tree.facts()).map_err(|e| corrupt(&e.to_string()))?;
     let id = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| corrupt("its name is no version's"))?;
-    let stem = strip_archive_suffix(&facts.upload_name).unwrap_or(&facts.upload_name).trim_start_matches('.');
+    let stem = image_stem(&facts.upload_name).trim_start_matches('.');
     let name = ImageName::parse(stem.as_bytes()).map_or_else(|_| NAMELESS.to_owned(), |name| name.to_string());
     let created_at = written.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
     store.catalog.commit(|change| {

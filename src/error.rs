@@ -52,6 +52,9 @@ pub enum Error {
     NameTooLong { len: usize },
     #[error("{name} is taken: {holder}")]
     Taken { name: String, holder: String },
+    /// A uuid or a label that must be one's alone.
+    #[error("{what} is in use already: {holder}")]
+    NotUnique { what: String, holder: String },
     #[error("there is no {what}")]
     NotFound { what: String },
     #[error("{prefix} is the beginning of more than one digest: {candidates}")]
@@ -86,6 +89,9 @@ pub enum Error {
     InUse { what: String, holders: String },
     #[error("{what} never changes")]
     Frozen { what: String },
+    /// A tree copied entry by entry.
+    #[error("{what}: a version is made of one tarball, not of single files and directories")]
+    NoTree { what: String },
     #[error("{what} is kept by imgfs: {why}")]
     Managed { what: String, why: &'static str },
     #[error("an upload of {name} is under way")]
@@ -167,7 +173,7 @@ impl Error {
             Error::Unsupported { .. } | Error::WrittenTwice { .. } => libc::EOPNOTSUPP,
             Error::WriterKilled { .. } => libc::EINTR,
             Error::NameTooLong { .. } => libc::ENAMETOOLONG,
-            Error::Taken { .. } => libc::EEXIST,
+            Error::Taken { .. } | Error::NotUnique { .. } => libc::EEXIST,
             Error::NotFound { .. } => libc::ENOENT,
             Error::OtherPlace { .. } => libc::EXDEV,
             Error::LookAgain => libc::ESTALE,
@@ -185,7 +191,7 @@ impl Error {
             | Error::UploadBusy { .. }
             | Error::Locked { .. } => libc::EBUSY,
             Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
-            Error::Managed { .. } | Error::Immutable { .. } | Error::Attached { .. } => libc::EPERM,
+            Error::Managed { .. } | Error::NoTree { .. } | Error::Immutable { .. } | Error::Attached { .. } => libc::EPERM,
             Error::NotYours { .. } => libc::EACCES,
             Error::OverQuota { .. } => libc::EDQUOT,
             Error::NotDirectory { .. } => libc::ENOTDIR,
@@ -199,6 +205,19 @@ impl Error {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => e,
                 // A file missing from our store is damage; the user's file does exist.
                 _ => libc::EIO,
+            },
+        }
+    }
+
+    /// The number a refused mv is told. For EINVAL it would speak of a directory moved into itself, and for EEXIST of a
+    /// name that is taken.
+    pub fn errno_of_mv(&self) -> i32 {
+        match self {
+            Error::BadName { .. } => libc::EPERM,
+            Error::NotUnique { .. } => libc::ENOTUNIQ,
+            other => match other.errno() {
+                libc::EINVAL => libc::EBADMSG,
+                errno => errno,
             },
         }
     }
@@ -231,6 +250,7 @@ impl Error {
             Error::BadName { .. } => "names are 1 to 255 bytes of UTF-8, not starting with . @ or -",
             Error::NameTooLong { .. } => "use a shorter name",
             Error::Taken { .. } => "choose another name, or remove the holder first",
+            Error::NotUnique { .. } => "delete what has it, or change what the manifest or the file's name says",
             Error::NotFound { .. } => "look with ls; a link needs a target that exists (and ln -sfn, with -n, to switch)",
             Error::Ambiguous { .. } => "give more digits",
             Error::ImageIsTypeDefault { .. } => "switch first: ln -sfn ../../OTHER MNT/.imgfs/defaults/TYPE",
@@ -254,6 +274,7 @@ impl Error {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
             }
             Error::Frozen { .. } => "copy a new tarball into the image: that makes a new version",
+            Error::NoTree { .. } => "copy the tree as one tarball: tar -C TREE -c . > MNT/NAME.tar; a tarball goes in as it is",
             Error::Managed { .. } => "see .imgfs/README for the gestures",
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
             Error::Invalid { .. } => "see .imgfs/README for the gestures",

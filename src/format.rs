@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/
-//! |-- format        "imgfs 6\n"; a store newer than the program is refused with both numbers
+//! |-- format        "imgfs 7\n"; a store newer than the program is refused with both numbers
 //! |-- lock          held with flock by the one daemon; holds its process id and mount point
 //! |-- control       the daemon's socket, for gc, fsck and status beside a mount
 //! |-- catalog.db    SQLite: images, versions, aliases, labels, leases, settings. One row each; see catalog/schema.sql
@@ -14,7 +14,7 @@
 //! |-- trees/        ID.tree, one immutable mapped file a version: nodes, names, tar recipe; ID.base, ID.kept, ID.damaged
 //! |-- staging/      uploads under way; emptied at start
 //! |-- mounted/      where the trees are mounted from, with trees=mounted
-//! |-- staged/       users' staging directories, which stay: ID/about.json and ID/files/
+//! |-- staged/       what users have staged, which stays: ID/about.json and ID/files/ or ID/content; see staging.rs
 //! |-- rebuilding    there while a catalog is made again of trees
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk
 //! |-- damaged       blobs that are known to be damaged, an id a line; only a hint
@@ -87,6 +87,7 @@
 //! 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know them would delete
 //!    what is leased.
 //! 6: the catalog has settings that users choose: defaults of types, configuration; images have ACLs.
+//! 7: aliases may follow a link or a label; the trash has links; files are staged as directories are.
 
 use std::fs;
 use std::path::Path;
@@ -95,7 +96,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 
 /// The format this program writes, and the newest it reads.
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 7;
 
 /// Bytes of the reserve: a transaction of the catalog and the rewritten records of a deletion.
 pub const RESERVE: u64 = 256 * 1024;

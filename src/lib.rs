@@ -25,7 +25,7 @@
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (what gestures ask first; chattr), `leases`, `labels`, `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
 //! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `links` (aliases, what is default), `versions`, `views` (which images a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`,
-//! `scrub`, `fsck`, `status`, `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
+//! `scrub`, `fsck`, `status`, `staging` (what waits to be published), `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
 
 pub mod acl;
@@ -66,6 +66,7 @@ pub mod retention;
 pub mod rules;
 pub mod scrub;
 pub mod settings;
+pub mod staging;
 pub mod status;
 pub mod store;
 pub mod sys;

@@ -2,8 +2,11 @@
 //!
 //! Each gesture is one function and one transaction.
 
-use crate::catalog::{Alias, Change, Image, Model, Named, Row, Version, View, default_key};
+use crate::catalog::{
+    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Model, Named, Row, Rules, Version, View, default_key,
+};
 use crate::error::{Error, Result};
+use crate::manifest::now;
 use crate::name::{ImageName, parse_number};
 use crate::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
 use crate::store::Store;
@@ -13,10 +16,23 @@ use crate::views;
 const HIDDEN: &str = "-";
 
 /// What a link in the root leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkTarget {
-    Image(u32),
-    Version { image: u32, number: u32 },
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkTarget {
+    pub image: u32,
+    /// A version for good; none: what `follows` says.
+    pub number: Option<u32>,
+    pub follows: Follows,
+}
+
+impl LinkTarget {
+    fn image(image: u32) -> LinkTarget {
+        LinkTarget { image, number: None, follows: Follows::Image }
+    }
+
+    /// The image, if the link leads to that and not into it.
+    pub fn whole_image(&self) -> Option<u32> {
+        (self.number.is_none() && self.follows.is_image()).then_some(self.image)
+    }
 }
 
 /// The first image is the default, of the view if it is bound to one.
@@ -101,23 +117,38 @@ pub fn set_default(store: &Store, target: LinkTarget) -> Result<()> {
 }
 
 fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
-    let LinkTarget::Image(image) = target else {
-        return Err(Error::Invalid {
-            what: "default".into(),
-            why: "it names an image; a version is pinned with IMAGE/default".into(),
-        });
-    };
+    let why = || Error::Managed { what: "default".into(), why: "it names an image; a version is pinned with IMAGE/default" };
+    let image = target.whole_image().ok_or_else(why)?;
     refuse_hidden(live_image(change.model, image)?)?;
-    change.put(Row::Default { image: Some(image), hidden: false });
+    show_default(change, image);
+    // Chosen: what was the default before it was deleted no longer is when it comes back.
+    for before in change.model.images.values().filter(|image| image.rules.was_default) {
+        let rules = Rules { was_default: false, ..before.rules.clone() };
+        change.put(Row::Image(Image { rules, ..before.clone() }.into()));
+    }
     Ok(())
 }
 
-/// `rm MNT/default`, as BusyBox's ln -sfn begins. What was default stays protected until another is named.
+/// Makes an image the store's default, and shows the link.
+pub(crate) fn show_default(change: &mut Change<'_>, image: u32) {
+    change.put(Row::Default { image: Some(image), hidden: false });
+    if change.model.settings.contains_key(DEFAULT_HIDDEN) {
+        change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None });
+    }
+}
+
+/// `rm MNT/default`, as BusyBox's ln -sfn begins: the trash has the link. What was default stays protected until another
+/// is named.
 pub fn hide_default(store: &Store) -> Result<()> {
     store.catalog.commit(|change| {
-        change.put(Row::Default { image: change.model.default_image, hidden: true });
+        put_hidden_default(change, change.model.default_image);
         Ok(())
     })
+}
+
+fn put_hidden_default(change: &mut Change<'_>, image: Option<u32>) {
+    change.put(Row::Default { image, hidden: true });
+    change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: Some(now().to_string()) });
 }
 
 /// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (none).
@@ -127,6 +158,7 @@ pub fn pin(store: &Store, image: u32, number: Option<u32>) -> Result<()> {
             live_version(model, image.serial, number)?;
         }
         (image.pinned, image.default_hidden) = (number, false);
+        image.rules.default_hidden_at = None;
         Ok(())
     })
 }
@@ -135,6 +167,7 @@ pub fn pin(store: &Store, image: u32, number: Option<u32>) -> Result<()> {
 pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
     change_image(store, image, |_, image| {
         image.default_hidden = true;
+        image.rules.default_hidden_at = Some(now());
         Ok(())
     })
 }
@@ -147,21 +180,31 @@ pub fn put_alias(store: &Store, name: &ImageName, target: LinkTarget) -> Result<
             Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
             None => (change.serial(), String::new()),
         };
-        let (image, number) = match target {
-            LinkTarget::Image(image) => (image, None),
-            LinkTarget::Version { image, number } => (image, Some(number)),
-        };
+        let LinkTarget { image, number, follows } = target;
         live_image(change.model, image)?;
         views::refuse_alias(change.model, name.as_str(), image)?;
-        change.put(Row::Alias(Alias { serial, name: name.to_string(), image, number, description }));
+        forget_trashed_alias(change, name.as_str());
+        let name = name.to_string();
+        change.put(Row::Alias(Alias { serial, name, image, number, description, follows, trashed: None }));
         Ok(())
     })
 }
 
-/// `rm MNT/jammy`.
+/// What has the name again replaces what the trash has of it: else an undo would find the name taken.
+fn forget_trashed_alias(change: &mut Change<'_>, name: &str) {
+    for old in change.model.aliases.values().filter(|alias| alias.trashed.is_some() && alias.name == name) {
+        change.put(Row::DropAlias(old.serial));
+    }
+}
+
+/// `rm MNT/jammy`: into the trash.
+///
+/// Errors: `NotFound`.
 pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
     store.catalog.commit(|change| {
-        change.put(Row::DropAlias(serial));
+        let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?;
+        let trashed = InTrash { at: now(), name: change.model.free_trash_name(&alias.name) };
+        change.put(Row::Alias(Alias { trashed: Some(trashed), ..alias.clone() }));
         Ok(())
     })
 }
@@ -183,6 +226,7 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<&ImageName>) -> Resul
                     _ => {}
                 }
                 views::refuse_alias(change.model, name.as_str(), alias.image)?;
+                forget_trashed_alias(change, name.as_str());
                 alias.name = name.to_string();
                 change.put(Row::Alias(alias));
             }
@@ -197,22 +241,29 @@ pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
         let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
         refuse_taken(change.model, to.as_str())?;
         views::refuse_alias(change.model, to.as_str(), image)?;
-        let serial = change.serial();
-        change.put(Row::Alias(Alias { serial, name: to.to_string(), image, number: None, description: String::new() }));
-        change.put(Row::Default { image: Some(image), hidden: true });
+        let alias = Alias {
+            serial: change.serial(),
+            name: to.to_string(),
+            image,
+            number: None,
+            description: String::new(),
+            follows: Follows::Image,
+            trashed: None,
+        };
+        forget_trashed_alias(change, to.as_str());
+        change.put(Row::Alias(alias));
+        put_hidden_default(change, Some(image));
         Ok(())
     })
 }
 
 /// What an alias leads to.
 pub fn target_of(alias: &Alias) -> LinkTarget {
-    match alias.number {
-        Some(number) => LinkTarget::Version { image: alias.image, number },
-        None => LinkTarget::Image(alias.image),
-    }
+    LinkTarget { image: alias.image, number: alias.number, follows: alias.follows.clone() }
 }
 
-/// What a link in the root is to name: `web`, `./web`, `web/1`, or an absolute path into the mount.
+/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`, or an absolute
+/// path into the mount.
 ///
 /// Errors: `NotFound` for what is not there.
 pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
@@ -224,22 +275,42 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
     };
     let mut parts = inside.split('/').filter(|p| !p.is_empty() && *p != ".");
     let (first, second, none) = (parts.next().ok_or_else(missing)?, parts.next(), parts.next());
-    let image = if first == "default" {
-        LinkTarget::Image(model.default_image.ok_or_else(missing)?)
+    let target = if first == "default" {
+        LinkTarget::image(model.default_image.ok_or_else(missing)?)
     } else {
         match model.named(first).ok_or_else(missing)? {
-            Named::Image(serial) => LinkTarget::Image(serial),
+            Named::Image(serial) => LinkTarget::image(serial),
             Named::Alias(serial) => target_of(&model.aliases[&serial]),
         }
     };
-    match (image, second, none) {
-        (target, None, None) => Ok(target),
-        (LinkTarget::Image(image), Some(number), None) => {
-            let number = resolve_inner_link(model, image, number)?;
-            let number = number.or_else(|| model.latest(image).map(|v| v.number)).ok_or_else(missing)?;
-            Ok(LinkTarget::Version { image, number })
-        }
+    match (target.whole_image(), second, none) {
+        (_, None, None) => Ok(target),
+        (Some(image), Some(part), None) => resolve_part(model, image, part).ok_or_else(missing),
         _ => Err(missing()),
+    }
+}
+
+/// What a part of an image's path stands for, if it is there: a number for good, all else follows.
+fn resolve_part(model: &Model, image: u32, part: &str) -> Option<LinkTarget> {
+    let newest = model.latest(image);
+    let (number, follows) = match part {
+        "latest" => newest.map(|_| (None, Follows::Latest))?,
+        "default" => newest.map(|_| (None, Follows::Default))?,
+        _ => match part.strip_prefix('@') {
+            Some(label) => model.live_label(image, label).map(|label| (None, Follows::Label(label.name.clone())))?,
+            None => (Some(model.version(image, parse_number(part.as_bytes())?)?.number), Follows::Image),
+        },
+    };
+    Some(LinkTarget { image, number, follows })
+}
+
+/// The version that a link leads to, now.
+pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Version> {
+    match (target.number, &target.follows) {
+        (Some(number), _) => model.version(target.image, number),
+        (None, Follows::Latest) => model.latest(target.image),
+        (None, Follows::Image | Follows::Default) => model.default_version(model.live_image(target.image)?),
+        (None, Follows::Label(name)) => model.version(target.image, model.live_label(target.image, name)?.number),
     }
 }
 
@@ -248,11 +319,8 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
 /// Errors: `NotFound`.
 pub fn find_version(model: &Model, name: &str) -> Result<Version> {
     let missing = || Error::NotFound { what: format!("version {name}") };
-    let found = match resolve_root_link(model, name, "").map_err(|_| missing())? {
-        LinkTarget::Image(image) => model.images.get(&image).and_then(|image| model.default_version(image)),
-        LinkTarget::Version { image, number } => model.version(image, number),
-    };
-    found.cloned().ok_or_else(missing)
+    let target = resolve_root_link(model, name, "").map_err(|_| missing())?;
+    version_of(model, &target).cloned().ok_or_else(missing)
 }
 
 /// What a link inside an image is to name: a version's number, that of a label, or none for `latest`.
@@ -263,7 +331,7 @@ pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Opt
         return Ok(None);
     }
     let number = match target.strip_prefix('@') {
-        Some(label) => model.label(image, label).map(|l| l.number),
+        Some(label) => model.live_label(image, label).map(|l| l.number),
         None => parse_number(target.as_bytes()),
     };
     let number = number.ok_or_else(missing)?;
@@ -276,7 +344,7 @@ pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
         let link = |name: &str| -> Result<(Option<Alias>, LinkTarget)> {
             if name == "default" {
                 let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
-                return Ok((None, LinkTarget::Image(image)));
+                return Ok((None, LinkTarget::image(image)));
             }
             match change.model.named(name) {
                 Some(Named::Alias(serial)) => {
@@ -292,12 +360,9 @@ pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
             match alias {
                 None => put_default(change, target)?,
                 Some(alias) => {
-                    let (image, number) = match target {
-                        LinkTarget::Image(image) => (image, None),
-                        LinkTarget::Version { image, number } => (image, Some(number)),
-                    };
+                    let LinkTarget { image, number, follows } = target;
                     views::refuse_alias(change.model, &alias.name, image)?;
-                    change.put(Row::Alias(Alias { image, number, ..alias }));
+                    change.put(Row::Alias(Alias { image, number, follows, ..alias }));
                 }
             }
         }

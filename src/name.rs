@@ -7,15 +7,33 @@ use crate::error::{Error, Result};
 /// The longest name, in bytes; Linux's NAME_MAX.
 pub const NAME_MAX: usize = 255;
 
-/// The suffixes that make a file name an upload; longest first, matched without regard to case.
-const ARCHIVE_SUFFIXES: &[&str] =
-    &[".tar.bz2", ".tar.lz4", ".tar.zst", ".tar.gz", ".tar.xz", ".tbz2", ".tzst", ".tgz", ".txz", ".tar"];
+/// The endings of archives, matched without regard to case; some say how they are compressed, too.
+const ARCHIVE_SUFFIXES: &[&str] = &[".tar", ".tgz", ".txz", ".tlz", ".tbz2", ".tbz", ".tzst", ".ova"];
 
-/// The suffixes of what is no archive and is an image all the same: disk and file system images, streams of zfs.
-const PAYLOAD_SUFFIXES: &[&str] = &[".qcow2", ".img", ".raw", ".squashfs", ".sqfs", ".sqsh", ".erofs", ".iso", ".zfs", ".zvol"];
+/// The endings of disks, file system images and streams of zfs. The content decides: a qcow2 may be called disk.vmdk.
+const PAYLOAD_SUFFIXES: &[&str] = &[
+    ".qcow2",
+    ".img",
+    ".raw",
+    ".squashfs",
+    ".sqfs",
+    ".sqsh",
+    ".erofs",
+    ".iso",
+    ".zfs",
+    ".zvol",
+    ".vmdk",
+    ".vdi",
+    ".vhd",
+    ".vhdx",
+];
 
-/// The suffixes of compressed files.
-const COMPRESSED_SUFFIXES: &[&str] = &[".gz", ".bz2", ".xz", ".zst", ".lz4"];
+/// The endings of compressed files.
+const COMPRESSED_SUFFIXES: &[&str] = &[".gz", ".bz2", ".xz", ".zst", ".zstd", ".pzstd", ".lz4", ".lzma"];
+
+/// The endings of files that a program has not finished: browsers, wget, rsync, curl, FileZilla, aria2, vim.
+const TEMPORARY_SUFFIXES: &[&str] =
+    &[".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", ".aria2", ".swp", "~"];
 
 /// The name of an image, an alias or a root-level link: valid by construction.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,10 +75,10 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// Between the name of a view and that of what is bound to it.
-pub const OF_VIEW: char = ':';
+/// Between the name of a view and that of what is bound to it. Names with one colon are Anbox's: `bionic:android11:amd64`.
+pub const OF_VIEW: &str = "::";
 
-/// The name that something of a view has in the store: `dc1:web`.
+/// The name that something of a view has in the store: `dc1::web`.
 pub fn bound_name(view: &str, name: &str) -> String {
     format!("{view}{OF_VIEW}{name}")
 }
@@ -74,31 +92,42 @@ pub fn parse_number(name: &[u8]) -> Option<u32> {
     text.parse().ok()
 }
 
-/// What a new file's name promises.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Promise {
-    /// It ends like an archive: an upload, and anything else in it is an error. Holds the name less the suffix.
-    Archive(String),
-    /// A dotted name: scratch until it is renamed, whatever it holds.
-    Dotted,
-    /// Any other name: the content and the place decide.
-    Foreign,
+/// What a new file's name says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise<'n> {
+    /// An upload for the image of this name: the file's name without every ending that says how an image is packed.
+    /// In an image the name says nothing.
+    Upload(&'n str),
+    /// A temporary name: the file is staged until a rename gives it another one.
+    Staged,
 }
 
-/// Reads a new file's name. `web.tar.xz` promises an archive of `web`; `.web.tar.xz.Ab12` nothing.
-pub fn promise_of(name: &str) -> Promise {
-    if name.starts_with('.') {
-        return Promise::Dotted;
+/// Reads a new file's name. `web.tar.xz` and `web` are uploads for `web`; `.web.tar.xz.Ab12` and `web.tar.part` are staged.
+pub fn promise_of(name: &str) -> Promise<'_> {
+    if name.starts_with('.') || strip(name, TEMPORARY_SUFFIXES).is_some() {
+        return Promise::Staged;
     }
-    match strip_archive_suffix(name) {
-        Some(stem) => Promise::Archive(stem.to_owned()),
-        None => Promise::Foreign,
-    }
+    Promise::Upload(image_stem(name))
 }
 
-/// `web.tar.xz`, `web.qcow2` and `web.img.zst` give `web`; a name that is only a suffix, or has none, gives nothing.
-pub fn strip_archive_suffix(name: &str) -> Option<&str> {
-    strip(name, ARCHIVE_SUFFIXES).or_else(|| strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), PAYLOAD_SUFFIXES))
+/// The image that a file name means: `web` for `web.tar.xz`, `web.qcow2`, `web.img.zst`, `web.tar.gz.1` and `web`.
+pub fn image_stem(name: &str) -> &str {
+    let name = unrotated(name);
+    strip_packing(name).unwrap_or(name)
+}
+
+/// `web.tar.gz` for `web.tar.gz.1`: logrotate and savelog number what they put aside. A number alone says nothing.
+fn unrotated(name: &str) -> &str {
+    let is_number = |number: &str| (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+    let rotated = name.rsplit_once('.').filter(|(rest, number)| is_number(number) && strip_packing(rest).is_some());
+    rotated.map_or(name, |(rest, _)| rest)
+}
+
+/// A name without the endings of compression and of the archive or disk in it; none if it has no such ending.
+fn strip_packing(name: &str) -> Option<&str> {
+    let unpacked = strip(name, COMPRESSED_SUFFIXES);
+    let inner = unpacked.unwrap_or(name);
+    strip(inner, ARCHIVE_SUFFIXES).or_else(|| strip(inner, PAYLOAD_SUFFIXES)).or(unpacked)
 }
 
 /// What a file's name says of the version in it, as in `anbox-lxd-bionic_1.7_amd64.tar.xz`.
@@ -125,6 +154,7 @@ pub fn means_raw_disk(name: &str) -> bool {
     if let Some(temporary) = name.strip_prefix('.') {
         return temporary.split('.').skip(1).any(|part| part.eq_ignore_ascii_case("img") || part.eq_ignore_ascii_case("raw"));
     }
+    let name = unrotated(name);
     strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".img", ".raw"]).is_some()
 }
 
@@ -211,23 +241,39 @@ mod tests {
 
     #[test]
     fn a_file_name_says_which_image_it_means() {
-        assert_eq!(promise_of("web.tar.xz"), Promise::Archive("web".into()));
-        assert_eq!(promise_of("web.TGZ"), Promise::Archive("web".into()));
-        assert_eq!(promise_of("a.b.tar"), Promise::Archive("a.b".into()));
-        assert_eq!(promise_of(".web.tar.xz.x1"), Promise::Dotted);
-        assert_eq!(promise_of("web.tar.xz.part"), Promise::Foreign);
-        assert_eq!(promise_of("web"), Promise::Foreign);
-        assert_eq!(promise_of("é.tar"), Promise::Archive("é".into()));
-        assert_eq!(promise_of("vm.qcow2"), Promise::Archive("vm".into()));
-        assert_eq!(promise_of("image_name.zfs.gz"), Promise::Archive("image_name".into()));
-        assert_eq!(promise_of("notes.gz"), Promise::Foreign);
+        for (name, image) in [
+            ("web.tar.xz", "web"),
+            ("web.TGZ", "web"),
+            ("a.b.tar", "a.b"),
+            ("web", "web"),
+            ("é.tar", "é"),
+            ("vm.qcow2", "vm"),
+            ("disk.vmdk", "disk"),
+            ("box.ova", "box"),
+            ("image_name.zfs.gz", "image_name"),
+            ("web.tar.lzma", "web"),
+            ("web.tlz", "web"),
+            ("web.tar.pzstd", "web"),
+            ("web.tar.gz.1", "web"),
+            ("web.img.zst.12", "web"),
+            ("notes.gz", "notes"),
+            // A number, or a suffix alone, is a name.
+            ("web.1", "web.1"),
+            ("debian-12.7", "debian-12.7"),
+            ("tar", "tar"),
+        ] {
+            assert_eq!(promise_of(name), Promise::Upload(image), "{name}");
+        }
+        for staged in [".web.tar.xz.x1", ".x", "web.tar.xz.part", "web.tar~", "web.tar.aria2", "W.TMP", "a.crdownload"] {
+            assert_eq!(promise_of(staged), Promise::Staged, "{staged}");
+        }
         assert!(
             means_raw_disk("a.img.xz")
                 && means_raw_disk("a.RAW")
+                && means_raw_disk("a.img.gz.1")
                 && means_raw_disk(".a.img.gz.Ab12Cd")
                 && !means_raw_disk("a.iso")
         );
-        assert_eq!(strip_archive_suffix("é"), None);
     }
 
     #[test]

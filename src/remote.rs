@@ -34,6 +34,8 @@ pub enum Request {
         repair: bool,
     },
     Status,
+    /// What is staged; see staging.rs.
+    Staged,
     /// Every image's metadata.json.
     List,
     /// One more mount of the store.
@@ -121,6 +123,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
         // A process that serves no mount serves no other.
         Request::Mount(_) => return Err(Error::Stopping),
         Request::Status => Answer::Document { document: crate::status::status(store)? },
+        Request::Staged => Answer::Document { document: crate::staging::report(store).into() },
         Request::List => {
             let model = store.catalog.read();
             let mut images: Vec<_> = model.live_images().collect();

@@ -41,6 +41,7 @@ pub fn status(store: &Store) -> Result<serde_json::Value> {
         "scrub": store.scrub.document(),
         "read_only": store.writable.stopped(),
         "jobs_running": store.journal.running_jobs(),
+        "staged": crate::staging::report(store),
         "health": if damaged_blobs + damaged_trees == 0 { "ok" } else { "damaged" },
         "damaged_blobs": damaged_blobs,
         "damaged_trees": damaged_trees,

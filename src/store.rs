@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::adopt::adopt;
 use crate::blob::{BlobStore, IdSet};
-use crate::catalog::{Catalog, Kept, Model, Opened, Row, Version};
+use crate::catalog::{Catalog, Kept, Model, Opened, Row, Trashed, Version};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format;
@@ -82,8 +82,8 @@ pub struct Core {
     /// Bytes that emptying the trash would give back, counted when asked after a change.
     trash_bytes: AtomicU64,
     trash_changed: AtomicBool,
-    /// What the background has seen in the trash, by serial, and since when.
-    pub(crate) seen_in_trash: Mutex<HashMap<u32, Instant>>,
+    /// What the background has seen in the trash, and since when.
+    pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
     /// The background's look at everything that is stored.
     pub scrub: Progress,
     /// Whether there may be content that nothing holds.
@@ -146,6 +146,7 @@ impl Store {
         }
         store.clear_leftovers()?;
         fault::reached("open.cleared");
+        store.catalog.take_over_names()?;
         store.mend_table(opened)?;
         if opened == Opened::RebuiltInPart {
             store.catalog.rebuilt(&store.dir)?;

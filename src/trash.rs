@@ -3,41 +3,24 @@
 
 use std::time::{Duration, Instant};
 
-use crate::catalog::{Change, Model, Row, Version};
+use crate::catalog::{Alias, Change, DEFAULT_HIDDEN, Image, Label, Model, Named, Row, Trashed, Version, View};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ingest::check_identity;
-use crate::links::first_is_default;
+use crate::links::{first_is_default, show_default};
 use crate::manifest::now;
 use crate::name::ImageName;
 use crate::quota::{self, Payer};
-use crate::rules::{live_image, not_found, refuse_taken};
+use crate::rules::{live_image, not_found, refuse_taken, taken};
 use crate::store::Store;
 use crate::views;
 
 /// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
 const SEEN_MIN: u64 = 3600;
 
-/// What `.imgfs/trash/NAME` is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trashed {
-    Image(u32),
-    Version(u32),
-}
-
-impl Trashed {
-    /// Images and versions share the numbers.
-    fn serial(self) -> u32 {
-        match self {
-            Trashed::Image(serial) | Trashed::Version(serial) => serial,
-        }
-    }
-}
-
-/// Finds an entry of the trash.
+/// Finds an entry of the trash: what `.imgfs/trash/NAME` is.
 pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
-    let (_, serial) = model.trash().find(|(n, _)| *n == name)?;
-    Some(if model.images.contains_key(&serial) { Trashed::Image(serial) } else { Trashed::Version(serial) })
+    model.trash().find(|(entry, ..)| entry == name).map(|(_, _, what)| what)
 }
 
 /// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
@@ -62,8 +45,80 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         }
         image.name = name.to_string();
         image.updated_at = now();
+        // It is active again, whatever led to its deletion, and shows its default.
+        (image.editable.hidden, image.default_hidden) = (false, false);
+        let was_default = std::mem::take(&mut image.rules.was_default);
+        image.rules.default_hidden_at = None;
         change.put(Row::Image(image.into()));
-        first_is_default(change, name.as_str(), serial);
+        if was_default {
+            default_again(change, name.as_str(), serial);
+        } else {
+            first_is_default(change, name.as_str(), serial);
+        }
+        Ok(())
+    })
+}
+
+/// The image was the default when it was deleted: of the store, or of the view that it is bound to.
+fn default_again(change: &mut Change<'_>, name: &str, image: u32) {
+    match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
+        None => show_default(change, image),
+        Some((name, view)) => {
+            let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
+            change.put(Row::view(name, Some(&view)));
+        }
+    }
+}
+
+/// `mv .imgfs/trash/prod MNT/`: the alias is there again, under any free name. It shows once what it leads to does.
+///
+/// # Errors
+///
+/// `NotFound`, `Taken`, `NameTooLong`.
+pub fn restore_alias(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
+    store.catalog.commit(|change| {
+        let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias in the trash"))?;
+        if matches!(change.model.named(name.as_str()), Some(Named::Image(_) | Named::Alias(_))) {
+            return Err(taken(change.model, name.as_str()));
+        }
+        views::refuse_alias(change.model, name.as_str(), alias.image)?;
+        change.put(Row::Alias(Alias { name: name.to_string(), trashed: None, ..alias.clone() }));
+        Ok(())
+    })
+}
+
+/// `mv .imgfs/trash/web.@1.0 MNT/`: the label is there again.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn restore_label(store: &Store, serial: u32) -> Result<()> {
+    store.catalog.commit(|change| {
+        let label = change.model.labels.get(&serial).ok_or_else(|| not_found("such label in the trash"))?;
+        change.put(Row::Label(Label { trashed: None, ..label.clone() }));
+        Ok(())
+    })
+}
+
+/// `mv .imgfs/trash/default MNT/`, `mv .imgfs/trash/web.default MNT/`: the link shows again.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn restore_default(store: &Store, of: Option<u32>) -> Result<()> {
+    store.catalog.commit(|change| {
+        match of {
+            None => {
+                let image = change.model.default_image.ok_or_else(|| not_found("default in the trash"))?;
+                show_default(change, image);
+            }
+            Some(image) => {
+                let mut image = live_image(change.model, image)?.clone();
+                image.default_hidden = false;
+                image.rules.default_hidden_at = None;
+                change.put(Row::Image(image.into()));
+            }
+        }
         Ok(())
     })
 }
@@ -82,7 +137,21 @@ fn refuse_too_much(store: &Store, name: Option<&ImageName>, which: impl Fn(&Vers
     quota::refuse_restored(store, &payers, &versions)
 }
 
-/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number.
+/// The image that a version in the trash belongs to.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn home_of(model: &Model, version: u32) -> Result<u32> {
+    model.versions.get(&version).map(|v| v.image).ok_or_else(|| not_found("such version in the trash"))
+}
+
+/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number. Its image may still be in the trash, and
+/// shows it once it is back.
+///
+/// # Errors
+///
+/// `NotFound`, `OverQuota`; `Managed` for another image than its own; `Taken` for a uuid that another has by now.
 pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
     let _held = store.quota.lock();
     refuse_too_much(store, None, |v| v.serial == serial)?;
@@ -98,12 +167,11 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
             });
         }
         check_identity(change.model, &version.facts.uuid, &version.facts.origin)?;
-        let mut image = live_image(change.model, into)?.clone();
+        let image = change.model.images.get(&into).ok_or_else(|| not_found("such image"))?;
         (version.trashed_at, version.trash_name) = (None, None);
-        image.updated_at = now();
         let number = version.number;
         change.put(Row::Version(version.into()));
-        change.put(Row::Image(image.into()));
+        change.put(Row::Image(Image { updated_at: now(), ..image.clone() }.into()));
         Ok(number)
     })
 }
@@ -119,10 +187,7 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
 fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool> {
     let trees = store.catalog.commit(|change| {
         let (mut trees, model) = (Vec::new(), change.model);
-        let trashed_at = match what {
-            Trashed::Image(serial) => model.images.get(&serial).and_then(|i| i.trashed_at),
-            Trashed::Version(serial) => model.versions.get(&serial).and_then(|v| v.trashed_at),
-        };
+        let trashed_at = model.trash().find(|(.., entry)| *entry == what).map(|(_, at, _)| at);
         if trashed_at.is_none_or(|at| since.is_some_and(|since| since != at)) {
             return Ok(None);
         }
@@ -140,6 +205,15 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
                     trees.push(version.id.clone());
                     drop_version(change, version);
                 }
+            }
+            Trashed::Alias(serial) => change.put(Row::DropAlias(serial)),
+            Trashed::Label(serial) => change.put(Row::DropLabel(serial)),
+            // The links stay hidden, and the trash knows them no more.
+            Trashed::Default => change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None }),
+            Trashed::ImageDefault(serial) => {
+                let mut image = live_image(model, serial)?.clone();
+                image.rules.default_hidden_at = None;
+                change.put(Row::Image(image.into()));
             }
         }
         Ok(Some(trees))
@@ -187,13 +261,11 @@ pub fn end_trash_time(store: &Store) -> Result<usize> {
     let least = Duration::from_secs(store.settings().trash_seconds.min(SEEN_MIN));
     let mut seen = store.seen_in_trash.lock();
     let there = trash_by_age(&store.catalog.read());
-    seen.retain(|serial, _| there.iter().any(|(_, what)| what.serial() == *serial));
+    seen.retain(|seen, _| there.iter().any(|(_, what)| what == seen));
     for (_, what) in there {
-        seen.entry(what.serial()).or_insert_with(Instant::now);
+        seen.entry(what).or_insert_with(Instant::now);
     }
-    purge_those(store, |at, what| {
-        at <= trash_limit(store) && seen.get(&what.serial()).is_some_and(|since| since.elapsed() >= least)
-    })
+    purge_those(store, |at, what| at <= trash_limit(store) && seen.get(&what).is_some_and(|since| since.elapsed() >= least))
 }
 
 /// What was deleted before this is due.
@@ -213,8 +285,10 @@ fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usiz
 
 /// Purges the oldest entry of the trash, for want of space. False if there is none.
 pub fn purge_oldest(store: &Store) -> Result<bool> {
+    // Links give back nothing.
+    let takes_room = |what: &Trashed| matches!(what, Trashed::Image(_) | Trashed::Version(_));
     let all = trash_by_age(&store.catalog.read());
-    for (at, what) in all {
+    for (at, what) in all.into_iter().filter(|(_, what)| takes_room(what)) {
         if purge_since(store, what, Some(at))? {
             return Ok(true);
         }
@@ -224,10 +298,8 @@ pub fn purge_oldest(store: &Store) -> Result<bool> {
 
 /// All that is in the trash, oldest first, and since when.
 fn trash_by_age(model: &Model) -> Vec<(i64, Trashed)> {
-    let images = model.images.values().filter_map(|i| Some((i.trashed_at?, Trashed::Image(i.serial))));
-    let versions = model.versions.values().filter_map(|v| Some((v.trashed_at?, Trashed::Version(v.serial))));
     // A version in the trash of an image in the trash goes with the image, or before it.
-    let mut all: Vec<_> = images.chain(versions).collect();
-    all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_))));
+    let mut all: Vec<_> = model.trash().map(|(_, at, what)| (at, what)).collect();
+    all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_)), *what));
     all
 }

@@ -9,7 +9,7 @@ use crate::catalog::{Alias, Image, Model, Root, Row, Version};
 use crate::error::{Error, Result};
 use crate::leases::{self, refuse_used};
 use crate::links::{first_is_default, refuse_default};
-use crate::manifest::now;
+use crate::manifest::{Editable, now};
 use crate::name::ImageName;
 use crate::quota::{self, Payer};
 use crate::rules::{change_image, live_image, live_version, not_found, put_image, refuse_immutable, refuse_taken};
@@ -72,11 +72,38 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
         refuse_default(change, &image)?;
         if change.model.default_image == Some(serial) {
             change.put(Row::Default { image: None, hidden: false });
+            image.rules.was_default = true;
         }
         image.trashed_at = Some(now());
         image.trash_name = Some(change.model.free_trash_name(&image.name));
         change.put(Row::Image(image.into()));
         Ok(())
+    })
+}
+
+/// Takes away an image that a mkdir has made, and that has no version and nothing that somebody has said of it. Gives its
+/// name; none if it is no such image any more.
+///
+/// # Errors
+///
+/// `Catalog`, `Io`.
+pub fn drop_shell(store: &Store, serial: u32) -> Result<Option<String>> {
+    store.catalog.commit(|change| {
+        let Some(image) = change.model.live_image(serial) else { return Ok(None) };
+        let has_versions = change.model.all_versions().any(|version| version.image == serial);
+        if has_versions || image.editable != Editable::new() || image.rules.immutable.is_some() {
+            return Ok(None);
+        }
+        for alias in change.whole.aliases.values().filter(|alias| alias.image == serial) {
+            change.put(Row::DropAlias(alias.serial));
+        }
+        if change.model.default_image == Some(serial) {
+            // As if it had never been: the oldest of the others was the first.
+            let next = change.model.live_images().map(|image| image.serial).find(|other| *other != serial);
+            change.put(Row::Default { image: next, hidden: false });
+        }
+        change.put(Row::DropImage(serial));
+        Ok(Some(image.name.clone()))
     })
 }
 
@@ -99,7 +126,7 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
     Ok(())
 }
 
-/// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1:web`, too, which binds it to a view.
+/// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1::web`, too, which binds it to a view.
 ///
 /// Errors: `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached;
 /// `ImageIsViewDefault`.
@@ -189,6 +216,38 @@ pub fn set_root(store: &Store, root: Root) -> Result<()> {
     store.catalog.commit(|change| {
         change.put(Row::Root(root));
         Ok(())
+    })
+}
+
+/// The mode of the image that came as a file with this one: who may read that may enter, as mkdir has it.
+pub fn directory_mode(file: u32) -> u32 {
+    file & 0o666 | (file & 0o444) >> 2 | 0o700
+}
+
+/// `chmod`, `touch` on a receipt. Where its upload made the image, the uploader's chmod is one of the image, too: install
+/// and rsync make a file for themselves alone, and open it to others after the close. Once somebody has chosen the image's
+/// own mode it stays. Gives the image whose mode has changed.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn set_receipt(store: &Store, version: u32, uid: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<Option<u32>> {
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+        let Some(receipt) = &mut version.receipt else { return Ok(None) };
+        let before = receipt.mode;
+        receipt.mode = mode.map_or(before, |mode| mode & 0o7777);
+        receipt.mtime = mtime.unwrap_or(receipt.mtime);
+        let (made_image, mode) = (receipt.made_image && version.facts.uid == uid, receipt.mode);
+        let image = change.model.live_image(version.image).filter(|image| {
+            made_image && mode != before && image.mode == directory_mode(before) && refuse_immutable(image).is_ok()
+        });
+        if let Some(image) = image {
+            change.put(Row::Image(Image { mode: directory_mode(mode), ..image.clone() }.into()));
+        }
+        let changed = image.map(|image| image.serial);
+        change.put(Row::Version(version.into()));
+        Ok(changed)
     })
 }
 

@@ -1,12 +1,12 @@
 //! mkdir MNT/.imgfs/views/dc1, ln -s ../../../web MNT/.imgfs/views/dc1/: which images a view has.
 //!
-//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is `dc1:web`. What a mount of
+//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is `dc1::web`. What a mount of
 //! a view sees and may change, catalog/lens.rs says.
 
 use crate::catalog::{Change, Image, Model, Row, Version, View};
 use crate::error::{Error, Result};
 use crate::manifest::now;
-use crate::name::{ImageName, OF_VIEW, bound_name};
+use crate::name::{ImageName, bound_name};
 use crate::rules::{live_image, not_found};
 use crate::settings;
 use crate::store::Store;
@@ -19,7 +19,7 @@ const VIEW_NAME_MAX: usize = 100;
 /// Errors: `BadName`, `NameTooLong`; `Taken` if there is one, or something else whose name begins so.
 pub fn make(store: &Store, name: &[u8]) -> Result<()> {
     let name = ImageName::parse(name)?.to_string();
-    if name.contains([OF_VIEW, ',']) || name.len() > VIEW_NAME_MAX {
+    if name.contains([':', ',']) || name.len() > VIEW_NAME_MAX {
         let why = "the name of a view has up to 100 bytes, and no colon or comma";
         return Err(Error::BadName { name, why });
     }

@@ -19,7 +19,7 @@ fn written_by(store: &str) -> Mount {
 fn a_store_of_format_1_is_read_and_goes_on() {
     let m = written_by("store-1");
     m.ok("test $(sha256sum < web/0/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < old/rootfs.tar | cut -c-10) = d8c7caf01d; test $(sha256sum < web/1/rootfs.tar | cut -c-10) = d1ca8b5b66");
-    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 6' $STORE/format");
+    m.ok("test $(cat web/0/rootfs/etc/hard) = one; ls web/1; cp $S/a.tar web/; cmp $S/a.tar web/2/rootfs.tar; grep -q 'imgfs 7' $STORE/format");
     m.fsck();
 }
 
@@ -29,7 +29,7 @@ fn a_store_of_format_3_with_packs_is_read_and_goes_on() {
     let same = "sha256sum web/[0-9]/rootfs.tar kin/0/rootfs.tar | cut -c-10 | tr '\\n' ' ' | grep -qx '870710db3f e40c6554be 49aa3a54f6 e40c6554be '";
     m.ok(same);
     m.ok(&format!(
-        "{IMGFS} repack --store $STORE; grep -q 'imgfs 6' $STORE/format; {same}; head -c 13 -q $STORE/trees/* | grep -q 'ztree 2'"
+        "{IMGFS} repack --store $STORE; grep -q 'imgfs 7' $STORE/format; {same}; head -c 13 -q $STORE/trees/* | grep -q 'ztree 2'"
     ));
     m.remount();
     m.ok(same);
@@ -71,6 +71,35 @@ fn a_store_of_format_5_has_its_rules_its_labels_and_its_leases() {
         m.ok(same);
     }
     m.ok("mv .imgfs/trash/web.2 web/; mv .imgfs/trash/gone .; cp $S/a.tar web.tar; cmp $S/a.tar web/3/rootfs.tar");
+    m.fsck();
+}
+
+/// What is bound to a view was named with one colon, as Anbox names its images.
+#[test]
+fn a_store_of_format_6_names_what_is_bound_to_a_view_anew() {
+    let mut m = written_by("store-6");
+    let same = "test \"$(ls | tr '\\n' ' ')\" = 'bionic:android11:amd64 db dc1::mine dc1::own default jammy old web '; \
+                sha256sum web/[0-9]/rootfs.tar db/0/rootfs.tar dc1::own/0/rootfs.tar bionic*/0/rootfs.tar .imgfs/trash/*/rootfs.tar | cut -c-10 | \
+                tr '\\n' ' ' | grep -qx 'e781c32c29 e2608fac55 f7a17481ad f0ddee16d1 e781c32c29 f7a17481ad '; \
+                test \"$(readlink dc1::mine jammy old default)\" = \"$(printf 'dc1::own\\nweb\\nweb/0\\ndb')\"; ls db/0/used_by | grep -qx dc1::app7; \
+                test \"$(ls .imgfs/trash | tr '\\n' ' ')\" = 'dc1::gone web.2 '; cat .imgfs/config/view.dc1.quota | grep -qx 1G; test -e .st/a.tar";
+    m.ok(same);
+    m.fsck();
+    for loss in ["catalog.db*", "blobs"] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
+        m.mount();
+        m.ok(same);
+    }
+    // A name with one colon is one like any other now, whatever views there are.
+    m.ok("cp $S/a.tar dc1:own.tar");
+    m.remount();
+    m.ok("cmp $S/a.tar dc1:own/0/rootfs.tar; rm -r dc1:own; rm -r .imgfs/trash/dc1:own");
+    m.ok(same);
+    m.refused("cp $S/a.tar a::b.tar", "Invalid argument");
+    m.refused("mkdir a::b", "Invalid argument");
+    m.ok("cp $S/b.tar .x");
+    m.refused("mv .x dc1::a::b.tar", "not permitted");
     m.fsck();
 }
 

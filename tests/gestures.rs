@@ -577,27 +577,22 @@ fn aliases_of_a_version_go_and_come_with_it() {
 #[test]
 fn a_name_that_is_staged_is_taken() {
     let m = Mount::new();
-    m.ok("cp $S/a.tar foo; cp $S/b.tar db.tar; ls -l foo");
-    for gesture in ["cp $S/a.tar foo.tar", "mkdir foo", "mv -T db foo", "ln -sT db foo", "cp $S/c.tar .t; mv .t foo.tar"] {
+    m.ok("cp $S/a.tar foo.part; cp $S/b.tar db.tar; ls -l foo.part");
+    let gestures = [
+        "cp $S/a.tar foo.part.tar",
+        "mkdir foo.part",
+        "mv -T db foo.part",
+        "ln -sT db foo.part",
+        "cp $S/c.tar .t; mv .t foo.part.tar",
+    ];
+    for gesture in gestures {
         m.ok(&format!("not eval '{gesture}'"));
-        m.ok("test $(ls | grep -c foo) = 1; test -f foo; rm -f .t");
+        m.ok("test $(ls | grep -c foo) = 1; test -f foo.part; rm -f .t");
     }
     m.ok("rmdir db; mkdir .new; cp $S/c.tar .new/");
-    m.ok("not mv -T .imgfs/trash/db foo; not mv -T .new foo");
-    m.ok("mv foo foo.tar; diff -r $S/a foo/0/rootfs; mkdir foo.x; ls");
+    m.ok("not mv -T .imgfs/trash/db foo.part; not mv -T .new foo.part");
+    m.ok("mv foo.part foo.tar; diff -r $S/a foo/0/rootfs; mkdir foo.part; ls");
     m.fsck();
-}
-
-/// mv said EINVAL and nothing more, and who unmounted heard nothing at all.
-#[test]
-fn what_becomes_of_a_staged_file_is_said() {
-    let mut m = Mount::new();
-    m.ok("cp $S/a.tar web.tar; cp $S/b.tar .t; cp $S/c.tar web/.u");
-    m.refused("mv .t web/t.tar", "not permitted");
-    m.ok("head -1 .imgfs/errors | grep -q 'renamed within its directory'");
-    m.unmount();
-    m.mount();
-    m.ok("test \"$(ls -A)\" = \"$(printf 'default\\nweb')\"; grep -c 'gone with the mount' .imgfs/log | grep -qx 2; grep -q '/web/.u' .imgfs/log");
 }
 
 /// What followed a refused rm -r stood above the reason.
@@ -657,7 +652,7 @@ fn bad_edits_are_refused_whole() {
     m.refused("jq '.nonsense=1' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
     m.refused("jq '.description=1' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
     m.refused("jq '.description=\"y\"|.size=1' web/metadata.json > web/.t; mv web/.t web/metadata.json", "cannot move");
-    m.refused("rm web/metadata.json", "Operation not permitted");
+    m.ok("rm web/metadata.json");
     m.refused("echo x > web/0/metadata.json", "Read-only file system");
     assert_eq!(m.ok("cat web/metadata.json"), before);
     m.ok(": > web/metadata.json");

@@ -46,6 +46,7 @@ const LAYERS: &[&[&str]] = &[
         "retention",
         "rules",
         "scrub",
+        "staging",
         "status",
         "trash",
         "versions",

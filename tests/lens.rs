@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imgfs::catalog::{LeaseFacts, Model, Row, Version, VersionFacts};
+use imgfs::catalog::{Follows, LeaseFacts, Model, Row, Trashed, Version, VersionFacts};
 use imgfs::digest::Digest;
 use imgfs::links::{self, LinkTarget};
 use imgfs::manifest::now;
 use imgfs::name::{ImageName, bound_name, new_id};
 use imgfs::settings::Settings;
 use imgfs::store::Store;
-use imgfs::trash::{self, Trashed};
+use imgfs::trash;
 use imgfs::{labels, leases, versions, views};
 use proptest::prelude::*;
 
@@ -35,10 +35,10 @@ fn make(store: &Store, whole: &Store, (_, which, a, b): Gesture) {
         let versions: Vec<Version> = model.versions.values().cloned().collect();
         (pick(&images(&model), a), pick(&versions, a), pick(&images(&model), b))
     };
-    let name = |n: usize| ImageName::parse(["web", "db", "lts", "dc1:web", "dc2:db", "dc1:lts"][n % 6].as_bytes()).unwrap();
+    let name = |n: usize| ImageName::parse(["web", "db", "lts", "dc1::web", "dc2::db", "dc1::lts"][n % 6].as_bytes()).unwrap();
     let any = || versions::make_image(store, &name(a), 7, 7, 0o755);
     let image = image.unwrap_or_else(|| any().unwrap_or(0));
-    let target = LinkTarget::Image(other.unwrap_or(0));
+    let target = LinkTarget { image: other.unwrap_or(0), number: None, follows: Follows::Image };
     let number = version.as_ref().map_or(0, |v| v.number);
     let _ = match which {
         0 => any().map(drop),
@@ -71,7 +71,7 @@ fn make(store: &Store, whole: &Store, (_, which, a, b): Gesture) {
         8 => leases::add(
             store,
             version.map_or(0, |v| v.serial),
-            ["app", "dc1:app", "dc2:x"][b % 3].as_bytes(),
+            ["app", "dc1::app", "dc2::x"][b % 3].as_bytes(),
             LeaseFacts::default(),
         )
         .map(drop),
@@ -98,6 +98,16 @@ fn make(store: &Store, whole: &Store, (_, which, a, b): Gesture) {
         16 => links::set_type_default(store, "container", other),
         17 => links::hide_default(store),
         18 => labels::drop_label(store, image, ["1.0", "2.0"][b % 2]),
+        22 => {
+            let trash: Vec<Trashed> = store.catalog.read().trash().map(|(.., what)| what).collect();
+            match pick(&trash, a) {
+                Some(Trashed::Alias(alias)) => trash::restore_alias(store, alias, &name(b)),
+                Some(Trashed::Label(label)) => trash::restore_label(store, label),
+                Some(Trashed::Default) => trash::restore_default(store, None),
+                Some(Trashed::ImageDefault(image)) => trash::restore_default(store, Some(image)),
+                _ => links::hide_image_default(store, image),
+            }
+        }
         // Only who administers the store does these.
         19 | 20 => {
             let shown = whole.catalog.read().images.get(&image).map(|i| i.name.clone()).unwrap_or_default();
@@ -166,14 +176,14 @@ fn check_shown(whole: &Model, seen: &Model, view: &str) {
         assert_eq!(seen.image_named(&image.name).map(|i| i.serial), Some(image.serial), "{}", image.name);
     }
     // Two entries of the trash of one name would be one of them lost.
-    let trash: Vec<&str> = seen.trash().map(|(name, _)| name).collect();
+    let trash: Vec<String> = seen.trash().map(|(name, ..)| name).collect();
     assert_eq!(trash.len(), trash.iter().collect::<BTreeSet<_>>().len(), "{trash:?}");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::default() })]
     #[test]
-    fn a_view_shows_and_changes_its_own(gestures in prop::collection::vec((0..3usize, 0..22u8, 0..12usize, 0..12usize), 1..60)) {
+    fn a_view_shows_and_changes_its_own(gestures in prop::collection::vec((0..3usize, 0..23u8, 0..12usize, 0..12usize), 1..60)) {
         let dir = tempfile::tempdir().unwrap();
         let whole = Store::open(dir.path(), Settings::default()).unwrap();
         let seen: Vec<Arc<Store>> = VIEWS.iter().map(|view| { views::make(&whole, view.as_bytes()).unwrap(); whole.through(view) }).collect();

@@ -143,7 +143,7 @@ fn what_is_attached_is_not_changed_through_the_view() {
     // It may be used from there, by a name of the view's own; the other users are not told, and hold it as well.
     m.ok("touch web/1/used_by/app");
     view.ok(&m, "touch web/1/used_by/app; echo mine > web/1/used_by/db; ls web/1/used_by | tr '\\n' ' ' | grep -qx 'app db '");
-    m.ok("ls web/1/used_by | tr '\\n' ' ' | grep -qx 'app dc1:app dc1:db '");
+    m.ok("ls web/1/used_by | tr '\\n' ' ' | grep -qx 'app dc1::app dc1::db '");
     m.refused("rmdir web/1", "busy");
     m.refused("rm .imgfs/views/dc1/web", "busy");
     m.ok("rm web/1/used_by/app");
@@ -151,7 +151,7 @@ fn what_is_attached_is_not_changed_through_the_view() {
     m.ok("rmdir web/1");
     // An alias of the view's own.
     view.ok(&m, "ln -s web lts; test $(readlink lts) = web; grep -q lts web/metadata.json");
-    m.ok("test $(readlink dc1:lts) = web");
+    m.ok("test $(readlink dc1::lts) = web");
     view.ok(&m, "rm lts");
     m.fsck();
 }
@@ -161,19 +161,19 @@ fn a_view_has_images_of_its_own() {
     let (mut m, view) = with_view();
     // Names of others are free here, and what is made here is bound to the view.
     view.ok(&m, "cp $S/b.tar db.tar; cp $S/c.tar db/; test $(ls db | grep -cx '[0-9]*') = 2; cmp db/1/rootfs.tar $S/c.tar; mkdir empty; cat db.tar > /dev/null");
-    m.ok("cmp dc1:db/1/rootfs.tar $S/c.tar; test $(ls db | grep -cx '[0-9]*') = 1; test -d dc1:empty; test $(readlink .imgfs/views/dc1/db) = ../../../dc1:db");
+    m.ok("cmp dc1::db/1/rootfs.tar $S/c.tar; test $(ls db | grep -cx '[0-9]*') = 1; test -d dc1::empty; test $(readlink .imgfs/views/dc1/db) = ../../../dc1::db");
     view.ok(&m, "ln -sfn 0 db/default; ln -s 1 db/@22.04; ln -s db/@22.04 jammy; test $(readlink jammy) = db/1; mv db www; test $(readlink jammy) = www/1");
-    m.ok("test $(readlink dc1:www/default) = 0; test $(readlink dc1:jammy) = dc1:www/1");
+    m.ok("test $(readlink dc1::www/default) = 0; test $(readlink dc1::jammy) = dc1::www/1");
     view.ok(
         &m,
         "ln -sfn www default; ln -sfn ../../www .imgfs/defaults/container; grep -q '\"is_default\": true' www/metadata.json",
     );
-    m.ok("test $(readlink default) = web; grep -q '\"is_default\": false' dc1:www/metadata.json; test $(readlink .imgfs/defaults/container) = ../../web");
+    m.ok("test $(readlink default) = web; grep -q '\"is_default\": false' dc1::www/metadata.json; test $(readlink .imgfs/defaults/container) = ../../web");
     view.refused(&m, "rmdir www", "busy");
-    m.refused("rmdir dc1:www", "busy");
+    m.refused("rmdir dc1::www", "busy");
     // The trash of each.
     view.ok(&m, "rmdir www/1; ls .imgfs/trash | grep -qx www.1; mv .imgfs/trash/www.1 www/; rmdir empty; ls .imgfs/trash | grep -qx empty");
-    m.ok("rm -r db; ls .imgfs/trash | tr '\\n' ' ' | grep -qx 'db dc1:empty '");
+    m.ok("rm -r db; ls .imgfs/trash | tr '\\n' ' ' | grep -qx 'db dc1::empty '");
     view.refused(&m, "ls .imgfs/trash/db", "No such file");
     view.ok(
         &m,
@@ -184,17 +184,17 @@ fn a_view_has_images_of_its_own() {
     m.ok("! test -e .new");
     view.ok(&m, "mv .new staged; cmp staged/0/rootfs.tar $S/d.tar");
     // By its name an image is bound, to one view.
-    m.ok("mkdir .imgfs/views/dc2; mv dc1:staged dc2:staged; ls .imgfs/views/dc2 | grep -qx staged");
+    m.ok("mkdir .imgfs/views/dc2; mv dc1::staged dc2::staged; ls .imgfs/views/dc2 | grep -qx staged");
     view.ok(&m, "! test -e staged");
-    m.refused("ln -s ../../../dc2:staged .imgfs/views/dc1/staged", "busy");
-    m.refused("mv web dc2:web", "busy");
+    m.refused("ln -s ../../../dc2::staged .imgfs/views/dc1/staged", "busy");
+    m.refused("mv web dc2::web", "busy");
     m.refused("rm .imgfs/views/dc2/staged", "not permitted");
     m.ok("! mkdir .imgfs/views/dc2 2> /dev/null");
     m.ok("mkdir ubuntu:24.04");
     m.refused("mkdir .imgfs/views/ubuntu", "exists");
     m.refused("mkdir .imgfs/views/a:b", "Invalid");
     m.refused("rmdir .imgfs/views/dc2", "busy");
-    m.ok("mv dc2:staged staged; rmdir .imgfs/views/dc2");
+    m.ok("mv dc2::staged staged; rmdir .imgfs/views/dc2");
     // Who may make images in it is its own.
     view.ok(&m, "chmod 1777 .; test $(stat -c %a .) = 1777");
     m.ok("test $(stat -c %a .) = 755");
@@ -222,10 +222,10 @@ fn changes_of_one_mount_are_seen_in_the_other_at_once() {
     for _ in 0..20 {
         view.ok(
             &m,
-            "cp $S/b.tar own.tar; cmp $ALL/dc1:own/0/rootfs.tar $S/b.tar; cp $S/c.tar own/; test $(readlink $ALL/dc1:own/latest) = 1; \
-             rmdir own/0; ! test -e $ALL/dc1:own/0; chmod 700 own; test $(stat -c %a $ALL/dc1:own) = 700; \
-             mv own mine; ! test -e $ALL/dc1:own; test $(readlink $ALL/.imgfs/views/dc1/mine) = ../../../dc1:mine; \
-             rm -r mine; ! test -e $ALL/dc1:mine; rm -r .imgfs/trash/mine",
+            "cp $S/b.tar own.tar; cmp $ALL/dc1::own/0/rootfs.tar $S/b.tar; cp $S/c.tar own/; test $(readlink $ALL/dc1::own/latest) = 1; \
+             rmdir own/0; ! test -e $ALL/dc1::own/0; chmod 700 own; test $(stat -c %a $ALL/dc1::own) = 700; \
+             mv own mine; ! test -e $ALL/dc1::own; test $(readlink $ALL/.imgfs/views/dc1/mine) = ../../../dc1::mine; \
+             rm -r mine; ! test -e $ALL/dc1::mine; rm -r .imgfs/trash/mine",
         );
         m.ok("test -d web/0; cp $S/c.tar web/; mv web www; mv db web");
         view.ok(&m, "! test -e web; test $(readlink www/latest) = 1; test $(readlink default) = www; test $(stat -c %h www) = 4");
@@ -257,12 +257,12 @@ fn a_view_has_a_quota_that_df_shows() {
     view.ok(&m, "rmdir two; head -c 70000 /dev/urandom > $S/noise; tar -C $S -cf $S/n2.tar noise");
     view.refused(&m, "cp $S/n2.tar one/", "quota");
     // Nor by way of the whole store.
-    m.refused("cp $S/n2.tar dc1:one/", "quota");
+    m.refused("cp $S/n2.tar dc1::one/", "quota");
     m.ok("cp $S/n2.tar other.tar");
-    m.refused("mv other dc1:other", "quota");
-    m.ok("echo 1M > .imgfs/config/view.dc1.quota; mv other dc1:other; mv dc1:other dc1:another");
-    m.refused("mkdir dc1:third", "quota");
-    m.ok("rm .imgfs/config/view.dc1.quota_images; mkdir dc1:third");
+    m.refused("mv other dc1::other", "quota");
+    m.ok("echo 1M > .imgfs/config/view.dc1.quota; mv other dc1::other; mv dc1::other dc1::another");
+    m.refused("mkdir dc1::third", "quota");
+    m.ok("rm .imgfs/config/view.dc1.quota_images; mkdir dc1::third");
     view.ok(&m, "rm -r one another third");
     m.ok("rm .imgfs/views/dc1/web");
     drop(ViewMount { point: view.point.clone() });
@@ -306,7 +306,7 @@ fn mounts_of_one_store_come_and_go() {
     view.ok(&m, "cat web/0/rootfs/etc/motd; cp $S/b.tar own.tar; echo x > web/0/used_by/x");
     m.mount();
     assert_eq!(m.daemon(), daemon);
-    m.ok("cmp dc1:own/0/rootfs.tar $S/b.tar; test -e web/0/used_by/dc1:x; cp $S/c.tar web/");
+    m.ok("cmp dc1::own/0/rootfs.tar $S/b.tar; test -e web/0/used_by/dc1::x; cp $S/c.tar web/");
     view.ok(&m, "test $(readlink web/latest) = 1");
     // With the last mount the daemon ends.
     m.unmount();
@@ -325,7 +325,7 @@ fn mounts_of_one_store_come_and_go() {
     let view = ViewMount::new(&m, "dc1", "");
     m.mount();
     view.ok(&m, "cmp own/1/rootfs.tar $S/d.tar");
-    m.ok("cmp dc1:own/1/rootfs.tar $S/d.tar");
+    m.ok("cmp dc1::own/1/rootfs.tar $S/d.tar");
     // SIGTERM ends both.
     let daemon = m.daemon();
     let ended = sh(
@@ -345,22 +345,22 @@ fn what_is_done_in_a_view_is_seen_through_by_the_whole_store() {
     let (m, view) = with_view();
     // Aliases of the whole store go with what they lead to.
     view.ok(&m, "cp $S/c.tar x.tar; cp $S/d.tar x/");
-    m.ok("ln -s dc1:x prod; ln -s dc1:x/0 old");
+    m.ok("ln -s dc1::x prod; ln -s dc1::x/0 old");
     view.ok(&m, "rmdir x/0");
-    m.ok("! test -L old; ln -s dc1:x/1 old");
+    m.ok("! test -L old; ln -s dc1::x/1 old");
     view.ok(&m, "rmdir x; rmdir .imgfs/trash/x");
     m.ok("! test -L prod; ! test -L old; mkdir other old; rmdir other old; grep -q '\"read_only\": null' .imgfs/status.json");
     // What one mount has deleted, a walker in another does not purge.
     view.ok(
         &m,
-        "cp $S/b.tar own.tar; cp $S/c.tar own/; (cd own; rmdir $ALL/dc1:own; ! rm .id 2> /dev/null); mv .imgfs/trash/own .",
+        "cp $S/b.tar own.tar; cp $S/c.tar own/; (cd own; rmdir $ALL/dc1::own; ! rm .id 2> /dev/null); mv .imgfs/trash/own .",
     );
     m.ok(&format!(
-        "(cd dc1:own/0; rmdir {}/own/0; ! rm .id 2> /dev/null); mv .imgfs/trash/dc1:own.0 dc1:own/",
+        "(cd dc1::own/0; rmdir {}/own/0; ! rm .id 2> /dev/null); mv .imgfs/trash/dc1::own.0 dc1::own/",
         view.point.display()
     ));
     // What is default in the whole store stays, whoever asks.
-    m.ok("ln -sfn dc1:own default");
+    m.ok("ln -sfn dc1::own default");
     view.refused(&m, "rmdir own", "busy");
     view.refused(&m, "setfattr -n user.imgfs.status -v deleted own", "busy");
     m.ok("ln -sfn web default");
@@ -368,7 +368,7 @@ fn what_is_done_in_a_view_is_seen_through_by_the_whole_store() {
     view.ok(&m, "head -c 3000000 /dev/urandom > $S/noise; tar -C $S -cf $S/n.tar noise; cp $S/n.tar big.tar; cat big/0/rootfs/noise > /dev/null");
     let umounted = sh(&m.path("."), &format!("{IMGFS} umount view-dc1"));
     assert_eq!(umounted.code, 0, "{umounted:?}");
-    m.ok("rmdir dc1:big; rm -r .imgfs/trash/*");
+    m.ok("rmdir dc1::big; rm -r .imgfs/trash/*");
     let freed = sh(
         &m.path("."),
         &format!(
@@ -425,7 +425,7 @@ fn who_stands_in_a_tree_when_the_whole_store_is_unmounted_goes_on() {
     let view = ViewMount::new(&m, "dc1", "");
     let script = format!(
         "head -c 3000000 /dev/urandom > $S/noise; tar -C $S -cf $S/n.tar noise; cp $S/n.tar own.tar; \
-         cd $ALL/dc1:own/0/rootfs; mountpoint -q .; stat noise > /dev/null; umount -l $ALL; sleep 0.5; \
+         cd $ALL/dc1::own/0/rootfs; mountpoint -q .; stat noise > /dev/null; umount -l $ALL; sleep 0.5; \
          rmdir $MNT/own; rm -r $MNT/.imgfs/trash/own; {IMGFS} gc --store $STORE; cmp noise $S/noise"
     );
     view.ok(&m, &script);
@@ -436,11 +436,11 @@ fn who_stands_in_a_tree_when_the_whole_store_is_unmounted_goes_on() {
 fn names_in_a_view_are_names_and_nobody_elses() {
     let (m, view) = with_view();
     for bad in [
-        "mkdir dc1:",
-        "mkdir dc1:default",
-        "mkdir dc1:.x",
-        "ln -s web dc1:@x",
-        "cp $S/a.tar dc1:.tar",
+        "mkdir dc1::",
+        "mkdir dc1::default",
+        "mkdir dc1::.x",
+        "ln -s web dc1::@x",
+        "cp $S/a.tar dc1::.tar",
         "mkdir .imgfs/views/a,b",
         "mkdir .imgfs/views/$(printf %0101d 1)",
     ] {
@@ -452,41 +452,41 @@ fn names_in_a_view_are_names_and_nobody_elses() {
         m.refused(taken, "cannot");
         m.ok("test -d web/0; grep -q 'has one of its own of that name' .imgfs/errors");
     }
-    for taken in ["mkdir dc1:web", "cp $S/b.tar dc1:web.tar"] {
+    for taken in ["mkdir dc1::web", "cp $S/b.tar dc1::web.tar"] {
         m.refused(taken, "exists");
     }
     // Binding what is attached is no more attaching it; freeing it takes the view's aliases along.
-    m.ok("mv web dc1:web");
+    m.ok("mv web dc1::web");
     m.refused("rm .imgfs/views/dc1/web", "not permitted");
     view.ok(&m, "ln -sfn own default; test $(readlink lts) = web");
-    m.ok("mv dc1:web web; ! test -L dc1:lts; ! test -e .imgfs/views/dc1/web; mkdir dc1:lts; rmdir dc1:lts");
+    m.ok("mv dc1::web web; ! test -L dc1::lts; ! test -e .imgfs/views/dc1/web; mkdir dc1::lts; rmdir dc1::lts");
     // The default of a view is not freed while there are others; with the last it goes, and the next is it.
     m.ok("ln -s ../../../web .imgfs/views/dc1/web");
-    m.refused("mv dc1:own own", "busy");
+    m.refused("mv dc1::own own", "busy");
     view.ok(&m, "ln -sfn web default");
-    m.ok("mv dc1:own own; rm .imgfs/views/dc1/web; mv own dc1:own");
+    m.ok("mv dc1::own own; rm .imgfs/views/dc1/web; mv own dc1::own");
     view.ok(&m, "test $(readlink default) = own");
     // Aliases of a view lead to what it shows.
-    m.refused("ln -s db dc1:pay", "No such file");
-    m.ok("mkdir .imgfs/views/dc2; mkdir dc2:x; ln -s dc2:x dc2:al");
-    m.refused("ln -s dc2:x dc1:al", "No such file");
+    m.refused("ln -s db dc1::pay", "No such file");
+    m.ok("mkdir .imgfs/views/dc2; mkdir dc2::x; ln -s dc2::x dc2::al");
+    m.refused("ln -s dc2::x dc1::al", "No such file");
     // Of another view nothing is said, whatever a name here looks like.
     m.ok("echo 1 > .imgfs/config/view.dc2.quota_images");
-    view.ok(&m, "mkdir z; mv z dc2:zz; rmdir dc2:zz");
+    view.ok(&m, "mkdir z; mv z dc2::zz; rmdir dc2::zz");
     // The trash of a view that is gone is not that of the next of its name.
-    m.ok("rmdir dc2:x; rmdir .imgfs/views/dc2; mkdir .imgfs/views/dc2");
+    m.ok("rmdir dc2::x; rmdir .imgfs/views/dc2; mkdir .imgfs/views/dc2");
     let second = ViewMount::new(&m, "dc2", "");
     second.ok(&m, "test -z \"$(ls .imgfs/trash)\"");
     // How others do something, and what they are refused, may have names of theirs in it.
-    m.ok("cp $S/a.tar dc1:own.tar; mv dc1:own dc1:other; mv dc1:other payroll; mv payroll dc1:own");
-    m.refused("ln -s missing-payroll dc1:l", "No such file");
+    m.ok("cp $S/a.tar dc1::own.tar; mv dc1::own dc1::other; mv dc1::other payroll; mv payroll dc1::own");
+    m.refused("ln -s missing-payroll dc1::l", "No such file");
     let told = view.ok(&m, "cat .imgfs/log .imgfs/errors");
     assert!(!told.contains("payroll") && told.contains("own/0\tby who has the store\n"), "{told}");
     // Versions in the trash move along.
-    m.ok("cp $S/b.tar dc1:own/; rmdir dc1:own/0; ls .imgfs/trash | grep -qx dc1:own.0; mv dc1:own dc2:own");
+    m.ok("cp $S/b.tar dc1::own/; rmdir dc1::own/0; ls .imgfs/trash | grep -qx dc1::own.0; mv dc1::own dc2::own");
     second.ok(&m, "mv .imgfs/trash/own.0 own/; cmp own/0/rootfs.tar $S/a.tar");
     // Leases of a view are made in it.
-    m.refused("touch web/0/used_by/dc1:evil", "not permitted");
+    m.refused("touch web/0/used_by/dc1::evil", "not permitted");
     m.fsck();
 }
 
@@ -529,9 +529,13 @@ fn a_view_is_no_way_around_permissions() {
     may_not(&m, ANNA, "mkdir .imgfs/views/dc1", "Permission denied");
     may(&m, ADMIN, "mkdir .imgfs/views/dc1; ln -s ../../../secret ../../../open .imgfs/views/dc1/");
     may_not(&m, ANNA, "rm .imgfs/views/dc1/open", "Permission denied");
-    for bound in
-        ["mkdir dc1:x", "cp $S/a.tar dc1:x.tar", "mv open dc1:open", "ln -s open dc1:x", "mkdir .n; cp $S/a.tar .n/; mv .n dc1:x"]
-    {
+    for bound in [
+        "mkdir dc1::x",
+        "cp $S/a.tar dc1::x.tar",
+        "mv open dc1::open",
+        "ln -s open dc1::x",
+        "mkdir .n; cp $S/a.tar .n/; mv .n dc1::x",
+    ] {
         may_not(&m, ANNA, bound, "ermission denied");
     }
     may(&m, ANNA, "rm -r .n");
@@ -551,16 +555,16 @@ fn a_view_is_no_way_around_permissions() {
     may(&m, ANNA, &format!("cd {there}; cp $S/c.tar own.tar; cp $S/d.tar own/"));
     may_not(&m, BERT, &format!("cd {there}; rm -r own"), "Permission denied");
     may_not(&m, BERT, &format!("cd {there}; cp $S/a.tar own.tar"), "Permission denied");
-    may(&m, ANNA, "cp $S/a.tar dc1:own/; cp $S/b.tar dc1:own.tar");
-    may_not(&m, ANNA, "mv dc1:own own", "Permission denied");
+    may(&m, ANNA, "cp $S/a.tar dc1::own/; cp $S/b.tar dc1::own.tar");
+    may_not(&m, ANNA, "mv dc1::own own", "Permission denied");
     view.ok(&m, "ln -s own al");
     may(&m, ANNA, "ln -s secret mine");
     may_not(
         &m,
         ANNA,
-        "python3 -c 'import ctypes; l=ctypes.CDLL(None,use_errno=True); e=l.renameat2(-100,b\"mine\",-100,b\"dc1:al\",2); exit(\"denied\" if e else 0)'",
+        "python3 -c 'import ctypes; l=ctypes.CDLL(None,use_errno=True); e=l.renameat2(-100,b\"mine\",-100,b\"dc1::al\",2); exit(\"denied\" if e else 0)'",
         "denied",
     );
-    may_not(&m, ANNA, "mv dc1:al x", "Permission denied");
-    m.ok("test $(stat -c %u dc1:own) = 1001");
+    may_not(&m, ANNA, "mv dc1::al x", "Permission denied");
+    m.ok("test $(stat -c %u dc1::own) = 1001");
 }

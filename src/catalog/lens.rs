@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! the whole store                     view dc1
-//! dc1:web    bound by its name   <->  web        seen and changed
+//! dc1::web   bound by its name   <->  web        seen and changed
 //! debian     attached            -->  debian     seen
-//! lts, dc2:web                                   not there
+//! lts, dc2::web                                  not there
 //! ```
 //!
 //! What reads through a lens finds nothing else in the model; what is committed through one is checked and named here, on its
@@ -16,12 +16,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{Alias, Image, Lease, Model, Named, Root, Row, Version};
+use crate::catalog::{Alias, Catalog, Image, InTrash, Label, Lease, Model, Named, Root, Row, Version};
 use crate::error::{Error, Result};
 use crate::name::{NAME_MAX, OF_VIEW, bound_name};
 
 /// The prefix of the keys that views are kept under.
 const VIEW: &str = "view.";
+
+/// The setting that says how what is bound to views is named: by `OF_VIEW`.
+const NAMES_FORM: &str = "names.form";
 
 /// A view: which images it has beside those that are bound to it, and what is default there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -102,7 +105,10 @@ impl Model {
         (seen.next_serial, seen.blobs, seen.commit) = (self.next_serial, self.blobs, self.commit);
         let Some(view) = self.views.get(name) else { return seen };
         let own = |stored: &str| self.bound(stored).filter(|(of, _)| *of == name).map(|(_, name)| name.to_owned());
-        let in_trash = |stored: &Option<String>| stored.as_deref().map(|trash| own(trash).unwrap_or_else(|| trash.to_owned()));
+        let shown = |trash: &str| own(trash).unwrap_or_else(|| trash.to_owned());
+        let in_trash = |stored: &Option<String>| stored.as_deref().map(shown);
+        let link_in_trash =
+            |stored: &Option<InTrash>| stored.as_ref().map(|trash| InTrash { at: trash.at, name: shown(&trash.name) });
         for image in self.images.values() {
             let Some(shown) = own(&image.name) else { continue };
             // What is in the trash since before is of another view of this name, or of none.
@@ -127,11 +133,14 @@ impl Model {
         }
         for alias in self.aliases.values().filter(|alias| images.contains(&alias.image)) {
             if let Some(name) = own(&alias.name) {
-                seen.apply(Row::Alias(Alias { name, ..alias.clone() }));
+                seen.apply(Row::Alias(Alias { name, trashed: link_in_trash(&alias.trashed), ..alias.clone() }));
             }
         }
         for label in self.labels.values().filter(|label| images.contains(&label.image)) {
-            seen.apply(Row::Label(label.clone()));
+            // What its owner has thrown away is not this view's to bring back.
+            if label.trashed.is_none() || !seen.attached.contains(&label.image) {
+                seen.apply(Row::Label(Label { trashed: link_in_trash(&label.trashed), ..label.clone() }));
+            }
         }
         for lease in self.leases.values() {
             let Some(version) = seen.versions.get(&lease.version) else { continue };
@@ -146,6 +155,46 @@ impl Model {
         seen.settings.clone_from(&view.settings);
         seen.root.clone_from(&view.root);
         seen
+    }
+}
+
+impl Catalog {
+    /// Up to format 6 what is bound to a view was named with one colon, `dc1:web`. Gives all of it the names of today, once.
+    ///
+    /// # Errors
+    ///
+    /// `Catalog`, `Io`.
+    pub fn take_over_names(&self) -> Result<()> {
+        if self.read().settings.contains_key(NAMES_FORM) {
+            return Ok(());
+        }
+        self.commit(|change| {
+            let model = change.model;
+            let renamed = |name: &str| {
+                let (view, rest) = name
+                    .split_once(':')
+                    .filter(|(view, rest)| model.views.contains_key(*view) && !rest.starts_with(':') && name.len() < NAME_MAX)?;
+                Some(bound_name(view, rest))
+            };
+            let or_same = |name: &str| renamed(name).unwrap_or_else(|| name.to_owned());
+            for image in model.images.values() {
+                let trash_name = image.trash_name.as_deref().map(or_same);
+                let image = Image { name: or_same(&image.name), trash_name, ..image.clone() };
+                change.put(Row::Image(image.into()));
+            }
+            for version in model.versions.values().filter(|version| version.trash_name.is_some()) {
+                let trash_name = version.trash_name.as_deref().map(or_same);
+                change.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
+            }
+            for alias in model.aliases.values() {
+                change.put(Row::Alias(Alias { name: or_same(&alias.name), ..alias.clone() }));
+            }
+            for lease in model.leases.values() {
+                change.put(Row::Lease(Lease { name: or_same(&lease.name), ..lease.clone() }.into()));
+            }
+            change.put(Row::Setting { key: NAMES_FORM.into(), value: Some(OF_VIEW.into()) });
+            Ok(())
+        })
     }
 }
 
@@ -189,6 +238,7 @@ impl Lens {
             let stored = bound_name(&self.view, name);
             if stored.len() > NAME_MAX { Err(Error::NameTooLong { len: stored.len() }) } else { Ok(stored) }
         };
+        let trash_name = |trash: InTrash| InTrash { name: bound_name(&self.view, &trash.name), ..trash };
         let (mut out, mut no_default) = (Vec::new(), false);
         for row in rows {
             out.push(match row {
@@ -211,12 +261,13 @@ impl Lens {
                 }
                 Row::Alias(mut alias) => {
                     alias.name = name_of(&alias.name)?;
+                    alias.trashed = alias.trashed.map(trash_name);
                     refuse_unseen(whole, seen, &alias.name, Named::Alias(alias.serial))?;
                     Row::Alias(alias)
                 }
                 Row::Label(label) => {
                     bound(label.image)?;
-                    Row::Label(label)
+                    Row::Label(Label { trashed: label.trashed.map(trash_name), ..label })
                 }
                 Row::Lease(mut lease) => {
                     let version = seen.versions.get(&lease.version).ok_or_else(|| missing("such version"))?;

@@ -21,9 +21,11 @@ use serde::{Deserialize, Serialize};
 use copy::Copy;
 use lens::Lens;
 pub use lens::View;
-pub use model::{Model, Named, default_key};
+pub use model::{DEFAULT_HIDDEN, Model, Named, Trashed, default_key};
 use reserve::Reserve;
-pub use rows::{Alias, Image, Immutable, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts};
+pub use rows::{
+    Alias, Follows, Image, Immutable, InTrash, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts,
+};
 
 use crate::error::{Error, Result};
 use crate::fault;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalog::lens::view_of_key;
-use crate::catalog::rows::{Alias, Image, Label, Lease, Root, Version};
+use crate::catalog::rows::{Alias, Follows, Image, Label, Lease, Root, Version};
 use crate::catalog::{Row, View};
 
 /// What a name in the root stands for.
@@ -16,6 +16,22 @@ pub enum Named {
 /// The key of the setting that holds the serial of a type's default image; `-` while its link is hidden.
 pub fn default_key(kind: &str) -> String {
     format!("default.{kind}")
+}
+
+/// The key of the setting that says since when the store's `default` is hidden, while the trash shows that.
+pub const DEFAULT_HIDDEN: &str = "default.hidden_at";
+
+/// What an entry of the trash is; each holds the serial of its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Trashed {
+    Image(u32),
+    Version(u32),
+    Alias(u32),
+    Label(u32),
+    /// The store's `default`, which `rm` has hidden.
+    Default,
+    /// The `default` of the image with this serial.
+    ImageDefault(u32),
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +150,17 @@ impl Model {
     /// The labels of an image that show, by name.
     pub fn labels_of(&self, image: u32) -> impl Iterator<Item = &Label> {
         let all = self.label_names.range((image, String::new())..(image + 1, String::new()));
-        all.filter_map(|(_, serial)| self.labels.get(serial)).filter(move |l| self.version(image, l.number).is_some())
+        all.filter_map(|(_, serial)| self.labels.get(serial)).filter(|label| self.is_label_live(label))
+    }
+
+    /// The label of this name, if it shows.
+    pub fn live_label(&self, image: u32, name: &str) -> Option<&Label> {
+        self.label(image, name).filter(|label| self.is_label_live(label))
+    }
+
+    /// Whether neither the label nor its version is in the trash.
+    pub fn is_label_live(&self, label: &Label) -> bool {
+        label.trashed.is_none() && self.version(label.image, label.number).is_some()
     }
 
     pub fn lease(&self, version: u32, name: &str) -> Option<&Lease> {
@@ -147,18 +173,29 @@ impl Model {
         all.filter_map(|(_, serial)| self.leases.get(serial))
     }
 
-    /// What is in the trash: name, and the serial of an image or a version.
-    pub fn trash(&self) -> impl Iterator<Item = (&str, u32)> {
-        let images =
-            self.images.values().filter(|i| i.trashed_at.is_some()).filter_map(|i| Some((i.trash_name.as_deref()?, i.serial)));
+    /// What is in the trash: name, since when, and what it is.
+    pub fn trash(&self) -> impl Iterator<Item = (String, i64, Trashed)> {
+        let images = self.images.values().filter_map(|i| Some((i.trash_name.clone()?, i.trashed_at?, Trashed::Image(i.serial))));
         let versions =
-            self.versions.values().filter(|v| v.trashed_at.is_some()).filter_map(|v| Some((v.trash_name.as_deref()?, v.serial)));
-        images.chain(versions)
+            self.versions.values().filter_map(|v| Some((v.trash_name.clone()?, v.trashed_at?, Trashed::Version(v.serial))));
+        let aliases = self.aliases.values().filter_map(|a| Some((a.trashed.as_ref()?, Trashed::Alias(a.serial))));
+        let labels = self.labels.values().filter_map(|l| Some((l.trashed.as_ref()?, Trashed::Label(l.serial))));
+        let links = aliases.chain(labels).map(|(trash, what)| (trash.name.clone(), trash.at, what));
+        let hidden = self.live_images().filter_map(|i| Some((i, i.rules.default_hidden_at.filter(|_| i.default_hidden)?)));
+        let hidden = hidden.map(|(i, at)| (format!("{}.default", i.name), at, Trashed::ImageDefault(i.serial)));
+        let default = self.default_hidden_at().map(|at| ("default".to_owned(), at, Trashed::Default));
+        images.chain(versions).chain(links).chain(hidden).chain(default)
+    }
+
+    /// Since when the store's `default` is in the trash.
+    fn default_hidden_at(&self) -> Option<i64> {
+        self.default_image.filter(|image| self.default_hidden && self.live_image(*image).is_some())?;
+        self.settings.get(DEFAULT_HIDDEN)?.parse().ok()
     }
 
     /// A name for the trash that is not in use: the wish, or the wish and a number.
     pub fn free_trash_name(&self, wish: &str) -> String {
-        let taken = |name: &str| self.trash().any(|(n, _)| n == name);
+        let taken = |name: &str| self.trash().any(|(n, ..)| n == name);
         if !taken(wish) {
             return wish.to_owned();
         }
@@ -234,12 +271,16 @@ impl Model {
             }
             Row::Label(label) => {
                 self.unname_label(label.serial);
-                self.label_names.insert((label.image, label.name.clone()), label.serial);
+                let image = label.image;
+                self.label_names.insert((image, label.name.clone()), label.serial);
                 self.labels.insert(label.serial, label);
+                self.show_aliases(image);
             }
             Row::DropLabel(serial) => {
                 self.unname_label(serial);
-                self.labels.remove(&serial);
+                if let Some(label) = self.labels.remove(&serial) {
+                    self.show_aliases(label.image);
+                }
             }
             Row::Lease(lease) => {
                 self.lease_names.insert((lease.version, lease.name.clone()), lease.serial);
@@ -271,7 +312,16 @@ impl Model {
 
     /// Aliases come and go with what they lead to: an image, or one of its versions.
     fn shows(&self, alias: &Alias) -> bool {
-        self.live_image(alias.image).is_some() && alias.number.is_none_or(|number| self.version(alias.image, number).is_some())
+        alias.trashed.is_none() && self.live_image(alias.image).is_some() && self.leads_somewhere(alias)
+    }
+
+    fn leads_somewhere(&self, alias: &Alias) -> bool {
+        match (alias.number, &alias.follows) {
+            (Some(number), _) => self.version(alias.image, number).is_some(),
+            (None, Follows::Image) => true,
+            (None, Follows::Latest | Follows::Default) => self.latest(alias.image).is_some(),
+            (None, Follows::Label(name)) => self.live_label(alias.image, name).is_some(),
+        }
     }
 
     fn show_aliases(&mut self, image: u32) {

@@ -46,6 +46,12 @@ pub struct Rules {
     /// When the image got the name that it has, if not when it was made: what was said of the name before is not of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named_at: Option<i64>,
+    /// The image was the store's default when it was deleted, and nobody has chosen another since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_default: bool,
+    /// When `rm web/default` hid the link, while the trash shows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_hidden_at: Option<i64>,
 }
 
 impl Rules {
@@ -174,6 +180,9 @@ pub struct Receipt {
     pub in_root: bool,
     pub mtime: i64,
     pub mode: u32,
+    /// Whether this upload made the image: then a chmod of the receipt is one of the image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_image: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -196,9 +205,44 @@ pub struct Alias {
     pub serial: u32,
     pub name: String,
     pub image: u32,
+    /// The version that it leads to for good; none: what `follows` says.
     pub number: Option<u32>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+    #[serde(default, skip_serializing_if = "Follows::is_image")]
+    pub follows: Follows,
+    /// Set while it is in the trash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trashed: Option<InTrash>,
+}
+
+/// What an alias leads to that names no version by its number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Follows {
+    /// `web`.
+    #[default]
+    Image,
+    /// `web/latest`.
+    Latest,
+    /// `web/default`.
+    Default,
+    /// `web/@22.04`, without the `@`.
+    Label(String),
+}
+
+impl Follows {
+    pub fn is_image(&self) -> bool {
+        *self == Follows::Image
+    }
+}
+
+/// Since when an alias or a label is in the trash, and its name there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InTrash {
+    /// Nanoseconds since 1970.
+    pub at: i64,
+    pub name: String,
 }
 
 /// Who may make and delete images: `chmod 1777 MNT`.
@@ -220,6 +264,9 @@ pub struct Label {
     /// Without the `@`.
     pub name: String,
     pub number: u32,
+    /// Set while it is in the trash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trashed: Option<InTrash>,
 }
 
 /// Who uses a version: an entry of its `used_by`.

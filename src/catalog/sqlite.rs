@@ -12,12 +12,12 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// What leads to the schema this program writes; how many of them were done is kept in SQLite's user_version.
-const SCHEMAS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
+const SCHEMAS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 const IMAGE: &str = "serial, id, name, uid, gid, mode, next_number, pinned, default_hidden, editable, created_at, updated_at, trashed_at, trash_name, rules";
 const VERSION: &str = "serial, image, number, id, tree, facts, receipt, created_at, trashed_at, trash_name";
-const ALIAS: &str = "serial, name, image, number, description";
-const LABEL: &str = "serial, image, name, number";
+const ALIAS: &str = "serial, name, image, number, description, follows, trash";
+const LABEL: &str = "serial, image, name, number, trash";
 const LEASE: &str = "serial, version, name, facts";
 
 /// Bytes that SQLite's log may keep.
@@ -270,11 +270,14 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
 fn sum_of(table: &str, values: &[Value]) -> u128 {
-    // A column that was added later counts where it holds something: rows of before keep their checks.
-    let values = match values {
-        [before @ .., Value::Null] if ["image", "alias"].contains(&table) => before,
-        all => all,
+    // Columns that were added later count up to the last that holds something: rows of before keep their checks.
+    let added = match table {
+        "alias" => 3,
+        "image" | "label" => 1,
+        _ => 0,
     };
+    let empty = values.iter().rev().take(added).take_while(|value| **value == Value::Null).count();
+    let values = &values[..values.len() - empty];
     let mut hasher = blake3::Hasher::new();
     let mut add = |kind: u8, bytes: &[u8]| {
         hasher.update(&[kind]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -348,11 +351,14 @@ fn alias_values(a: &Alias) -> Vec<Value> {
         integer(a.image),
         optional(a.number, integer),
         optional(description, Value::Text),
+        optional(Some(&a.follows).filter(|follows| !follows.is_image()), json),
+        optional(a.trashed.as_ref(), json),
     ]
 }
 
 fn label_values(l: &Label) -> Vec<Value> {
-    vec![integer(l.serial), integer(l.image), Value::Text(l.name.clone()), integer(l.number)]
+    let trash = optional(l.trashed.as_ref(), json);
+    vec![integer(l.serial), integer(l.image), Value::Text(l.name.clone()), integer(l.number), trash]
 }
 
 fn lease_values(l: &Lease) -> Vec<Value> {
@@ -392,6 +398,14 @@ fn column<T: Column>(row: &[Value], n: usize) -> Option<T> {
     T::take(row.get(n)?)
 }
 
+/// A column of JSON that may be NULL; the outer `None` if it is something else.
+fn json_column<T: serde::de::DeserializeOwned>(row: &[Value], n: usize) -> Option<Option<T>> {
+    match column::<Option<String>>(row, n)? {
+        Some(text) => serde_json::from_str(&text).ok().map(Some),
+        None => Some(None),
+    }
+}
+
 fn image_from(row: &[Value]) -> Option<Image> {
     Some(Image {
         serial: column(row, 0)?,
@@ -408,10 +422,7 @@ fn image_from(row: &[Value]) -> Option<Image> {
         updated_at: column(row, 11)?,
         trashed_at: column(row, 12)?,
         trash_name: column(row, 13)?,
-        rules: match column::<Option<String>>(row, 14)? {
-            Some(text) => serde_json::from_str(&text).ok()?,
-            None => Rules::default(),
-        },
+        rules: json_column::<Rules>(row, 14)?.unwrap_or_default(),
     })
 }
 
@@ -424,10 +435,7 @@ fn version_from(row: &[Value]) -> Option<Version> {
         id: column(row, 3)?,
         tree: Digest(tree.as_slice().try_into().ok()?),
         facts: serde_json::from_str(&column::<String>(row, 5)?).ok()?,
-        receipt: match column::<Option<String>>(row, 6)? {
-            Some(text) => Some(serde_json::from_str(&text).ok()?),
-            None => None,
-        },
+        receipt: json_column(row, 6)?,
         created_at: column(row, 7)?,
         trashed_at: column(row, 8)?,
         trash_name: column(row, 9)?,
@@ -441,11 +449,19 @@ fn alias_from(row: &[Value]) -> Option<Alias> {
         image: column(row, 2)?,
         number: column(row, 3)?,
         description: column::<Option<String>>(row, 4)?.unwrap_or_default(),
+        follows: json_column(row, 5)?.unwrap_or_default(),
+        trashed: json_column(row, 6)?,
     })
 }
 
 fn label_from(row: &[Value]) -> Option<Label> {
-    Some(Label { serial: column(row, 0)?, image: column(row, 1)?, name: column(row, 2)?, number: column(row, 3)? })
+    Some(Label {
+        serial: column(row, 0)?,
+        image: column(row, 1)?,
+        name: column(row, 2)?,
+        number: column(row, 3)?,
+        trashed: json_column(row, 4)?,
+    })
 }
 
 fn lease_from(row: &[Value]) -> Option<Lease> {

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::changelog::LongFile;
 use crate::cli::args::{MountArgs, Parsed, parse_options};
+use crate::cli::text::bytes;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::fs::daemon;
@@ -187,6 +189,7 @@ fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> 
 pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     let mounted = mount::mounted_on(point).ok_or_else(|| Error::NotMounted { point: point.to_owned() })?;
     let dead = mount::is_dead(&mounted);
+    let staged = if dead { Vec::new() } else { staged_in(&mounted.source) };
     match mount::unmount(&mounted.point, lazy || dead) {
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             let point = mounted.point.display();
@@ -195,6 +198,9 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
             return Ok(ExitCode::from(1));
         }
         other => other?,
+    }
+    for what in staged {
+        eprintln!("imgfs: still staged, and kept until {what}");
     }
     if dead || lazy {
         return Ok(ExitCode::SUCCESS);
@@ -209,4 +215,16 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is staged in a store that is mounted: until when it is kept, and its path and size. Nothing if its daemon does not
+/// answer.
+fn staged_in(store: &Path) -> Vec<String> {
+    let Ok(Answer::Document { document }) = remote::ask(store, &Request::Staged, |_, _| true) else { return Vec::new() };
+    let all = document.as_array().cloned().unwrap_or_default();
+    let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let day = |entry: &Value| text(entry, "goes_at").chars().take(10).collect::<String>();
+    all.iter()
+        .map(|entry| format!("{}: {} ({})", day(entry), text(entry, "path"), bytes(entry["bytes"].as_u64().unwrap_or(0))))
+        .collect()
 }

@@ -13,7 +13,7 @@ use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
 use crate::manifest::parse_time;
-use crate::name::{ImageName, bound_name};
+use crate::name::{ImageName, OF_VIEW, bound_name};
 use crate::rules::By;
 
 /// Bits of a mode, as others have them.
@@ -96,7 +96,16 @@ impl ImageFs {
             Some((view, shown)) => {
                 self.refuse_others(caller, &format!("view {view}"))?;
                 // What it is called there.
-                ImageName::parse(shown.as_bytes()).map(drop)
+                ImageName::parse(shown.as_bytes())?;
+                if shown.contains(OF_VIEW) {
+                    let why = "`::` stands between a view and the name of what is bound to it";
+                    return Err(Error::BadName { name: name.into(), why });
+                }
+                Ok(())
+            }
+            None if name.contains(OF_VIEW) => {
+                let why = "`::` stands between a view and the name of what is bound to it, and there is no such view";
+                Err(Error::BadName { name: name.into(), why })
             }
             None => Ok(()),
         }
@@ -135,8 +144,8 @@ impl ImageFs {
             let fields: Vec<&str> = line.split('\t').take(4).collect();
             let [at, uid, _, path] = fields[..] else { continue };
             let own = uid.parse() == Ok(caller.uid);
-            // `web/1`, `dc1:web/1`, and of what was done in a view `dc1:/web/1`.
-            let (view, path) = path.split_once(":/").map_or(("", path), |(view, path)| (view, path));
+            // `web/1`, `dc1::web/1`, and of what was done in a view `dc1::/web/1`.
+            let (view, path) = path.split_once("::/").unwrap_or(("", path));
             let shown = path.trim_start_matches('/').split('/').next().unwrap_or_default();
             let name = if view.is_empty() { shown.to_owned() } else { bound_name(view, shown) };
             let since = known.entry(name.clone()).or_insert_with(|| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::catalog::{Image, Model, Named, Version};
+use crate::catalog::{Follows, Image, Model, Named, Version};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::change::refuse_walk;
@@ -13,7 +13,7 @@ use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
-use crate::name::{parse_number, strip_archive_suffix};
+use crate::name::{image_stem, parse_number};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{ingest, keep};
 
@@ -63,6 +63,7 @@ impl ImageFs {
         if name == b".imgfs" {
             return Ok(NodeId::Control(Control::Dir));
         }
+        self.drop_shells();
         if let Some(staged) = self.staged_link(NodeId::Root, name) {
             return Ok(staged);
         }
@@ -84,10 +85,13 @@ impl ImageFs {
             }
             drop(model);
             if let Some(upload) = self.uploads.named(Place::Root, text).filter(|u| self.shows(caller, u)) {
+                if self.is_hidden_from(caller, NodeId::Root, name, &upload) {
+                    return Err(not_found(name));
+                }
                 return Ok(NodeId::Upload(upload.number));
             }
             let model = self.store.catalog.read();
-            if let Some(image) = strip_archive_suffix(text).and_then(|stem| model.image_named(ingest::named(&model, stem).0))
+            if let Some(image) = model.image_named(ingest::named(&model, image_stem(text)).0)
                 && self.may(caller, image, READ)
                 && let Some(version) = receipt_in(&model, image.serial, text, true)
             {
@@ -122,6 +126,7 @@ impl ImageFs {
                         part(ImagePart::Id)
                     };
                 }
+                b"metadata.json" if self.replacing.is_removed(caller.pid, serial) => return Err(not_found(name)),
                 b"metadata.json" => return part(ImagePart::Metadata),
                 b"latest" => {
                     let newest = model.latest(serial).ok_or_else(|| not_found(name))?;
@@ -134,7 +139,7 @@ impl ImageFs {
                 return Ok(self.version_node(version.serial));
             }
             if let Some(label) = label_of(name) {
-                let version = model.label(serial, label).and_then(|l| model.version(serial, l.number));
+                let version = model.live_label(serial, label).and_then(|l| model.version(serial, l.number));
                 return version.map(|v| NodeId::Link(Link::Number(v.serial))).ok_or_else(|| not_found(name));
             }
         }
@@ -143,6 +148,9 @@ impl ImageFs {
                 return Ok(staging);
             }
             if let Some(upload) = self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(caller, u)) {
+                if self.is_hidden_from(caller, parent, name, &upload) {
+                    return Err(not_found(name));
+                }
                 return Ok(NodeId::Upload(upload.number));
             }
             if let Some(version) = receipt_in(&self.store.catalog.read(), serial, text, false) {
@@ -198,8 +206,11 @@ impl ImageFs {
         self.walkers.has_deleted(caller.pid, object)
     }
 
-    /// A name that is gone for all but the process that deleted what was there.
+    /// A name that is gone for all but the process that deleted what was there, or that moved something to it.
     fn ghost_named(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+        if let Some(moved) = self.moved.find(caller.pid, parent, name) {
+            return Ok(moved);
+        }
         match self.walkers.ghost_named(caller.pid, parent.ino(), name) {
             Some(Object::Image(serial)) => {
                 Ok(NodeId::Image { serial, part: ImagePart::Dir, incarnation: self.incarnation(serial).wrapping_sub(1) })
@@ -207,7 +218,10 @@ impl ImageFs {
             Some(Object::Version(serial)) => {
                 Ok(NodeId::Version { serial, part: VersionPart::Dir, incarnation: self.incarnation(serial).wrapping_sub(1) })
             }
-            None => Err(not_found(name)),
+            None => {
+                self.missed.note(caller.pid, parent, name);
+                Err(not_found(name))
+            }
         }
     }
 
@@ -280,6 +294,7 @@ impl ImageFs {
         let mut all = vec![entry(".", node, directory), entry("..", self.parent_of(node), directory)];
         match node {
             NodeId::Root => {
+                self.drop_shells();
                 let model = self.store.catalog.read();
                 if let Some(image) = model.default_image.filter(|_| !model.default_hidden) {
                     all.push(entry("default", NodeId::Link(Link::Image(image)), link));
@@ -473,10 +488,13 @@ fn list_content(serial: u32, tree: &Tree, tar: NodeId, all: &mut Vec<DirEntry>) 
 
 fn alias_link(model: &Model, serial: u32) -> Option<Link> {
     let alias = model.aliases.get(&serial)?;
-    match alias.number {
-        Some(number) => model.version(alias.image, number).map(|v| Link::Version(v.serial)),
-        None => Some(Link::Image(alias.image)),
-    }
+    Some(match (alias.number, &alias.follows) {
+        (Some(number), _) => Link::Version(model.version(alias.image, number)?.serial),
+        (None, Follows::Image) => Link::Image(alias.image),
+        (None, Follows::Latest) => Link::ImageLatest(alias.image),
+        (None, Follows::Default) => Link::ImageDefault(alias.image),
+        (None, Follows::Label(label)) => Link::Label(model.live_label(alias.image, label)?.serial),
+    })
 }
 
 /// The newest version whose upload was written under this name.

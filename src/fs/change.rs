@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Named, Root};
+use crate::catalog::{Named, Root, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
 use crate::fs::browse::label_of;
@@ -14,7 +14,8 @@ use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::name::parse_number;
-use crate::trash::{self, Trashed};
+use crate::trash;
+use crate::versions::directory_mode;
 use crate::{labels, links, versions};
 
 /// The times and modes that setattr may set.
@@ -91,10 +92,7 @@ impl ImageFs {
                 what: format!("the number {}", text_of(name)),
                 why: "a tarball copied into the image gets the next one",
             }),
-            NodeId::Image { part: ImagePart::Dir, .. } => Err(Error::Managed {
-                what: "what an image holds".into(),
-                why: "versions come by copying tarballs in, not by making directories",
-            }),
+            NodeId::Image { part: ImagePart::Dir, .. } => Err(Error::NoTree { what: text_of(name) }),
             NodeId::Control(Control::Views) => {
                 let made = self.make_view(caller, name);
                 return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
@@ -105,7 +103,11 @@ impl ImageFs {
             NodeId::Version { .. } | NodeId::Tree { .. } | NodeId::Ghost => Err(Error::Frozen { what: "a version".into() }),
             _ => Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }),
         };
-        let serial = made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e))?;
+        let serial = made.map_err(|e| {
+            self.note_refused_in(caller, parent);
+            self.refused(caller, "mkdir", &self.path_in(parent, name), e)
+        })?;
+        self.shells.note(caller, serial);
         self.store.journal.log(caller.uid, "mkdir", &text_of(name), "made");
         self.root_has_changed();
         Ok(self.image_node(serial))
@@ -332,6 +334,7 @@ impl ImageFs {
                 let known = self.store.journal.forget_failed(&text_of(name));
                 return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };
             }
+            NodeId::Control(Control::Trash) => return self.purge_link(caller, name),
             NodeId::Control(_) => return Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" }),
             _ => {}
         }
@@ -359,9 +362,7 @@ impl ImageFs {
                 self.store.journal.log(caller.uid, "unlabel", &self.path_in(parent, name), "dropped");
                 Ok(())
             }
-            (Place::Image(_), b"metadata.json") => {
-                Err(Error::Managed { what: "metadata.json".into(), why: "it may be edited, or replaced by mv, but not removed" })
-            }
+            (Place::Image(serial), b"metadata.json") => self.remove_metadata(caller, serial),
             _ => match self.lookup(caller, parent, name)? {
                 NodeId::Upload(number) => {
                     let upload = self.uploads.by_number(number).ok_or_else(stale)?;
@@ -382,6 +383,38 @@ impl ImageFs {
         }
     }
 
+    /// `rm MNT/.imgfs/trash/prod`: a link is gone for good.
+    fn purge_link(&self, caller: Caller, name: &[u8]) -> Result<()> {
+        let name = text_of(name);
+        let what = trash::trashed(&self.store.catalog.read(), &name);
+        let what = what.ok_or_else(|| Error::NotFound { what: name.clone() })?;
+        if let Trashed::Image(_) | Trashed::Version(_) = what {
+            return Err(Error::IsDirectory { what: name });
+        }
+        self.refuse_link(caller, what)?;
+        trash::purge(&self.store, what)?;
+        self.store.journal.log(caller.uid, "purge", &name, "gone");
+        Ok(())
+    }
+
+    /// Refuses to bring back or to end a link in the trash by who may not change what it is of.
+    pub(super) fn refuse_link(&self, caller: Caller, what: Trashed) -> Result<()> {
+        let image = {
+            let model = self.store.catalog.read();
+            match what {
+                Trashed::Default => None,
+                Trashed::Alias(serial) => model.aliases.get(&serial).map(|alias| alias.image),
+                Trashed::Label(serial) => model.labels.get(&serial).map(|label| label.image),
+                Trashed::Version(serial) => model.versions.get(&serial).map(|version| version.image),
+                Trashed::Image(serial) | Trashed::ImageDefault(serial) => Some(serial),
+            }
+        };
+        match image {
+            Some(image) => self.refuse_change(caller, self.store.catalog.read().images.get(&image)),
+            None => self.refuse_default(caller),
+        }
+    }
+
     /// Changes what stat shows; gives the new values.
     pub fn setattr(&self, caller: Caller, node: NodeId, fh: Option<u64>, changes: Changes) -> Result<Attr> {
         if let Some(size) = changes.size {
@@ -392,18 +425,20 @@ impl ImageFs {
         let handle = fh.map(|fh| self.handle(fh)).transpose()?;
         if let Some(Handle::Upload { upload, .. }) = handle.as_deref() {
             // The handle may stand for a new upload over the receipt that the name still shows.
-            self.set_upload(upload, changes.mode, changes.mtime)?;
+            self.set_upload(caller, upload, changes.mode, changes.mtime)?;
             return Ok(upload.attr(node.ino()));
         }
         match node {
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
-                self.set_upload(&upload, changes.mode, changes.mtime)?;
+                self.set_upload(caller, &upload, changes.mode, changes.mtime)?;
             }
-            NodeId::Receipt(version) => self.set_receipt(version, changes.mode, changes.mtime)?,
+            NodeId::Receipt(version) => self.set_receipt(caller, version, changes.mode, changes.mtime)?,
             NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
                 let shown = self.store.catalog.read().images.get(&serial).map(|i| (self.image_rights(i).mode, i.mode));
                 let mode = changes.mode.map(|mode| shown.map_or(mode, |(shown, own)| asked(mode, shown, own)));
+                // `install -m 644 x.tar MNT/web`: it still speaks of the file that it has written.
+                let mode = mode.map(|mode| if self.has_uploaded_as(caller, serial) { directory_mode(mode) } else { mode });
                 versions::set_owner(&self.store, serial, mode, changes.uid, changes.gid).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", self.path_of(node).trim_start_matches('/'), "changed");
             }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::catalog::{Model, Version};
+use crate::catalog::{Model, Trashed, Version};
 use crate::changelog::ChangeLog;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
@@ -10,7 +10,7 @@ use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::stale;
 use crate::fs::{Caller, DirEntry, ImageFs};
 use crate::manifest;
-use crate::trash::{self, Trashed};
+use crate::trash;
 
 const README: &str = include_str!("gestures.txt");
 
@@ -70,10 +70,11 @@ impl ImageFs {
                 self.store.journal.job_text(id).map(|_| NodeId::Job(id)).ok_or_else(missing)
             }
             Control::Failed => self.store.journal.failed_text(name).map(|_| failed_node(name)).ok_or_else(missing),
-            Control::Trash => match trash::trashed(&self.store.catalog.read(), name).ok_or_else(missing)? {
-                Trashed::Image(serial) => Ok(self.image_node(serial)),
-                Trashed::Version(serial) => Ok(self.version_node(serial)),
-            },
+            Control::Trash => {
+                let model = self.store.catalog.read();
+                let what = trash::trashed(&model, name).ok_or_else(missing)?;
+                self.trashed_node(&model, what).ok_or_else(missing)
+            }
             Control::ById => {
                 let model = self.store.catalog.read();
                 if let Some(image) = model.live_images().find(|i| i.id == name && self.may(caller, i, READ)) {
@@ -85,6 +86,18 @@ impl ImageFs {
             Control::ByDigest => self.by_digest(caller, name),
             _ => Err(Error::NotDirectory { what: name.into() }),
         }
+    }
+
+    /// What shows an entry of the trash.
+    fn trashed_node(&self, model: &Model, what: Trashed) -> Option<NodeId> {
+        Some(match what {
+            Trashed::Image(serial) => self.image_node(serial),
+            Trashed::Version(serial) => self.version_node(serial),
+            Trashed::Alias(serial) => NodeId::Link(Link::TrashedAlias(serial)),
+            Trashed::Label(serial) => NodeId::Link(Link::TrashedLabel(serial)),
+            Trashed::Default => NodeId::Link(Link::TrashedDefault(model.default_image?)),
+            Trashed::ImageDefault(serial) => NodeId::Link(Link::TrashedImageDefault(serial)),
+        })
     }
 
     /// The live versions of images that this user may read.
@@ -140,11 +153,10 @@ impl ImageFs {
             }
             Control::Trash => {
                 let model = self.store.catalog.read();
-                for (name, _) in model.trash() {
-                    match trash::trashed(&model, name) {
-                        Some(Trashed::Image(serial)) => add(name, self.image_node(serial), dir),
-                        Some(Trashed::Version(serial)) => add(name, self.version_node(serial), dir),
-                        None => {}
+                for (name, _, what) in model.trash() {
+                    let format = if matches!(what, Trashed::Image(_) | Trashed::Version(_)) { dir } else { link };
+                    if let Some(node) = self.trashed_node(&model, what) {
+                        add(&name, node, format);
                     }
                 }
             }

@@ -14,17 +14,15 @@ use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
 use crate::fs::mount;
-use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, attach, fuse, guard, staging, start_thread};
+use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, attach, fuse, guard, start_thread};
 use crate::remote::MountRequest;
 use crate::repack::What;
 use crate::settings::{Flags, Settings};
 use crate::store::Store;
-use crate::{gc, keep, remote, repack, scrub, views};
+use crate::{gc, keep, remote, repack, scrub, staging, views};
 
 /// Between two looks at the trash and at what can be freed.
 const TICK: Duration = Duration::from_secs(10);
-/// What was staged under a temporary name and never renamed goes after this.
-const STAGED_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Between two looks at what has rested.
 const PACK_EVERY: Duration = Duration::from_secs(900);
 /// How long open files of others may hold up the end after SIGTERM.
@@ -314,8 +312,9 @@ fn start_background(daemon: &Arc<Daemon>) -> Result<()> {
             whole.iter().for_each(|fs| fs.retire());
             drop(whole);
             for fs in daemon.mounts.all() {
-                fs.reap_staged(STAGED_IDLE);
-                fs.reap_stagings(STAGED_IDLE);
+                fs.drop_shells();
+                fs.reap_staged(staging::IDLE_MAX);
+                fs.reap_stagings(staging::IDLE_MAX);
                 fs.forget_outlived();
             }
             std::thread::sleep(TICK);

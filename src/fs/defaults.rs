@@ -5,7 +5,7 @@ use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::{Caller, DirEntry, ImageFs};
-use crate::links::{self, LinkTarget};
+use crate::links;
 use crate::manifest::TYPES;
 
 /// The way from there to the root of the mount.
@@ -75,9 +75,7 @@ impl ImageFs {
         let missing = || Error::NotFound { what: format!("image {} to link to", text_of(target)) };
         let text = std::str::from_utf8(target).map_err(|_| missing())?;
         let text = text.strip_prefix(up).unwrap_or(text);
-        match links::resolve_root_link(&self.store.catalog.read(), text, &self.mount.path)? {
-            LinkTarget::Image(image) => Ok(image),
-            LinkTarget::Version { .. } => Err(missing()),
-        }
+        let target = links::resolve_root_link(&self.store.catalog.read(), text, &self.mount.path)?;
+        target.whole_image().ok_or_else(missing)
     }
 }

@@ -1,9 +1,19 @@
 //! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and close.
 
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
 use crate::describe;
 use crate::error::{Error, Result};
-use crate::fs::{Caller, Handle, ImageFs};
+use crate::fs::node::{ImagePart, NodeId};
+use crate::fs::{Caller, Handle, ImageFs, stale};
+use crate::manifest::METADATA_MAX;
+use crate::rules::refuse_immutable;
 use crate::versions;
+
+/// How long after its removal a process may make metadata.json anew.
+const REPLACING: Duration = Duration::from_secs(10);
 
 /// A writer's copy of the document.
 pub struct Edit {
@@ -65,7 +75,56 @@ impl Edit {
     }
 }
 
+/// `mv /tmp/new.json MNT/web/metadata.json`: mv removes the old file, then creates it. For the process that does, the name
+/// is gone between the two; for all others the document stays as it is.
+#[derive(Default)]
+pub(super) struct Replacing(Mutex<Vec<(u32, u32, Instant)>>);
+
+impl Replacing {
+    /// The process has removed metadata.json of an image.
+    fn begin(&self, pid: u32, image: u32) {
+        let mut all = self.0.lock();
+        all.retain(|(.., at)| at.elapsed() < REPLACING);
+        all.push((pid, image, Instant::now()));
+    }
+
+    /// Whether it is gone for this process.
+    pub(super) fn is_removed(&self, pid: u32, image: u32) -> bool {
+        self.0.lock().iter().any(|(by, of, at)| (*by, *of) == (pid, image) && at.elapsed() < REPLACING)
+    }
+
+    fn end(&self, pid: u32, image: u32) {
+        self.0.lock().retain(|(by, of, _)| (*by, *of) != (pid, image));
+    }
+}
+
 impl ImageFs {
+    /// `rm MNT/web/metadata.json`: without effect, but that its process may make it anew.
+    ///
+    /// # Errors
+    ///
+    /// `Immutable`, `Attached`.
+    pub(super) fn remove_metadata(&self, caller: Caller, image: u32) -> Result<()> {
+        self.refuse_attached(image)?;
+        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)?;
+        self.replacing.begin(caller.pid, image);
+        Ok(())
+    }
+
+    /// `creat(2)` of metadata.json: an edit of the whole document.
+    ///
+    /// # Errors
+    ///
+    /// `Immutable`, `Attached`.
+    pub(super) fn create_edit(&self, caller: Caller, image: u32) -> Result<(NodeId, u64)> {
+        self.refuse_attached(image)?;
+        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)?;
+        self.replacing.end(caller.pid, image);
+        let NodeId::Image { serial, incarnation, .. } = self.image_node(image) else { return Err(stale()) };
+        let handle = Handle::Edit(image, Mutex::new(Edit::new(String::new(), METADATA_MAX)));
+        Ok((NodeId::Image { serial, part: ImagePart::Metadata, incarnation }, self.open_handle(handle)))
+    }
+
     /// `write(2)` to metadata.json or a lease.
     pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;

@@ -314,6 +314,7 @@ impl Filesystem for Adapter {
                 Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
                 _ => Error::Managed { what: "a device, pipe or socket".into(), why: "only tarballs bring them" },
             };
+            node(parent).iter().for_each(|parent| self.fs.note_refused_in(caller(req), *parent));
             reply.error(errno(&self.fs.refuse(caller(req), "mknod", name.as_bytes(), e)));
         });
     }
@@ -358,7 +359,11 @@ impl Filesystem for Adapter {
         guarded("rename", || match (node(parent), node(newparent)) {
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
-                self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));
+                let answer = |renamed: Result<()>| match renamed {
+                    Ok(()) => reply.ok(),
+                    Err(e) => reply.error(Errno::from_i32(e.errno_of_mv())),
+                };
+                self.fs.rename(caller(req), from, to, flags.bits(), Box::new(answer));
             }
             (Err(e), _) | (_, Err(e)) => reply.error(errno(&e)),
         });
@@ -370,6 +375,7 @@ impl Filesystem for Adapter {
                 Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
                 _ => Error::Managed { what: "a hard link".into(), why: "use ln -s for an alias" },
             };
+            node(newparent).iter().for_each(|parent| self.fs.note_refused_in(caller(req), *parent));
             reply.error(errno(&self.fs.refuse(caller(req), "ln", newname.as_bytes(), e)));
         });
     }
@@ -655,7 +661,10 @@ impl Filesystem for Adapter {
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, _flags: i32, reply: ReplyCreate) {
         let (who, name, adapter) = (caller(req), name.as_bytes().to_vec(), self.clone());
         let make = move |fs: &ImageFs| {
-            fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| fs.refuse(who, "create", &name, e))
+            fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| {
+                node(parent).iter().for_each(|parent| fs.note_refused_in(who, *parent));
+                fs.refuse(who, "create", &name, e)
+            })
         };
         let answer = move |made: Result<(NodeId, u64)>| match made.and_then(|(id, fh)| Ok((adapter.entry(who, id)?, fh))) {
             // Cached writes would cost a getxattr each.

@@ -63,7 +63,7 @@ fn walks_of(all: &mut HashMap<u32, Walker>, pid: u32) -> Option<&mut Vec<Walk>> 
 /// When a thread was started, in clock ticks since boot.
 ///
 /// Source: proc_pid_stat(5), field 22.
-fn born(pid: u32) -> Option<u64> {
+pub(super) fn born(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::catalog::Named;
+use crate::catalog::{Named, Trashed};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::fs::browse::label_of;
@@ -15,7 +15,7 @@ use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
 use crate::links::{self, LinkTarget};
-use crate::name::{ImageName, is_ln_temporary};
+use crate::name::{ImageName, Promise, is_ln_temporary, promise_of};
 use crate::versions;
 use crate::{labels, trash};
 
@@ -39,14 +39,23 @@ pub(super) struct StagedLink {
 impl ImageFs {
     /// An image has another name: the kernel, which remembers what symlinks lead to, is to read those to it again.
     fn forget_links_to(&self, image: u32) {
-        let versions: Vec<u32> =
-            self.store.catalog.read().all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
+        let (versions, labels) = {
+            let model = self.store.catalog.read();
+            let versions: Vec<u32> = model.all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
+            let labels: Vec<u32> = model.labels.values().filter(|l| l.image == image).map(|l| l.serial).collect();
+            (versions, labels)
+        };
         let of_version = |serial| [Link::Version(serial), Link::DeepVersion(serial)];
-        let links = versions.into_iter().flat_map(of_version).chain([
+        let of_label = |serial| [Link::Label(serial), Link::TrashedLabel(serial)];
+        let links = versions.into_iter().flat_map(of_version).chain(labels.into_iter().flat_map(of_label)).chain([
             Link::Image(image),
             Link::DeepImage(image),
             Link::DeeperImage(image),
             Link::DeepestImage(image),
+            Link::ImageLatest(image),
+            Link::ImageDefault(image),
+            Link::TrashedDefault(image),
+            Link::TrashedImageDefault(image),
         ]);
         let links: Vec<u64> = links.map(|link| NodeId::Link(link).ino()).collect();
         for fs in self.mounts.all() {
@@ -88,8 +97,7 @@ impl ImageFs {
     fn put_alias(&self, caller: Caller, name: &ImageName, to: LinkTarget, text: &[u8]) -> Result<()> {
         {
             let model = self.store.catalog.read();
-            let (LinkTarget::Image(image) | LinkTarget::Version { image, .. }) = to;
-            self.refuse_change(caller, model.images.get(&image))?;
+            self.refuse_change(caller, model.images.get(&to.image))?;
         }
         self.refuse_alias_change(caller, name.as_str())?;
         self.refuse_staged(name.as_str(), None)?;
@@ -113,7 +121,10 @@ impl ImageFs {
     /// `ln -s web MNT/jammy`, and the first half of `ln -sfn`.
     pub fn symlink(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
         let made = self.symlink_inner(caller, parent, name, target);
-        made.map_err(|e| self.refused(caller, "ln -s", &self.path_in(parent, name), e))
+        made.map_err(|e| {
+            self.note_refused_in(caller, parent);
+            self.refused(caller, "ln -s", &self.path_in(parent, name), e)
+        })
     }
 
     pub(super) fn symlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
@@ -217,12 +228,14 @@ impl ImageFs {
                 // The end of a file in it may come after its close.
                 let publish = |place| fs.once_closed(|| fs.rename_staging(caller, number, (place, &to.1)));
                 let renamed = fs.place_of(to.0).and_then(publish);
-                if renamed.is_ok() {
-                    // The kernel moved the directory to its new name: what is there now is a version, or an image.
-                    fs.forget_later(to.0.ino(), to.1.clone());
-                    fs.root_has_changed();
+                let published = renamed.map_err(|e| fs.refused(caller, "mv", &path, e))?;
+                // The kernel moved the directory to its new name: what is there now is a version, or an image.
+                match published {
+                    Some(serial) if to.0 != NodeId::Root => fs.has_moved(caller, &to, fs.version_node(serial)),
+                    _ => fs.forget_later(to.0.ino(), to.1.clone()),
                 }
-                renamed.map_err(|e| fs.refused(caller, "mv", &path, e))
+                fs.root_has_changed();
+                Ok(())
             });
         }
         if let Some(upload) = upload {
@@ -234,7 +247,9 @@ impl ImageFs {
                 };
                 let renamed = place.and_then(|place| {
                     fs.check_upload_target(caller, to.0, &to.1)?;
-                    if place == Place::Root && !to.1.starts_with(b".") {
+                    if let Place::Image(image) = place {
+                        fs.refuse_attached(image)?;
+                    } else if let Promise::Upload(_) = promise_of(&text_of(&to.1)) {
                         fs.refuse_foreign(caller, &fs.target_named(&text_of(&to.1), Some(upload.number))?.0)?;
                     }
                     fs.rename_upload(caller, &upload, place, &text_of(&to.1))
@@ -243,7 +258,10 @@ impl ImageFs {
                 if renamed.is_ok() {
                     fs.forget_later(to.0.ino(), to.1.clone());
                 }
-                renamed.map_err(|e| fs.refused(caller, "mv", &path, e))
+                renamed.map_err(|e| {
+                    fs.note_refused_in(caller, to.0);
+                    fs.refused(caller, "mv", &path, e)
+                })
             });
         }
         // It waits for the kernel, which may wait for an answer to something else.
@@ -268,7 +286,7 @@ impl ImageFs {
         flags: u32,
     ) -> Result<()> {
         if flags & libc::RENAME_WHITEOUT != 0 {
-            return Err(Error::Invalid { what: "a whiteout".into(), why: "there are none here".into() });
+            return Err(Error::Unsupported { what: "a whiteout".into(), instead: "rename it without that flag" });
         }
         if flags & libc::RENAME_EXCHANGE != 0 {
             return self.exchange(caller, from, to);
@@ -297,7 +315,7 @@ impl ImageFs {
                     self.store.journal.log(caller.uid, "rename", &text_of(&from.1), name.as_str());
                     Ok(())
                 }
-                _ => Err(Error::Invalid { what: text_of(&from.1), why: "an image can only be renamed within the root".into() }),
+                _ => Err(Error::Managed { what: text_of(&from.1), why: "an image can only be renamed within the root" }),
             },
             NodeId::Version { part: VersionPart::Dir, .. } => {
                 Err(Error::Managed { what: "a version's place".into(), why: "versions do not move" })
@@ -313,7 +331,7 @@ impl ImageFs {
 
     pub(super) fn rename_staged_link(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>)) -> Result<()> {
         if from.0 != to.0 {
-            return Err(Error::Invalid { what: text_of(&from.1), why: "a link is renamed within its directory".into() });
+            return Err(Error::Managed { what: text_of(&from.1), why: "a link is renamed within its directory" });
         }
         let text = self.take_staged_link(from.0, &from.1).ok_or_else(stale)?;
         let target = String::from_utf8(text.clone()).map_err(|_| stale())?;
@@ -386,7 +404,7 @@ impl ImageFs {
     pub(super) fn exchange(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>)) -> Result<()> {
         let links = [from, to].map(|(parent, name)| match (parent, self.lookup(caller, *parent, name)) {
             (NodeId::Root, Ok(NodeId::Link(_))) => Ok(text_of(name)),
-            _ => Err(Error::Invalid { what: text_of(name), why: "only links of the root can be exchanged".into() }),
+            _ => Err(Error::Managed { what: text_of(name), why: "only links of the root can be exchanged" }),
         });
         let [first, second] = links;
         let (first, second) = (first?, second?);
@@ -407,21 +425,61 @@ impl ImageFs {
                 trash::restore_image(&self.store, serial, &self.new_name(caller, &to.1)?)?;
                 self.forget_links_to(serial);
             }
-            (NodeId::Version { serial, .. }, NodeId::Image { serial: image, part: ImagePart::Dir, .. }) => {
+            // Into the root it goes home, too: `mv .imgfs/trash/* MNT/`.
+            (NodeId::Version { serial, .. }, NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. }) => {
+                let image = match to.0 {
+                    NodeId::Image { serial: image, .. } => image,
+                    _ => trash::home_of(&self.store.catalog.read(), serial)?,
+                };
                 self.refuse_trashed(caller, image, true)?;
                 trash::restore_version(&self.store, serial, image)?;
                 // It shows under its number, not under the name it was moved to.
-                let (parent, name) = (to.0.ino(), to.1.clone());
-                self.forget_later(parent, name);
+                self.has_moved(caller, to, self.version_node(serial));
+            }
+            (NodeId::Link(link), NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. }) => {
+                self.restore_link(caller, link, to)?;
+                self.has_moved(caller, to, node);
             }
             (NodeId::Image { .. }, _) => {
-                return Err(Error::Invalid { what: "an image".into(), why: "it comes back into the root of the mount".into() });
+                return Err(Error::Managed { what: "an image".into(), why: "it comes back into the root of the mount" });
             }
-            _ => return Err(Error::Invalid { what: "a version".into(), why: "it comes back into its image".into() }),
+            _ => return Err(Error::Managed { what: "a version".into(), why: "it comes back into its image" }),
         }
         self.root_has_changed();
         self.store.journal.log(caller.uid, "restore", &text_of(&to.1), "back from the trash");
         Ok(())
+    }
+
+    /// A link comes back: an alias into the root, under the name that it is moved to; the others to where they were.
+    fn restore_link(&self, caller: Caller, link: Link, to: &(NodeId, Vec<u8>)) -> Result<()> {
+        match link {
+            Link::TrashedAlias(serial) => {
+                if to.0 != NodeId::Root {
+                    return Err(Error::Managed { what: "an alias".into(), why: "it comes back into the root of the mount" });
+                }
+                self.refuse_link(caller, Trashed::Alias(serial))?;
+                trash::restore_alias(&self.store, serial, &self.new_name(caller, &to.1)?)
+            }
+            Link::TrashedLabel(serial) => {
+                self.refuse_link(caller, Trashed::Label(serial))?;
+                trash::restore_label(&self.store, serial)
+            }
+            Link::TrashedImageDefault(serial) => {
+                self.refuse_link(caller, Trashed::ImageDefault(serial))?;
+                trash::restore_default(&self.store, Some(serial))
+            }
+            Link::TrashedDefault(_) => {
+                self.refuse_default(caller)?;
+                trash::restore_default(&self.store, None)
+            }
+            _ => Err(stale()),
+        }
+    }
+
+    /// What was moved shows elsewhere: the mover may look at the name that it gave, and the kernel is to forget it.
+    pub(super) fn has_moved(&self, caller: Caller, to: &(NodeId, Vec<u8>), leads_to: NodeId) {
+        self.moved.note(caller.pid, to.0, &to.1, leads_to);
+        self.forget_later(to.0.ino(), to.1.clone());
     }
 
     /// Tells the kernel about a name that is no more before the answer, but waits only so long: it locks the directory of
@@ -439,7 +497,7 @@ impl ImageFs {
     }
 
     /// Tells the kernel about a name whose directory the current call has locked: after the answer.
-    fn forget_later(&self, parent: u64, name: Vec<u8>) {
+    pub(super) fn forget_later(&self, parent: u64, name: Vec<u8>) {
         if let Some(kernel) = self.kernel.read().clone() {
             let _ = std::thread::Builder::new().name("forget".into()).spawn(move || kernel.forget_name(parent, &name));
         }

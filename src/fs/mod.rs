@@ -9,10 +9,10 @@
 //! upload/      cp in: an upload from its first byte to its receipt
 //! edit.rs      metadata.json being written
 //! changes.rs   cat web/2/changes
-//! retire.rs    what goes by itself
+//! retire.rs    what goes by itself; shells.rs: images of a mkdir in which nothing was taken
 //! leases.rs    touch used_by/app7
 //! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/; config.rs: config/; views.rs: views/
-//! ghost.rs     rm -r: what a walker sees of what it has just deleted
+//! ghost.rs     rm -r: what a walker sees of what it has just deleted; moved.rs: mv, what a mover sees of what it has moved
 //! attach.rs    trees as mounts of their own
 //! xattr.rs     getfattr, setfattr
 //! latency.rs   idle CPUs kept awake during bursts
@@ -46,11 +46,13 @@ mod leases;
 mod links;
 pub mod mount;
 mod mounts;
+mod moved;
 mod node;
 mod passthrough;
 mod queries;
 mod read;
 mod retire;
+mod shells;
 mod staging;
 mod stat;
 mod upload;
@@ -222,7 +224,7 @@ pub struct ImageFs {
     mount: MountPoint,
     /// The other mounts of the store.
     mounts: Arc<Mounts>,
-    uploads: Uploads,
+    uploads: Arc<Uploads>,
     stagings: Arc<Stagings>,
     walkers: Walkers,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
@@ -231,8 +233,15 @@ pub struct ImageFs {
     staged_links: Mutex<Vec<links::StagedLink>>,
     /// Names that rm -r has made an end of, while the kernel still knows them.
     gone: GoneNames,
+    /// Names that mv gave to what shows under others.
+    moved: moved::MovedNames,
+    /// Names that processes have looked for in vain.
+    missed: moved::MissedNames,
     /// Bytes of the `changes` of versions that were looked at.
     changes: changes::Sizes,
+    /// Processes that have removed metadata.json of an image, as mv does before it makes another.
+    replacing: edit::Replacing,
+    shells: shells::Shells,
     /// Who was sent back from a directory that was deleted: process, inode, when.
     sent_back: Mutex<Vec<(u32, u64, std::time::Instant)>>,
     /// When the root last changed.
@@ -248,17 +257,21 @@ impl ImageFs {
     pub fn new(store: Arc<Store>, mount: MountPoint, mounts: &Arc<Mounts>) -> Arc<ImageFs> {
         let fs = Arc::new(ImageFs {
             stagings: mounts.stagings(&store),
+            uploads: mounts.uploads(&store),
             store,
             mount,
             mounts: mounts.clone(),
-            uploads: Uploads::default(),
             walkers: Walkers::default(),
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             staged_links: Mutex::default(),
             gone: GoneNames::default(),
+            moved: moved::MovedNames::default(),
+            missed: moved::MissedNames::default(),
             sent_back: Mutex::default(),
             changes: changes::Sizes::default(),
+            replacing: edit::Replacing::default(),
+            shells: shells::Shells::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
             trees: OnceLock::new(),

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::fs::ImageFs;
 use crate::fs::node::ROOT_INO;
 use crate::fs::staging::Stagings;
+use crate::fs::upload::Uploads;
 use crate::manifest::now;
 use crate::store::Store;
 
@@ -20,6 +21,7 @@ pub struct Mounts {
     pub(super) incarnations: Mutex<HashMap<u32, u8>>,
     /// By view.
     stagings: Mutex<HashMap<Option<String>, Arc<Stagings>>>,
+    uploads: Mutex<HashMap<Option<String>, Arc<Uploads>>>,
     /// Held while a view is mounted, and while one is removed.
     pub(super) views: Mutex<()>,
 }
@@ -31,6 +33,7 @@ impl Default for Mounts {
             root_changed: Mutex::new(now()),
             incarnations: Mutex::default(),
             stagings: Mutex::default(),
+            uploads: Mutex::default(),
             views: Mutex::default(),
         }
     }
@@ -61,9 +64,16 @@ impl Mounts {
         all.entry(store.catalog.view().map(str::to_owned)).or_insert_with(|| Arc::new(Stagings::open(store))).clone()
     }
 
+    /// The uploads into the whole store, or into a view: the same in each of its mounts.
+    pub(super) fn uploads(&self, store: &Store) -> Arc<Uploads> {
+        let mut all = self.uploads.lock();
+        all.entry(store.catalog.view().map(str::to_owned)).or_insert_with(|| Arc::new(Uploads::open(store))).clone()
+    }
+
     /// A view is no more.
     pub(super) fn forget_view(&self, view: &str) {
         self.stagings.lock().remove(&Some(view.to_owned()));
+        self.uploads.lock().remove(&Some(view.to_owned()));
     }
 }
 

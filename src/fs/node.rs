@@ -106,6 +106,17 @@ pub enum Link {
     DeeperImage(u32),
     /// `../../../../web`, in one in that.
     DeepestImage(u32),
+    /// `web/latest`, in the root.
+    ImageLatest(u32),
+    /// `web/default`, in the root.
+    ImageDefault(u32),
+    /// `web/@22.04`, in the root, by the label's serial.
+    Label(u32),
+    /// In the trash: an alias, a label, the store's default and that of an image, by their rows' serials.
+    TrashedAlias(u32),
+    TrashedLabel(u32),
+    TrashedDefault(u32),
+    TrashedImageDefault(u32),
 }
 
 const KIND: u32 = 56;
@@ -142,6 +153,13 @@ impl NodeId {
                     Link::DeepVersion(s) => (5, s),
                     Link::DeeperImage(s) => (6, s),
                     Link::DeepestImage(s) => (7, s),
+                    Link::ImageLatest(s) => (8, s),
+                    Link::ImageDefault(s) => (9, s),
+                    Link::Label(s) => (10, s),
+                    Link::TrashedAlias(s) => (11, s),
+                    Link::TrashedLabel(s) => (12, s),
+                    Link::TrashedDefault(s) => (13, s),
+                    Link::TrashedImageDefault(s) => (14, s),
                 };
                 pack(4, u64::from(serial) << 4 | which)
             }
@@ -181,6 +199,13 @@ impl NodeId {
                     5 => Link::DeepVersion(serial),
                     6 => Link::DeeperImage(serial),
                     7 => Link::DeepestImage(serial),
+                    8 => Link::ImageLatest(serial),
+                    9 => Link::ImageDefault(serial),
+                    10 => Link::Label(serial),
+                    11 => Link::TrashedAlias(serial),
+                    12 => Link::TrashedLabel(serial),
+                    13 => Link::TrashedDefault(serial),
+                    14 => Link::TrashedImageDefault(serial),
                     _ => return None,
                 })
             }
@@ -230,6 +255,9 @@ mod tests {
             ]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([Link::DeeperImage(serial), Link::DeepestImage(serial)].map(NodeId::Link));
+            nodes.extend([Link::ImageLatest(serial), Link::ImageDefault(serial), Link::Label(serial)].map(NodeId::Link));
+            nodes.extend([Link::TrashedAlias(serial), Link::TrashedLabel(serial)].map(NodeId::Link));
+            nodes.extend([Link::TrashedDefault(serial), Link::TrashedImageDefault(serial)].map(NodeId::Link));
             nodes.extend([NodeId::Setting(serial.into()), NodeId::View(serial.into())]);
             nodes.push(NodeId::Query { dimension: 4, value: u64::from(serial) << 20 });
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);

@@ -8,16 +8,15 @@ mod publish;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::format::{make_subdir, sync_dir, write_durably};
+use crate::format::make_subdir;
 use crate::fs::change::{Changes, text_of};
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
@@ -26,14 +25,12 @@ use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
 use crate::gc;
 use crate::ingest::Expected;
-use crate::name::{NAME_MAX, new_id};
+use crate::name::NAME_MAX;
+use crate::staging::{self, About};
 use crate::store::Store;
 
 /// Files that a staging directory may hold.
 const FILES_MAX: usize = 64;
-
-/// How long a daemon knows a staging directory before it believes the clock that nobody uses it.
-const KNOWN_MIN: Duration = Duration::from_secs(3600);
 
 /// One staging directory.
 pub struct Staging {
@@ -72,21 +69,6 @@ impl Drop for Writing {
 /// How long a refusal is repeated without a second look.
 const REPEATED: Duration = Duration::from_secs(1);
 
-/// What must survive a restart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct About {
-    name: String,
-    /// Serial of the image it is in; none: it is in the root.
-    image: Option<u32>,
-    uid: u32,
-    gid: u32,
-    /// The view in which it was made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    view: Option<String>,
-    /// By name: what `user.imgfs.expect` announced.
-    expect: BTreeMap<String, Expected>,
-}
-
 #[derive(Default)]
 struct Files {
     by_name: BTreeMap<String, u32>,
@@ -99,7 +81,7 @@ impl Staging {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.path.join("files").join(name)
+        staging::files(&self.path).join(name)
     }
 
     fn name_of(&self, number: u32) -> Result<String> {
@@ -120,7 +102,7 @@ impl Staging {
         let mut about = self.about.lock();
         let mut changed = about.clone();
         work(&mut changed);
-        save(&self.path, &changed)?;
+        staging::save(&self.path, &changed)?;
         *about = changed;
         Ok(())
     }
@@ -137,21 +119,6 @@ impl Staging {
         }
         Ok(())
     }
-
-    /// How long nobody has touched anything in it; what was deleted stays for `trash`.
-    fn idle(&self, trash: Duration) -> Duration {
-        let files = fs::read_dir(self.path.join("files")).into_iter().flatten().flatten().map(|e| e.path());
-        let touched = files.chain([self.path.join("files"), self.path.join("about.json")]);
-        let times = touched.filter_map(|p| fs::metadata(p).ok()?.modified().ok());
-        let idle = times.max().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-        // A clock that jumped is not believed at once.
-        if self.known.elapsed() < KNOWN_MIN.min(trash) { Duration::ZERO } else { idle }
-    }
-}
-
-fn save(path: &Path, about: &About) -> Result<()> {
-    let text = serde_json::to_vec(about).expect("plain structs of text");
-    write_durably(&path.join("about.json"), &text)
 }
 
 /// The next one's number, whichever mount it is made in.
@@ -159,25 +126,25 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// The staging directories of a mount.
 pub struct Stagings {
-    dir: PathBuf,
+    /// immutable: the store's directory
+    store: PathBuf,
     all: Mutex<BTreeMap<u32, Arc<Staging>>>,
 }
 
 impl Stagings {
     /// Finds those that are there, of the whole store or of a view.
     pub fn open(store: &Store) -> Stagings {
-        let stagings = Stagings { dir: store.dir.join("staged"), all: Mutex::default() };
-        for (path, about) in stored(&stagings.dir) {
-            if let Some(about) = about.filter(|about| about.view.as_deref() == store.catalog.view()) {
-                stagings.insert(path, about);
-            }
+        let stagings = Stagings { store: store.dir.clone(), all: Mutex::default() };
+        let ours = |about: &About| about.file.is_none() && about.view.as_deref() == store.catalog.view();
+        for staged in staging::all(&store.dir).filter(|staged| ours(&staged.about)) {
+            stagings.insert(staged.dir, staged.about);
         }
         stagings
     }
 
     fn insert(&self, path: PathBuf, about: About) -> Arc<Staging> {
         let mut files = Files::default();
-        for entry in fs::read_dir(path.join("files")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(staging::files(&path)).into_iter().flatten().flatten() {
             if let Ok(name) = entry.file_name().into_string() {
                 files.next += 1;
                 files.by_name.insert(name, files.next);
@@ -213,13 +180,22 @@ impl Stagings {
         here.map(|s| (s.about.lock().name.clone(), NodeId::Staging(s.number))).collect()
     }
 
+    /// The users whose staging directories are in a place.
+    pub fn owners(&self, place: Place) -> impl Iterator<Item = u32> {
+        let all = self.all.lock();
+        let owners: Vec<u32> = all.values().filter(|s| s.place() == place).map(|s| s.about.lock().uid).collect();
+        owners.into_iter()
+    }
+
+    /// Drops all that are in a place.
+    pub fn remove_all(&self, place: Place) {
+        let here: Vec<_> = self.all.lock().values().filter(|s| s.place() == place).cloned().collect();
+        here.iter().for_each(|staging| self.remove(staging));
+    }
+
     fn remove(&self, staging: &Staging) {
         self.all.lock().remove(&staging.number);
-        // about.json first: without it the rest goes at the next start.
-        let _ = fs::remove_file(staging.path.join("about.json"));
-        if let Err(e) = fs::remove_dir_all(&staging.path) {
-            log::warn!("cannot remove {}: {e}; it goes at the next start", staging.path.display());
-        }
+        staging::remove(&staging.path);
     }
 }
 
@@ -234,13 +210,13 @@ impl ImageFs {
             Place::Root => None,
             Place::Image(serial) => Some(serial),
         };
-        let path = self.stagings.dir.join(new_id()?);
-        let files = path.join("files");
-        gc::in_room(&self.store, || make_subdir(&path).and_then(|()| make_subdir(&files)))?;
+        let path = gc::in_room(&self.store, || {
+            let path = staging::make(&self.stagings.store)?;
+            make_subdir(&staging::files(&path)).map(|()| path)
+        })?;
         let view = self.store.catalog.view().map(str::to_owned);
-        let about = About { name, image, uid: caller.uid, gid: caller.gid, view, expect: BTreeMap::new() };
-        save(&path, &about)?;
-        sync_dir(&self.stagings.dir)?;
+        let about = About { name, image, uid: caller.uid, gid: caller.gid, view, expect: BTreeMap::new(), file: None };
+        staging::save(&path, &about)?;
         let staging = self.stagings.insert(path, about);
         Ok(NodeId::Staging(staging.number))
     }
@@ -289,7 +265,7 @@ impl ImageFs {
         let (path, mode) = match node {
             NodeId::Staged { file, .. } => (staging.file(&staging.name_of(file)?), libc::S_IFREG),
             // Private, whatever mkdir asked for.
-            _ => (staging.path.join("files"), libc::S_IFDIR | 0o700),
+            _ => (crate::staging::files(&staging.path), libc::S_IFDIR | 0o700),
         };
         let found = fs::metadata(&path).map_err(Error::io("stat", &path))?;
         let mode = if mode == libc::S_IFREG { mode | found.mode() & 0o7777 } else { mode };
@@ -445,28 +421,4 @@ fn checked_name(name: &[u8]) -> Result<String> {
         });
     }
     Ok(text.to_owned())
-}
-
-/// What lies in the directory, and what it says about itself.
-fn stored(dir: &Path) -> impl Iterator<Item = (PathBuf, Option<About>)> {
-    let about = |path: &Path| serde_json::from_slice(&fs::read(path.join("about.json")).ok()?).ok();
-    fs::read_dir(dir).into_iter().flatten().flatten().map(move |entry| (entry.path(), about(&entry.path())))
-}
-
-/// Removes those of a view that is no more.
-pub fn forget_view(store: &Path, view: &str) {
-    let of_view = |about: &About| about.view.as_deref() == Some(view);
-    for (path, _) in stored(&store.join("staged")).filter(|(_, about)| about.as_ref().is_some_and(of_view)) {
-        if let Err(e) = fs::remove_dir_all(&path) {
-            log::warn!("cannot remove {}: {e}", path.display());
-        }
-    }
-}
-
-/// Makes sure that the directory is there, before the first mount; what is half made or half removed goes.
-pub fn prepare(store: &Path) -> Result<()> {
-    let dir = store.join("staged");
-    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-    stored(&dir).filter(|(_, about)| about.is_none()).for_each(|(path, _)| drop(fs::remove_dir_all(path)));
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Journey 2, ls -l: what stat and readlink show of a node.
 
-use crate::catalog::{Image, Model, Root, Version};
+use crate::catalog::{Follows, Image, Model, Root, Version};
 use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
@@ -202,7 +202,13 @@ impl ImageFs {
             | Link::Latest(image)
             | Link::DeepImage(image)
             | Link::DeeperImage(image)
-            | Link::DeepestImage(image) => Some(image),
+            | Link::DeepestImage(image)
+            | Link::ImageLatest(image)
+            | Link::ImageDefault(image)
+            | Link::TrashedDefault(image)
+            | Link::TrashedImageDefault(image) => Some(image),
+            Link::Label(label) | Link::TrashedLabel(label) => model.labels.get(&label).map(|label| label.image),
+            Link::TrashedAlias(alias) => model.aliases.get(&alias).map(|alias| alias.image),
             Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.versions.get(&v).map(|v| v.image),
         };
         image.and_then(|i| model.images.get(&i)).map_or((self.mount.uid, self.mount.gid), |i| (i.uid, i.gid))
@@ -215,6 +221,10 @@ impl ImageFs {
         let versioned = |serial: u32| {
             let version = model.versions.get(&serial).ok_or_else(stale)?;
             Ok::<_, Error>(format!("{}/{}", name(version.image)?, version.number))
+        };
+        let label = |serial: u32| {
+            let label = model.labels.get(&serial).ok_or_else(stale)?;
+            Ok::<_, Error>(format!("{}/@{}", name(label.image)?, label.name))
         };
         let text = match node {
             NodeId::Tree { serial, index } => {
@@ -235,6 +245,23 @@ impl ImageFs {
             NodeId::Link(Link::DeeperImage(serial)) => format!("../../../{}", name(serial)?),
             NodeId::Link(Link::DeepestImage(serial)) => format!("../../../../{}", name(serial)?),
             NodeId::Link(Link::DeepVersion(serial)) => format!("../../{}", versioned(serial)?),
+            NodeId::Link(Link::ImageLatest(serial)) => format!("{}/latest", name(serial)?),
+            NodeId::Link(Link::ImageDefault(serial)) => format!("{}/default", name(serial)?),
+            NodeId::Link(Link::Label(serial)) => label(serial)?,
+            NodeId::Link(Link::TrashedLabel(serial)) => format!("../../{}", label(serial)?),
+            NodeId::Link(Link::TrashedDefault(serial)) => format!("../../{}", name(serial)?),
+            NodeId::Link(Link::TrashedImageDefault(serial)) => format!("../../{}/default", name(serial)?),
+            NodeId::Link(Link::TrashedAlias(serial)) => {
+                let alias = model.aliases.get(&serial).ok_or_else(stale)?;
+                let part = match (alias.number, &alias.follows) {
+                    (Some(number), _) => format!("/{number}"),
+                    (None, Follows::Image) => String::new(),
+                    (None, Follows::Latest) => "/latest".into(),
+                    (None, Follows::Default) => "/default".into(),
+                    (None, Follows::Label(label)) => format!("/@{label}"),
+                };
+                format!("../../{}{part}", name(alias.image)?)
+            }
             _ => return Err(Error::Invalid { what: "it".into(), why: "it is no symlink".into() }),
         };
         Ok(text.into_bytes())

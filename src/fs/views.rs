@@ -5,9 +5,9 @@ use crate::fs::access::READ;
 use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, Link, NodeId, number_of};
-use crate::fs::{Caller, DirEntry, ImageFs, staging, stale};
+use crate::fs::{Caller, DirEntry, ImageFs, stale};
 use crate::quota::{self, Amount, Payer};
-use crate::views;
+use crate::{staging, views};
 
 /// The way from a view's directory to the root of the mount.
 const UP: &str = "../../../";

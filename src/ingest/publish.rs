@@ -285,7 +285,9 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
     let at = now();
     store.trash_has_changed();
     store.catalog.commit(|change| {
-        let new = |change: &mut Change<'_>, name: &ImageName| {
+        let mut made_image = false;
+        let mut new = |change: &mut Change<'_>, name: &ImageName| {
+            made_image = true;
             views::refuse_shadow(change.model, name.as_str(), None)?;
             quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, source.uid, name.as_str()))?;
             Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
@@ -341,7 +343,8 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         }
         let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
         check_identity(change.model, &facts.uuid, &facts.origin)?;
-        let receipt = source.receipt.map(|(mtime, mode)| Receipt { name: source.file_name.clone(), in_root, mtime, mode });
+        let receipt =
+            source.receipt.map(|(mtime, mode)| Receipt { name: source.file_name.clone(), in_root, mtime, mode, made_image });
         for (key, value) in source.metadata.as_deref().map(editable_keys).transpose()?.unwrap_or_default() {
             image.editable.set(&key, &value)?;
         }
@@ -373,8 +376,8 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
 fn refuse_other_architecture(image: &Image, build: &Build) -> Result<()> {
     let is = architecture(&image.editable.architecture);
     match build.architecture {
-        Some(wanted) if is.is_some_and(|is| is != wanted) => Err(Error::Taken {
-            name: image.name.clone(),
+        Some(wanted) if is.is_some_and(|is| is != wanted) => Err(Error::NotUnique {
+            what: image.name.clone(),
             holder: format!("its architecture is {}, and this is for {wanted}", image.editable.architecture),
         }),
         _ => Ok(()),
@@ -388,12 +391,13 @@ fn is_disk(format: &str) -> bool {
 
 /// What a manifest asks of the store: its uuid is new, its origin is there.
 ///
-/// Errors: `Taken`, `NotFound`.
+/// Errors: `NotUnique`, `NotFound`.
 pub fn check_identity(model: &Model, uuid: &str, origin: &str) -> Result<()> {
     let known = |uuid: &str| model.all_versions().find(|v| v.facts.uuid == uuid && model.is_live(v));
     if let Some(version) = known(uuid).filter(|_| !uuid.is_empty()) {
         let image = model.images.get(&version.image).map_or("?", |i| i.name.as_str());
-        return Err(Error::Taken { name: uuid.into(), holder: format!("it is the uuid of {image}/{}", version.number) });
+        let holder = format!("it is the uuid of {image}/{}", version.number);
+        return Err(Error::NotUnique { what: uuid.into(), holder });
     }
     if !origin.is_empty() && known(origin).is_none() {
         return Err(Error::NotFound { what: format!("origin {origin} of the manifest") });

@@ -123,6 +123,10 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
         if lxd::is_unified(&draft.builder) {
             return lxd::unified(draft, recipe, metadata);
         }
+        if is_ova(&draft.builder) {
+            let instead = "unpack and convert it: tar xf FILE, then qemu-img convert -O qcow2 DISK.vmdk disk.qcow2";
+            return Err(Error::Unsupported { what: "an OVA (a virtual machine for VMware or VirtualBox)".into(), instead });
+        }
         if oci::is_archive(&draft.builder) {
             return oci::archive(draft, recipe, limits);
         }
@@ -144,6 +148,13 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
     }
     draft.add_made(payload.file_name(), recipe);
     Ok(draft)
+}
+
+/// Whether an archive is an OVA: a description in its root, and disks beside it. Source: DMTF DSP0243, section 5.
+fn is_ova(builder: &Builder) -> bool {
+    let names = builder.names_in_root();
+    let ends = |ending: &[u8]| names.iter().any(|name| name.to_ascii_lowercase().ends_with(ending));
+    ends(b".ovf") && !["etc", "usr", "bin"].iter().any(|name| builder.find(name).is_some())
 }
 
 /// What the upload is, if it is no archive. Waits for as many bytes as that takes.

@@ -4,11 +4,25 @@ use crate::error::Error;
 
 /// Why something that begins so, and is called `what`, is no tar: unknown, or known and not taken.
 pub fn not_a_tar(what: String, head: &[u8]) -> Error {
+    if let Some((_, kind)) = DISKS.iter().find(|(magic, _)| head.starts_with(magic)) {
+        let instead = "convert it, and copy the result: qemu-img convert -O qcow2 FILE disk.qcow2";
+        return Error::Unsupported { what: format!("{what}: {kind}"), instead };
+    }
     match KNOWN.iter().find(|(magic, _)| head.starts_with(magic)) {
         Some((_, kind)) => Error::Unsupported { what: format!("{what}: {kind}"), instead: "unpack it, and copy a tarball" },
         None => Error::NotTar { what, looks: looks_like(head) },
     }
 }
+
+/// Disk images that are not taken. Source: qemu, block/vmdk.c, vdi.c, vhdx.h, vpc.c.
+const DISKS: &[(&[u8], &str)] = &[
+    (b"KDMV", "a VMDK disk"),
+    (b"COWD", "a VMDK disk"),
+    (b"# Disk DescriptorFile", "the description of a VMDK disk"),
+    (b"<<< ", "a VDI disk"),
+    (b"vhdxfile", "a VHDX disk"),
+    (b"conectix", "a VHD disk"),
+];
 
 /// Formats that hold files and are not taken.
 const KNOWN: &[(&[u8], &str)] = &[

@@ -3,14 +3,21 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::fs::upload::keep::{drop_staged, spool_again};
+use crate::fs::upload::write::begins_a_document;
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
-use crate::name::{Build, ImageName, Promise, promise_of, strip_archive_suffix};
+use crate::name::{Build, ImageName, Promise, image_stem, promise_of};
+use crate::staging;
 use crate::tar;
+use crate::versions::directory_mode;
+
+/// How long a refusal of a rename is repeated without a second look.
+const REPEATED: Duration = Duration::from_secs(1);
 
 /// How long the kernel may take to say what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
@@ -37,13 +44,8 @@ pub(in crate::fs) fn waits_to_die(thread: u32) -> bool {
     pending.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)
 }
 
-/// The mode of an image that came as a file with this one: who may read that may enter, as mkdir has it.
-fn directory_mode(file: u32) -> u32 {
-    file & 0o666 | (file & 0o444) >> 2 | 0o700
-}
-
 /// The process (thread group) of a thread; requests carry the thread.
-pub(super) fn process_of(thread: u32) -> u32 {
+pub(in crate::fs) fn process_of(thread: u32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     status.lines().find_map(|l| l.strip_prefix("Tgid:")?.trim().parse().ok()).unwrap_or(thread)
 }
@@ -51,12 +53,18 @@ pub(super) fn process_of(thread: u32) -> u32 {
 impl ImageFs {
     /// `close(2)`: judges what was written, and publishes what is complete.
     pub fn flush_upload(self: &Arc<Self>, caller: Caller, upload: Arc<Upload>, reply: Reply<()>) {
-        if upload.size() == 0 || upload.is_published() {
+        let empty = upload.size() == 0;
+        if upload.is_published() || (empty && !upload.is_staged()) {
             return reply(Ok(()));
         }
         // Looked at before the answer is sent: then the process goes on.
         self.offload(reply, move |fs| {
             let killed = is_killed(caller.pid);
+            if empty {
+                // Another descriptor may bring its first byte; with the last one it is kept as it is.
+                upload.info.lock().closed_empty = !killed;
+                return Ok(());
+            }
             if killed && process_of(caller.pid) != upload.opener {
                 // It may only have had the file from its parent, which goes on: `(timeout 1 x; cat y) > web.tar`.
                 return Ok(());
@@ -78,8 +86,8 @@ impl ImageFs {
             Err(Error::WriterKilled { name: upload.name() })
         } else {
             match self.wanted(upload, &state) {
-                Wanted::Publish => self.judge(caller, upload, &mut state, &upload.name(), false),
-                Wanted::Staged => Ok(()),
+                Wanted::Publish => self.judge(caller, upload, &mut state, upload.place(), &upload.name(), false),
+                Wanted::Keep => self.keep_staged(upload, &mut state),
                 Wanted::Refuse(e) => Err(e),
             }
         };
@@ -87,6 +95,7 @@ impl ImageFs {
         let incomplete = matches!(&result, Err(Error::Truncated { .. })) && !matches!(state.phase, Phase::Moving);
         if let Err(e) = &result
             && !incomplete
+            && upload.info.lock().kept.is_none()
         {
             self.fail(upload, &mut state, e);
         }
@@ -98,7 +107,12 @@ impl ImageFs {
         match result {
             // Another process of a pipeline or a shell list may go on where this one stopped.
             Err(_) if incomplete && caller.pid != 0 && process_of(caller.pid) != upload.opener => Ok(()),
-            other => other.map_err(|e| self.refused(caller, "close", &path, e)),
+            other => other.map_err(|e| {
+                if let Place::Image(image) = upload.place() {
+                    self.note_refused_in(caller, self.image_node(image));
+                }
+                self.refused(caller, "close", &path, e)
+            }),
         }
     }
 
@@ -110,35 +124,27 @@ impl ImageFs {
             Phase::Failed(errno, sentence) => Err(repeated(*errno, sentence)),
             _ => match self.wanted(upload, &state) {
                 Wanted::Refuse(e) => Err(e),
-                Wanted::Publish | Wanted::Staged => Ok(()),
+                Wanted::Publish | Wanted::Keep => Ok(()),
             },
         }
     }
 
     /// What a close of this name and content means.
     fn wanted(&self, upload: &Upload, state: &State) -> Wanted {
-        let promise = upload.promise();
-        if promise == Promise::Dotted || matches!(state.phase, Phase::Failed(..)) {
-            return if let Phase::Failed(errno, sentence) = &state.phase {
-                Wanted::Refuse(repeated(*errno, sentence))
-            } else {
-                Wanted::Staged
-            };
+        if let Phase::Failed(errno, sentence) = &state.phase {
+            return Wanted::Refuse(repeated(*errno, sentence));
         }
-        if let Promise::Archive(_) = promise {
-            return Wanted::Publish;
+        if upload.is_staged() {
+            return Wanted::Keep;
         }
         let head = self.head_of(state);
-        let archive = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..)) || upload.recognises(&head) == Some(true);
-        match upload.place {
-            // Inside an image any archive is its next version, whatever it is called.
-            Place::Image(_) if archive => Wanted::Publish,
-            // An editor's copy of metadata.json, to be renamed over it.
-            Place::Image(_) if head.trim_ascii_start().starts_with(b"{") => Wanted::Staged,
-            // `web.tar.xz.part` and the like: the rename that follows says what it is.
-            Place::Root if archive => Wanted::Staged,
-            _ => Wanted::Refuse(tar::not_a_tar(upload.name(), &head)),
+        let unpacks = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..));
+        // An editor's copy of metadata.json, to be renamed over it.
+        if !unpacks && begins_a_document(upload, &head) && upload.recognises(&head) != Some(true) {
+            upload.info.lock().is_document = true;
+            return Wanted::Keep;
         }
+        Wanted::Publish
     }
 
     pub(super) fn head_of(&self, state: &State) -> Vec<u8> {
@@ -155,7 +161,15 @@ impl ImageFs {
 
     /// Unpacks what is not yet, and publishes if the archive is complete. `commit`: an archive without end marker
     /// is taken, because a rename says that it is whole.
-    pub(super) fn judge(&self, caller: Caller, upload: &Upload, state: &mut State, name: &str, commit: bool) -> Result<()> {
+    pub(super) fn judge(
+        &self,
+        caller: Caller,
+        upload: &Upload,
+        state: &mut State,
+        place: Place,
+        name: &str,
+        commit: bool,
+    ) -> Result<()> {
         if let Phase::Head(_) = state.phase {
             self.begin_spool(upload, state)?;
         }
@@ -181,7 +195,7 @@ impl ImageFs {
         let counts = upload.info.lock().expect.is_none();
         let published = match ingest.same(counts) {
             Some(published) => published,
-            None => self.publish_unpacked(upload, state, ingest, name, commit)?,
+            None => self.publish_unpacked(upload, state, ingest, (place, name), commit)?,
         };
         let version = self.store.catalog.read().version(published.image, published.number).map(|v| v.serial);
         {
@@ -199,7 +213,7 @@ impl ImageFs {
         upload: &Upload,
         state: &mut State,
         ingest: Incoming,
-        name: &str,
+        (place, name): (Place, &str),
         commit: bool,
     ) -> Result<Published> {
         let expected = upload.info.lock().expect.clone();
@@ -216,16 +230,16 @@ impl ImageFs {
         if let Some(expected) = expected {
             expected.check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
         }
-        ingest::publish(&self.store, unpacked, &self.source(upload, name)?)
+        ingest::publish(&self.store, unpacked, &self.source(upload, place, name)?)
     }
 
-    pub(super) fn source(&self, upload: &Upload, name: &str) -> Result<Source> {
-        let (target, build) = match upload.place {
+    pub(super) fn source(&self, upload: &Upload, place: Place, name: &str) -> Result<Source> {
+        let (target, build) = match place {
             Place::Image(serial) => (Target::Image(serial), Build::default()),
             Place::Root => self.target_named(name, Some(upload.number))?,
         };
         // The image may be somebody else's by now.
-        if upload.place == Place::Root {
+        if place == Place::Root {
             self.refuse_foreign(Caller { uid: upload.uid, gid: upload.gid, pid: upload.opener }, &target)?;
         }
         let info = upload.info.lock();
@@ -235,7 +249,8 @@ impl ImageFs {
             uid: upload.uid,
             gid: upload.gid,
             mode: directory_mode(info.mode),
-            receipt: Some((info.mtime, info.mode)),
+            // Under a temporary name nobody looks for it later.
+            receipt: (promise_of(name) != Promise::Staged).then_some((info.mtime, info.mode)),
             metadata: None,
             build,
         })
@@ -243,8 +258,7 @@ impl ImageFs {
 
     /// Which image a file of this name in the root is for. `own`: the number of its upload, if that has one yet.
     pub(in crate::fs) fn target_named(&self, name: &str, own: Option<u64>) -> Result<(Target, Build)> {
-        let stem = strip_archive_suffix(name).unwrap_or(name);
-        let (image, build) = ingest::named(&self.store.catalog.read(), stem);
+        let (image, build) = ingest::named(&self.store.catalog.read(), image_stem(name));
         let image = ImageName::parse(image.as_bytes())?;
         self.refuse_staged(image.as_str(), own)?;
         Ok((Target::Named(image), build))
@@ -275,7 +289,8 @@ impl ImageFs {
 
     /// The mount ends: what nobody has published goes with it.
     pub(in crate::fs) fn note_unfinished(&self) {
-        for upload in self.uploads.under_way(None).into_iter().filter(|upload| upload.size() > 0) {
+        let lost = |upload: &Arc<Upload>| upload.size() > 0 && upload.info.lock().kept.is_none();
+        for upload in self.uploads.under_way(None).into_iter().filter(lost) {
             self.store.journal.log(
                 upload.uid,
                 "upload",
@@ -287,7 +302,7 @@ impl ImageFs {
 
     pub(super) fn path_name(&self, upload: &Upload) -> String {
         let name = upload.name();
-        match upload.place {
+        match upload.place() {
             Place::Root => format!("/{name}"),
             Place::Image(serial) => {
                 let model = self.store.catalog.read();
@@ -311,31 +326,25 @@ impl ImageFs {
             self.uploads.remove(upload);
             return;
         }
-        let staged = match upload.promise() {
-            Promise::Dotted | Promise::Foreign => true,
-            Promise::Archive(_) => false,
-        };
-        let (why, keep) = match &mut state.phase {
+        let closed_empty = upload.info.lock().closed_empty;
+        if matches!(state.phase, Phase::Empty) && upload.is_staged() && closed_empty {
+            if let Err(e) = self.keep_staged(upload, &mut state) {
+                log::error!("{}: {e}", upload.name());
+            }
+            state.phase = Phase::Empty;
+        }
+        let why = match &mut state.phase {
             Phase::Published(_) => return,
-            // A rename was refused: it stays until it is removed.
-            Phase::Failed(..) if staged && !upload.info.lock().failed => (None, true),
-            Phase::Failed(_, sentence) => (Some(sentence.clone()), false),
-            Phase::Empty => (None, staged),
-            _ if staged => (None, true),
-            Phase::Streaming(ingest) => (
-                Some(ingest.failure().map_or_else(|| "it was closed before the archive was complete".into(), |e| e.to_string())),
-                false,
-            ),
-            _ => (Some("it was closed before the archive was complete".into()), false),
+            _ if upload.info.lock().kept.is_some() => return,
+            Phase::Empty => None,
+            Phase::Failed(_, sentence) => Some(sentence.clone()),
+            Phase::Streaming(ingest) => {
+                Some(ingest.failure().map_or_else(|| "it was closed before the archive was complete".into(), |e| e.to_string()))
+            }
+            _ => Some("it was closed before the archive was complete".into()),
         };
-        if keep {
-            return;
-        }
         let name = upload.name();
-        if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
-            ingest.abort();
-        }
-        state.spool = None;
+        drop_staged(upload, &mut state);
         match why {
             Some(why) => {
                 self.store.journal.fail(&name, upload.uid, &why);
@@ -347,49 +356,70 @@ impl ImageFs {
     }
 
     /// `mv MNT/.web.tar.xz.Ab12 MNT/web.tar.xz`, and inside an image: the rename publishes.
+    /// Into an image it is published whatever its name, unless it was in that image before.
     pub(in crate::fs) fn rename_upload(&self, caller: Caller, upload: &Arc<Upload>, to: Place, name: &str) -> Result<()> {
-        if to != upload.place {
-            // Not EINVAL: mv takes that for a directory moved into itself.
-            return Err(Error::Managed { what: upload.name(), why: "a staged file is renamed within its directory" });
-        }
         let mut state = upload.state.lock();
         if let Phase::Published(_) = state.phase {
             return Err(Error::Managed { what: upload.name(), why: "it is the receipt of an upload" });
         }
         if let (Place::Image(image), "metadata.json") = (to, name) {
             let text = self.scratch_text(upload, &state)?;
-            drop(state);
             self.edit_metadata(caller, image, &text)?;
             upload.job.end("metadata.json was changed");
             self.uploads.remove(upload);
+            drop_staged(upload, &mut state);
             return Ok(());
         }
-        let still_staged = match promise_of(name) {
-            Promise::Dotted => true,
-            Promise::Foreign => to == Place::Root,
-            Promise::Archive(_) => false,
-        };
-        if still_staged || upload.size() == 0 {
+        let moves_in = to != upload.place() && matches!(to, Place::Image(_));
+        let stays_staged = promise_of(name) == Promise::Staged && !moves_in;
+        if stays_staged || upload.size() == 0 {
             drop(state);
-            self.uploads.rename(upload, name);
-            return Ok(());
+            return self.rename_staged_file(upload, to, name);
         }
-        let result = self.judge(caller, upload, &mut state, name, true);
-        // A mv that was killed may be done again.
-        if let Err(e) = &result
-            && (!matches!(e, Error::Truncated { .. } | Error::WriterKilled { .. }) || matches!(state.phase, Phase::Moving))
+        let text = if matches!(to, Place::Image(_)) { self.scratch_text(upload, &state).ok() } else { None };
+        if text.is_some_and(|text| begins_a_document(upload, &text)) && !moves_in {
+            // Another name for a copy of metadata.json.
+            upload.info.lock().is_document = true;
+            drop(state);
+            return self.rename_staged_file(upload, to, name);
+        }
+        if let Some((at, what, errno, sentence)) = &state.refused
+            && at.elapsed() < REPEATED
+            && what == name
         {
-            self.fail(upload, &mut state, e);
-            // It stays, and says the same again: mv asks twice.
-            upload.info.lock().failed = false;
+            return Err(repeated(*errno, sentence));
+        }
+        let result = self.judge(caller, upload, &mut state, to, name, true);
+        if let Err(e) = &result {
+            // It stays as it was, and says the same again: mv asks twice. One that was killed may be done again.
+            spool_again(upload, &mut state);
+            if !matches!(e, Error::WriterKilled { .. }) {
+                state.refused = Some((Instant::now(), name.to_owned(), e.errno_of_mv(), e.to_string()));
+            }
         }
         let published = published_in(&state);
-        drop(state);
         if let Some(published) = published {
-            self.uploads.rename(upload, name);
+            let kept = upload.info.lock().kept.take();
+            drop(state);
+            kept.iter().for_each(|dir| staging::remove(dir));
+            if let Some(old) = self.uploads.rename(upload, to, name) {
+                self.discard(&old);
+            }
             self.after_publish(upload, &published);
         }
         result
+    }
+
+    /// A staged file gets another name, and replaces what was staged under that.
+    fn rename_staged_file(&self, upload: &Upload, to: Place, name: &str) -> Result<()> {
+        let before = (upload.place(), upload.name());
+        let replaced = self.uploads.rename(upload, to, name);
+        if let Err(e) = self.save_staged(upload) {
+            self.uploads.rename(upload, before.0, &before.1);
+            return Err(e);
+        }
+        replaced.iter().for_each(|old| self.discard(old));
+        Ok(())
     }
 
     pub(super) fn scratch_text(&self, upload: &Upload, state: &State) -> Result<Vec<u8>> {
@@ -412,7 +442,8 @@ impl ImageFs {
 
 enum Wanted {
     Publish,
-    Staged,
+    /// Staged: it survives until a rename.
+    Keep,
     Refuse(Error),
 }
 

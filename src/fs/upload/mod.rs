@@ -11,14 +11,18 @@
 //! ```
 //!
 //! FLUSH decides, because its error is what close(2) returns; it may come before the first byte, in the middle,
-//! and several times after the end. RELEASE is the end: what is not published then is dropped, unless its name
-//! says that a rename will publish it.
+//! and several times after the end. RELEASE is the end: what is neither published nor kept then is dropped.
+//!
+//! A staged file (`.web.tar`, `web.tar.part`) goes the same way up to the close, and all its bytes lie in a spool, too.
+//! The close keeps that in STORE/staged, where it survives the daemon; the rename publishes what was unpacked meanwhile,
+//! or unpacks it then. See keep.rs.
 
 mod judge;
+mod keep;
 mod receipt;
 mod write;
 
-pub(super) use judge::waits_to_die;
+pub(super) use judge::{process_of, waits_to_die};
 pub(super) use write::refuse_over;
 
 use std::collections::HashMap;
@@ -26,16 +30,18 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::fs::Attr;
+use crate::fs::{Attr, Caller};
 use crate::ingest::{Expected, Hint, Incoming, Published};
 use crate::journal::Job;
+use crate::manifest::now;
 use crate::name::{Promise, promise_of};
+use crate::store::Store;
 
 /// Receipts that are remembered since the mount; older ones come from the catalog.
 const RECEIPTS: usize = 1000;
@@ -51,7 +57,6 @@ pub enum Place {
 pub struct Upload {
     /// immutable
     pub number: u64,
-    place: Place,
     uid: u32,
     gid: u32,
     /// The process that opened it first.
@@ -66,6 +71,8 @@ pub struct Upload {
 }
 
 struct Info {
+    /// The directory that it is in.
+    place: Place,
     name: String,
     /// Bytes of the file so far.
     size: u64,
@@ -82,6 +89,12 @@ struct Info {
     expect: Option<Expected>,
     /// The version that it became, or whose receipt it is.
     version: Option<u32>,
+    /// Of a staged file: its directory below STORE/staged, once a close has kept it there.
+    kept: Option<PathBuf>,
+    /// JSON in an image under a name that is not temporary: an editor's copy of metadata.json, staged as well.
+    is_document: bool,
+    /// It was closed while it had no bytes.
+    closed_empty: bool,
 }
 
 struct State {
@@ -90,6 +103,8 @@ struct State {
     spool: Option<Spool>,
     /// An upload over a receipt: what it begins with, unless it is truncated first.
     before: Option<Before>,
+    /// The last refusal of a rename, to which name, and when: mv asks again at once, in another way.
+    refused: Option<(Instant, String, i32, String)>,
 }
 
 #[derive(Clone, Copy)]
@@ -115,6 +130,8 @@ enum Phase {
 struct Spool {
     file: File,
     path: PathBuf,
+    /// It lies in STORE/staged, and stays when this goes.
+    stays: bool,
 }
 
 impl Spool {
@@ -133,7 +150,9 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if !self.stays {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -149,6 +168,35 @@ impl Drop for Upload {
 }
 
 impl Upload {
+    /// A new one without bytes, which its maker has open.
+    fn new(store: &Store, maker: Caller, place: Place, name: &str, mode: u32) -> Upload {
+        Upload {
+            number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            uid: maker.uid,
+            gid: maker.gid,
+            opener: process_of(maker.pid),
+            writers: AtomicUsize::new(1),
+            job: store.journal.start_job("upload", name, maker.uid),
+            info: Mutex::new(Info {
+                place,
+                name: name.to_owned(),
+                size: 0,
+                mtime: now(),
+                touched: Instant::now(),
+                mode: mode & 0o7777,
+                published: false,
+                failed: false,
+                untouched: false,
+                expect: None,
+                version: None,
+                kept: None,
+                is_document: false,
+                closed_empty: false,
+            }),
+            state: Mutex::new(State { phase: Phase::Empty, spool: None, before: None, refused: None }),
+        }
+    }
+
     pub fn name(&self) -> String {
         self.info.lock().name.clone()
     }
@@ -168,8 +216,14 @@ impl Upload {
         Hint::of(&self.info.lock().name).recognises(head)
     }
 
-    fn promise(&self) -> Promise {
-        promise_of(&self.info.lock().name)
+    pub(in crate::fs) fn place(&self) -> Place {
+        self.info.lock().place
+    }
+
+    /// Whether a rename is to publish it, and no close does.
+    fn is_staged(&self) -> bool {
+        let info = self.info.lock();
+        info.is_document || promise_of(&info.name) == Promise::Staged
     }
 
     pub fn attr(&self, ino: u64) -> Attr {
@@ -238,7 +292,7 @@ impl Uploads {
 
     /// Uploads in a place, or anywhere, that a listing shows: neither published nor refused.
     pub fn under_way(&self, place: Option<Place>) -> Vec<Arc<Upload>> {
-        let here = |u: &&Arc<Upload>| place.is_none_or(|place| u.place == place);
+        let here = |u: &&Arc<Upload>| place.is_none_or(|place| u.place() == place);
         let found: Vec<_> = self.all.lock().by_number.values().filter(here).cloned().collect();
         let mut found: Vec<_> = found.into_iter().filter(|u| u.is_under_way()).collect();
         found.sort_by_key(|u| u.number);
@@ -251,9 +305,32 @@ impl Uploads {
         found.iter().filter(|u| !u.is_published()).count()
     }
 
+    fn in_place(&self, place: Place) -> Vec<Arc<Upload>> {
+        self.all.lock().by_number.values().filter(|u| u.place() == place && !u.is_published()).cloned().collect()
+    }
+
+    /// The users whose uploads are in a place.
+    pub fn owners(&self, place: Place) -> impl Iterator<Item = u32> {
+        self.in_place(place).into_iter().map(|upload| upload.uid)
+    }
+
+    /// Whether somebody has an upload in this place open for writing.
+    pub fn is_written(&self, place: Place) -> bool {
+        self.in_place(place).iter().any(|upload| upload.writers.load(Ordering::Acquire) > 0)
+    }
+
+    /// Drops what is staged in a place.
+    pub fn remove_all(&self, place: Place) {
+        for upload in self.in_place(place) {
+            self.remove(&upload);
+            keep::drop_staged(&upload, &mut upload.state.lock());
+        }
+    }
+
     fn insert(&self, upload: Arc<Upload>, name: String) {
+        let place = upload.place();
         let mut all = self.all.lock();
-        if let Some(old) = all.by_name.insert((upload.place, name), upload.number) {
+        if let Some(old) = all.by_name.insert((place, name), upload.number) {
             if old != upload.number {
                 all.by_number.remove(&old);
             }
@@ -264,27 +341,30 @@ impl Uploads {
 
     /// Takes an upload off the names; its handles still work.
     fn remove(&self, upload: &Upload) {
-        let name = upload.name();
+        let key = (upload.place(), upload.name());
         let mut all = self.all.lock();
-        if all.by_name.get(&(upload.place, name.clone())) == Some(&upload.number) {
-            all.by_name.remove(&(upload.place, name));
+        if all.by_name.get(&key) == Some(&upload.number) {
+            all.by_name.remove(&key);
         }
         all.by_number.remove(&upload.number);
         all.receipts.retain(|n| *n != upload.number);
     }
 
-    fn rename(&self, upload: &Upload, to: &str) {
+    /// Gives the upload another place and name; gives the one that had them.
+    fn rename(&self, upload: &Upload, place: Place, name: &str) -> Option<Arc<Upload>> {
         let mut all = self.all.lock();
-        let from = std::mem::replace(&mut upload.info.lock().name, to.to_owned());
-        if all.by_name.get(&(upload.place, from.clone())) == Some(&upload.number) {
-            all.by_name.remove(&(upload.place, from));
+        let from = {
+            let mut info = upload.info.lock();
+            let from = (info.place, std::mem::replace(&mut info.name, name.to_owned()));
+            info.place = place;
+            from
+        };
+        if all.by_name.get(&from) == Some(&upload.number) {
+            all.by_name.remove(&from);
         }
-        if let Some(old) = all.by_name.insert((upload.place, to.to_owned()), upload.number)
-            && old != upload.number
-        {
-            all.by_number.remove(&old);
-            all.receipts.retain(|n| *n != old);
-        }
+        let old = all.by_name.insert((place, name.to_owned()), upload.number).filter(|old| *old != upload.number)?;
+        all.receipts.retain(|n| *n != old);
+        all.by_number.remove(&old)
     }
 
     fn keep_receipt(&self, upload: &Upload) {

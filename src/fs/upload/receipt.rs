@@ -8,10 +8,12 @@ use crate::catalog::Version;
 use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::fs::access::READ;
-use crate::fs::upload::{Phase, Place, Upload};
+use crate::fs::node::NodeId;
+use crate::fs::upload::{Phase, Place, State, Upload, process_of};
 use crate::fs::{Caller, ImageFs};
-use crate::ingest::{self, Expected};
+use crate::ingest;
 use crate::name::{Promise, promise_of};
+use crate::versions;
 
 impl ImageFs {
     /// Whether a name still shows: an upload always, a receipt as long as the version is where the name says. A
@@ -35,17 +37,31 @@ impl ImageFs {
             return false;
         }
         // One that came through another mount is shown by the catalog.
-        let in_root = upload.place == Place::Root;
+        let in_root = upload.place() == Place::Root;
         let is_same = |v: &&Version| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root);
         if model.versions_of(version.image).rev().find(is_same).is_some_and(|newest| newest.number > version.number) {
             return false;
         }
-        match (upload.place, promise_of(&name)) {
-            (Place::Root, Promise::Archive(stem)) => {
-                model.image_named(ingest::named(&model, &stem).0).is_some_and(|i| i.serial == version.image)
+        match (upload.place(), promise_of(&name)) {
+            (Place::Root, Promise::Upload(stem)) => {
+                model.image_named(ingest::named(&model, stem).0).is_some_and(|i| i.serial == version.image)
             }
             _ => true,
         }
+    }
+
+    /// Whether this very process has uploaded the image under just its name.
+    pub(in crate::fs) fn has_uploaded_as(&self, caller: Caller, image: u32) -> bool {
+        let name = self.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
+        let upload = self.uploads.named(Place::Root, &name).filter(|upload| upload.is_published());
+        upload.is_some_and(|upload| caller.pid != 0 && upload.opener == process_of(caller.pid))
+    }
+
+    /// Whether an upload is another process's, under way. One that was told a moment ago that there is none, and now asks
+    /// again, is about to create it: it is told so once more, and then that the name is busy, instead of that it exists.
+    pub(in crate::fs) fn is_hidden_from(&self, caller: Caller, parent: NodeId, name: &[u8], upload: &Upload) -> bool {
+        let foreign = upload.writers.load(Ordering::Acquire) > 0 && !upload.is_published() && !upload.is_staged();
+        foreign && self.missed.was_told(caller.pid, parent, name) && upload.opener != process_of(caller.pid)
     }
 
     /// Reads back what was written, or what a receipt stands for.
@@ -61,18 +77,16 @@ impl ImageFs {
             (_, Some(before)) => Some(before.version),
             (Phase::Published(_), None) => upload.info.lock().version,
             (Phase::Empty, None) => return Ok(()),
+            // A staged file has all its bytes there, whatever else is done with them.
+            (_, None) if upload.is_staged() && state.spool.is_some() => {
+                return read_spool(&state, upload.size(), offset, len, out);
+            }
             (Phase::Head(head), None) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
                 out.extend_from_slice(&head[from..head.len().min(from.saturating_add(len))]);
                 return Ok(());
             }
-            (Phase::Spooled, None) => {
-                let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
-                let want = usize::try_from(upload.size().saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
-                let begin = out.len();
-                out.resize(begin + want, 0);
-                return spool.read(offset, &mut out[begin..]);
-            }
+            (Phase::Spooled, None) => return read_spool(&state, upload.size(), offset, len, out),
             _ => return Err(cannot(&name, "it is being unpacked")),
         };
         drop(state);
@@ -93,11 +107,7 @@ impl ImageFs {
             let info = upload.info.lock();
             (info.version.filter(|_| info.published || info.untouched), info.name.clone())
         };
-        if version.is_none()
-            && !upload.is_published()
-            && upload.writers.load(Ordering::Acquire) > 0
-            && promise_of(&name) != Promise::Dotted
-        {
+        if version.is_none() && !upload.is_published() && upload.writers.load(Ordering::Acquire) > 0 && !upload.is_staged() {
             return Err(Error::UploadBusy { name });
         }
         if let Some(version) = version {
@@ -105,6 +115,9 @@ impl ImageFs {
         }
         upload.job.end("removed");
         self.uploads.remove(upload);
+        if !upload.is_published() {
+            self.discard(upload);
+        }
         Ok(())
     }
 
@@ -134,7 +147,7 @@ impl ImageFs {
     }
 
     /// `touch`, `chmod` and `cp -p` on an upload or its receipt.
-    pub(in crate::fs) fn set_upload(&self, upload: &Upload, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
+    pub(in crate::fs) fn set_upload(&self, caller: Caller, upload: &Upload, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
         let version = {
             let mut info = upload.info.lock();
             info.mode = mode.map_or(info.mode, |m| m & 0o7777);
@@ -142,47 +155,23 @@ impl ImageFs {
             info.touched = Instant::now();
             info.version.filter(|_| info.published || info.untouched).map(|v| (v, info.name.clone()))
         };
-        let Some((version, name)) = version else { return Ok(()) };
-        if self.has_receipt(version, &name) { self.set_receipt(version, mode, mtime) } else { Ok(()) }
+        let Some((version, name)) = version else { return self.save_staged(upload) };
+        if self.has_receipt(version, &name) { self.set_receipt(caller, version, mode, mtime) } else { Ok(()) }
     }
 
-    pub(in crate::fs) fn set_receipt(&self, version: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
-        crate::versions::change_receipt(&self.store, version, |receipt| {
-            if let Some(receipt) = receipt {
-                receipt.mode = mode.map_or(receipt.mode, |m| m & 0o7777);
-                receipt.mtime = mtime.unwrap_or(receipt.mtime);
-            }
-        })
-    }
-
-    /// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: it is published only if it has that digest.
-    pub(in crate::fs) fn expect_upload(&self, number: u64, value: &str) -> Result<()> {
-        let expected = Expected::parse(value)?;
-        let upload = self.uploads.by_number(number).ok_or_else(crate::fs::stale)?;
-        upload.info.lock().expect = Some(expected);
+    pub(in crate::fs) fn set_receipt(&self, caller: Caller, version: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
+        if let Some(image) = versions::set_receipt(&self.store, version, caller.uid, mode, mtime)? {
+            let image = self.image_node(image).ino();
+            self.with_kernel(|kernel| kernel.forget_attributes(image));
+        }
         Ok(())
     }
+}
 
-    /// Drops staged files that nobody has touched for `idle`.
-    pub fn reap_staged(&self, idle: std::time::Duration) {
-        let all: Vec<_> = self.uploads.all.lock().by_number.values().cloned().collect();
-        for upload in all {
-            let old = {
-                let info = upload.info.lock();
-                !info.published && info.touched.elapsed() > idle
-            };
-            if old && upload.writers.load(Ordering::Acquire) == 0 {
-                let mut state = upload.state.lock();
-                if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
-                    ingest.abort();
-                }
-                state.spool = None;
-                let name = upload.name();
-                drop(state);
-                self.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
-                upload.job.end("dropped");
-                self.uploads.remove(&upload);
-            }
-        }
-    }
+fn read_spool(state: &State, size: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+    let want = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+    let begin = out.len();
+    out.resize(begin + want, 0);
+    spool.read(offset, &mut out[begin..])
 }

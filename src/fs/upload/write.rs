@@ -3,24 +3,21 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::export;
 use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
-use crate::fs::upload::judge::process_of;
-use crate::fs::upload::{Before, Info, LAST, Phase, Place, Spool, State, Upload, repeated};
+use crate::fs::upload::{Before, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
 use crate::ingest::{self, Hint, Incoming, Ingest, Published, Wish};
 use crate::keep;
 use crate::manifest::now;
-use crate::name::{ImageName, Promise, promise_of};
+use crate::name::{Promise, promise_of};
 use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tar;
@@ -51,14 +48,14 @@ impl ImageFs {
             return Err(bad_name(name, "it has a control character"));
         }
         match (place, promise_of(text)) {
-            (Place::Root, Promise::Archive(_)) => {
+            (_, Promise::Staged) => {}
+            (Place::Root, Promise::Upload(_)) => {
                 // Said now, not after a gigabyte.
                 let (target, build) = self.target_named(text, None)?;
                 ingest::refuse_early(&self.store, caller.uid, &target, &build)?;
                 self.refuse_foreign(caller, &target)?;
             }
-            (_, Promise::Dotted) => {}
-            (Place::Root, Promise::Foreign) => drop(ImageName::parse(name)?),
+            (Place::Image(image), _) if text == "metadata.json" => return self.create_edit(caller, image),
             // Inside an image a file may be called anything that no entry of it is.
             (Place::Image(_), _) if text == "default" || text == "latest" || crate::name::parse_number(name).is_some() => {
                 return Err(Error::Managed { what: text.to_owned(), why: "imgfs gives these names" });
@@ -86,29 +83,15 @@ impl ImageFs {
         before: Option<Before>,
         number: Option<u64>,
     ) -> Arc<Upload> {
-        let upload = Arc::new(Upload {
-            // Over a receipt it keeps the number: the kernel has the file open under that.
-            number: number.unwrap_or_else(|| LAST.fetch_add(1, Ordering::Relaxed) + 1),
-            place,
-            uid: caller.uid,
-            gid: caller.gid,
-            opener: process_of(caller.pid),
-            writers: AtomicUsize::new(1),
-            job: self.store.journal.start_job("upload", name, caller.uid),
-            info: Mutex::new(Info {
-                name: name.to_owned(),
-                size: before.map_or(0, |b| b.size),
-                mtime: before.map_or_else(now, |b| b.mtime),
-                touched: Instant::now(),
-                mode: mode & 0o7777,
-                published: false,
-                failed: false,
-                untouched: before.is_some(),
-                expect: None,
-                version: before.map(|b| b.version),
-            }),
-            state: Mutex::new(State { phase: Phase::Empty, spool: None, before }),
-        });
+        let mut upload = Upload::new(&self.store, caller, place, name, mode);
+        // Over a receipt it keeps the number: the kernel has the file open under that.
+        upload.number = number.unwrap_or(upload.number);
+        if let Some(before) = before {
+            let info = upload.info.get_mut();
+            (info.size, info.mtime, info.untouched, info.version) = (before.size, before.mtime, true, Some(before.version));
+            upload.state.get_mut().before = Some(before);
+        }
+        let upload = Arc::new(upload);
         self.uploads.insert(upload.clone(), name.to_owned());
         upload
     }
@@ -135,9 +118,9 @@ impl ImageFs {
                 match version {
                     Some((version, size, name, mode, mtime)) if writes => {
                         let before = version.filter(|_| !open.truncates).map(|version| Before { version, size, mtime });
-                        self.new_upload(caller, upload.place, &name, mode, before, Some(upload.number))
+                        self.new_upload(caller, upload.place(), &name, mode, before, Some(upload.number))
                     }
-                    None if writes && upload.writers.load(Ordering::Acquire) > 0 && upload.promise() != Promise::Dotted => {
+                    None if writes && upload.writers.load(Ordering::Acquire) > 0 && !upload.is_staged() => {
                         return Err(Error::UploadBusy { name: upload.name() });
                     }
                     _ => {
@@ -221,8 +204,12 @@ impl ImageFs {
         let len = data.len() as u32;
         if let Err(e) = self.prepare_write(upload, state, offset, data) {
             let path = self.path_name(upload);
-            if !matches!(state.phase, Phase::Published(_)) {
+            // What a close has kept stays as it is.
+            if !matches!(state.phase, Phase::Published(_)) && upload.info.lock().kept.is_none() {
                 self.fail(upload, state, &e);
+            }
+            if let Place::Image(image) = upload.place() {
+                self.note_refused_in(caller, self.image_node(image));
             }
             return reply(Err(self.refused(caller, "write", &path, e)));
         }
@@ -244,6 +231,9 @@ impl ImageFs {
         if let Some(before) = state.before.take() {
             upload.touch();
             self.seed(upload, state, before)?;
+        }
+        if upload.is_staged() {
+            return self.prepare_staged(upload, state, offset, data);
         }
         loop {
             match &mut state.phase {
@@ -271,10 +261,9 @@ impl ImageFs {
                             *head = all;
                             return Ok(());
                         }
-                        Some(false) if matches!(upload.promise(), Promise::Archive(_)) => {
-                            return Err(tar::not_a_tar(upload.name(), &all));
-                        }
-                        Some(false) => self.begin_spool(upload, state)?,
+                        // It may be metadata.json in the making.
+                        Some(false) if begins_a_document(upload, &all) => self.begin_spool(upload, state)?,
+                        Some(false) => return Err(tar::not_a_tar(upload.name(), &all)),
                     }
                 }
                 Phase::Empty | Phase::Head(_) => self.begin_spool(upload, state)?,
@@ -310,7 +299,7 @@ impl ImageFs {
         upload.job.phase("unpacking");
         let begin = self.begin_with(upload, Hint::of(&upload.name()));
         // What a rename publishes has no target yet.
-        let image = if let Promise::Archive(_) = upload.promise() { self.target_of(upload) } else { None };
+        let image = if upload.is_staged() { None } else { self.target_of(upload) };
         state.phase = Phase::Streaming(Incoming::start(&self.store, image, head, Box::new(begin))?);
         Ok(())
     }
@@ -323,25 +312,20 @@ impl ImageFs {
 
     /// The image that the upload goes into, if its name and place say so.
     fn target_of(&self, upload: &Upload) -> Option<u32> {
-        match (upload.place, upload.promise()) {
+        match (upload.place(), promise_of(&upload.name())) {
             (Place::Image(serial), _) => Some(serial),
-            (Place::Root, Promise::Archive(stem)) => {
+            (Place::Root, Promise::Upload(stem)) => {
                 let model = self.store.catalog.read();
-                model.image_named(ingest::named(&model, &stem).0).map(|i| i.serial)
+                model.image_named(ingest::named(&model, stem).0).map(|i| i.serial)
             }
-            _ => None,
+            (Place::Root, Promise::Staged) => None,
         }
     }
 
     /// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a rename
     /// publishes may have been announced with its sha1 by then.
     fn wish(&self, upload: &Upload) -> Wish {
-        let sha1 = match upload.promise() {
-            Promise::Dotted => true,
-            Promise::Foreign => upload.place == Place::Root,
-            Promise::Archive(_) => false,
-        };
-        Wish { keep: keep::policy(&self.store, self.target_of(upload)), sha1 }
+        Wish { keep: keep::policy(&self.store, self.target_of(upload)), sha1: upload.is_staged() }
     }
 
     pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
@@ -350,7 +334,7 @@ impl ImageFs {
             let path = self.store.dir.join("staging").join(format!("spool-{}", upload.number));
             let create = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
             let file = gc::in_room(&self.store, || create().map_err(Error::io("create", &path)))?;
-            state.spool = Some(Spool { file, path });
+            state.spool = Some(Spool { file, path, stays: false });
         }
         Ok(())
     }
@@ -400,6 +384,9 @@ impl ImageFs {
         if size == upload.size() {
             return Ok(());
         }
+        if upload.is_staged() && !matches!(state.phase, Phase::Published(_) | Phase::Failed(..)) {
+            return self.truncate_staged(upload, state, size);
+        }
         if size == 0 {
             if let Phase::Published(_) = state.phase {
                 return Err(Error::Invalid { what: upload.name(), why: "it is published already".into() });
@@ -445,7 +432,12 @@ pub(in crate::fs) fn refuse_over(store: &Store, size: u64) -> Result<()> {
     Ok(())
 }
 
-fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]) -> Result<()> {
+/// Whether what begins so may become metadata.json: JSON in an image.
+pub(super) fn begins_a_document(upload: &Upload, head: &[u8]) -> bool {
+    matches!(upload.place(), Place::Image(_)) && head.trim_ascii_start().starts_with(b"{")
+}
+
+pub(super) fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]) -> Result<()> {
     refuse_over(store, offset.saturating_add(data.len() as u64))?;
     let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
     gc::in_room(store, || spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)))

@@ -1,0 +1,107 @@
+//! cp -a TREE MNT/, tar xf x.tar -C MNT: what a mkdir has left where nothing else was taken.
+//!
+//! Such tools make a directory, which is a new image, and then copy into it what no image takes. Each of those is refused.
+//! Once the tool has ended, an image in which it was refused something, and which has no version, goes again.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::fs::ghost::born;
+use crate::fs::node::{ImagePart, NodeId};
+use crate::fs::upload::{Place, process_of};
+use crate::fs::{Caller, ImageFs};
+use crate::versions;
+
+/// How long a process of another namespace, which cannot be looked at, is taken to go on after its last refusal.
+const UNSEEN: Duration = Duration::from_secs(10);
+
+struct Shell {
+    image: u32,
+    /// The process that made it, and when that was started; 0 if it cannot be seen.
+    maker: u32,
+    born: Option<u64>,
+    /// When it was last refused something in the image.
+    refused: Option<Instant>,
+}
+
+impl Shell {
+    /// Whether its maker has ended. Source: proc(5), the state behind the name.
+    fn is_left(&self) -> bool {
+        if self.maker == 0 {
+            return self.refused.is_none_or(|at| at.elapsed() > UNSEEN);
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.maker)).unwrap_or_default();
+        let dead = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+        dead || born(self.maker) != self.born
+    }
+}
+
+/// Images that a mkdir has made, while its process goes on.
+#[derive(Default)]
+pub(super) struct Shells(Mutex<Vec<Shell>>);
+
+/// The process that started this one. rsync receives in a child of the process that makes directories.
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+impl Shells {
+    /// A process has made an image by mkdir.
+    pub(super) fn note(&self, caller: Caller, image: u32) {
+        let maker = if caller.pid == 0 { 0 } else { process_of(caller.pid) };
+        self.0.lock().push(Shell { image, maker, born: born(maker), refused: None });
+    }
+
+    fn note_refused(&self, caller: Caller, image: u32) {
+        let mut all = self.0.lock();
+        if all.iter().all(|shell| shell.image != image) {
+            return;
+        }
+        let process = if caller.pid == 0 { 0 } else { process_of(caller.pid) };
+        let parent = parent_of(process);
+        let by_maker = |shell: &&mut Shell| shell.image == image && (shell.maker == process || Some(shell.maker) == parent);
+        all.iter_mut().filter(by_maker).for_each(|shell| shell.refused = Some(Instant::now()));
+    }
+
+    /// The images that are left; those of makers that were refused nothing stay, and are forgotten.
+    fn take_left(&self) -> Vec<u32> {
+        let mut all = self.0.lock();
+        let left = all.extract_if(.., |shell| shell.is_left());
+        left.filter(|shell| shell.refused.is_some()).map(|shell| shell.image).collect()
+    }
+}
+
+impl ImageFs {
+    /// Something was refused in a directory.
+    pub fn note_refused_in(&self, caller: Caller, directory: NodeId) {
+        if let NodeId::Image { serial, part: ImagePart::Dir, .. } = directory {
+            self.shells.note_refused(caller, serial);
+        }
+    }
+
+    /// Takes away the images that are left without a version.
+    pub fn drop_shells(&self) {
+        for image in self.shells.take_left() {
+            let place = Place::Image(image);
+            let uid = self.store.catalog.read().images.get(&image).map(|image| image.uid);
+            let foreign = self.stagings.owners(place).chain(self.uploads.owners(place)).any(|owner| Some(owner) != uid);
+            if foreign || self.uploads.is_written(place) {
+                continue;
+            }
+            match versions::drop_shell(&self.store, image) {
+                Ok(Some(name)) => {
+                    // What its maker has staged there goes with it.
+                    self.stagings.remove_all(place);
+                    self.uploads.remove_all(place);
+                    self.store.journal.log(uid.unwrap_or(0), "mkdir", &name, "gone: nothing that was copied into it is an image");
+                    self.root_has_changed();
+                    self.forget_later(NodeId::Root.ino(), name.into_bytes());
+                }
+                Ok(None) => {}
+                Err(e) => log::error!("an image without versions stays: {e}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! cp x.tar MNT/.x.tar: a staged file, kept in STORE/staged from its close on, until a rename publishes it.
+
+use std::fs::{self, File};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::format::sync_dir;
+use crate::fs::upload::write::{refuse_over, write_spool};
+use crate::fs::upload::{Phase, Place, Spool, State, Upload, Uploads};
+use crate::fs::{Caller, ImageFs};
+use crate::gc;
+use crate::ingest::Expected;
+use crate::name::{Promise, promise_of};
+use crate::staging::{self, About, FileAbout};
+use crate::store::Store;
+
+/// How long what was unpacked ahead of a rename waits for it. Later the rename unpacks again: threads cost memory.
+const AHEAD: Duration = Duration::from_secs(60);
+
+impl ImageFs {
+    /// Takes a write to a staged file: into the spool, and ahead of its rename to the unpacker as long as the bytes come
+    /// in order. Streaming data is pushed by the caller.
+    pub(super) fn prepare_staged(&self, upload: &Upload, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
+        if let Phase::Failed(errno, sentence) = &state.phase {
+            return Err(super::repeated(*errno, sentence));
+        }
+        self.make_spool(upload, state)?;
+        write_spool(&self.store, state, offset, data)?;
+        state.refused = None;
+        match &mut state.phase {
+            Phase::Empty if offset == 0 => state.phase = Phase::Head(Vec::new()),
+            Phase::Streaming(ingest) if offset == upload.size() && !ingest.has_failed() => return Ok(()),
+            Phase::Head(head) if offset == head.len() as u64 => {}
+            _ => {
+                spool_alone(state);
+                return Ok(());
+            }
+        }
+        let Phase::Head(head) = &mut state.phase else { return Ok(()) };
+        let all = [head.as_slice(), data].concat();
+        match upload.recognises(&all) {
+            None => *head = all,
+            Some(false) => spool_alone(state),
+            Some(true) => {
+                let first = std::mem::take(head);
+                if self.begin_stream(upload, state, &all).is_err() {
+                    // Without threads for it now the rename unpacks it.
+                    spool_alone(state);
+                } else if let Phase::Streaming(ingest) = &mut state.phase
+                    && !first.is_empty()
+                {
+                    ingest.push(Arc::new(first), Box::new(|| {}));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `ftruncate(2)` of a staged file.
+    pub(super) fn truncate_staged(&self, upload: &Upload, state: &mut State, size: u64) -> Result<()> {
+        refuse_over(&self.store, size)?;
+        self.make_spool(upload, state)?;
+        spool_alone(state);
+        if size == 0 {
+            state.phase = Phase::Empty;
+        }
+        state.refused = None;
+        let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+        spool.file.set_len(size).map_err(Error::io("write", &spool.path))?;
+        let mut info = upload.info.lock();
+        (info.size, info.failed) = (size, false);
+        Ok(())
+    }
+
+    /// `close(2)` of a staged file: from now on it survives the daemon.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; then it is as it was.
+    pub(super) fn keep_staged(&self, upload: &Upload, state: &mut State) -> Result<()> {
+        if state.spool.is_none() {
+            self.begin_spool(upload, state)?;
+        }
+        let spool = state.spool.as_mut().ok_or(Error::Stopping)?;
+        spool.file.sync_data().map_err(Error::io("sync", &spool.path))?;
+        let kept = upload.info.lock().kept.clone();
+        let dir = match kept {
+            Some(dir) => dir,
+            None => {
+                let dir = gc::in_room(&self.store, || staging::make(&self.store.dir))?;
+                let content = staging::content(&dir);
+                let moved = fs::rename(&spool.path, &content).map_err(Error::io("rename", &spool.path));
+                moved.and_then(|()| sync_dir(&dir)).inspect_err(|_| staging::remove(&dir))?;
+                (spool.path, spool.stays) = (content, true);
+                dir
+            }
+        };
+        staging::save(&dir, &self.about(upload))?;
+        upload.info.lock().kept = Some(dir);
+        upload.job.end("staged: a rename publishes it");
+        Ok(())
+    }
+
+    fn about(&self, upload: &Upload) -> About {
+        let info = upload.info.lock();
+        About {
+            name: info.name.clone(),
+            image: if let Place::Image(serial) = info.place { Some(serial) } else { None },
+            uid: upload.uid,
+            gid: upload.gid,
+            view: self.store.catalog.view().map(str::to_owned),
+            expect: info.expect.iter().map(|expected| (info.name.clone(), expected.clone())).collect(),
+            file: Some(FileAbout { mode: info.mode, mtime: info.mtime }),
+        }
+    }
+
+    /// Its name, mode, time or announcement has changed: what is kept says so, too.
+    pub(super) fn save_staged(&self, upload: &Upload) -> Result<()> {
+        let kept = upload.info.lock().kept.clone();
+        kept.map_or(Ok(()), |dir| staging::save(&dir, &self.about(upload)))
+    }
+
+    /// Drops staged files that nobody has touched for `idle`, and what was unpacked ahead in vain.
+    pub fn reap_staged(&self, idle: Duration) {
+        let all: Vec<_> = self.uploads.all.lock().by_number.values().cloned().collect();
+        let trash = Duration::from_secs(self.store.settings().trash_seconds);
+        for upload in all.into_iter().filter(|upload| upload.writers.load(Ordering::Acquire) == 0) {
+            let (kept, since, published) = {
+                let info = upload.info.lock();
+                (info.kept.clone(), info.touched, info.published)
+            };
+            let old = match &kept {
+                Some(dir) => staging::idle(dir, since, trash),
+                None => since.elapsed(),
+            };
+            if published || old <= idle {
+                if kept.is_some() && since.elapsed() > AHEAD {
+                    spool_alone(&mut upload.state.lock());
+                }
+                continue;
+            }
+            let name = upload.name();
+            self.uploads.remove(&upload);
+            drop_staged(&upload, &mut upload.state.lock());
+            self.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
+            upload.job.end("dropped");
+        }
+    }
+
+    /// What a rename has replaced, or `rm` has removed, goes with all its bytes.
+    pub(super) fn discard(&self, upload: &Upload) {
+        drop_staged(upload, &mut upload.state.lock());
+    }
+
+    /// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: it is published only if it has that digest.
+    pub(in crate::fs) fn expect_upload(&self, number: u64, value: &str) -> Result<()> {
+        let expected = Expected::parse(value)?;
+        let upload = self.uploads.by_number(number).ok_or_else(crate::fs::stale)?;
+        upload.info.lock().expect = Some(expected);
+        self.save_staged(&upload)
+    }
+}
+
+/// The rename will unpack it from the spool: what was unpacked ahead goes.
+pub(super) fn spool_alone(state: &mut State) {
+    match std::mem::replace(&mut state.phase, Phase::Spooled) {
+        Phase::Streaming(ingest) | Phase::Gapped(ingest, _) => ingest.abort(),
+        Phase::Empty | Phase::Head(_) | Phase::Spooled => {}
+        other => state.phase = other,
+    }
+}
+
+/// A rename was refused: what it has unpacked goes, and the bytes stay as they are.
+pub(super) fn spool_again(upload: &Upload, state: &mut State) {
+    match std::mem::replace(&mut state.phase, Phase::Spooled) {
+        Phase::Streaming(ingest) | Phase::Gapped(ingest, _) => ingest.abort(),
+        Phase::Published(published) => state.phase = Phase::Published(published),
+        _ => {}
+    }
+    upload.job.phase("staged");
+}
+
+/// All bytes of a staged file go, also those that were kept.
+pub(super) fn drop_staged(upload: &Upload, state: &mut State) {
+    let kept = upload.info.lock().kept.take();
+    if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
+        ingest.abort();
+    }
+    state.spool = None;
+    if let Some(dir) = kept {
+        staging::remove(&dir);
+    }
+}
+
+impl Uploads {
+    /// Finds the staged files that are there, of the whole store or of a view.
+    pub fn open(store: &Store) -> Uploads {
+        let uploads = Uploads::default();
+        for staged in staging::all(&store.dir).filter(|staged| staged.about.view.as_deref() == store.catalog.view()) {
+            let Some(file) = staged.about.file else { continue };
+            let path = staged.content();
+            let opened = File::options().read(true).write(true).open(&path);
+            let (opened, size) = match opened.and_then(|opened| opened.metadata().map(|meta| (opened, meta.len()))) {
+                Ok(found) => found,
+                Err(e) => {
+                    log::error!("the staged file {}: {e}", staged.about.name);
+                    continue;
+                }
+            };
+            let About { name, image, uid, gid, mut expect, .. } = staged.about;
+            let place = image.map_or(Place::Root, Place::Image);
+            let maker = Caller { uid, gid, pid: 0 };
+            let upload = Upload::new(store, maker, place, &name, file.mode);
+            upload.writers.store(0, Ordering::Release);
+            upload.job.end("staged: a rename publishes it");
+            {
+                let mut info = upload.info.lock();
+                (info.size, info.mtime, info.expect) = (size, file.mtime, expect.remove(&name));
+                info.kept = Some(staged.dir);
+                info.is_document = promise_of(&info.name) != Promise::Staged;
+                let mut state = upload.state.lock();
+                state.phase = if size == 0 { Phase::Empty } else { Phase::Spooled };
+                state.spool = Some(Spool { file: opened, path, stays: true });
+            }
+            uploads.insert(Arc::new(upload), name);
+        }
+        uploads
+    }
+}
