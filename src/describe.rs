@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::catalog::{Alias, Image, Kept, Model, Version};
 use crate::error::{Error, Result};
-use crate::manifest::{Cost, EDITABLE, METADATA_MAX, time};
+use crate::imgapi::{self, Manifest};
+use crate::manifest::{Cost, Editable, METADATA_MAX, is_editable, time};
 use crate::rules::{By, set_immutable};
 
 /// An image's metadata.json.
@@ -34,7 +35,7 @@ pub fn image(model: &Model, image: &Image) -> Value {
     let number = |v: Option<&Version>| v.map_or(Value::Null, |v| v.number.into());
     let aliases = model.aliases_of(image.serial).into_iter().map(alias);
     let e = &image.editable;
-    object([
+    let mut document = object([
         ("id", image.id.clone().into()),
         ("name", image.name.clone().into()),
         ("status", status.into()),
@@ -60,7 +61,21 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("created_at", time(image.created_at)),
         ("updated_at", time(image.updated_at)),
         ("versions", Value::Array(versions.collect())),
-    ])
+    ]);
+    add_manifest(&mut document, e, newest);
+    document
+}
+
+/// The fields that IMGAPI and Danube have more, of images that come with a manifest, or of which somebody has set one.
+fn add_manifest(document: &mut Value, editable: &Editable, newest: Option<&Version>) {
+    let text = newest.map(|v| v.facts.manifest.as_str()).unwrap_or_default();
+    let manifest = Some(text).filter(|text| !text.is_empty()).and_then(|text| Manifest::parse(text.as_bytes()).ok());
+    let own = |key: &str| manifest.as_ref().and_then(|manifest| manifest.value(key));
+    for key in imgapi::SHOWN.iter().chain(imgapi::EDITABLE) {
+        if let Some(value) = editable.manifest.get(*key).or_else(|| own(key)) {
+            document[*key] = value.clone();
+        }
+    }
 }
 
 fn alias(a: &Alias) -> Value {
@@ -161,9 +176,11 @@ pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Al
     for (key, value) in &new {
         match current.get(key) {
             Some(old) if key == "aliases" && old != value => aliases = edit_aliases(model, of, value)?,
+            // Not shown, because nobody has set it.
+            None if imgapi::EDITABLE.contains(&key.as_str()) => set(of, by, key, value)?,
             None => return Err(bad(format!("{key:?} is no known key"))),
             Some(old) if old == value => {}
-            Some(_) if EDITABLE.contains(&key.as_str()) => set(of, by, key, value)?,
+            Some(_) if is_editable(key) => set(of, by, key, value)?,
             Some(_) => {
                 return Err(bad(format!(
                     "{key:?} is kept by imgfs: leave it as it is, or read the file again if it changed meanwhile"
@@ -214,6 +231,9 @@ pub fn edit_key(model: &Model, of: &mut Image, by: By, key: &str, value: &str) -
             ("immutable", "true" | "yes" | "1") => true.into(),
             ("immutable", "false" | "no" | "0" | "") => false.into(),
             ("keep_versions", "") => Value::Null,
+            (key, "") if imgapi::EDITABLE.contains(&key) => Value::Null,
+            // Anything but text stands there as JSON.
+            (key, value) if imgapi::EDITABLE.contains(&key) => serde_json::from_str(value).unwrap_or_else(|_| value.into()),
             _ => value.into(),
         };
         set(of, by, key, &value)?;

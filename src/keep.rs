@@ -46,10 +46,14 @@ pub fn prove_next(store: &Store) -> Result<bool> {
     let next = {
         let model = store.catalog.read();
         let waiting = |v: &&Version| matches!(v.facts.kept, Some(Kept::Stored { tried: false, .. })) && model.is_live(v);
-        model.all_versions().filter(waiting).map(|v| (v.serial, v.image)).collect::<Vec<_>>()
+        let announced = |v: &Version| !v.facts.manifest.is_empty();
+        model.all_versions().filter(waiting).map(|v| (v.serial, v.image, announced(v))).collect::<Vec<_>>()
     };
-    let Some(serial) = next.into_iter().find(|(_, image)| policy(store, Some(*image)) == KeepUpload::Exact).map(|(s, _)| s)
-    else {
+    let is_exact = |image: u32, announced: bool| {
+        let policy = policy(store, Some(image));
+        (if announced { policy.of_announced() } else { policy }) == KeepUpload::Exact
+    };
+    let Some(serial) = next.into_iter().find(|(_, image, announced)| is_exact(*image, *announced)).map(|(s, ..)| s) else {
         return Ok(false);
     };
     let what = store.path_of(&store.catalog.read(), serial);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::imgapi;
 
 /// The longest metadata.json that is read.
 pub const METADATA_MAX: usize = 1 << 20;
@@ -37,6 +38,9 @@ pub struct Editable {
     /// `status` is `deleted`: not listed, no new leases, and gone with the last one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hidden: bool,
+    /// Fields of IMGAPI manifests that were edited, by name; see `imgapi::EDITABLE`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub manifest: BTreeMap<String, Value>,
 }
 
 /// Where an image's content lies: loose, which is fast, or in packs, which are small; see repack.rs.
@@ -80,6 +84,11 @@ pub enum KeepUpload {
 impl KeepUpload {
     pub fn parse(text: &str) -> Option<KeepUpload> {
         [KeepUpload::Never, KeepUpload::Always, KeepUpload::Exact].into_iter().find(|k| k.name() == text)
+    }
+
+    /// What holds for an upload whose digest was announced: it and the announcement must go out together again.
+    pub fn of_announced(self) -> KeepUpload {
+        if self == KeepUpload::Never { KeepUpload::Exact } else { self }
     }
 
     pub fn name(self) -> &'static str {
@@ -178,10 +187,24 @@ impl Editable {
                 let Some(map) = map else { return bad("is a map of strings") };
                 self.properties = map;
             }
+            _ if imgapi::EDITABLE.contains(&key) => {
+                // As the manifest says.
+                if value.is_null() {
+                    self.manifest.remove(key);
+                    return Ok(());
+                }
+                imgapi::check_edit(key, value).or_else(|why| bad(&why))?;
+                self.manifest.insert(key.to_owned(), value.clone());
+            }
             _ => return bad("is no key that can be changed"),
         }
         Ok(())
     }
+}
+
+/// Whether users may change this key.
+pub fn is_editable(key: &str) -> bool {
+    EDITABLE.contains(&key) || imgapi::EDITABLE.contains(&key)
 }
 
 pub const EDITABLE: &[&str] = &[

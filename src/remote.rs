@@ -16,7 +16,7 @@ use crate::fsck::Repaired;
 use crate::repack::What;
 use crate::settings::Flags;
 use crate::store::Store;
-use crate::{diff, fsck, gc, repack, trash};
+use crate::{diff, fsck, gc, ingest, keep, links, manifests, repack, trash};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -40,6 +40,10 @@ pub enum Request {
     List,
     /// One more mount of the store.
     Mount(MountRequest),
+    /// Where the upload of a version can be had as it came.
+    Came {
+        version: String,
+    },
     /// What differs between two versions.
     Diff {
         old: String,
@@ -81,6 +85,13 @@ pub enum Answer {
         bytes: u64,
     },
     Done,
+    /// An upload as it came: its version's serial, where it is below the mount, its name, the version's manifest.
+    Came {
+        serial: u32,
+        path: PathBuf,
+        name: String,
+        manifest: Option<String>,
+    },
     Checked(Repaired),
     Document {
         document: serde_json::Value,
@@ -120,6 +131,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             let found = diff::between_named(store, &old, &new)?;
             Answer::Document { document: serde_json::to_value(found).expect("a plain struct") }
         }
+        Request::Came { version } => came(store, &version)?,
         // A process that serves no mount serves no other.
         Request::Mount(_) => return Err(Error::Stopping),
         Request::Status => Answer::Document { document: crate::status::status(store)? },
@@ -131,6 +143,32 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             Answer::Document { document: images.into_iter().map(|image| crate::describe::image(&model, image)).collect() }
         }
     })
+}
+
+/// Where the upload of a version can be had as it came.
+///
+/// # Errors
+///
+/// `NotFound`; `Unsupported` for one whose compressed bytes are not kept.
+fn came(store: &Store, version: &str) -> Result<Answer> {
+    let model = store.catalog.read();
+    let found = links::find_version(&model, version)?;
+    let facts = &found.facts;
+    let inside = match keep::name(&found) {
+        Some(kept) => kept,
+        None if facts.compression != "none" => {
+            let instead = "name the file: imgfs export VERSION FILE.tar.zst; keep_upload keeps what comes from now on";
+            return Err(Error::Unsupported {
+                what: format!("{version}: its compressed bytes are not kept, and giving them back"),
+                instead,
+            });
+        }
+        None if facts.as_it_came() == 0 => "rootfs.tar".into(),
+        None => ingest::made_name(&facts.format).into(),
+    };
+    let path = PathBuf::from(store.path_of(&model, found.serial)).join(inside);
+    let manifest = manifests::shown(&model, &found);
+    Ok(Answer::Came { serial: found.serial, path, name: facts.upload_name.clone(), manifest })
 }
 
 /// Asks the daemon that holds the store in `dir`.

@@ -39,6 +39,7 @@ const LAYERS: &[&[&str]] = &[
         "labels",
         "leases",
         "links",
+        "manifests",
         "query",
         "quota",
         "remote",

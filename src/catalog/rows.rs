@@ -134,6 +134,10 @@ pub struct VersionFacts {
     pub uuid: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
+    /// The manifest that announced it, as version 2 of IMGAPI's form; empty for none, and for versions of before format 7,
+    /// which have it as a file in their tree.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub manifest: String,
     /// How the upload can be had as it came, if it was compressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Kept>,

@@ -1,4 +1,5 @@
-//! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with progress.
+//! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with progress. Into a
+//! directory: the upload as it came, under its own name, and its manifest.
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -18,6 +19,7 @@ use crate::format;
 use crate::keep;
 use crate::links::find_version;
 use crate::lock::StoreLock;
+use crate::remote::{self, Answer, Request};
 use crate::settings::Settings;
 use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
@@ -110,18 +112,69 @@ fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
 }
 
 pub fn export(store: &StoreArg, version: &str, file: &Path, level: Option<u32>, rootfs: bool) -> Result<ExitCode> {
-    let wish = wish(file, level)?;
     let dir = store.dir()?;
-    let (mut from, as_it_came) = match StoreLock::holder(&dir) {
-        Some((_, mounted)) if !mounted.is_empty() => from_mount(Path::new(&mounted), version, &wish, level, rootfs)?,
-        _ => from_store(&dir, version, &wish, level, rootfs)?,
+    let mounted = StoreLock::holder(&dir).map(|(_, mounted)| mounted).filter(|mounted| !mounted.is_empty());
+    if file.is_dir() {
+        return export_under_its_name(&dir, mounted.as_deref().map(Path::new), version, file);
+    }
+    let wish = wish(file, level)?;
+    let (from, as_it_came) = match mounted {
+        Some(mounted) => from_mount(Path::new(&mounted), version, &wish, level, rootfs)?,
+        None => from_store(&dir, version, &wish, level, rootfs)?,
     };
+    write_whole(from, version, file, wish.method, as_it_came)
+}
+
+/// Writes the upload as it came, under its own name, into a directory, and its manifest beside it.
+fn export_under_its_name(store: &Path, mounted: Option<&Path>, version: &str, directory: &Path) -> Result<ExitCode> {
+    let answer = match mounted {
+        Some(_) => remote::ask(store, &Request::Came { version: version.to_owned() }, |_, _| true)?,
+        None => {
+            format::check(store)?;
+            let held = Store::open(store, Settings::default())?;
+            remote::perform(&held, Request::Came { version: version.to_owned() }, |_, _| true)?
+        }
+    };
+    let Answer::Came { serial, path, name, manifest } = answer else {
+        let Answer::Failed { why } = answer else { return Err(Error::Stopping) };
+        return Err(Error::Invalid { what: version.to_owned(), why });
+    };
+    let from = match mounted {
+        Some(mounted) => {
+            let path = mounted.join(path);
+            From::File(File::open(&path).map_err(Error::io("open", &path))?)
+        }
+        None => as_it_came(&Store::open(store, Settings::default())?, serial)?,
+    };
+    let file = directory.join(&name);
+    let written = write_whole(from, version, &file, None, true)?;
+    if let Some(text) = manifest {
+        let path = directory.join(format!("{name}.imgmanifest"));
+        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+        eprintln!("imgfs: {} has its manifest", path.display());
+    }
+    Ok(written)
+}
+
+/// The bytes of an upload as it came, of a store that nobody has mounted.
+fn as_it_came(store: &Arc<Store>, serial: u32) -> Result<From> {
+    let found = store.catalog.read().versions.get(&serial).cloned();
+    let version = found.ok_or_else(|| Error::NotFound { what: "such version any more".into() })?;
+    let (store, reader) = (store.clone(), RecipeReader::default());
+    match &version.facts.kept {
+        Some(Kept::Stored { .. }) => Ok(From::Kept { tree: store.kept(serial)?, store, reader }),
+        Some(Kept::Made { method }) => Ok(From::File(keep::remake(&store, serial, method)?)),
+        None => Ok(From::Recipe { slot: store.tree(serial)?, recipe: version.facts.as_it_came(), store, reader }),
+    }
+}
+
+/// Writes all of it beside the file, and renames it: a reader never sees half of it.
+fn write_whole(mut from: From, version: &str, file: &Path, method: Option<Method>, as_it_came: bool) -> Result<ExitCode> {
     let size = from.size()?;
     let bar = if std::io::stderr().is_terminal() { progress_bar("export") } else { indicatif::ProgressBar::hidden() };
     bar.set_length(size);
-    // Written beside, and renamed: a reader never sees half of it.
     let partial = partial_name(file);
-    let written = write(&mut from, size, wish.method.filter(|_| !as_it_came), &partial, &bar);
+    let written = write(&mut from, size, method.filter(|_| !as_it_came), &partial, &bar);
     let renamed = written.and_then(|n| std::fs::rename(&partial, file).map(|()| n).map_err(Error::io("rename", &partial)));
     bar.finish_and_clear();
     let written = renamed.inspect_err(|_| drop(std::fs::remove_file(&partial)))?;

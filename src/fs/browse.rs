@@ -153,8 +153,14 @@ impl ImageFs {
                 }
                 return Ok(NodeId::Upload(upload.number));
             }
-            if let Some(version) = receipt_in(&self.store.catalog.read(), serial, text, false) {
+            let model = self.store.catalog.read();
+            if let Some(version) = receipt_in(&model, serial, text, false) {
                 return Ok(NodeId::Receipt(version.serial));
+            }
+            // As the receipt of the manifest that was copied in with the newest version.
+            if let Some(newest) = model.latest(serial).filter(|v| text == "manifest" && !v.facts.manifest.is_empty()) {
+                let (serial, incarnation) = (newest.serial, self.incarnation(newest.serial));
+                return Ok(NodeId::Version { serial, part: VersionPart::Manifest, incarnation });
             }
         }
         self.ghost_named(caller, parent, name)
@@ -171,6 +177,7 @@ impl ImageFs {
             b"metadata.json" => Ok(part(VersionPart::Metadata)),
             b"rootfs" | b"used_by" if walker => Ok(NodeId::Ghost),
             b"used_by" => Ok(part(VersionPart::UsedBy)),
+            b"manifest" if self.has_manifest(serial) => Ok(part(VersionPart::Manifest)),
             b"changes" if walker || self.has_changes(serial) => Ok(part(VersionPart::Changes)),
             _ if self.kept_name(serial).is_some_and(|kept| kept.as_bytes() == name) => Ok(part(VersionPart::Upload)),
             _ => {
@@ -195,6 +202,11 @@ impl ImageFs {
         let serial = std::str::from_utf8(name).ok().and_then(|text| text.parse().ok()).ok_or_else(|| not_found(name))?;
         self.store.tree(serial)?;
         Ok(NodeId::Tree { serial, index: ROOT })
+    }
+
+    /// Whether the version has a manifest that is not a file of its tree.
+    fn has_manifest(&self, serial: u32) -> bool {
+        self.store.catalog.read().versions.get(&serial).is_some_and(|version| !version.facts.manifest.is_empty())
     }
 
     /// The name of the version's upload, if it can be had as it came.
@@ -361,6 +373,9 @@ impl ImageFs {
                 }
                 if let Some(kept) = self.kept_name(serial) {
                     all.push(entry(&kept, part(VersionPart::Upload), file));
+                }
+                if self.has_manifest(serial) {
+                    all.push(entry("manifest", part(VersionPart::Manifest), file));
                 }
                 if self.has_changes(serial) {
                     all.push(entry("changes", part(VersionPart::Changes), file));

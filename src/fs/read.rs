@@ -19,6 +19,7 @@ use crate::fs::{Attr, Caller, Handle, ImageFs};
 use crate::keep;
 use crate::leases;
 use crate::manifest::{self, METADATA_MAX};
+use crate::manifests;
 use crate::tree::{Bytes, Kind, NodeIndex, Tree};
 
 /// How a file is to be opened.
@@ -88,6 +89,7 @@ impl ImageFs {
             NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(node, serial),
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Changes, .. } => text(self.changes_text(serial)?),
+            NodeId::Version { serial, part: VersionPart::Manifest, .. } => text(self.manifest_text(serial).ok_or_else(stale)?),
             NodeId::Version { serial, part: VersionPart::Id, .. } => {
                 let id = self.store.catalog.read().versions.get(&serial).map(|v| v.id.clone());
                 text(format!("{}\n", id.ok_or_else(stale)?))
@@ -142,6 +144,12 @@ impl ImageFs {
         let links = leases::links(&self.store.catalog.read(), |v| v.serial == serial);
         let stale = leases::stale(links);
         Ok(manifest::pretty(&describe::version(&self.store.catalog.read(), &version, cost, &stale)))
+    }
+
+    /// A version's manifest, with what was edited since; none if it has none.
+    pub(super) fn manifest_text(&self, serial: u32) -> Option<String> {
+        let model = self.store.catalog.read();
+        manifests::shown(&model, model.versions.get(&serial)?)
     }
 
     /// Reads from a file of a tree. The bytes are in one of the two buffers. Less than `len` only at its end.

@@ -92,6 +92,7 @@ impl ImageFs {
                 let size = match part {
                     VersionPart::Metadata => self.version_text(serial).map(|text| text.len() as u64),
                     VersionPart::Changes => self.changes_size(serial),
+                    VersionPart::Manifest => Ok(self.manifest_text(serial).map_or(0, |text| text.len() as u64)),
                     _ => Ok(0),
                 };
                 let model = self.store.catalog.read();
@@ -120,7 +121,9 @@ impl ImageFs {
                         ..own(file | mode & 0o444, version.facts.upload_size, version.created_at)
                     },
                     VersionPart::UsedBy => own(directory | used_by_mode(mode, live), 4096, version.created_at),
-                    VersionPart::Metadata | VersionPart::Changes => own(file | mode & 0o444, size?, version.created_at),
+                    VersionPart::Metadata | VersionPart::Changes | VersionPart::Manifest => {
+                        own(file | mode & 0o444, size?, version.created_at)
+                    }
                 };
                 Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
             }

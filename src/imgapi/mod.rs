@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::manifest::Editable;
+
 /// The longest manifest that is read, in bytes.
 pub const MANIFEST_MAX: usize = 1 << 20;
 
@@ -117,6 +119,37 @@ impl Manifest {
         self.field("type").unwrap_or_default()
     }
 
+    /// The version string as a label, where a slash is written as in names.
+    pub fn label(&self) -> Option<String> {
+        Some(self.version().replace('/', "%2F")).filter(|label| !label.is_empty())
+    }
+
+    /// A field as it came; `resize` and `deploy` are Danube's, among the tags.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        match key {
+            "resize" | "deploy" => self.document.get("tags")?.get(key),
+            _ => self.document.get(key),
+        }
+    }
+
+    /// The document with what was edited of its image since: the description, the fields in `edits`, and whether the image
+    /// is public.
+    pub fn edited(&self, image: &Editable, public: bool) -> String {
+        let mut document = self.document.clone();
+        if !image.description.is_empty() {
+            document.insert("description".into(), image.description.clone().into());
+        }
+        document.insert("public".into(), public.into());
+        for (key, value) in &image.manifest {
+            let into = match key.as_str() {
+                "resize" | "deploy" => document.entry("tags").or_insert_with(|| json!({})).as_object_mut(),
+                _ => Some(&mut document),
+            };
+            into.map(|into| into.insert(key.clone(), value.clone()));
+        }
+        pretty(&document)
+    }
+
     /// Empty if there is none.
     pub fn description(&self) -> &str {
         self.field("description").unwrap_or_default()
@@ -178,6 +211,64 @@ impl Manifest {
 pub fn looks_like(value: &Value) -> bool {
     let has = |key| value.get(key).is_some();
     value.get("uuid").is_some_and(Value::is_string) && (has("v") || has("files") || has("creator_uuid"))
+}
+
+/// The fields that users may change in metadata.json beside those of every image: what IMGAPI's UpdateImage lets be changed,
+/// and Danube's two tags.
+/// Source: TritonDataCenter/sdc-imgapi, docs/index.md, summary of manifest fields, "Mutable?".
+pub const EDITABLE: &[&str] = &[
+    "homepage",
+    "eula",
+    "acl",
+    "requirements",
+    "users",
+    "billing_tags",
+    "traits",
+    "generate_passwords",
+    "inherited_directories",
+    "nic_driver",
+    "disk_driver",
+    "cpu_type",
+    "image_size",
+    "channels",
+    "resize",
+    "deploy",
+];
+
+/// The fields of a manifest that metadata.json shows and nobody changes.
+pub const SHOWN: &[&str] = &["owner", "urn"];
+
+/// Checks a new value of one of `EDITABLE`.
+///
+/// # Errors
+///
+/// A clause that says what the value must be.
+pub fn check_edit(key: &str, value: &Value) -> Result<(), String> {
+    if matches!(key, "resize" | "deploy") {
+        return if value.is_boolean() { Ok(()) } else { Err("is true or false".into()) };
+    }
+    // What the rules of some fields look at.
+    let kind = if key == "inherited_directories" { "zone-dataset" } else { "zvol" };
+    let document = Map::from_iter([("type".to_owned(), Value::from(kind)), (key.to_owned(), value.clone())]);
+    match rule(&document, key, value) {
+        Some((true, _)) => {}
+        Some((false, want)) => return Err(format!("is {want}")),
+        None => return Err("is no field of a manifest".into()),
+    }
+    let requirements = if key == "requirements" { value.as_object() } else { None };
+    for (of, value) in requirements.into_iter().flatten() {
+        match requirement(requirements.unwrap_or(&document), of, value) {
+            Some((true, _)) => {}
+            Some((false, want)) => return Err(format!("{of} is {want}")),
+            None => return Err(format!("{} is no known requirement", shown(of))),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is a uuid in lower case, as Danube and IMGAPI call their images.
+pub fn is_uuid_text(name: &str) -> bool {
+    has_form(name, UUID)
 }
 
 /// Whether a file name says manifest: `X.imgmanifest`, `X.dsmanifest`, `X.manifest`, or `manifest` as in Danube's
@@ -435,8 +526,10 @@ fn has_form(text: &str, form: &str) -> bool {
     text.len() == form.len() && text.bytes().zip(form.bytes()).all(fits)
 }
 
+const UUID: &str = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+
 fn is_uuid(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| has_form(text, "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"))
+    value.as_str().is_some_and(|text| has_form(text, UUID))
 }
 
 fn is_time(value: &Value) -> bool {

@@ -53,6 +53,11 @@ use crate::tar::Stage;
 use crate::tree::recipe::RecipeBuilder;
 use pipe::{Pipe, PipeReader};
 
+/// The file in a version that shows what was uploaded, unpacked, where that is not rootfs.tar.
+pub fn made_name(format: &str) -> &'static str {
+    Payload::named(format).map_or("image.tar", Payload::file_name)
+}
+
 /// Bytes an upload may have in flight before its writer waits.
 const UPLOAD_PIPE: usize = 2 << 20;
 /// The same between the decoder and the tar reader.

@@ -66,6 +66,12 @@ impl Payload {
         }
     }
 
+    /// The one that `name` calls so.
+    pub fn named(name: &str) -> Option<Payload> {
+        let all = [Payload::Qcow2, Payload::Raw, Payload::Squashfs, Payload::Erofs, Payload::Iso, Payload::Zfs, Payload::Opaque];
+        all.into_iter().find(|payload| payload.name() == name)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Payload::Qcow2 => "qcow2",

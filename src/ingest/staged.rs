@@ -12,6 +12,7 @@ use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
+use crate::catalog::VersionFacts;
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::imgapi::{self, Manifest};
@@ -78,7 +79,7 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
             (None, _) => return invalid("it holds no image"),
         },
     };
-    let label = manifest.as_ref().map(|m| m.version().replace('/', "%2F"));
+    let label = manifest.as_ref().and_then(Manifest::label);
     let build = Build { label, architecture: None };
     super::refuse_early(store, order.uid, &order.target, &build)?;
     if let Some(manifest) = &manifest {
@@ -86,7 +87,8 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
         super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
-    let keep = keep::policy(store, target);
+    let keep = wished_keep(metadata.as_deref())?.unwrap_or_else(|| keep::policy(store, target));
+    let keep = if manifest.is_some() { keep.of_announced() } else { keep };
     let mut unpacked = ingest(store, name, &image, manifest.is_some(), keep, go_on)?;
     for (_, expected) in expect.iter().filter(|(name, _)| *name == image.name) {
         expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
@@ -238,8 +240,19 @@ fn feed(ingest: &mut Ingest, opened: &std::fs::File, head: Vec<u8>, file: &File,
     Ok(())
 }
 
+/// What a metadata.json that comes with an image says of its upload: it holds for that already.
+fn wished_keep(metadata: Option<&[u8]>) -> Result<Option<KeepUpload>> {
+    let keys = metadata.map(editable_keys).transpose()?.unwrap_or_default();
+    let said = keys.iter().find(|(key, _)| key == "keep_upload").and_then(|(_, value)| value.as_str());
+    Ok(said.and_then(KeepUpload::parse))
+}
+
 /// Checks the file against its manifest, and keeps what that says.
-fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -> Result<()> {
+///
+/// # Errors
+///
+/// `Mismatch`.
+pub fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -> Result<()> {
     if let Some(file) = manifest.files().first() {
         if file.size != unpacked.size {
             let (wanted, found) = (format!("{} bytes", file.size), format!("{} bytes", unpacked.size));
@@ -247,7 +260,13 @@ fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -> Re
         }
         Expected::Sha1(file.sha1.clone()).check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
     }
-    let facts = &mut unpacked.draft.facts;
+    describe(&mut unpacked.draft.facts, manifest);
+    Ok(())
+}
+
+/// Notes what a manifest says of a version.
+pub fn describe(facts: &mut VersionFacts, manifest: &Manifest) {
+    facts.manifest = manifest.text();
     facts.uuid = manifest.uuid().into();
     facts.origin = manifest.origin().unwrap_or_default().into();
     if facts.os.is_empty() {
@@ -259,7 +278,6 @@ fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -> Re
             facts.properties.entry(key.into()).or_insert_with(|| value.into());
         }
     }
-    unpacked.draft.add_small("manifest", manifest.text().as_bytes())
 }
 
 /// LXD's fingerprint: sha256 of the metadata tarball and the rootfs, as they came, one after the other.
@@ -279,7 +297,7 @@ fn fingerprint(metadata: &[u8], rootfs: &File) -> Result<String> {
 pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
     let bad = |why: String| Error::BadMetadata { why };
     match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
-        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| crate::manifest::EDITABLE.contains(&k.as_str())).collect()),
+        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| crate::manifest::is_editable(k)).collect()),
         _ => Err(bad("it is no JSON object".into())),
     }
 }

@@ -10,6 +10,7 @@ use crate::fs::upload::keep::{drop_staged, spool_again};
 use crate::fs::upload::write::begins_a_document;
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
+use crate::imgapi::is_manifest_name;
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
 use crate::name::{Build, ImageName, Promise, image_stem, promise_of};
 use crate::staging;
@@ -88,6 +89,7 @@ impl ImageFs {
             match self.wanted(upload, &state) {
                 Wanted::Publish => self.judge(caller, upload, &mut state, upload.place(), &upload.name(), false),
                 Wanted::Keep => self.keep_staged(upload, &mut state),
+                Wanted::Manifest => self.take_manifest(caller, upload, &mut state),
                 Wanted::Refuse(e) => Err(e),
             }
         };
@@ -124,7 +126,7 @@ impl ImageFs {
             Phase::Failed(errno, sentence) => Err(repeated(*errno, sentence)),
             _ => match self.wanted(upload, &state) {
                 Wanted::Refuse(e) => Err(e),
-                Wanted::Publish | Wanted::Keep => Ok(()),
+                Wanted::Publish | Wanted::Keep | Wanted::Manifest => Ok(()),
             },
         }
     }
@@ -134,14 +136,18 @@ impl ImageFs {
         if let Phase::Failed(errno, sentence) = &state.phase {
             return Wanted::Refuse(repeated(*errno, sentence));
         }
-        if upload.is_staged() {
+        let named_manifest = matches!(upload.place(), Place::Image(_)) && is_manifest_name(&upload.name());
+        if upload.is_staged() && !named_manifest {
             return Wanted::Keep;
         }
         let head = self.head_of(state);
         let unpacks = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..));
         // An editor's copy of metadata.json, to be renamed over it.
         if !unpacks && begins_a_document(upload, &head) && upload.recognises(&head) != Some(true) {
-            upload.info.lock().is_document = true;
+            if named_manifest {
+                return Wanted::Manifest;
+            }
+            upload.info.lock().waits = true;
             return Wanted::Keep;
         }
         Wanted::Publish
@@ -175,10 +181,11 @@ impl ImageFs {
         }
         if let Phase::Spooled = state.phase {
             let head = self.head_of(state);
-            if Hint::of(name).recognises(&head) != Some(true) {
+            let hint = if upload.info.lock().manifest.is_some() { Hint::announced(name) } else { Hint::of(name) };
+            if hint.recognises(&head) != Some(true) && (hint.unknown.is_none() || head.is_empty()) {
                 return Err(tar::not_a_tar(upload.name(), &head));
             }
-            let ingest = self.begin_with(upload, Hint::of(name))(&head)?;
+            let ingest = self.begin_with(upload, hint)(&head)?;
             state.phase = Phase::Gapped(Incoming::fresh(ingest), 0);
         }
         if let Phase::Gapped(..) = state.phase {
@@ -192,7 +199,10 @@ impl ImageFs {
         }
         let Phase::Streaming(mut ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else { unreachable!("matched") };
         // What was announced is to be found by hashing.
-        let counts = upload.info.lock().expect.is_none();
+        let counts = {
+            let info = upload.info.lock();
+            info.expect.is_none() && info.manifest.is_none()
+        };
         let published = match ingest.same(counts) {
             Some(published) => published,
             None => self.publish_unpacked(upload, state, ingest, (place, name), commit)?,
@@ -226,11 +236,18 @@ impl ImageFs {
             }
         }
         upload.job.phase("publishing");
-        let unpacked = ingest.finish()?;
+        let mut unpacked = ingest.finish()?;
         if let Some(expected) = expected {
             expected.check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
         }
-        ingest::publish(&self.store, unpacked, &self.source(upload, place, name)?)
+        let mut source = self.source(upload, place, name)?;
+        let manifest = upload.info.lock().manifest.clone();
+        if let Some(manifest) = manifest {
+            ingest::check_identity(&self.store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
+            staged::take_manifest(&mut unpacked, &manifest, name)?;
+            source.build.label = manifest.label();
+        }
+        ingest::publish(&self.store, unpacked, &source)
     }
 
     pub(super) fn source(&self, upload: &Upload, place: Place, name: &str) -> Result<Source> {
@@ -271,6 +288,7 @@ impl ImageFs {
         self.store.journal.log(upload.uid, "upload", &what, outcome);
         upload.job.end(&format!("{what}: {outcome}"));
         self.uploads.keep_receipt(upload);
+        self.end_manifest(upload);
         self.touch_root();
         let image = self.image_node(published.image).ino();
         self.with_kernel(|kernel| kernel.forget_attributes(image));
@@ -379,7 +397,7 @@ impl ImageFs {
         let text = if matches!(to, Place::Image(_)) { self.scratch_text(upload, &state).ok() } else { None };
         if text.is_some_and(|text| begins_a_document(upload, &text)) && !moves_in {
             // Another name for a copy of metadata.json.
-            upload.info.lock().is_document = true;
+            upload.info.lock().waits = true;
             drop(state);
             return self.rename_staged_file(upload, to, name);
         }
@@ -397,17 +415,22 @@ impl ImageFs {
                 state.refused = Some((Instant::now(), name.to_owned(), e.errno_of_mv(), e.to_string()));
             }
         }
-        let published = published_in(&state);
-        if let Some(published) = published {
-            let kept = upload.info.lock().kept.take();
-            drop(state);
-            kept.iter().for_each(|dir| staging::remove(dir));
+        if published_in(&state).is_some() {
             if let Some(old) = self.uploads.rename(upload, to, name) {
                 self.discard(&old);
             }
-            self.after_publish(upload, &published);
+            self.end_staging(upload, &mut state);
         }
         result
+    }
+
+    /// A staged file was published.
+    pub(super) fn end_staging(&self, upload: &Upload, state: &mut State) {
+        let kept = upload.info.lock().kept.take();
+        kept.iter().for_each(|dir| staging::remove(dir));
+        if let Some(published) = published_in(state) {
+            self.after_publish(upload, &published);
+        }
     }
 
     /// A staged file gets another name, and replaces what was staged under that.
@@ -444,6 +467,8 @@ enum Wanted {
     Publish,
     /// Staged: it survives until a rename.
     Keep,
+    /// It announces another file.
+    Manifest,
     Refuse(Error),
 }
 

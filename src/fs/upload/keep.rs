@@ -38,6 +38,11 @@ impl ImageFs {
                 return Ok(());
             }
         }
+        if upload.info.lock().waits {
+            // It is unpacked once it is known what it is.
+            spool_alone(state);
+            return Ok(());
+        }
         let Phase::Head(head) = &mut state.phase else { return Ok(()) };
         let all = [head.as_slice(), data].concat();
         match upload.recognises(&all) {
@@ -219,7 +224,7 @@ impl Uploads {
                 let mut info = upload.info.lock();
                 (info.size, info.mtime, info.expect) = (size, file.mtime, expect.remove(&name));
                 info.kept = Some(staged.dir);
-                info.is_document = promise_of(&info.name) != Promise::Staged;
+                info.waits = promise_of(&info.name) != Promise::Staged;
                 let mut state = upload.state.lock();
                 state.phase = if size == 0 { Phase::Empty } else { Phase::Spooled };
                 state.spool = Some(Spool { file: opened, path, stays: true });

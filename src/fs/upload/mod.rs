@@ -17,6 +17,7 @@
 //! The close keeps that in STORE/staged, where it survives the daemon; the rename publishes what was unpacked meanwhile,
 //! or unpacks it then. See keep.rs.
 
+mod announce;
 mod judge;
 mod keep;
 mod receipt;
@@ -37,6 +38,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::{Attr, Caller};
+use crate::imgapi::Manifest;
 use crate::ingest::{Expected, Hint, Incoming, Published};
 use crate::journal::Job;
 use crate::manifest::now;
@@ -91,8 +93,11 @@ struct Info {
     version: Option<u32>,
     /// Of a staged file: its directory below STORE/staged, once a close has kept it there.
     kept: Option<PathBuf>,
-    /// JSON in an image under a name that is not temporary: an editor's copy of metadata.json, staged as well.
-    is_document: bool,
+    /// It is staged, though its name does not say so: an editor's copy of metadata.json, a manifest without its file, a
+    /// file that waits for its manifest.
+    waits: bool,
+    /// What announces it.
+    manifest: Option<Arc<Manifest>>,
     /// It was closed while it had no bytes.
     closed_empty: bool,
 }
@@ -190,7 +195,8 @@ impl Upload {
                 expect: None,
                 version: None,
                 kept: None,
-                is_document: false,
+                waits: false,
+                manifest: None,
                 closed_empty: false,
             }),
             state: Mutex::new(State { phase: Phase::Empty, spool: None, before: None, refused: None }),
@@ -213,7 +219,13 @@ impl Upload {
 
     /// Whether a file of this name that begins so is an image; `None` while that cannot be told.
     fn recognises(&self, head: &[u8]) -> Option<bool> {
-        Hint::of(&self.info.lock().name).recognises(head)
+        self.hint().recognises(head)
+    }
+
+    /// What its name, and what announces it, say of its content.
+    fn hint(&self) -> Hint {
+        let info = self.info.lock();
+        if info.manifest.is_some() { Hint::announced(&info.name) } else { Hint::of(&info.name) }
     }
 
     pub(in crate::fs) fn place(&self) -> Place {
@@ -223,7 +235,7 @@ impl Upload {
     /// Whether a rename is to publish it, and no close does.
     fn is_staged(&self) -> bool {
         let info = self.info.lock();
-        info.is_document || promise_of(&info.name) == Promise::Staged
+        info.waits || promise_of(&info.name) == Promise::Staged
     }
 
     pub fn attr(&self, ino: u64) -> Attr {

@@ -70,6 +70,7 @@ impl ImageFs {
             return Err(Error::UploadBusy { name: text.to_owned() });
         }
         let upload = self.new_upload(caller, place, text, mode, None, None);
+        self.announce(&upload);
         let fh = self.open_handle(Handle::Upload { upload: upload.clone(), writes: true });
         Ok((NodeId::Upload(upload.number), fh))
     }
@@ -297,7 +298,7 @@ impl ImageFs {
 
     pub(super) fn begin_stream(&self, upload: &Upload, state: &mut State, head: &[u8]) -> Result<()> {
         upload.job.phase("unpacking");
-        let begin = self.begin_with(upload, Hint::of(&upload.name()));
+        let begin = self.begin_with(upload, upload.hint());
         // What a rename publishes has no target yet.
         let image = if upload.is_staged() { None } else { self.target_of(upload) };
         state.phase = Phase::Streaming(Incoming::start(&self.store, image, head, Box::new(begin))?);
@@ -325,7 +326,9 @@ impl ImageFs {
     /// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a rename
     /// publishes may have been announced with its sha1 by then.
     fn wish(&self, upload: &Upload) -> Wish {
-        Wish { keep: keep::policy(&self.store, self.target_of(upload)), sha1: upload.is_staged() }
+        let announced = upload.info.lock().manifest.is_some();
+        let keep = keep::policy(&self.store, self.target_of(upload));
+        Wish { keep: if announced { keep.of_announced() } else { keep }, sha1: announced || upload.is_staged() }
     }
 
     pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
