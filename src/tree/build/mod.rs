@@ -16,6 +16,8 @@ pub use finish::{Counts, Visit};
 use crate::digest::Content;
 use crate::tree::{MADE, NodeIndex, ROOT};
 
+/// Bytes of a symlink's target: PATH_MAX less its end. readlink(2) gives no more.
+const TARGET_MAX: usize = 4095;
 /// Symlinks followed on the way to one entry.
 const HOPS_MAX: u32 = 40;
 
@@ -160,6 +162,9 @@ impl Builder {
 
     /// Puts an entry at `path`, replacing what tar would replace.
     pub fn add(&mut self, path: &[u8], meta: &Meta, make: Make<'_>) -> Placed<()> {
+        if let Make::Symlink(target) = make {
+            check_target(target)?;
+        }
         let Some((parent, name)) = self.place(path, Some(meta))? else {
             // `./`: the root itself.
             if !matches!(make, Make::Directory) {
@@ -395,6 +400,16 @@ fn clean(path: &[u8]) -> Placed<Vec<u8>> {
         }
     }
     Ok(out)
+}
+
+/// Refuses a target that symlink(2) does not take: no kernel could read the link back.
+fn check_target(target: &[u8]) -> Placed<()> {
+    match target.len() {
+        0 => refuse("its target is empty"),
+        1..=TARGET_MAX if target.contains(&0) => refuse("its target has a zero byte"),
+        1..=TARGET_MAX => Ok(()),
+        len => refuse(&format!("its target has {len} bytes, and a symlink holds at most {TARGET_MAX}")),
+    }
 }
 
 fn name_at(names: &[u8], at: u32) -> &[u8] {
