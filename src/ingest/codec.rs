@@ -1,6 +1,5 @@
 //! Compressed uploads: which compression by magic, and its decoding, member after member.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +9,7 @@ use xz2::stream::{Action, MtStreamBuilder};
 use zstd::stream::raw::Operation;
 
 use crate::error::{Error, Result};
+use crate::ingest::lz4;
 use crate::ingest::pipe::{Pipe, PipeReader};
 use crate::tar::{Limits, RATIO_FLOOR, Source};
 
@@ -39,6 +39,7 @@ impl Codec {
             // A frame, or a skippable frame before one.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Codec::Zstd),
             [0x04, 0x22, 0x4d, 0x18, ..] => Some(Codec::Lz4),
+            _ if head.starts_with(&lz4::LEGACY) => Some(Codec::Lz4),
             _ => None,
         }
     }
@@ -205,7 +206,7 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
             decoder.set_parameter(window).map_err(|e| failed(e.to_string()))?;
             Box::new(ZstdMember(decoder))
         }
-        Codec::Lz4 => unreachable!("lz4 has no push decoder: see decode_lz4"),
+        Codec::Lz4 => unreachable!("lz4 has no push decoder: see lz4.rs"),
     })
 }
 
@@ -216,24 +217,39 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
 /// Errors: `BadCompression`, `Truncated`.
 pub fn decode(found: &Mutex<Codec>, input: &mut PipeReader, output: &Pipe, limits: &Limits, at_end: &AtomicBool) -> Result<()> {
     let mut codec = *found.lock();
-    let mut members = 0u64;
+    let (mut members, mut padding) = (0u64, 0u64);
     let mut sink = Sink { output, made: 0, ratio: limits.ratio };
     let mut large = None;
     loop {
-        // The first member's magic was seen; between members the stream may end at any time.
-        let enough = if members == 0 { Codec::MAGIC_LEN } else { NEXT_LEN };
-        let head = input.peek(enough, |have| at_end.store(members > 0 && have == 0, Ordering::Release));
+        // Between members the stream may end at any time, if the padding so far may end it.
+        if members > 0 {
+            let fits = may_end(codec, padding);
+            let head = input.peek(1, |_| at_end.store(fits, Ordering::Release));
+            let zeros = head.iter().take_while(|b| **b == 0).count();
+            if zeros > 0 && is_padded(codec) {
+                input.consume(zeros);
+                padding += zeros as u64;
+                continue;
+            }
+            if !fits {
+                let why = format!("{padding} zero bytes follow its end, which is no multiple of 4");
+                return Err(Error::BadCompression { codec: codec.name(), at: input.taken, why });
+            }
+        }
+        let idle = |have| at_end.store(members > 0 && have == 0, Ordering::Release);
+        let enough = match members {
+            0 => Codec::MAGIC_LEN,
+            // Its magic alone is an empty frame.
+            _ if input.peek(lz4::LEGACY.len(), idle).starts_with(&lz4::LEGACY) => lz4::LEGACY.len(),
+            _ => NEXT_LEN,
+        };
+        let head = input.peek(enough, idle);
         if head.is_empty() {
             output.end();
             return Ok(());
         }
-        if members > 0 && head[0] == 0 {
-            // Padding: xz has it in fours, tapes and old gzip users in blocks.
-            let zeros = head.iter().take_while(|b| **b == 0).count();
-            input.consume(zeros);
-            continue;
-        }
         if let Some(len) = skippable(head) {
+            at_end.store(false, Ordering::Release);
             if !skip(input, 8 + len)? {
                 return Err(Error::Truncated { at: input.taken, why: "a skippable frame is cut off".into() });
             }
@@ -256,13 +272,26 @@ pub fn decode(found: &Mutex<Codec>, input: &mut PipeReader, output: &Pipe, limit
                 large = permit(codec, window, limits)?;
             }
         }
-        let whole =
-            if codec == Codec::Lz4 { decode_lz4(input, &mut sink)? } else { decode_member(codec, input, &mut sink, limits)? };
+        let whole = match codec {
+            Codec::Lz4 => lz4::decode(input, &mut sink, |border| at_end.store(border, Ordering::Release))?,
+            _ => decode_member(codec, input, &mut sink, limits)?,
+        };
         if !whole {
             return Ok(());
         }
-        members += 1;
+        (members, padding) = (members + 1, 0);
     }
+}
+
+/// Whether zeros behind a member are padding, as the tool of the codec has it: tapes and old gzip users pad to blocks,
+/// xz to fours.
+fn is_padded(codec: Codec) -> bool {
+    matches!(codec, Codec::Gzip | Codec::Bzip2 | Codec::Xz)
+}
+
+/// Whether a stream may end behind so many bytes of padding. Source: the .xz file format, 2.2, Stream Padding.
+fn may_end(codec: Codec, padding: u64) -> bool {
+    codec != Codec::Xz || padding.is_multiple_of(4)
 }
 
 /// The length of the skippable frame (zstd's and lz4's are the same) that begins so. Source: RFC 8878, 3.1.2.
@@ -291,7 +320,7 @@ const NEXT_LEN: usize = 8;
 const ZSTD_HEADER: usize = 18;
 
 /// Where unpacked bytes go, measured against what came in.
-struct Sink<'p> {
+pub(super) struct Sink<'p> {
     output: &'p Pipe,
     made: u64,
     ratio: u64,
@@ -299,7 +328,7 @@ struct Sink<'p> {
 
 impl Sink<'_> {
     /// Passes bytes on that `taken` compressed ones have become so far. False if nobody reads any more.
-    fn push(&mut self, bytes: Vec<u8>, taken: u64) -> Result<bool> {
+    pub(super) fn push(&mut self, bytes: Vec<u8>, taken: u64) -> Result<bool> {
         self.made += bytes.len() as u64;
         if self.made > RATIO_FLOOR && self.made / taken.max(1) > self.ratio {
             let what = "what the compressed stream unpacks to, for each of its bytes,".into();
@@ -347,48 +376,4 @@ fn decode_member(codec: Codec, input: &mut PipeReader, sink: &mut Sink<'_>, limi
             return Ok(true);
         }
     }
-}
-
-/// Notes whether the input ended while a frame was read: the decoder takes that for the frame's end.
-struct EndNoting<'r> {
-    input: &'r mut PipeReader,
-    ended: bool,
-}
-
-impl Read for EndNoting<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.input.read(out)?;
-        self.ended |= n == 0 && !out.is_empty();
-        Ok(n)
-    }
-}
-
-fn decode_lz4(input: &mut PipeReader, sink: &mut Sink<'_>) -> Result<bool> {
-    let begin = input.taken;
-    let mut noting = EndNoting { input, ended: false };
-    let mut decoder = lz4_flex::frame::FrameDecoder::new(&mut noting);
-    loop {
-        let mut out = vec![0u8; OUT];
-        match decoder.read(&mut out) {
-            Ok(0) => break,
-            Ok(n) => {
-                out.truncate(n);
-                if !sink.push(out, decoder.get_ref().input.taken)? {
-                    return Ok(false);
-                }
-            }
-            Err(e) => {
-                drop(decoder);
-                if noting.ended {
-                    return Err(Error::Truncated { at: noting.input.taken, why: "the lz4 frame has no end".into() });
-                }
-                return Err(Error::BadCompression { codec: "lz4", at: begin, why: e.to_string() });
-            }
-        }
-    }
-    drop(decoder);
-    if noting.ended {
-        return Err(Error::Truncated { at: noting.input.taken, why: "the lz4 frame has no end".into() });
-    }
-    Ok(true)
 }

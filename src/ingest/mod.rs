@@ -18,6 +18,7 @@ mod detect;
 mod expect;
 mod inner;
 mod lxd;
+mod lz4;
 mod oci;
 mod payload;
 mod pipe;

@@ -28,7 +28,6 @@ const DISKS: &[(&[u8], &str)] = &[
 const KNOWN: &[(&[u8], &str)] = &[
     (b"PK\x03\x04", "a zip archive"),
     (b"LZIP", "lzip data"),
-    (b"\x02\x21\x4c\x18", "lz4 data of the legacy format"),
     (b"\x1f\x9d", "data of compress (.Z)"),
     (b"\x89LZO", "lzop data"),
     (b"Rar!", "a rar archive"),
