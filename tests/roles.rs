@@ -68,6 +68,45 @@ fn an_acl_decides_as_on_any_file_system() {
     m.fsck();
 }
 
+/// `getfattr -d` of a private image gave an error for each value, and with it every key of its properties.
+#[test]
+fn what_one_may_not_read_has_no_attributes() {
+    let Some(m) = shared(&[]) else { return };
+    m.ok("chmod 1777 .");
+    may(
+        &m,
+        ANNA,
+        "cp $S/a.tar web.tar; setfattr -n user.imgfs.properties.secret-project -v x web; setfattr -n user.imgfs.description -v y web; ln -s web ali; setfattr -n user.imgfs.aliases.ali -v z web",
+    );
+    // The property: for every mode, whoever may not list the image is told no name, no value and no count.
+    let look = "import os, sys
+for path in ['web', 'web/.id', 'web/metadata.json', 'web/0', 'web/0/rootfs.tar', 'web/0/rootfs', 'web/0/rootfs/etc/motd', 'ali']:
+    try: names = [n for n in os.listxattr(path) if 'imgfs' in n]
+    except PermissionError: names = []
+    print(path, len(names), *names)
+    for name in ['id', 'digest', 'description', 'properties.secret-project', 'no-such']:
+        try: print(path, name, os.getxattr(path, 'user.imgfs.' + name))
+        except OSError: pass";
+    std::fs::write(m.path("src/look.py"), look).unwrap();
+    let mut seen = 0;
+    for mode in ["700", "711", "733", "701", "750", "755", "744", "704"] {
+        may(&m, ANNA, &format!("chmod {mode} web"));
+        for who in [ANNA, BERT, ADMIN] {
+            let reads = common::by(&m, who, "ls web").code == 0;
+            let found = may(&m, who, "python3 $S/look.py");
+            let told = found.contains("user.imgfs.") || found.contains(" b'");
+            assert_eq!(told, reads, "{mode} {who:?}: {found}");
+            seen += usize::from(!reads);
+        }
+    }
+    assert!(seen >= 8, "{seen}");
+    // An ACL decides as a mode does.
+    may(&m, ANNA, "chmod 711 web; setfacl -m u:1002:rx web");
+    assert!(may(&m, BERT, "getfattr -d web").contains("secret-project"));
+    assert_eq!(may(&m, ADMIN, "getfattr -d web"), "");
+    m.ok("getfattr -d web | grep -q secret-project");
+}
+
 #[test]
 fn members_of_the_admin_group_may_everything() {
     let Some(m) = shared(&["admin_group=2000,import_group=2001"]) else { return };

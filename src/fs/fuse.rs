@@ -638,13 +638,15 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.count();
-        guarded("getxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.fs.getxattr(id, name.as_bytes()))));
+        guarded("getxattr", || {
+            answer_xattr(reply, size, node(ino).and_then(|id| self.fs.getxattr(caller(req), id, name.as_bytes())))
+        });
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.fs.listxattr(id))));
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guarded("listxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.fs.listxattr(caller(req), id))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -4,6 +4,7 @@
 use crate::acl::{ACCESS, Acl, DEFAULT};
 use crate::describe;
 use crate::error::{Error, Result};
+use crate::fs::access::READ;
 use crate::fs::change::Changes;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
@@ -91,7 +92,31 @@ impl ImageFs {
         })
     }
 
-    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+    /// Whether this user may read the image that a node is of, and so what its attributes say. The kernel asks that
+    /// before getxattr(2) of a user attribute, and for listxattr(2) it asks nothing.
+    fn may_know(&self, caller: Caller, node: NodeId) -> bool {
+        let model = self.store.catalog.read();
+        let image = match node {
+            NodeId::Image { serial, .. } => model.images.get(&serial),
+            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } | NodeId::Receipt(serial) => {
+                version_of(&model, serial).ok().map(|(image, _)| image)
+            }
+            NodeId::Staged { .. } => {
+                drop(model);
+                let shown = self.attr(node).ok();
+                return shown.is_none_or(|attr| self.is_admin(caller) || attr.uid == caller.uid || attr.mode & READ == READ);
+            }
+            _ => None,
+        };
+        image.is_none_or(|image| self.may(caller, image, READ))
+    }
+
+    /// The value of one attribute.
+    ///
+    /// # Errors
+    ///
+    /// `NoAttribute`, also for those of imgfs on an image that the caller may not read; what the tree fails with.
+    pub fn getxattr(&self, caller: Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: String::from_utf8_lossy(name).into_owned() };
         if name == ACCESS.as_bytes() && !matches!(node, NodeId::Tree { .. }) {
             return self.acl_value(node);
@@ -106,6 +131,9 @@ impl ImageFs {
             let slot = self.store.tree(serial)?;
             let found = slot.tree.node(index)?;
             return slot.tree.xattrs(&found).find(|(n, _)| *n == name).map(|(_, v)| v.to_vec()).ok_or_else(missing);
+        }
+        if !self.may_know(caller, node) {
+            return Err(missing());
         }
         let (listed, hidden) = self.attributes(node)?;
         listed.into_iter().chain(hidden).find(|(n, _)| n.as_bytes() == name).map(|(_, v)| v).ok_or_else(missing)
@@ -138,12 +166,19 @@ impl ImageFs {
         Ok(())
     }
 
-    /// All listed names, each with a zero byte behind it.
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+    /// All listed names, each with a zero byte behind it. Of an image that the caller may not read, imgfs names none.
+    ///
+    /// # Errors
+    ///
+    /// Those of the tree and the catalog.
+    pub fn listxattr(&self, caller: Caller, node: NodeId) -> Result<Vec<u8>> {
         if let NodeId::Tree { serial, index } = node {
             let slot = self.store.tree(serial)?;
             let found = slot.tree.node(index)?;
             return Ok(slot.tree.xattrs(&found).flat_map(|(n, _)| [n, b"\0"].concat()).collect());
+        }
+        if !self.may_know(caller, node) {
+            return Ok(Vec::new());
         }
         Ok(self.attributes(node)?.0.into_iter().flat_map(|(n, _)| [n.as_bytes(), b"\0"].concat()).collect())
     }
