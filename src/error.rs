@@ -17,6 +17,9 @@ pub enum Error {
     /// The bytes break the format they claim.
     #[error("the archive is damaged at byte {at}{}: {why}", entry_suffix(.entry))]
     BadArchive { at: u64, entry: String, why: String },
+    /// A disk or file system image that contradicts itself.
+    #[error("the {kind} is damaged: {why}")]
+    BadImage { kind: &'static str, why: String },
     /// The bytes end before the archive does.
     #[error("the archive is cut off at byte {at}: {why}")]
     Truncated { at: u64, why: String },
@@ -161,6 +164,7 @@ impl Error {
         match self {
             Error::NotTar { .. }
             | Error::BadArchive { .. }
+            | Error::BadImage { .. }
             | Error::Truncated { .. }
             | Error::BadCompression { .. }
             | Error::LeavesRoot { .. }
@@ -239,6 +243,10 @@ impl Error {
             Error::BadArchive { .. } | Error::BadCompression { .. } => {
                 "make or fetch the archive again, and check it with tar tf"
             }
+            Error::BadImage { kind: "qcow2", .. } => {
+                "look at it with qemu-img check; qemu-img check -r all, or qemu-img convert, may mend it"
+            }
+            Error::BadImage { .. } => "make or fetch it again, and check it with unsquashfs",
             Error::Truncated { .. } => "copy the whole file; an archive made without end marker goes in as .name, then mv",
             Error::LeavesRoot { .. } => "make the archive with tar -C ROOT -c .",
             Error::OverLimit { .. } => "see the limits in the README",

@@ -93,7 +93,7 @@ impl ContentReader {
                 Ok(bytes.len())
             }
             From::Staged { file, path, base } => {
-                file.read_exact_at(&mut out[..len], *base + offset).map_err(Error::io("read", path))?;
+                read_staged(file, &mut out[..len], *base + offset).map_err(Error::io("read", path))?;
                 Ok(len)
             }
         }
@@ -127,7 +127,8 @@ enum At {
 }
 
 impl PieceReader {
-    fn size(&self) -> u64 {
+    /// Bytes in all.
+    pub fn size(&self) -> u64 {
         self.pieces.last().map_or(0, |(from, len, _)| from + len)
     }
 
@@ -138,7 +139,7 @@ impl PieceReader {
             (At::Store(id), _) => Ok(self.store.read(*id, 0, len, &mut self.buf)?.to_vec()),
             (At::Segment(offset), Some((file, path))) => {
                 let mut bytes = vec![0; len];
-                file.read_exact_at(&mut bytes, *offset).map_err(Error::io("read", path))?;
+                read_staged(file, &mut bytes, *offset).map_err(Error::io("read", path))?;
                 Ok(bytes)
             }
             _ => Err(no_content()),
@@ -177,6 +178,21 @@ impl std::io::Seek for PieceReader {
         self.at = found.ok_or(std::io::ErrorKind::InvalidInput)?;
         Ok(self.at)
     }
+}
+
+/// Fills `out` from a staged file, with zeros past its end: what ends in a hole was not written to there yet.
+fn read_staged(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
+    let mut have = 0;
+    while have < out.len() {
+        match file.read_at(&mut out[have..], at + have as u64) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    out[have..].fill(0);
+    Ok(())
 }
 
 fn no_content() -> Error {

@@ -11,6 +11,7 @@ use crate::ingest::codec::Codec;
 use crate::ingest::inner::{self, ReadSource};
 use crate::ingest::payload::Payload;
 use crate::ingest::unpack::{Draft, entries, place};
+use crate::ingest::{qcow2, squashfs};
 use crate::name::{architecture, is_part_of_version};
 use crate::tar::{Limits, Reader};
 use crate::tree::Builder;
@@ -58,6 +59,10 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
         let head = head_of(&mut draft, node)?;
         if Payload::detect(&head) != Some(payload) {
             return refuse(format!("its rootfs.img is no {}", payload.name()));
+        }
+        if let Some((Some(content), _)) = draft.builder.file(node) {
+            let mut disk = draft.writer.open(content)?;
+            if payload == Payload::Qcow2 { qcow2::check(&mut disk)? } else { squashfs::check(disk)? }
         }
         draft.builder.show_beside(payload.file_name().as_bytes(), node);
         // The archive's root is not shown: only what lies beside.

@@ -23,9 +23,11 @@ mod oci;
 mod payload;
 mod pipe;
 mod publish;
+mod qcow2;
 mod same;
 mod squashfs;
 pub mod staged;
+mod stored;
 mod unpack;
 
 use std::sync::Arc;
@@ -256,7 +258,7 @@ impl Ingest {
             Stage::Ended => Settled::Complete,
             Stage::Boundary => Settled::Unmarked(cut("it has no end marker")),
             Stage::Begun => Settled::Incomplete(cut("there is no whole header")),
-            Stage::Inside => Settled::Incomplete(cut("it ends within an entry")),
+            Stage::Inside => Settled::Incomplete(cut("it ends within an entry, or before its own header says")),
         }
     }
 

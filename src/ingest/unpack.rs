@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ingest::codec::Codec;
 use crate::ingest::payload::{self, HEAD, Payload};
 use crate::ingest::pipe::PipeReader;
-use crate::ingest::{derive, lxd, oci, squashfs};
+use crate::ingest::{derive, lxd, oci, qcow2, squashfs};
 use crate::name::means_raw_disk;
 use crate::tar::{self, BLOCK, Entry, Kind, Limits, Reader, Source, Stage};
 use crate::tree::recipe::RecipeBuilder;
@@ -143,8 +143,10 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
     }
     let mut draft = Draft::new(writer, Builder::new());
     draft.facts.format = payload.name().into();
-    if payload == Payload::Squashfs {
-        squashfs::unpack(&mut draft, &recipe, limits)?;
+    match payload {
+        Payload::Squashfs => squashfs::unpack(&mut draft, &recipe, limits)?,
+        Payload::Qcow2 => qcow2::check(&mut draft.writer.open_pieces(recipe.pieces())?)?,
+        _ => {}
     }
     draft.add_made(payload.file_name(), recipe);
     Ok(draft)
@@ -167,8 +169,8 @@ fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Pa
     let head = input.peek(BLOCK, small);
     let zeros = head.iter().take(BLOCK).all(|b| *b == 0);
     if head.len() < BLOCK {
-        // Too little for any format.
-        return hint.unknown.filter(|_| !head.is_empty());
+        // Too little for any format; one that is cut off stays what it is.
+        return Payload::detect(head).or(hint.unknown.filter(|_| !head.is_empty()));
     }
     if tar::begins_a_tar(head) && !zeros {
         return None;
