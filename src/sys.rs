@@ -81,10 +81,3 @@ pub fn is_there_for(uid: u32, gid: u32, path: &Path) -> Option<bool> {
     std::thread::Builder::new().name("look".into()).spawn(look).ok()?;
     told.recv_timeout(std::time::Duration::from_secs(1)).ok()?
 }
-
-/// From here on what is printed to who no longer reads ends the process, silently, as of other tools: Rust ignores the
-/// signal, and panics. Only for what has nothing left to do but to print.
-pub fn end_with_reader() {
-    // SAFETY: the default action of a signal, no handler; no memory is involved.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-}

@@ -20,7 +20,6 @@ use crate::query::Filter;
 use crate::remote::{self, Answer, Request};
 use crate::settings::Settings;
 use crate::store::Store;
-use crate::sys;
 
 /// How long a daemon may take to begin or to end.
 const ENDING: Duration = Duration::from_secs(2);
@@ -67,7 +66,6 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
         }
     };
     bar.finish_and_clear();
-    sys::end_with_reader();
     match answer {
         Answer::Failed { why } => Err(Error::Invalid { what: what.into(), why }),
         answer => Ok(answer),
@@ -214,7 +212,8 @@ pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
 }
 
 pub fn man() -> Result<ExitCode> {
-    let page = clap_mangen::Man::new(Cli::command());
-    page.render(&mut std::io::stdout()).map_err(Error::io("write", Path::new("standard output")))?;
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(Error::io("write", Path::new("the page")))?;
+    print!("{}", String::from_utf8_lossy(&page));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,8 @@
 //! The command line: what files cannot say.
 
+#[macro_use]
+mod print;
+
 mod args;
 mod commands;
 mod export;
@@ -51,7 +54,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Gc { store, trash } => commands::gc(&store, trash),
         Command::Repack { store, pause, resume } => commands::repack(&store, pause, resume),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "imgfs", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "imgfs", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
         Command::Man => commands::man(),

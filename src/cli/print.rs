@@ -1,0 +1,24 @@
+//! `imgfs ls | head`: what is printed for nobody is dropped.
+//!
+//! Rust ignores SIGPIPE, and the standard macros panic when a reader has gone. These have their names, so that no
+//! command can forget it. Who reads no more wants to hear nothing: a command does what it was asked for, and its exit
+//! status says how that went, also under `set -o pipefail`.
+
+macro_rules! print {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!($($text)*));
+    }};
+}
+
+macro_rules! println {
+    ($format:literal $($text:tt)*) => { print!("{}\n", format_args!($format $($text)*)) };
+}
+
+macro_rules! eprintln {
+    ($format:literal $($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("{}\n", format_args!($format $($text)*)),
+        );
+    }};
+}
