@@ -515,14 +515,16 @@ fn a_refused_recursive_removal_leaves_everything_and_says_little() {
 #[test]
 fn who_stands_in_a_deleted_version_goes_on() {
     let m = Mount::new();
-    m.ok("mkdir -p $S/root/bin $S/root/d; cp $(which busybox) $S/root/bin/busybox; for t in sh cat ls sleep; do ln -s busybox $S/root/bin/$t; done; echo here > $S/root/d/f; tar -C $S/root -cf web.tar .; cp $S/a.tar web/; cp $S/b.tar db.tar");
+    m.ok("mkdir -p $S/root/bin $S/root/d; cp $(which busybox) $S/root/bin/busybox; \
+          for f in $(ldd $(which busybox) 2> /dev/null | grep -o '/[^ ]*'); do mkdir -p $S/root/$(dirname $f); cp $f $S/root/$f; done; \
+          for t in sh cat ls sleep; do ln -s busybox $S/root/bin/$t; done; echo here > $S/root/d/f; tar -C $S/root -cf web.tar .; cp $S/a.tar web/; cp $S/b.tar db.tar");
     m.ok("mkdir -p $S/up $S/work $S/merged; mount -t overlay overlay -o lowerdir=web/0/rootfs,upperdir=$S/up,workdir=$S/work $S/merged");
     // A chroot, a working directory, an open file, an overlay: all in the version that goes.
     m.ok(
         "mkfifo $S/go $S/go2; ( chroot web/0/rootfs /bin/sh -c 'echo in; read x; cat /d/f; ls /d' < $S/go > $S/chrooted 2>&1 ) & a=$!
          ( cd web/0/rootfs/d; exec 5< f; read x < $S/go2; cat f <&5 > $S/cwd; ls >> $S/cwd; cat f >> $S/cwd ) & b=$!
          exec 8> $S/go 9> $S/go2
-         until grep -q in $S/chrooted; do sleep 0.01; done
+         until grep -q in $S/chrooted; do kill -0 $a || { cat $S/chrooted >&2; exit 1; }; sleep 0.01; done
          rm -r web/0; not test -e web/0
          echo >&8; echo >&9; wait $a $b; cat $S/chrooted $S/cwd; test \"$(cat $S/chrooted)\" = \"$(printf 'in\\nhere\\nf')\"; test \"$(cat $S/cwd)\" = \"$(printf 'here\\nf\\nhere')\"",
     );
@@ -699,7 +701,7 @@ fn what_was_copied_survives_a_crash_and_the_rest_left_no_trace() {
     m.ok("while ! test -e x.tar; do :; done");
     m.kill();
     let _ = child.kill();
-    let _ = child.wait();
+    common::limit::wait(&mut child, m.dir.path());
     m.mount();
     assert_eq!(m.ok("ls; readlink prod web/default"), "default\nprod\nweb\nweb\n0\n");
     m.ok("cmp $S/b.tar web/1/rootfs.tar; test -z \"$(ls -A $STORE/staging)\"");

@@ -49,8 +49,9 @@ impl ViewMount {
 
 impl Drop for ViewMount {
     fn drop(&mut self) {
-        let umount = ["umount", "--lazy"];
-        let _ = std::process::Command::new(IMGFS).args(umount).arg(&self.point).stderr(std::process::Stdio::null()).status();
+        let mut command = std::process::Command::new(IMGFS);
+        command.args(["umount", "--lazy"]).arg(&self.point);
+        let _ = common::limit::output(command, &self.point);
     }
 }
 

@@ -2,8 +2,13 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub mod limit;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use limit::wait_until;
 
 /// The program under test.
 pub const IMGFS: &str = env!("CARGO_BIN_EXE_imgfs");
@@ -13,6 +18,7 @@ pub struct Mount {
     pub dir: tempfile::TempDir,
     mounted: bool,
     options: Vec<String>,
+    _watch: limit::Watch,
 }
 
 /// What a script did.
@@ -35,7 +41,10 @@ impl Mount {
         for sub in ["mnt", "src"] {
             std::fs::create_dir(dir.path().join(sub)).unwrap();
         }
-        let mut mount = Mount { dir, mounted: false, options: options.iter().map(|o| (*o).to_owned()).collect() };
+        // The long forms of torture hold a mount for days.
+        let time = if std::env::var_os("IMGFS_TORTURE").is_none() { limit::limit() * 10 } else { Duration::MAX };
+        let options = options.iter().map(|o| (*o).to_owned()).collect();
+        let mut mount = Mount { _watch: limit::Watch::new(dir.path(), time), dir, mounted: false, options };
         mount.make_archives();
         mount.mount();
         mount
@@ -55,13 +64,14 @@ impl Mount {
         for option in &self.options {
             command.args(["-o", option]);
         }
-        let output = command.arg(self.mnt()).output().unwrap();
+        command.arg(self.mnt());
+        let output = limit::output(command, self.dir.path()).unwrap();
         assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
         self.mounted = true;
     }
 
     pub fn unmount(&mut self) {
-        let output = Command::new(IMGFS).arg("umount").arg(self.mnt()).output().unwrap();
+        let output = self.imgfs(&["umount"], &self.mnt()).unwrap();
         assert!(output.status.success(), "umount: {}", String::from_utf8_lossy(&output.stderr));
         self.mounted = false;
     }
@@ -79,11 +89,17 @@ impl Mount {
 
     /// Kills the daemon as a crash would.
     pub fn kill(&mut self) {
-        let _ = Command::new("kill").args(["-9", &self.daemon().to_string()]).status();
-        while std::process::Command::new("kill").args(["-0", &self.daemon().to_string()]).output().unwrap().status.success() {
-            std::thread::yield_now();
-        }
+        let daemon = self.daemon();
+        limit::kill(daemon);
+        wait_until("the daemon's end", || limit::has_ended(daemon));
         self.mounted = false;
+    }
+
+    /// Runs an imgfs command whose last argument is a path.
+    fn imgfs(&self, arguments: &[&str], path: &Path) -> std::io::Result<Output> {
+        let mut command = Command::new(IMGFS);
+        command.args(arguments).arg(path);
+        limit::output(command, self.dir.path())
     }
 
     /// `a.tar`, `b.tar`, `c.tar`, `d.tar`: small roots (one file differs); `a.tar.gz` and so on; `not.tar`, `cut.tar`.
@@ -109,6 +125,7 @@ impl Mount {
     }
 
     /// Runs a script in the mount; `$S` is the directory of archives, `$MNT` the mount.
+    #[track_caller]
     pub fn sh(&self, script: &str) -> Ran {
         sh(
             &self.mnt(),
@@ -154,7 +171,7 @@ impl Mount {
     /// Checks the store's invariants.
     #[track_caller]
     pub fn fsck(&self) {
-        let output = Command::new(IMGFS).args(["fsck", "--store"]).arg(self.path("store")).output().unwrap();
+        let output = self.imgfs(&["fsck", "--store"], &self.path("store")).unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "fsck: {text}{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -163,12 +180,13 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.mounted {
-            let output = Command::new(IMGFS).arg("umount").arg(self.mnt()).output();
-            if output.is_ok_and(|o| !o.status.success()) {
-                let _ = Command::new(IMGFS).args(["umount", "--lazy"]).arg(self.mnt()).output();
+            if self.imgfs(&["umount"], &self.mnt()).is_ok_and(|o| !o.status.success()) {
+                let _ = self.imgfs(&["umount", "--lazy"], &self.mnt());
             }
         } else {
-            let _ = Command::new("umount").arg("-l").arg(self.mnt()).output();
+            let mut command = Command::new("umount");
+            command.arg("-l").arg(self.mnt());
+            let _ = limit::output(command, self.dir.path());
         }
     }
 }
@@ -176,14 +194,12 @@ impl Drop for Mount {
 /// What must fail: `bash -e` does not mind what `!` has turned round.
 pub const NOT: &str = "not() { ! \"$@\"; }; export -f not; ";
 
-/// Runs a script in a directory. In a mount whose daemon is just being killed it may not even begin.
+/// Runs a script in a directory, within the limit. In a mount whose daemon is just being killed it may not even begin.
+#[track_caller]
 pub fn sh(dir: &Path, script: &str) -> Ran {
-    let ran = Command::new("bash")
-        .args(["-o", "pipefail", "-c", &format!("{NOT}{script}")])
-        .current_dir(dir)
-        .env("LC_ALL", "C")
-        .output();
-    let Output { status, stdout, stderr } = match ran {
+    let mut command = Command::new("bash");
+    command.args(["-o", "pipefail", "-c", &format!("{NOT}{script}")]).current_dir(dir).env("LC_ALL", "C");
+    let Output { status, stdout, stderr } = match limit::output(command, dir) {
         Ok(output) => output,
         Err(e) => return Ran { code: 126, out: String::new(), err: e.to_string() },
     };
@@ -217,6 +233,7 @@ pub fn shared(options: &[&str]) -> Option<Mount> {
 }
 
 /// Runs a script in the mount as somebody.
+#[track_caller]
 pub fn by(m: &Mount, (uid, gid, groups): User, script: &str) -> Ran {
     let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
     let inner = format!("{NOT}S={}; MNT={}; set -e; {script}", m.path("src").display(), m.mnt().display());

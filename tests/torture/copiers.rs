@@ -8,7 +8,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::Mount;
+use crate::common::{Mount, limit};
 use crate::dice::Dice;
 use crate::{length, seed};
 
@@ -62,7 +62,7 @@ impl Copier<'_> {
         let target = first.unwrap_or(-group);
         // SAFETY: a signal to a process that this test has started, and which is not yet waited for.
         unsafe { libc::kill(target, signal) };
-        let status = self.child.wait().unwrap();
+        let status = limit::wait(&mut self.child, self.mount.dir.path());
         assert!(status.code().is_some() || status.signal().is_some());
         // What else is left of the group is no copier any more.
         unsafe { libc::kill(-group, libc::SIGKILL) };
@@ -125,7 +125,7 @@ fn copiers_are_killed_anywhere() {
         .map(|(name, script)| {
             let begin = Instant::now();
             let mut copier = Copier::start(&mount, script, "peace");
-            let status = copier.child.wait().unwrap();
+            let status = limit::wait(&mut copier.child, mount.dir.path());
             let took = begin.elapsed();
             assert!(status.success() && shown(&mount, "peace") == Ok(true), "{name}: {status} {}", mount.errors());
             mount.ok("rm -r peace");

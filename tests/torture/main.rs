@@ -80,9 +80,10 @@ impl World {
         let dir = tempfile::Builder::new().prefix("imgfs-test-").tempdir().unwrap();
         let shim = dir.path().join("shim.so");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/torture/shim.c");
-        let built =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).args([source, "-ldl"]).status().unwrap();
-        assert!(built.success());
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).args([source, "-ldl"]);
+        let built = common::limit::output(cc, dir.path()).unwrap();
+        assert!(built.status.success(), "{built:?}");
         std::fs::write(dir.path().join("control"), [0; 16]).unwrap();
         let world = World { dir, shim };
         let made = world.sh(
@@ -128,15 +129,10 @@ impl World {
 
     /// Mounts with these named points armed.
     pub fn mount_armed(&self, points: &str) -> Result<(), String> {
-        let output = Command::new(IMGFS)
-            .args(["mount", "--store"])
-            .arg(self.path("store"))
-            .arg(self.path("mnt"))
-            .env("LD_PRELOAD", &self.shim)
-            .env("TORTURE", self.path("control"))
-            .env("FAILPOINTS", points)
-            .output()
-            .unwrap();
+        let mut command = Command::new(IMGFS);
+        command.args(["mount", "--store"]).arg(self.path("store")).arg(self.path("mnt"));
+        command.env("LD_PRELOAD", &self.shim).env("TORTURE", self.path("control")).env("FAILPOINTS", points);
+        let output = common::limit::output(command, self.dir.path()).unwrap();
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
@@ -152,6 +148,7 @@ impl World {
 
     /// The same; what keeps it from being read.
     pub fn shown(&self) -> std::io::Result<String> {
+        let _watch = common::limit::Watch::new(self.dir.path(), common::limit::limit());
         let (mnt, mut lines) = (self.path("mnt"), Vec::new());
         for image in listed(&mnt)?.into_iter().chain(listed(&mnt.join(".imgfs/trash"))?) {
             let inside = if image.is_symlink() { Vec::new() } else { listed(&image)? };

@@ -15,7 +15,7 @@ use std::time::Instant;
 use imgfs::settings::Settings;
 use imgfs::store::Store;
 
-use crate::common::IMGFS;
+use crate::common::{IMGFS, limit};
 use crate::dice::Dice;
 use crate::load::{Done, GESTURES, PREPARE, judge};
 use crate::model::{Calls, Crash, Id, Op};
@@ -69,7 +69,7 @@ impl Daemon {
     fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
-        child.wait().unwrap();
+        limit::wait(&mut child, &self.world.path("."));
     }
 
     /// Bytes of the record.
@@ -82,7 +82,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = self.world.sh(".", "$IMGFS umount mnt || umount -l mnt");
-            let _ = child.wait();
+            let _ = child.kill().and_then(|()| child.wait());
         }
     }
 }
