@@ -1,20 +1,44 @@
 #!/usr/bin/env bash
-# What CI runs: format, lints as errors, all tests, docs, the README's session. Prints what it skips and why.
+# What CI runs: format, lints as errors, all tests, torture, docs, the README's session. Says what it skips and why. A step
+# that fails keeps no other from running; the end names each step's time, and the tests that failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh build test
 # All mounts of this run are below a directory of its own, so that none of another run is touched.
 TMPDIR=$(mktemp -d); export TMPDIR
 chmod 755 "$TMPDIR"
+notes=$(mktemp -d)
 cleanup() { # Mounts of tests that failed in the middle.
-  cut -d' ' -f2 /proc/self/mounts | grep -F "$TMPDIR/" | sort -r | xargs -r -n1 umount -l || true
-  rm -rf "$TMPDIR"
+  local points=() point _
+  while read -r _ point _; do
+    point=$(printf %b "${point//\\/\\0}") # a blank is \040 there
+    case $point in "$TMPDIR"/*) points=("$point" "${points[@]}") ;; esac
+  done < /proc/self/mounts
+  for point in "${points[@]}"; do umount -l "$point" || fusermount3 -uz "$point" || true; done
+  rm -rf "$TMPDIR" "$notes"
 }
 trap cleanup EXIT
 
-step() { echo "== $*" >&2; "$@"; }
-step cargo fmt --check
-step cargo clippy --quiet --all-targets -- -D warnings
+steps=() all_ok=true
+step() { # NAME COMMAND...: runs it, and notes how long it took and whether it failed
+  local name=$1 begun=$SECONDS result=ok; shift
+  echo "== $name: $*" >&2
+  "$@" 2>&1 | tee "$notes/$name" || result=failed all_ok=false
+  steps+=("$(printf '%-12s %7d  %s' "$name" $((SECONDS - begun)) "$result")")
+  [ $result = ok ]
+}
+skip() { # NAME WHY
+  echo "skipped: $1: $2" >&2
+  steps+=("$(printf '%-12s %7s  skipped: %s' "$1" - "$2")")
+}
+failing() { # The tests that a step's output says failed, and the files that did not come to their end.
+  awk -v step="$1" '/^ *Running / { file = $2 == "unittests" ? $3 : $2 }
+    match($0, /^test .* \.\.\. FAILED/) { print step ": " file ": " substr($0, 6, RLENGTH - 16) }
+    /^    `-/ { print step ": " $0 }' "$notes/$1"
+}
+
+step fmt cargo fmt --check || true
+step clippy cargo clippy --quiet --all-targets -- -D warnings || true
 if ((EUID == 0)); then
   # Real Debian images for the tests that compare with GNU tar; without a mirror those tests say that they skip.
   export IMGFS_CORPUS=${IMGFS_CORPUS:-${XDG_CACHE_HOME:-$HOME/.cache}/imgfs-corpus}
@@ -22,7 +46,19 @@ if ((EUID == 0)); then
 else
   echo "skipped: the Debian images, and tests as several users: not root" >&2
 fi
-step cargo test --quiet -- --test-threads=2
-if ((EUID == 0)); then step ./scripts/torture.sh short; else echo "skipped: torture.sh: not root" >&2; fi
-RUSTDOCFLAGS="-D warnings" step cargo doc --quiet --no-deps --document-private-items
-if [ -n "${IMGFS_CORPUS:-}" ] && [ -s "$IMGFS_CORPUS/web-v1.tar" ]; then step ./scripts/demo.sh "$IMGFS_CORPUS"; else step ./scripts/demo.sh; fi
+if step compile cargo test --quiet --no-run; then
+  step tests cargo test --no-fail-fast -- --test-threads=2 || true
+  if ((EUID == 0)); then step torture ./scripts/torture.sh short || true; else skip torture "not root"; fi
+else
+  skip tests "they do not compile"; skip torture "it does not compile"
+fi
+RUSTDOCFLAGS="-D warnings" step docs cargo doc --quiet --no-deps --document-private-items || true
+if [ -n "${IMGFS_CORPUS:-}" ] && [ -s "$IMGFS_CORPUS/web-v1.tar" ]; then corpus=$IMGFS_CORPUS; else corpus=; fi
+step demo ./scripts/demo.sh ${corpus:+"$corpus"} || true
+
+printf '\n%-12s %7s  %s\n' step seconds result
+printf '%s\n' "${steps[@]}"
+if ! $all_ok; then
+  for step in tests torture; do [ ! -e "$notes/$step" ] || failing $step; done
+  exit 1
+fi
