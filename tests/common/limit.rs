@@ -1,12 +1,14 @@
 //! No test waits for ever: what a test begins ends within a limit, or the test fails and prints what each process did.
 
 use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longer than any script of a test takes on a slow, busy machine. `IMGFS_TEST_LIMIT` gives another number of seconds.
@@ -88,6 +90,35 @@ fn wait_for<T>(what: &str, time: Duration, mut look: impl FnMut() -> Result<T, S
             Err(_) => std::thread::sleep(LOOK),
         }
     }
+}
+
+/// Waits until nobody holds a store, and gives how long that took. Of who holds it for longer than a second it prints what
+/// it does: a killed daemon ends only when the disk, and the kernel, have answered its last calls.
+#[track_caller]
+pub fn wait_until_free(store: &Path) -> Duration {
+    let (begun, lock) = (Instant::now(), store.join("lock"));
+    let mut said = false;
+    wait_until_seen("a store that nobody holds", || {
+        let Ok(file) = std::fs::File::options().read(true).write(true).open(&lock) else { return Ok(()) };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(());
+        }
+        let inode = format!(":{} ", file.metadata().map_or(0, |meta| meta.ino()));
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        let held: Vec<&str> = locks.lines().filter(|line| line.contains(&inode)).collect();
+        let said_to = std::fs::read_to_string(&lock).unwrap_or_default();
+        if begun.elapsed() < if said { limit() } else { Duration::from_secs(1) } {
+            return Err(String::new());
+        }
+        let pid = held.first().and_then(|line| line.split_whitespace().nth(4)?.parse().ok()).unwrap_or_default();
+        let report = format!("{held:?}, the file says {said_to:?}\n{}", doing(store, pid));
+        if !said {
+            println!("{} is held for {:?}: {report}", store.display(), begun.elapsed());
+            said = true;
+        }
+        Err(report)
+    });
+    begun.elapsed()
 }
 
 /// Ends a call of the test's own to a daemon that never answers: after `time` it prints what all processes do, and kills

@@ -2,6 +2,8 @@
 //! in the middle of each gesture. Then the store shows what it showed before the gesture or what it shows after it,
 //! after it if the gesture was acknowledged, and fsck finds nothing.
 
+use std::time::Duration;
+
 use crate::common::Ran;
 use crate::replay::look;
 use crate::{Mode, World, length, seed};
@@ -44,7 +46,7 @@ pub const GESTURES: &[(&str, &str)] = &[
 fn torture(modes: &[(Mode, i32)], each: bool) {
     let (seed, of) = (seed() as usize, length(1, 1) as usize);
     let world = World::new();
-    let mut tried = 0;
+    let (mut tried, mut longest) = (0, Duration::ZERO);
     let part = part();
     for (n, (name, gesture)) in GESTURES.iter().enumerate() {
         // Once in peace, which shows what is before and after, and how many calls there are.
@@ -77,7 +79,7 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
                 world.arm(Mode::Off, 0, 0);
                 assert_ne!(ran.code, 124, "{when}: it hangs");
                 if matches!(mode, Mode::Kill) {
-                    world.unmount();
+                    longest = longest.max(world.unmount());
                     world.mount();
                 }
                 check(&when, &ran, &before, &after, &world.state());
@@ -92,7 +94,7 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
         world.ok("rm -rf store; cp -a after store");
         println!("{name}: {count} calls; {tried} points so far");
     }
-    println!("{tried} points");
+    println!("{tried} points; a killed daemon held its store for {longest:?} at most");
 }
 
 /// Which of the gestures: all, or what `IMGFS_GESTURES` says, as `0-4`, because all calls in all ways take hours.

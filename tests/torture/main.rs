@@ -24,6 +24,7 @@ mod stalls;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use common::{IMGFS, Ran};
 
@@ -136,9 +137,10 @@ impl World {
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
-    /// Also of a dead daemon.
-    pub fn unmount(&self) {
-        self.ok("$IMGFS umount mnt || $IMGFS umount --lazy mnt; flock -w 20 store/lock true");
+    /// Also of a dead daemon; how long that held the store afterwards.
+    pub fn unmount(&self) -> Duration {
+        self.ok("$IMGFS umount mnt || $IMGFS umount --lazy mnt");
+        common::limit::wait_until_free(&self.path("store"))
     }
 
     /// All that the mount shows, as text: images, what is in them, their content, and the same of the trash.

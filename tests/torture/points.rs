@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::World;
 use crate::calls::GESTURES;
+use crate::common::limit::wait_until_free;
 
 /// What happens before anything is mounted, or beside: harm, the command that sees to it, and how the points on its
 /// way begin. Behind each, the mount shows what it did before.
@@ -122,9 +123,8 @@ fn commands(all: &BTreeSet<String>, never: &mut BTreeSet<String>) -> u32 {
             // The command itself, or the daemon that it started or that it left.
             let mounts = command.contains(" mount ");
             let killed = ran.code == -1 || (mounts && (ran.code != 0 || world.sh(".", "stat mnt/.imgfs").code != 0));
-            world.ok(
-                "$IMGFS umount mnt 2> /dev/null || $IMGFS umount --lazy mnt 2> /dev/null || true; flock -w 20 store/lock true",
-            );
+            world.ok("$IMGFS umount mnt 2> /dev/null || $IMGFS umount --lazy mnt 2> /dev/null || true");
+            wait_until_free(&world.path("store"));
             if !killed {
                 continue;
             }
@@ -133,7 +133,8 @@ fn commands(all: &BTreeSet<String>, never: &mut BTreeSet<String>) -> u32 {
             tried += 1;
             // The same once more, in peace.
             let ran = world.sh(".", command);
-            world.ok("$IMGFS umount mnt 2> /dev/null || true; flock -w 20 store/lock true");
+            world.ok("$IMGFS umount mnt 2> /dev/null || true");
+            wait_until_free(&world.path("store"));
             world.mount();
             assert_eq!(state(&world), whole, "{when}: {ran:?}");
             world.unmount();

@@ -2,10 +2,10 @@
 //! What had been acknowledged is there after each kill, what was under way is there whole or not at all.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::common::limit;
 use crate::dice::Dice;
 use crate::{World, length, seed};
 
@@ -141,8 +141,7 @@ fn what_was_acknowledged_survives_kills_at_any_time() {
             let lock = std::fs::read_to_string(world.path("store/lock")).unwrap();
             stop.store(true, Ordering::Release);
             let pid = lock.lines().next().unwrap();
-            let killed = Command::new("kill").args(["-9", pid]).stderr(Stdio::null()).status().unwrap();
-            assert!(killed.success());
+            limit::kill(pid.parse().unwrap());
             clients.into_iter().map(|client| client.join().unwrap()).collect()
         });
         world.unmount();
