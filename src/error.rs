@@ -6,6 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::lock::Holder;
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +121,8 @@ pub enum Error {
     NoAttribute { name: String },
 
     // ---- the store
-    #[error("the store {} is used by process {pid}{}", .store.display(), mounted_suffix(.mounted))]
-    Locked { store: PathBuf, pid: u32, mounted: String },
+    #[error("the store {} is used by {holder}", .store.display())]
+    Locked { store: PathBuf, holder: Box<Holder> },
     #[error("{} has format {found}, and this program knows up to {known}", .store.display())]
     StoreNewer { store: PathBuf, found: u32, known: u32 },
     #[error("{} is not an imgfs store: {why}", .store.display())]
@@ -147,10 +149,6 @@ pub enum Error {
 
 fn entry_suffix(entry: &str) -> String {
     if entry.is_empty() { String::new() } else { format!(" (entry {entry:?})") }
-}
-
-fn mounted_suffix(mounted: &str) -> String {
-    if mounted.is_empty() { String::new() } else { format!(", mounted on {mounted}") }
 }
 
 impl Error {
@@ -291,7 +289,9 @@ impl Error {
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",
-            Error::Locked { mounted, .. } if mounted.is_empty() => "wait for that command to end",
+            Error::Locked { holder, .. } if holder.dying.is_some() => "wait: it ends when its disk answers; see dmesg",
+            Error::Locked { holder, .. } if !holder.is_imgfs => "wait for that process to end, or end it",
+            Error::Locked { holder, .. } if holder.mounted.is_empty() => "wait for that command to end",
             Error::Locked { .. } => "imgfs umount it first",
             Error::StoreNewer { .. } => "use a newer imgfs",
             Error::NotAStore { .. } => "give another --store, or an empty directory",

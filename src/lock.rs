@@ -1,7 +1,9 @@
 //! One daemon a store: who holds it, and where it is mounted.
 
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,8 @@ use crate::error::{Error, Result};
 
 /// How long the lock may be held by somebody who only looks whether it is; see `holder`.
 const LOOKING: Duration = Duration::from_millis(200);
+/// How many processes are looked at for one that has inherited a lock.
+const PROCESSES: usize = 10_000;
 
 /// The lock file: flock, so that a dead holder's lock is free by itself.
 pub struct StoreLock {
@@ -24,7 +28,7 @@ impl StoreLock {
     /// Errors: `Locked` with the holder's process and mount point.
     pub fn take(dir: &Path) -> Result<StoreLock> {
         let path = dir.join("lock");
-        let mut file =
+        let file =
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
         let begun = Instant::now();
         let taken = loop {
@@ -36,10 +40,7 @@ impl StoreLock {
         match taken {
             Ok(()) => Ok(StoreLock { file, path }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _ = file.read_to_string(&mut text);
-                let (pid, mounted) = parse_lock(&text);
-                Err(Error::Locked { store: dir.to_owned(), pid, mounted })
+                Err(Error::Locked { store: dir.to_owned(), holder: Box::new(Holder::of(&file)) })
             }
             Err(e) => Err(Error::Io { doing: "lock", path, source: e.into() }),
         }
@@ -48,25 +49,122 @@ impl StoreLock {
     /// Writes who holds the lock, and where the store is mounted.
     pub fn describe(&self, mounted: &str) -> Result<()> {
         let text = format!("{}\n{mounted}\n", std::process::id());
-        self.file.set_len(0).map_err(Error::io("write", &self.path))?;
-        let mut file = &self.file;
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(0)).map_err(Error::io("write", &self.path))?;
-        file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))
+        // Written first and shortened then: whoever reads meanwhile finds a holder.
+        let written = self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
+        written.map_err(Error::io("write", &self.path))
     }
 
-    /// Whether some process holds the lock now: its id and mount point.
-    pub fn holder(dir: &Path) -> Option<(u32, String)> {
+    /// Whether some process holds the lock now, and which.
+    pub fn holder(dir: &Path) -> Option<Holder> {
         let file = File::open(dir.join("lock")).ok()?;
         match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => fs::read_to_string(dir.join("lock")).ok().map(|text| parse_lock(&text)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Some(Holder::of(&file)),
             _ => None,
         }
     }
 }
 
+/// Who holds a store's lock: what the kernel says of the process, and what is written in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// 0: nobody says it.
+    pub pid: u32,
+    /// As its process is called; empty where that is not shown.
+    pub name: String,
+    /// Where the store is mounted; empty while a mount begins, for a command, and for what is no imgfs.
+    pub mounted: String,
+    pub is_imgfs: bool,
+    /// Where a process waits in the kernel that was killed, and cannot end until that answers: the disk, mostly.
+    pub dying: Option<String>,
+}
+
+impl Holder {
+    /// This process.
+    pub fn ours(mounted: String) -> Holder {
+        Holder { pid: std::process::id(), name: "imgfs".into(), mounted, is_imgfs: true, dying: None }
+    }
+
+    /// The file may have been copied with its store, or be locked by a backup's script: the kernel knows better.
+    fn of(file: &File) -> Holder {
+        let mut text = String::new();
+        let mut from = file;
+        let _ = from.read_to_string(&mut text);
+        let (written, mounted) = parse_lock(&text);
+        let pid = locker(file).unwrap_or(written);
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+        let is_imgfs = pid == written || name == "imgfs";
+        Holder { pid, name, mounted: if is_imgfs { mounted } else { String::new() }, is_imgfs, dying: waits_dying(pid) }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, self.name.is_empty()) {
+            (0, _) => f.write_str("a process that is not shown here")?,
+            (pid, true) => write!(f, "process {pid}")?,
+            (pid, false) => write!(f, "process {pid} ({})", self.name)?,
+        }
+        match &self.dying {
+            Some(place) => write!(f, ", which was killed and cannot end yet: it waits in the kernel ({place})"),
+            None if self.mounted.is_empty() => Ok(()),
+            None => write!(f, ", mounted on {}", self.mounted),
+        }
+    }
+}
+
+/// The process that has locked a file. Source: proc(5), locks and fdinfo.
+fn locker(file: &File) -> Option<u32> {
+    let meta = file.metadata().ok()?;
+    let device = format!("{:02x}:{:02x}:{}", rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()), meta.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // Some file systems give files other device numbers than the lists have.
+    let (held, inode) = (|| locks.lines().filter_map(parse_flock), format!(":{}", meta.ino()));
+    let pid = held().find(|(_, of)| *of == device).or_else(|| held().find(|(_, of)| of.ends_with(&inode)))?.0;
+    // The lock is the open file's: a child goes on holding it when the process that took it is gone.
+    if Path::new("/proc").join(pid.to_string()).exists() { Some(pid) } else { heir(&device) }
+}
+
+/// The process and the file (`MAJOR:MINOR:INODE`) of a line of /proc/locks, or of a `lock:` line of fdinfo.
+fn parse_flock(line: &str) -> Option<(u32, String)> {
+    let mut words = line.split_whitespace().skip_while(|word| *word != "FLOCK").skip(1);
+    // Those who wait for a lock are listed, too.
+    let kind = words.nth(1)?;
+    if kind != "WRITE" || line.contains("->") {
+        return None;
+    }
+    Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+}
+
+/// A process that has inherited a lock.
+fn heir(device: &str) -> Option<u32> {
+    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let holds = |pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+        let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        texts.any(|text| text.lines().any(|line| parse_flock(line).is_some_and(|(_, of)| of == device)))
+    };
+    pids.take(PROCESSES).find(holds)
+}
+
+/// Where a process waits whose first thread has ended while others have not. Source: proc(5), stat and wchan.
+fn waits_dying(pid: u32) -> Option<String> {
+    let state = |path: &Path| {
+        let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    let process = Path::new("/proc").join(pid.to_string());
+    if !matches!(state(&process), Some('Z' | 'X')) {
+        return None;
+    }
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|task| task.path());
+    let stuck = threads.filter(|task| state(task) == Some('D')).find_map(|task| fs::read_to_string(task.join("wchan")).ok());
+    Some(stuck.filter(|place| place != "0").unwrap_or_else(|| "it does not say where".into()))
+}
+
 fn parse_lock(text: &str) -> (u32, String) {
-    let (pid, rest) = text.split_once('\n').unwrap_or((text, ""));
-    (pid.trim().parse().unwrap_or(0), rest.trim_end_matches('\n').to_owned())
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    (pid, lines.next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]
@@ -89,5 +187,30 @@ mod tests {
         });
         StoreLock::take(dir.path()).unwrap();
         ends.join().unwrap();
+    }
+
+    #[test]
+    fn a_holder_is_found_in_the_kernels_lists() {
+        let line = "12: FLOCK  ADVISORY  WRITE 3874 fe:00:10141700 0 EOF";
+        assert_eq!(parse_flock(line), Some((3874, "fe:00:10141700".into())));
+        assert_eq!(parse_flock(&format!("lock:\t{line}")), parse_flock(line));
+        for other in ["12: -> FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF", "1: POSIX  ADVISORY  WRITE 9 fe:00:1 0 EOF", "", "FLOCK"] {
+            assert_eq!(parse_flock(other), None);
+        }
+    }
+
+    /// The store of a daemon that was killed said that a process held it which was long gone: the one that had written
+    /// its number into the file last.
+    #[test]
+    fn the_holder_is_who_has_the_lock_and_not_who_wrote_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = StoreLock::take(dir.path()).unwrap();
+        lock.describe("/a mount").unwrap();
+        let holder = StoreLock::holder(dir.path()).unwrap();
+        assert_eq!((holder.pid, holder.mounted.as_str()), (std::process::id(), "/a mount"));
+        lock.file.write_all_at(b"999999999\n/elsewhere\n", 0).unwrap();
+        let Err(Error::Locked { holder, .. }) = StoreLock::take(dir.path()) else { panic!("it was taken") };
+        assert_eq!((holder.pid, holder.is_imgfs, holder.mounted.as_str()), (std::process::id(), false, ""));
+        assert!(holder.to_string().starts_with(&format!("process {} (", std::process::id())), "{holder}");
     }
 }

@@ -15,7 +15,7 @@ use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::fsck::Repaired;
-use crate::lock::StoreLock;
+use crate::lock::{Holder, StoreLock};
 use crate::query::Filter;
 use crate::remote::{self, Answer, Request};
 use crate::settings::Settings;
@@ -38,19 +38,19 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
         true
     };
     let looks_only = matches!(request, Request::Status | Request::List);
+    // A mount that begins, or another command, which listens to nobody; or a daemon that was killed.
+    let listens = |holder: &Holder| !holder.mounted.is_empty() && holder.dying.is_none();
     let answer = loop {
         match StoreLock::holder(&dir) {
             None => {
                 format::check(&dir)?;
                 break remote::perform(&*open(&dir)?, request, progress)?;
             }
-            // A mount that begins, or another command, which listens to nobody.
-            Some((pid, mounted)) if mounted.is_empty() => {
-                let begins = || StoreLock::holder(&dir).is_none_or(|(_, mounted)| !mounted.is_empty());
-                if soon(begins) {
+            Some(holder) if !listens(&holder) => {
+                if soon(|| StoreLock::holder(&dir).is_none_or(|now| listens(&now))) {
                     continue;
                 }
-                return Err(Error::Locked { store: dir, pid, mounted });
+                return Err(Error::Locked { store: dir, holder: Box::new(holder) });
             }
             Some(_) => {}
         }
@@ -104,8 +104,8 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
     }
     let number = |key: &str| document[key].as_u64().unwrap_or(0);
     println!("store       {}", document["store"].as_str().unwrap_or("?"));
-    if let Some((pid, mounted)) = StoreLock::holder(&store.dir()?) {
-        println!("mounted     {mounted} (process {pid})");
+    if let Some(holder) = StoreLock::holder(&store.dir()?) {
+        println!("mounted     {} (process {})", holder.mounted, holder.pid);
     }
     println!(
         "images      {} with {} versions, {} in the trash",

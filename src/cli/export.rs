@@ -113,7 +113,7 @@ fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
 
 pub fn export(store: &StoreArg, version: &str, file: &Path, level: Option<u32>, rootfs: bool) -> Result<ExitCode> {
     let dir = store.dir()?;
-    let mounted = StoreLock::holder(&dir).map(|(_, mounted)| mounted).filter(|mounted| !mounted.is_empty());
+    let mounted = StoreLock::holder(&dir).map(|holder| holder.mounted).filter(|mounted| !mounted.is_empty());
     if file.is_dir() {
         return export_under_its_name(&dir, mounted.as_deref().map(Path::new), version, file);
     }

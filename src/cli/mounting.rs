@@ -207,7 +207,7 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     }
     // Whoever mounts or copies the store next shall find it free.
     let begun = Instant::now();
-    while StoreLock::holder(&mounted.source).is_some_and(|(_, point)| Path::new(&point) == mounted.point) {
+    while StoreLock::holder(&mounted.source).is_some_and(|holder| Path::new(&holder.mounted) == mounted.point) {
         if begun.elapsed() > END {
             eprintln!("imgfs: unmounted, but the daemon has not ended yet");
             return Ok(ExitCode::from(1));

@@ -15,6 +15,7 @@ use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
 use crate::fs::mount;
 use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, attach, fuse, guard, start_thread};
+use crate::lock::Holder;
 use crate::remote::MountRequest;
 use crate::repack::What;
 use crate::settings::{Flags, Settings};
@@ -151,8 +152,7 @@ impl Daemon {
             None => {
                 if let Some(other) = served.iter().find(|other| other.view.is_none()) {
                     let mounted = other.point.display().to_string();
-                    let (store, pid) = (self.store.dir.clone(), std::process::id());
-                    return Err(Error::Locked { store, pid, mounted });
+                    return Err(Error::Locked { store: self.store.dir.clone(), holder: Box::new(Holder::ours(mounted)) });
                 }
                 let fs = ImageFs::new(self.store.clone(), mount, &self.mounts);
                 *self.whole.lock() = Some(fs.clone());

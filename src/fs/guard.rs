@@ -43,7 +43,7 @@ pub fn run(store: &Path, daemon: u32) -> Result<()> {
         signals.forever().next();
     }
     // The signal may have come from somebody else: then it is there still. When it is gone, so is its lock.
-    while StoreLock::holder(store).is_some_and(|(pid, _)| pid == daemon) {
+    while StoreLock::holder(store).is_some_and(|holder| holder.pid == daemon) {
         mount::end_dying(store);
         std::thread::sleep(LOOK);
     }

@@ -213,7 +213,7 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
 /// Ends a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name, and waits for a
 /// directory that is locked by somebody who waits for the daemon. Says whether there was one; then its store is free.
 pub fn end_dying(store: &Path) -> bool {
-    let is_dying = || StoreLock::holder(store).is_some_and(|(pid, _)| is_zombie(pid));
+    let is_dying = || StoreLock::holder(store).is_some_and(|holder| holder.dying.is_some());
     if !is_dying() {
         return false;
     }
@@ -233,12 +233,6 @@ pub fn end_dying(store: &Path) -> bool {
         std::thread::sleep(Duration::from_millis(10));
     }
     true
-}
-
-/// Whether the first thread of a process has ended. Source: proc(5), the state behind the name.
-fn is_zombie(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
