@@ -104,10 +104,17 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
         _ => {
             // It is ending, or was killed: then the store is free soon.
             let begun = Instant::now();
-            while StoreLock::holder(store).is_some() && begun.elapsed() < ENDING {
-                std::thread::sleep(Duration::from_millis(10));
+            loop {
+                match StoreLock::holder(store) {
+                    None => return Ok(None),
+                    // Its disk may be long in answering. Whoever tries to hold the store meanwhile waits for the disk, too.
+                    Some(holder) if holder.dying.is_some() && begun.elapsed() > END => {
+                        return Err(Error::Locked { store: store.to_owned(), holder: Box::new(holder) });
+                    }
+                    Some(holder) if holder.dying.is_none() && begun.elapsed() > ENDING => return Ok(None),
+                    Some(_) => std::thread::sleep(Duration::from_millis(10)),
+                }
             }
-            Ok(None)
         }
     }
 }
@@ -191,6 +198,8 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     let dead = mount::is_dead(&mounted);
     let staged = if dead { Vec::new() } else { staged_in(&mounted.source) };
     match mount::unmount(&mounted.point, lazy || dead) {
+        // Somebody else was first.
+        Err(_) if dead && mount::mounted_on(&mounted.point).is_none_or(|now| now.device != mounted.device) => {}
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             let point = mounted.point.display();
             eprintln!("imgfs: {point} is in use: somebody works there or has a file open (fuser -vm {point})");
@@ -203,6 +212,9 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
         eprintln!("imgfs: still staged, and kept until {what}");
     }
     if dead || lazy {
+        if let Some(holder) = StoreLock::holder(&mounted.source).filter(|holder| holder.dying.is_some()) {
+            eprintln!("imgfs: unmounted; the store is still used by {holder}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     // Whoever mounts or copies the store next shall find it free.

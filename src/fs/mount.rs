@@ -3,6 +3,7 @@
 //! The descriptor is ours and handed to fuser: its own teardown unmounts a path again after somebody else did, and
 //! may hit another file system.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -15,7 +16,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::error::{Error, Result};
@@ -157,6 +159,13 @@ pub struct Mounted {
     pub device: String,
 }
 
+impl Mounted {
+    /// The number of its connection to the kernel: the minor one of its device.
+    fn connection(&self) -> &str {
+        self.device.rsplit(':').next().unwrap_or_default()
+    }
+}
+
 /// The imgfs mounts there are, newest last. Source: proc(5), mountinfo.
 pub fn mounts() -> Vec<Mounted> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -210,29 +219,54 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
     }
 }
 
-/// Ends a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name, and waits for a
-/// directory that is locked by somebody who waits for the daemon. Says whether there was one; then its store is free.
+/// Ends the connections of a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name,
+/// and waits for a directory that is locked by somebody who waits for the daemon; or it waits for a disk, and all who had
+/// asked something of the daemon wait with it. Then waits a while for its end. Says whether there was one.
 pub fn end_dying(store: &Path) -> bool {
-    let is_dying = || StoreLock::holder(store).is_some_and(|holder| holder.dying.is_some());
-    if !is_dying() {
-        return false;
+    let dying = || StoreLock::holder(store).filter(|holder| holder.dying.is_some());
+    let Some(holder) = dying() else { return false };
+    log::warn!("{} is used by {holder}: ending its connections", store.display());
+    let mounted: Vec<Mounted> = mounts().into_iter().rev().filter(|m| m.source == store).collect();
+    for number in served_by(holder.pid).into_iter().filter(|number| mounted.iter().all(|m| m.connection() != number)) {
+        abort(&number);
     }
-    log::warn!("the daemon of {} was killed and cannot end: ending its connections", store.display());
-    for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
-        // The minor number of the device is the connection's.
-        let number = mounted.device.rsplit(':').next().unwrap_or_default();
-        let abort = Path::new("/sys/fs/fuse/connections").join(number).join("abort");
-        let aborted = fs::write(abort, "1").is_ok();
-        // By force ends the connection first, and then says that it is in use.
-        if !aborted {
-            let _ = rustix::mount::unmount(&mounted.point, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW);
-        }
+    for mounted in mounted.iter().filter(|mounted| !abort(mounted.connection())) {
+        // By force ends the connection first, and then says that it is in use, which it is by `held`: whoever has to do
+        // with it is told that nobody answers, and does not find the directory below.
+        let held = rustix::fs::open(&mounted.point, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let _ = rustix::mount::unmount(&mounted.point, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW);
+        drop(held);
     }
     let begun = Instant::now();
-    while is_dying() && begun.elapsed() < ENDING {
+    while dying().is_some() && begun.elapsed() < ENDING {
         std::thread::sleep(Duration::from_millis(10));
     }
     true
+}
+
+/// Ends a connection to the kernel by its number; says whether that could be done.
+fn abort(number: &str) -> bool {
+    let file = Path::new(number).join("abort");
+    fs::write(Path::new("/sys/fs/fuse/connections").join(&file), "1").is_ok() || abort_unseen(&file).is_ok()
+}
+
+/// The same where nobody has mounted what lists the connections, as in most containers: on a mount that none else sees.
+fn abort_unseen(file: &Path) -> rustix::io::Result<()> {
+    let list = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&list)?;
+    let list = rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let abort = rustix::fs::openat(&list, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&abort, b"1").map(drop)
+}
+
+/// The connections that a process still has open: those of mounts, too, that were detached, or are in another container.
+/// Linux 6.16 and newer say it. Asked thread by thread: the first, which has ended, has none.
+fn served_by(pid: u32) -> BTreeSet<String> {
+    let list = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let threads = list(PathBuf::from(format!("/proc/{pid}/task")));
+    let files = threads.flat_map(|thread| list(thread.join("fdinfo"))).filter_map(|file| fs::read_to_string(file).ok());
+    let number = |text: String| Some(text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().to_owned());
+    files.filter_map(number).collect()
 }
 
 /// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
