@@ -3,8 +3,12 @@
 //! The sentence reads after `imgfs: `, in lower case and without a final stop. `.imgfs/errors` shows it
 //! with the remedy beside it.
 
+mod remedy;
+
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub use remedy::UNPACKED;
 
 use crate::lock::Holder;
 
@@ -237,9 +241,10 @@ impl Error {
     /// What the user can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Error::NotTar { .. } => "copy a tarball: plain, gzip, bzip2, xz, zstd or lz4",
-            Error::BadArchive { .. } | Error::BadCompression { .. } => {
-                "make or fetch the archive again, and check it with tar tf"
+            Error::NotTar { what, looks } => remedy::of_no_tar(what, looks),
+            Error::BadArchive { .. } => "make or fetch the archive again, and check it with tar tf",
+            Error::BadCompression { .. } => {
+                "make or fetch it again: gzip -t, xz -t, zstd -t, lz4 -t, bzip2 -t say whether a copy is whole"
             }
             Error::BadImage { kind: "qcow2", .. } => {
                 "look at it with qemu-img check; qemu-img check -r all, or qemu-img convert, may mend it"
@@ -247,7 +252,7 @@ impl Error {
             Error::BadImage { .. } => "make or fetch it again, and check it with unsquashfs",
             Error::Truncated { .. } => "copy the whole file; an archive made without end marker goes in as .name, then mv",
             Error::LeavesRoot { .. } => "make the archive with tar -C ROOT -c .",
-            Error::OverLimit { .. } => "see the limits in the README",
+            Error::OverLimit { what, limit } => remedy::of_limit(what, limit),
             Error::Mismatch { .. } => "fetch it again, or correct what announces it",
             Error::DecoderBusy { .. } => "copy it again when the other upload is done",
             Error::Unsupported { instead, .. } => instead,
@@ -255,10 +260,10 @@ impl Error {
             Error::WrittenTwice { .. } => "write the file from its beginning to its end, or copy it from a local file",
             Error::BadName { .. } => "names are 1 to 255 bytes of UTF-8, not starting with . @ or -",
             Error::NameTooLong { .. } => "use a shorter name",
-            Error::Taken { .. } => "choose another name, or remove the holder first",
+            Error::Taken { name, holder } => remedy::of_taken(name, holder),
             Error::NotUnique { .. } => "delete what has it, or change what the manifest or the file's name says",
-            Error::NotFound { .. } => "look with ls; a link needs a target that exists (and ln -sfn, with -n, to switch)",
-            Error::Ambiguous { .. } => "give more digits",
+            Error::NotFound { what } => remedy::of_missing(what),
+            Error::Ambiguous { .. } => "give more digits of the digest",
             Error::ImageIsTypeDefault { .. } => "switch first: ln -sfn ../../OTHER MNT/.imgfs/defaults/TYPE",
             Error::ImageIsViewDefault { .. } => {
                 "point its default elsewhere first, where the view is mounted: ln -sfn OTHER default"
@@ -268,7 +273,7 @@ impl Error {
             Error::VersionIsPinned { .. } => "point it elsewhere first: ln -sfn latest IMAGE/default",
             Error::OnlyVersion { .. } => "rmdir the image to delete all of it",
             Error::NotEmpty { .. } => "rm -r removes it with all it holds",
-            Error::HasDependents { .. } => "delete those first",
+            Error::HasDependents { .. } => "delete the versions that were made of it first",
             Error::Immutable { .. } => "chattr -i it first, or setfattr -n user.imgfs.immutable -v false",
             Error::OverQuota { .. } => "delete images or versions, or ask who administers the store for more",
             Error::Attached { .. } => "copy its rootfs.tar in under another name, or change it in the mount of the whole store",
@@ -281,9 +286,9 @@ impl Error {
             }
             Error::Frozen { .. } => "copy a new tarball into the image: that makes a new version",
             Error::NoTree { .. } => "copy the tree as one tarball: tar -C TREE -c . > MNT/NAME.tar; a tarball goes in as it is",
-            Error::Managed { .. } => "see .imgfs/README for the gestures",
+            Error::Managed { what, why } => remedy::of_managed(what, why),
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
-            Error::Invalid { .. } => "see .imgfs/README for the gestures",
+            Error::Invalid { what, why } => remedy::of_invalid(what, why),
             Error::BadMetadata { .. } => {
                 "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload, storage, keep_versions, expires_at, status, immutable"
             }

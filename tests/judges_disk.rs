@@ -171,7 +171,7 @@ fn damage_disk(random: &mut Random, disk: &mut Vec<u8>) -> String {
             let place = at + random.below(len) / width * width;
             let end = disk.len() as u64;
             let edges =
-                [0, 1, u64::MAX, end, end.next_multiple_of(65536), end / 2 & !0xffff, 1 << 63 | end & !511, 1 << 62, 65536];
+                [0, 1, u64::MAX, end, end.next_multiple_of(65536), (end / 2) & !0xffff, 1 << 63 | (end & !511), 1 << 62, 65536];
             let edge = *random.pick(&edges);
             if place + width <= disk.len() {
                 disk[place..place + width].copy_from_slice(&edge.to_be_bytes()[8 - width..]);

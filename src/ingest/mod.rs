@@ -253,6 +253,10 @@ impl Ingest {
             if matches!(stage, Stage::Boundary | Stage::Ended) {
                 return Settled::Complete;
             }
+            if stage == Stage::Begun {
+                let what = crate::error::UNPACKED.to_owned();
+                return Settled::Incomplete(Error::NotTar { what, looks: "a file that is no image".into() });
+            }
         }
         match stage {
             Stage::Ended => Settled::Complete,

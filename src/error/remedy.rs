@@ -1,0 +1,119 @@
+//! Remedies of failures that come of many gestures: each is chosen by what it is about.
+
+/// What to do about something that is not there. `what` is as in the sentence.
+pub(super) fn of_missing(what: &str) -> &'static str {
+    if what.starts_with("setting ") {
+        "ls .imgfs/config shows the settings; quota.USER and view.VIEW.quota bound one user and one view"
+    } else if what.ends_with(" to link to") {
+        "make what the link is to lead to first, or look with ls how it is called; ln -sfn A B, with -n, switches a link"
+    } else if what.starts_with("link ") {
+        "switch a link with ln -sfn, with -n: without it, ln goes into the directory that the link leads to"
+    } else if what.starts_with("version ") {
+        "ls IMAGE shows its versions, ls .imgfs/trash those that were deleted"
+    } else if what.starts_with("view ") || what.ends_with(" in this view") || what.contains(" in view ") {
+        "ls .imgfs/views shows the views, and ls of one what is in it"
+    } else if what.starts_with("type of images") {
+        "ls .imgfs/defaults shows the types"
+    } else if what.starts_with("origin ") {
+        "copy the origin in first, or take the origin out of the manifest"
+    } else {
+        "look with ls how it is called"
+    }
+}
+
+/// What a compressed upload is called whose content is the matter.
+pub const UNPACKED: &str = "what it unpacks to";
+
+/// What to do about a file that is no tarball: by its name, and by what it looks like.
+pub(super) fn of_no_tar(name: &str, looks: &str) -> &'static str {
+    const SUMS: &[&str] = &[".sha256", ".sha512", ".sha1", ".md5", ".asc", ".sig", "SUMS"];
+    if SUMS.iter().any(|end| name.ends_with(end)) {
+        "leave a checksum out; one that is to be checked goes with its file: mkdir .new, cp both into it, mv .new NAME"
+    } else if name == UNPACKED {
+        "compress the tarball of it, not the file itself: tar -C ROOT -czf x.tar.gz ."
+    } else if looks.starts_with("JSON") {
+        "a manifest goes with its file: mkdir .new, cp both into it, mv .new NAME"
+    } else if looks.starts_with("HTML") {
+        "this is a page, not the file that it is about: fetch that"
+    } else if looks.starts_with("text") {
+        "copy the archive, not a text about it; a text in an image goes into its tarball: tar -C ROOT -cf x.tar ."
+    } else if looks.starts_with("a program") || looks.starts_with("a script") {
+        "put it into a tarball: tar -C ROOT -cf x.tar ."
+    } else {
+        "copy a tarball (plain, gzip, bzip2, xz, zstd, lz4); a disk without a partition table needs a name with .img or .raw"
+    }
+}
+
+/// What to do about a name or a file that imgfs keeps. `why` is as in the sentence.
+pub(super) fn of_managed(what: &str, why: &str) -> &'static str {
+    if what.starts_with("the number ") || what == "what an image holds" {
+        "cp x.tar IMAGE/ makes the next version, and gives it its number"
+    } else if what == "latest" {
+        "cp a newer tarball in, and latest follows; to use another version: ln -sfn N IMAGE/default"
+    } else if what == "metadata.json" {
+        "edit it, or setfattr -n user.imgfs.KEY -v VALUE IMAGE; rmdir IMAGE deletes the image"
+    } else if what == "a hard link" {
+        "ln -s IMAGE ALIAS makes an alias; cp --reflink=never copies a file out"
+    } else if what == "a device, pipe or socket" {
+        "put it into the tarball of a root: tar --numeric-owner -C ROOT -cf x.tar ."
+    } else if what.starts_with("the setting ") {
+        "truncate -s 0 .imgfs/config/NAME sets it back, in the mount of the whole store"
+    } else if why.contains("receipt") {
+        "rm it, or let it be: it is not listed, and takes no room"
+    } else if why.contains("ln -sfn") {
+        "ln -sfn TARGET LINK changes where it leads"
+    } else if what.starts_with("a version's place") {
+        "ln -s N IMAGE/@LABEL names a version; to have it elsewhere, cp its rootfs.tar there"
+    } else if what.starts_with("an image whose status") {
+        "setfattr -n user.imgfs.status -v active IMAGE brings it back"
+    } else {
+        "see .imgfs/README for the gestures"
+    }
+}
+
+/// What to do about a name that is taken. `holder` is as in the sentence.
+pub(super) fn of_taken(name: &str, holder: &str) -> &'static str {
+    if holder.contains("the label of version") {
+        "rm IMAGE/@LABEL first, or copy the build under another name"
+    } else if holder.contains("uuid") {
+        "take the uuid out of the manifest, or delete the version that has it"
+    } else if holder.contains("architecture") || name.contains("architecture") {
+        "copy it under another name: an image has one architecture"
+    } else if holder.contains("alias") {
+        "rm the alias first, or choose another name"
+    } else if holder.contains("upload") {
+        "wait until the upload is done, or choose another name"
+    } else {
+        "choose another name, or remove the holder first"
+    }
+}
+
+/// What to do about input that contradicts itself. `what` is as in the sentence.
+pub(super) fn of_invalid(what: &str, why: &str) -> &'static str {
+    if what == "the LXD image" {
+        "export it again (lxc image export), or copy its rootfs as a tarball"
+    } else if what == "the image archive" {
+        "save it again: docker save, podman save, skopeo copy"
+    } else if what == "the staging directory" {
+        "ls -l it, rm what does not belong there, and mv it again"
+    } else if why.contains("renamed within the root") {
+        "mv OLD NEW, where there is no NEW yet; a version comes by cp x.tar IMAGE/"
+    } else if why.contains("it takes ") {
+        "write one value: echo 7d > .imgfs/config/trash; truncate -s 0 sets it back to the default"
+    } else {
+        "see .imgfs/README for the gestures"
+    }
+}
+
+/// What to do about something over a limit. `limit` is as in the sentence.
+pub(super) fn of_limit(what: &str, limit: &str) -> &'static str {
+    if what.ends_with(" of the qcow2") {
+        "make it of larger clusters, or without snapshots: qemu-img convert -O qcow2 -o cluster_size=64k OLD NEW"
+    } else if limit.contains("max_ratio") {
+        "if it is no bomb, raise the limit: echo N > .imgfs/config/max_ratio, or mount -o max_ratio=N"
+    } else if limit.contains("max_window") || what.contains("memory to decode") {
+        "compress it with a smaller window (zstd without --long, xz -6), or raise .imgfs/config/max_window"
+    } else {
+        "raise the limit, if it is right so: ls .imgfs/config/max_*, and Commands in the README"
+    }
+}
