@@ -62,7 +62,7 @@ pub enum Error {
     #[error("{name} is taken: {holder}")]
     Taken { name: String, holder: String },
     /// A uuid or a label that must be one's alone.
-    #[error("{what} is in use already: {holder}")]
+    #[error("{what} is taken: {holder}")]
     NotUnique { what: String, holder: String },
     #[error("there is no {what}")]
     NotFound { what: String },

@@ -359,11 +359,7 @@ impl Filesystem for Adapter {
         guarded("rename", || match (node(parent), node(newparent)) {
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
-                let answer = |renamed: Result<()>| match renamed {
-                    Ok(()) => reply.ok(),
-                    Err(e) => reply.error(Errno::from_i32(e.errno_of_mv())),
-                };
-                self.fs.rename(caller(req), from, to, flags.bits(), Box::new(answer));
+                self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));
             }
             (Err(e), _) | (_, Err(e)) => reply.error(errno(&e)),
         });

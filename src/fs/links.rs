@@ -228,7 +228,7 @@ impl ImageFs {
                 // The end of a file in it may come after its close.
                 let publish = |place| fs.once_closed(|| fs.rename_staging(caller, number, (place, &to.1)));
                 let renamed = fs.place_of(to.0).and_then(publish);
-                let published = renamed.map_err(|e| fs.refused(caller, "mv", &path, e))?;
+                let published = renamed.map_err(|e| fs.refused_mv(caller, &path, &e))?;
                 // The kernel moved the directory to its new name: what is there now is a version, or an image.
                 match published {
                     Some(serial) if to.0 != NodeId::Root => fs.has_moved(caller, &to, fs.version_node(serial)),
@@ -260,12 +260,25 @@ impl ImageFs {
                 }
                 renamed.map_err(|e| {
                     fs.note_refused_in(caller, to.0);
-                    fs.refused(caller, "mv", &path, e)
+                    fs.refused_mv(caller, &path, &e)
                 })
             });
         }
         // It waits for the kernel, which may wait for an answer to something else.
-        self.offload(reply, move |fs| fs.rename_inner(caller, &from, &to, flags).map_err(|e| fs.refused(caller, "mv", &path, e)));
+        self.offload(reply, move |fs| {
+            // ln renames what it has made, and says of EINVAL what it means.
+            let by_ln = fs.staged_link(from.0, &from.1).is_some();
+            fs.rename_inner(caller, &from, &to, flags).map_err(|e| match e {
+                e if by_ln => fs.refused(caller, "ln", &path, e),
+                e => fs.refused_mv(caller, &path, &e),
+            })
+        });
+    }
+
+    /// Notes a refusal of mv, and gives it the number that mv has words for.
+    fn refused_mv(&self, caller: Caller, path: &str, e: &Error) -> Error {
+        self.note_refusal(caller, "mv", path, e);
+        Error::Again { errno: e.errno_of_mv(), sentence: e.to_string() }
     }
 
     pub(super) fn check_upload_target(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {

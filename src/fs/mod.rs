@@ -310,11 +310,15 @@ impl ImageFs {
 
     /// Notes a refusal where the user can read it, and passes it on.
     fn refused(&self, caller: Caller, gesture: &'static str, path: &str, e: Error) -> Error {
+        self.note_refusal(caller, gesture, path, &e);
+        e
+    }
+
+    fn note_refusal(&self, caller: Caller, gesture: &'static str, path: &str, e: &Error) {
         // The kernel looks again, tools copy: nobody is refused anything. What was said before is not to bury why.
         if !matches!(e, Error::OtherPlace { .. } | Error::LookAgain | Error::Again { .. }) {
-            self.store.journal.refuse(caller.uid, gesture, path, &e);
+            self.store.journal.refuse(caller.uid, gesture, path, e);
         }
-        e
     }
 
     /// Notes a refusal of something that has only a name.
