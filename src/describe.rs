@@ -25,8 +25,8 @@ pub fn image(model: &Model, image: &Image) -> Value {
     });
     let status = if image.trashed_at.is_some() {
         "deleting"
-    } else if image.editable.hidden {
-        "deleted"
+    } else if let Some(status) = image.editable.offer.status() {
+        status
     } else if newest.is_none() {
         "pending"
     } else {
@@ -46,9 +46,11 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("immutable", image.rules.immutable.is_some().into()),
         ("immutable_by", image.rules.immutable.as_ref().map(|by| by.uid).into()),
         ("public", (image.mode & 0o004 != 0).into()),
+        ("deprecated", e.offer.deprecated.into()),
         ("description", e.description.clone().into()),
         ("type", e.kind.clone().into()),
         ("os", e.os.clone().into()),
+        ("os_type", os_type(&e.os, &e.kind).into()),
         ("release", e.release.clone().into()),
         ("architecture", e.architecture.clone().into()),
         ("variant", e.variant.clone().into()),
@@ -64,6 +66,26 @@ pub fn image(model: &Model, image: &Image) -> Value {
     ]);
     add_manifest(&mut document, e, newest);
     document
+}
+
+/// Danube's word for what runs in an image: a virtual machine or a zone, of which system.
+/// Source: esdc-ce, vms/models/vm.py, OSTYPE. Names of distributions are those of os-release(5).
+fn os_type(os: &str, kind: &str) -> Option<&'static str> {
+    const BSD: &[&str] = &["bsd", "freebsd", "openbsd", "netbsd", "dragonfly"];
+    const SUNOS: &[&str] = &["smartos", "illumos", "omnios", "openindiana", "solaris", "sunos", "tribblix"];
+    let (os, vm) = (os.to_ascii_lowercase(), kind == "vm");
+    if os.is_empty() || os == "other" {
+        return None;
+    }
+    Some(match (os.as_str(), vm) {
+        (os, true) if os.starts_with("windows") => "Windows VM",
+        (os, true) if BSD.contains(&os) => "BSD VM",
+        (os, true) if SUNOS.contains(&os) => "SunOS VM",
+        (os, false) if SUNOS.contains(&os) => "SunOS Zone",
+        (os, false) if BSD.contains(&os) || os.starts_with("windows") => return None,
+        (_, true) => "Linux VM",
+        (_, false) => "Linux Zone",
+    })
 }
 
 /// The fields that IMGAPI and Danube have more, of images that come with a manifest, or of which somebody has set one.
@@ -128,7 +150,9 @@ pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32
         ("id", version.id.clone().into()),
         ("version", version.number.into()),
         ("status", if model.is_live(version) { "active" } else { "deleting" }.into()),
-        ("created_at", time(version.created_at)),
+        ("created_at", time(f.built_at.unwrap_or(version.created_at))),
+        ("published_at", time(f.published_at.unwrap_or(version.created_at))),
+        ("uploaded_at", time(version.created_at)),
         ("size", f.size.into()),
         ("digest", f.digest.clone().into()),
         ("upload", upload),
@@ -151,6 +175,8 @@ pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32
     };
     add("format", !f.format.is_empty(), f.format.clone().into());
     add("image_size", f.image_size > 0, f.image_size.into());
+    add("virtual_size", f.virtual_size > 0, f.virtual_size.into());
+    add("expiry_date", f.outdated_at.is_some(), f.outdated_at.map_or(Value::Null, time));
     add("image_digest", !f.image_digest.is_empty(), f.image_digest.clone().into());
     add("fingerprint", !f.fingerprint.is_empty(), f.fingerprint.clone().into());
     add("properties", !f.properties.is_empty(), serde_json::to_value(&f.properties).unwrap_or_default());

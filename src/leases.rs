@@ -22,9 +22,10 @@ pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Resul
         if change.model.bound(&name).is_some() {
             return Err(Error::Managed { what: format!("the name {name}"), why: "it is one of a lease that was made in a view" });
         }
-        let hidden = change.model.images.get(&of.image).is_some_and(|i| i.editable.hidden);
-        if hidden {
-            return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it takes no new leases" });
+        let offer = change.model.images.get(&of.image).map(|image| image.editable.offer).unwrap_or_default();
+        if !offer.takes_users() {
+            let what = format!("an image whose status is {}", offer.status().unwrap_or_default());
+            return Err(Error::Managed { what, why: "it takes no new leases" });
         }
         if change.model.lease(version, &name).is_some() {
             return Err(Error::Taken { name, holder: "it is a lease".into() });

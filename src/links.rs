@@ -105,8 +105,9 @@ pub fn is_type_default_hidden(model: &Model, kind: &str) -> bool {
 }
 
 fn refuse_hidden(image: &Image) -> Result<()> {
-    if image.editable.hidden {
-        return Err(Error::Managed { what: "an image whose status is deleted".into(), why: "it is not for new users" });
+    if !image.editable.offer.takes_users() {
+        let what = format!("an image whose status is {}", image.editable.offer.status().unwrap_or_default());
+        return Err(Error::Managed { what, why: "it is not for new users" });
     }
     Ok(())
 }

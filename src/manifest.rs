@@ -35,12 +35,55 @@ pub struct Editable {
     /// When the image goes by itself; nanoseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<i64>,
-    /// `status` is `deleted`: not listed, no new leases, and gone with the last one.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub hidden: bool,
+    #[serde(flatten)]
+    pub offer: Offer,
     /// Fields of IMGAPI manifests that were edited, by name; see `imgapi::EDITABLE`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub manifest: BTreeMap<String, Value>,
+}
+
+/// To whom an image is offered; see RULES.md for what the four systems call it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// `status` is `deleted`: not listed, no new leases, and gone with the last one.
+    #[serde(default, rename = "hidden", skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+    /// `status` is `hidden`: not listed, and used as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlisted: bool,
+    /// `status` is `disabled`: listed, and no new leases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disabled: bool,
+    /// Not offered where somebody looks for an image; used as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deprecated: bool,
+}
+
+impl Offer {
+    /// The word that `status` has for it; none: it is as any other.
+    pub fn status(self) -> Option<&'static str> {
+        match self {
+            Offer { deleted: true, .. } => Some("deleted"),
+            Offer { unlisted: true, .. } => Some("hidden"),
+            Offer { disabled: true, .. } => Some("disabled"),
+            _ => None,
+        }
+    }
+
+    /// Whether `ls` of the root shows it.
+    pub fn is_listed(self) -> bool {
+        !self.deleted && !self.unlisted
+    }
+
+    /// Whether it takes new leases, and may become a default.
+    pub fn takes_users(self) -> bool {
+        !self.deleted && !self.disabled
+    }
+
+    /// Whether it is shown to somebody who looks for an image: in `.imgfs/by`, as the default of a type.
+    pub fn is_offered(self) -> bool {
+        self.is_listed() && self.takes_users() && !self.deprecated
+    }
 }
 
 /// Where an image's content lies: loose, which is fast, or in packs, which are small; see repack.rs.
@@ -153,10 +196,21 @@ impl Editable {
                 },
                 None => return bad("is a time like 2027-01-31T12:00:00Z, or a date"),
             },
-            "status" => match text.as_deref() {
-                Some("deleted") => self.hidden = true,
-                Some("active" | "pending" | "") => self.hidden = false,
-                _ => return bad("is active or deleted"),
+            "status" => {
+                let (deleted, unlisted, disabled) = match text.as_deref() {
+                    Some("deleted") => (true, false, false),
+                    Some("hidden") => (false, true, false),
+                    Some("disabled") => (false, false, true),
+                    Some("active" | "pending" | "") => (false, false, false),
+                    _ => return bad("is active, hidden, disabled or deleted"),
+                };
+                self.offer = Offer { deleted, unlisted, disabled, ..self.offer };
+            }
+            "deprecated" => match (value, text.as_deref()) {
+                (Value::Bool(on), _) => self.offer.deprecated = *on,
+                (_, Some("true" | "yes" | "1")) => self.offer.deprecated = true,
+                (_, Some("false" | "no" | "0" | "")) => self.offer.deprecated = false,
+                _ => return bad("is true or false"),
             },
             "description" | "os" | "release" | "architecture" | "variant" => {
                 let Some(text) = text else { return bad("is a string") };
@@ -221,6 +275,7 @@ pub const EDITABLE: &[&str] = &[
     "keep_versions",
     "expires_at",
     "status",
+    "deprecated",
     "immutable",
 ];
 

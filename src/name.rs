@@ -158,6 +158,12 @@ pub fn means_raw_disk(name: &str) -> bool {
     strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".img", ".raw"]).is_some()
 }
 
+/// Whether a name says that its stream is one of a zfs volume, which is a disk.
+pub fn means_volume(name: &str) -> bool {
+    let name = unrotated(name);
+    strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".zvol"]).is_some()
+}
+
 fn strip<'n>(name: &'n str, suffixes: &[&str]) -> Option<&'n str> {
     suffixes.iter().find_map(|suffix| {
         let at = name.len().checked_sub(suffix.len())?;

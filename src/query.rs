@@ -66,13 +66,13 @@ pub fn unused(store: &Store) -> HashSet<u32> {
         let of_type = model.default_of(&image.editable.kind);
         model.default_image == Some(image.serial) || of_type.is_some_and(|d| d.serial == image.serial)
     };
-    let free = |image: &&Image| !image.editable.hidden && !default(image) && !used(image);
+    let free = |image: &&Image| !image.editable.offer.deleted && !default(image) && !used(image);
     model.live_images().filter(free).map(|image| image.serial).collect()
 }
 
 /// The images that have a value.
 pub fn having<'m>(model: &'m Model, dimension: Dimension, value: &'m str) -> impl Iterator<Item = &'m Image> {
-    let has = move |image: &&Image| !image.editable.hidden && dimension.values(image).any(|v| v == value);
+    let has = move |image: &&Image| image.editable.offer.is_offered() && dimension.values(image).any(|v| v == value);
     model.live_images().filter(has)
 }
 

@@ -23,7 +23,7 @@ pub fn due(store: &Store) -> Vec<Due> {
         let e = &image.editable;
         let is_used = || model.versions_of(image.serial).any(used);
         let default = links::refuse_default_of(&model, image).is_err();
-        if e.hidden && !is_used() && !default {
+        if e.offer.deleted && !is_used() && !default {
             all.push(Due::Image(image.serial, "its status is deleted, and nobody uses it any more"));
         } else if e.expires_at.is_some_and(|end| end <= at) && !is_used() && !default {
             all.push(Due::Image(image.serial, "its expires_at has come"));

@@ -46,7 +46,7 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         image.name = name.to_string();
         image.updated_at = now();
         // It is active again, whatever led to its deletion, and shows its default.
-        (image.editable.hidden, image.default_hidden) = (false, false);
+        (image.editable.offer.deleted, image.default_hidden) = (false, false);
         let was_default = std::mem::take(&mut image.rules.was_default);
         image.rules.default_hidden_at = None;
         change.put(Row::Image(image.into()));

@@ -178,7 +178,7 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -
         if before.editable != image.editable || !aliases.is_empty() {
             refuse_immutable(before)?;
         }
-        if image.editable.hidden {
+        if !image.editable.offer.takes_users() {
             refuse_default(commit, before)?;
         }
         for alias in aliases {

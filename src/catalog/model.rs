@@ -121,9 +121,10 @@ impl Model {
         }
     }
 
-    /// The default image of its type that has been chosen, or else the store's if that is of the type, or the oldest.
+    /// The default image of its type that has been chosen, or else the store's if that is of the type, or the oldest that is
+    /// offered.
     pub fn default_of(&self, kind: &str) -> Option<&Image> {
-        let fits = |image: &&Image| image.editable.kind == kind && !image.editable.hidden;
+        let fits = |image: &&Image| image.editable.kind == kind && image.editable.offer.is_offered();
         let chosen = self.settings.get(&default_key(kind)).and_then(|serial| serial.parse().ok());
         let live = |serial: u32| self.live_image(serial).filter(fits);
         chosen.and_then(live).or_else(|| self.default_image.and_then(live)).or_else(|| self.live_images().find(fits))

@@ -120,6 +120,17 @@ pub struct VersionFacts {
     pub image_size: u64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_digest: String,
+    /// Bytes of the disk that a virtual machine sees, of a disk image or as its manifest says.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub virtual_size: u64,
+    /// When the image itself was made and published, as it says; nanoseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_at: Option<i64>,
+    /// When it is out of date, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outdated_at: Option<i64>,
     /// LXD's: sha256 in hex of the files as they came, metadata first.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fingerprint: String,

@@ -47,7 +47,9 @@ impl ImageFs {
             NodeId::Control(Control::Trash) => {
                 self.lookup_in_control(caller, parent, name).or_else(|_| self.ghost_named(caller, parent, name))
             }
-            NodeId::Control(Control::By | Control::Unused) | NodeId::Query { .. } => self.lookup_query(caller, parent, name),
+            NodeId::Control(Control::By | Control::Unused | Control::Deprecated) | NodeId::Query { .. } => {
+                self.lookup_query(caller, parent, name)
+            }
             NodeId::Control(Control::Defaults) => self.lookup_default(name),
             NodeId::Control(Control::Config) => self.lookup_setting(name),
             NodeId::Control(Control::Views) | NodeId::View(_) => self.lookup_view(caller, parent, name),
@@ -313,7 +315,7 @@ impl ImageFs {
                 }
                 for (name, named) in model.names() {
                     match named {
-                        Named::Image(serial) if model.images.get(&serial).is_some_and(|i| i.editable.hidden) => {}
+                        Named::Image(serial) if model.images.get(&serial).is_some_and(|i| !i.editable.offer.is_listed()) => {}
                         Named::Image(serial) => all.push(entry(name, self.image_node(serial), directory)),
                         Named::Alias(serial) => {
                             all.extend(alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), link)));
@@ -382,7 +384,9 @@ impl ImageFs {
                 }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }
-            NodeId::Control(Control::By | Control::Unused) | NodeId::Query { .. } => self.list_query(caller, node, &mut all)?,
+            NodeId::Control(Control::By | Control::Unused | Control::Deprecated) | NodeId::Query { .. } => {
+                self.list_query(caller, node, &mut all)?
+            }
             NodeId::Control(Control::Defaults) => self.list_defaults(&mut all),
             NodeId::Control(Control::Config) => self.list_settings(&mut all),
             NodeId::Control(Control::Views) | NodeId::View(_) => self.list_views(caller, node, &mut all)?,
@@ -402,7 +406,7 @@ impl ImageFs {
                 image.map_or(NodeId::Root, |i| self.image_node(i))
             }
             NodeId::Version { serial, .. } => self.version_node(serial),
-            NodeId::Control(Control::Unused) => NodeId::Control(Control::By),
+            NodeId::Control(Control::Unused | Control::Deprecated) => NodeId::Control(Control::By),
             NodeId::Query { value: 0, .. } => NodeId::Control(Control::By),
             NodeId::View(_) => NodeId::Control(Control::Views),
             NodeId::Query { dimension, .. } => NodeId::Query { dimension, value: 0 },

@@ -37,8 +37,8 @@ const FILES: &[(&str, Control)] = &[
 ];
 
 fn is_directory(control: Control) -> bool {
-    use Control::{By, ByDigest, ById, Config, Defaults, Dir, Failed, Jobs, Trash, Unused, Views};
-    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Defaults | Config | Views)
+    use Control::{By, ByDigest, ById, Config, Defaults, Deprecated, Dir, Failed, Jobs, Trash, Unused, Views};
+    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Deprecated | Defaults | Config | Views)
 }
 
 /// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.

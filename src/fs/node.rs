@@ -82,7 +82,7 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20, Deprecated = 21 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6, Manifest = 7 });
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn every_node_has_a_number_of_its_own() {
         let mut nodes = vec![NodeId::Root, NodeId::Ghost, NodeId::Query { dimension: 4, value: 0 }];
-        nodes.extend((2..21).filter_map(Control::from_number).map(NodeId::Control));
+        nodes.extend((2..22).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));

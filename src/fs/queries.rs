@@ -1,7 +1,8 @@
 //! ls .imgfs/by/os/ubuntu: images by what they are, as read-only trees of symlinks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
+use crate::catalog::Image;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::change::text_of;
@@ -17,7 +18,7 @@ impl ImageFs {
     /// The values that images of a dimension have which this user may read.
     fn values(&self, caller: Caller, of: Dimension) -> BTreeSet<String> {
         let model = self.store.catalog.read();
-        let shown = model.live_images().filter(|image| !image.editable.hidden && self.may(caller, image, READ));
+        let shown = model.live_images().filter(|image| image.editable.offer.is_offered() && self.may(caller, image, READ));
         shown.flat_map(|image| of.values(image).map(str::to_owned)).collect()
     }
 
@@ -34,6 +35,7 @@ impl ImageFs {
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
         match parent {
             NodeId::Control(Control::By) if text == "unused" => Ok(NodeId::Control(Control::Unused)),
+            NodeId::Control(Control::By) if text == "deprecated" => Ok(NodeId::Control(Control::Deprecated)),
             NodeId::Control(Control::By) => {
                 let at = Dimension::ALL.iter().position(|(known, _)| *known == text).ok_or_else(missing)?;
                 Ok(NodeId::Query { dimension: at as u8, value: 0 })
@@ -50,16 +52,19 @@ impl ImageFs {
                 Ok(NodeId::Link(Link::DeepestImage(image.1)))
             }
             _ => {
-                let found = self.unused_for(caller).into_iter().find(|(image, _)| image == text);
+                let found = self.found_for(caller, parent).into_iter().find(|(image, _)| image == text);
                 found.map(|(_, serial)| NodeId::Link(Link::DeeperImage(serial))).ok_or_else(missing)
             }
         }
     }
 
-    fn unused_for(&self, caller: Caller) -> Vec<(String, u32)> {
-        let unused = query::unused(&self.store);
+    /// The images that nobody uses, or those that are deprecated: names and serials.
+    fn found_for(&self, caller: Caller, directory: NodeId) -> Vec<(String, u32)> {
+        let deprecated = directory == NodeId::Control(Control::Deprecated);
+        let unused = if deprecated { HashSet::new() } else { query::unused(&self.store) };
         let model = self.store.catalog.read();
-        let shown = model.live_images().filter(|i| unused.contains(&i.serial) && self.may(caller, i, READ));
+        let is = |i: &&Image| if deprecated { i.editable.offer.deprecated } else { unused.contains(&i.serial) };
+        let shown = model.live_images().filter(|i| is(i) && self.may(caller, i, READ));
         shown.map(|image| (image.name.clone(), image.serial)).collect()
     }
 
@@ -71,6 +76,7 @@ impl ImageFs {
                     add(name, NodeId::Query { dimension: n as u8, value: 0 }, libc::S_IFDIR);
                 }
                 add("unused", NodeId::Control(Control::Unused), libc::S_IFDIR);
+                add("deprecated", NodeId::Control(Control::Deprecated), libc::S_IFDIR);
             }
             NodeId::Query { dimension: of, value: 0 } => {
                 for value in self.values(caller, dimension(of)?) {
@@ -85,7 +91,7 @@ impl ImageFs {
                 }
             }
             _ => {
-                for (name, serial) in self.unused_for(caller) {
+                for (name, serial) in self.found_for(caller, node) {
                     add(&name, NodeId::Link(Link::DeeperImage(serial)), libc::S_IFLNK);
                 }
             }

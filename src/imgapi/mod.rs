@@ -119,6 +119,12 @@ impl Manifest {
         self.field("type").unwrap_or_default()
     }
 
+    /// Bytes of the disk, of an image for a virtual machine; 0 for others. IMGAPI counts in MiB.
+    pub fn image_bytes(&self) -> u64 {
+        let size = self.document.get("image_size").and_then(whole).filter(|size| *size > 0.0);
+        size.map_or(0, |size| (size as u64).saturating_mul(1 << 20))
+    }
+
     /// The version string as a label, where a slash is written as in names.
     pub fn label(&self) -> Option<String> {
         Some(self.version().replace('/', "%2F")).filter(|label| !label.is_empty())

@@ -60,6 +60,7 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
         if Payload::detect(&head) != Some(payload) {
             return refuse(format!("its rootfs.img is no {}", payload.name()));
         }
+        draft.facts.virtual_size = payload.virtual_size(&head, 0);
         if let Some((Some(content), _)) = draft.builder.file(node) {
             let mut disk = draft.writer.open(content)?;
             if payload == Payload::Qcow2 { qcow2::check(&mut disk)? } else { squashfs::check(disk)? }
@@ -166,6 +167,7 @@ pub fn read_small(writer: &mut crate::blob::Writer, content: Option<Content>) ->
 struct Metadata {
     architecture: Option<String>,
     creation_date: Option<i64>,
+    expiry_date: Option<i64>,
     properties: Option<BTreeMap<String, String>>,
 }
 
@@ -192,6 +194,9 @@ fn describe(draft: &mut Draft, text: &[u8]) -> Result<()> {
     if parsed.creation_date.is_none_or(|at| at == 0) {
         return refuse("its metadata.yaml has no creation_date");
     }
+    let nanoseconds = |seconds: i64| seconds.checked_mul(1_000_000_000);
+    draft.facts.built_at = parsed.creation_date.and_then(nanoseconds);
+    draft.facts.outdated_at = parsed.expiry_date.filter(|at| *at > 0).and_then(nanoseconds);
     draft.facts.architecture = machine.into();
     draft.facts.properties = limited(parsed.properties.unwrap_or_default());
     for (key, field) in [("os", &mut draft.facts.os), ("release", &mut draft.facts.release)] {

@@ -84,6 +84,16 @@ impl Payload {
         }
     }
 
+    /// Bytes of the disk that a virtual machine sees, of `size` bytes that begin with `head`; 0 for what is no disk.
+    /// Source: qemu, docs/interop/qcow2.txt, bytes 24 to 31 of the header.
+    pub fn virtual_size(self, head: &[u8], size: u64) -> u64 {
+        match self {
+            Payload::Qcow2 => head.get(24..32).map_or(0, |b| u64::from_be_bytes(b.try_into().unwrap_or_default())),
+            Payload::Raw => size,
+            _ => 0,
+        }
+    }
+
     /// The bytes that it must have by its own header, as far as that can tell; a shorter one is cut off.
     pub fn least_size(self, head: &[u8]) -> u64 {
         let le32 =

@@ -4,12 +4,13 @@ use crate::catalog::{Change, Image, Kept, Model, Named, Receipt, Row, Version, V
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
+use crate::imgapi::Manifest;
 use crate::ingest::detect::detect;
 use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
 use crate::links::first_is_default;
 use crate::manifest::now;
-use crate::name::{Build, ImageName, architecture, new_id, parse_build};
+use crate::name::{Build, ImageName, architecture, means_volume, new_id, parse_build};
 use crate::quota::Payer;
 use crate::rules::refuse_immutable;
 use crate::store::Store;
@@ -338,8 +339,11 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         if let Some(description) = facts.properties.get("description").filter(|_| image.editable.description.is_empty()) {
             image.editable.description.clone_from(description);
         }
-        if newest_is_first && is_disk(&facts.format) {
+        if newest_is_first && is_for_vm(&facts) {
             image.editable.kind = "vm".into();
+        }
+        if let Some(expires_at) = facts.outdated_at.filter(|then| newest_is_first && *then > at) {
+            image.editable.expires_at.get_or_insert(expires_at);
         }
         let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
         check_identity(change.model, &facts.uuid, &facts.origin)?;
@@ -384,9 +388,13 @@ fn refuse_other_architecture(image: &Image, build: &Build) -> Result<()> {
     }
 }
 
-/// Whether a virtual machine starts from this format.
-fn is_disk(format: &str) -> bool {
-    matches!(format, "qcow2" | "raw" | "iso")
+/// Whether a virtual machine starts from this: a disk, or a volume of zfs by its manifest or by the file's name.
+fn is_for_vm(facts: &VersionFacts) -> bool {
+    let is_zvol = || Manifest::parse(facts.manifest.as_bytes()).is_ok_and(|manifest| manifest.kind() == "zvol");
+    facts.virtual_size > 0
+        || matches!(facts.format.as_str(), "qcow2" | "raw" | "iso")
+        || means_volume(&facts.upload_name)
+        || !facts.manifest.is_empty() && is_zvol()
 }
 
 /// What a manifest asks of the store: its uuid is new, its origin is there.

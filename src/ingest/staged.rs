@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::imgapi::{self, Manifest};
 use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, Wish, lxd};
 use crate::keep;
-use crate::manifest::{KeepUpload, METADATA_MAX};
+use crate::manifest::{KeepUpload, METADATA_MAX, parse_time};
 use crate::name::Build;
 use crate::store::Store;
 
@@ -269,6 +269,8 @@ pub fn describe(facts: &mut VersionFacts, manifest: &Manifest) {
     facts.manifest = manifest.text();
     facts.uuid = manifest.uuid().into();
     facts.origin = manifest.origin().unwrap_or_default().into();
+    facts.published_at = manifest.published_at().and_then(parse_time);
+    facts.virtual_size = facts.virtual_size.max(manifest.image_bytes());
     if facts.os.is_empty() {
         facts.os = manifest.os().into();
     }

@@ -143,6 +143,7 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
     }
     let mut draft = Draft::new(writer, Builder::new());
     draft.facts.format = payload.name().into();
+    draft.facts.virtual_size = payload.virtual_size(&head, recipe.tar_size());
     match payload {
         Payload::Squashfs => squashfs::unpack(&mut draft, &recipe, limits)?,
         Payload::Qcow2 => qcow2::check(&mut draft.writer.open_pieces(recipe.pieces())?)?,
