@@ -10,6 +10,7 @@ use crate::catalog::{Kept, Model, Row, Version};
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::export;
+use crate::icons;
 use crate::imgapi::{File, Manifest};
 use crate::ingest::check_identity;
 use crate::ingest::staged::describe;
@@ -95,5 +96,6 @@ pub fn shown(model: &Model, version: &Version) -> Option<String> {
     let text = &version.facts.manifest;
     let image = model.images.get(&version.image)?;
     let manifest = Manifest::parse(text.as_bytes()).ok().filter(|_| !text.is_empty())?;
-    Some(manifest.edited(&image.editable, image.mode & 0o004 != 0))
+    let has_icon = icons::of(model, image.serial).is_some();
+    Some(manifest.edited(&image.editable, image.mode & 0o004 != 0, has_icon))
 }

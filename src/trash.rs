@@ -13,7 +13,7 @@ use crate::name::ImageName;
 use crate::quota::{self, Payer};
 use crate::rules::{live_image, not_found, refuse_taken, taken};
 use crate::store::Store;
-use crate::views;
+use crate::{icons, views};
 
 /// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
 const SEEN_MIN: u64 = 3600;
@@ -198,6 +198,7 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
                     drop_version(change, version);
                 }
                 drop_aliases(change, serial, None);
+                icons::forget(change, serial);
                 change.put(Row::DropImage(serial));
             }
             Trashed::Version(serial) => {

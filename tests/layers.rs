@@ -34,6 +34,7 @@ const LAYERS: &[&[&str]] = &[
         "fsck",
         "gc",
         "heal",
+        "icons",
         "ingest",
         "keep",
         "labels",

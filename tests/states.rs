@@ -10,13 +10,20 @@ fn a_disk_is_for_virtual_machines_and_has_a_virtual_size() {
     m.ok("qemu-img create -q -f qcow2 $S/q.qcow2 7M; cp $S/q.qcow2 vm.qcow2; truncate -s 3M $S/r.img; cp $S/r.img raw.img; cp $S/a.tar web.tar");
     m.ok("(printf '\\0\\0\\0\\0\\0\\0\\0\\0\\254\\313\\272\\365\\2\\0\\0\\0'; head -c 5000 /dev/zero) | gzip > $S/d.zvol.gz; cp $S/d.zvol.gz vol.zvol.gz");
     m.ok("mkdir .z; head -c 4000 /dev/urandom > .z/file; jq -n --arg s $(sha1sum < .z/file | cut -c-40) '{v:2,uuid:\"900cffef-55e3-4e7d-b7ec-ccf439a159e3\",owner:\"86055c40-2547-11e2-8a6b-4bb37edc84ba\",name:\"win\",version:\"1\",type:\"zvol\",os:\"windows\",nic_driver:\"virtio\",disk_driver:\"virtio\",cpu_type:\"host\",image_size:20480,published_at:\"2014-02-03T04:05:06Z\",files:[{sha1:$s,size:4000,compression:\"none\"}]}' > .z/manifest; mv .z win");
-    for (image, kind, size) in [("vm", "vm", 7 << 20), ("raw", "vm", 3 << 20), ("web", "container", 0), ("vol", "vm", 0), ("win", "vm", 20480_u64 << 20)] {
+    for (image, kind, size) in
+        [("vm", "vm", 7 << 20), ("raw", "vm", 3 << 20), ("web", "container", 0), ("vol", "vm", 0), ("win", "vm", 20480_u64 << 20)]
+    {
         assert_eq!(m.json(image)["type"], kind, "{image}");
         assert_eq!(m.json(&format!("{image}/0"))["virtual_size"].as_u64().unwrap_or(0), size, "{image}");
     }
     assert_eq!(m.json("win")["os_type"], "Windows VM");
     m.ok("jq -e '.published_at == \"2014-02-03T04:05:06Z\" and (.created_at | startswith(\"20\")) and .uploaded_at > .published_at' win/0/metadata.json");
-    for (os, zone, vm) in [("debian", "Linux Zone", "Linux VM"), ("smartos", "SunOS Zone", "SunOS VM"), ("freebsd", "null", "BSD VM"), ("windows", "null", "Windows VM")] {
+    for (os, zone, vm) in [
+        ("debian", "Linux Zone", "Linux VM"),
+        ("smartos", "SunOS Zone", "SunOS VM"),
+        ("freebsd", "null", "BSD VM"),
+        ("windows", "null", "Windows VM"),
+    ] {
         m.ok(&format!("setfattr -n user.imgfs.os -v {os} web; test \"$(jq -r .os_type web/metadata.json)\" = '{zone}'; setfattr -n user.imgfs.type -v vm web; test \"$(jq -r .os_type web/metadata.json)\" = '{vm}'; setfattr -n user.imgfs.type -v container web"));
     }
     m.remount();
@@ -54,5 +61,21 @@ fn each_state_offers_what_it_says() {
     m.ok("jq '.status=\"active\"' hid/metadata.json > $S/j; cp $S/j hid/metadata.json; ls | grep -qx hid; setfattr -n user.imgfs.deprecated -v false dep; ls .imgfs/by/os/x | grep -qx dep");
     // None of them goes by itself.
     m.ok("sleep 11; ls one two dis dep");
+    m.fsck();
+}
+
+#[test]
+fn an_image_has_an_icon() {
+    let mut m = Mount::new();
+    m.ok("printf '\\211PNG\\r\\n\\032\\nrest' > $S/p.png; printf '<?xml?><svg/>' > $S/s.svg; printf '\\377\\330\\377rest' > $S/j.jpg; cp $S/a.tar web.tar; cp $S/p.png web/icon.png; cmp $S/p.png web/icon.png; ls web | grep -qx icon.png");
+    m.remount();
+    m.ok("cmp $S/p.png web/icon.png; cp $S/s.svg web/icon.svg; not test -e web/icon.png; cmp $S/s.svg web/icon.svg; rsync $S/j.jpg web/icon.jpg; cmp $S/j.jpg web/icon.jpg; mv $S/p.png web/icon.png; test $(stat -c %s web/icon.png) = 12; mv web web2; test -e web2/icon.png");
+    for (script, why) in [
+        ("cp $S/s.svg web2/icon.png", "Invalid argument"),
+        ("(printf '\\211PNG\\r\\n\\032\\n'; head -c 140000 /dev/zero) > $S/big; cp $S/big web2/icon.png", "too long"),
+    ] {
+        m.refused(script, why);
+    }
+    m.ok("test $(stat -c %s web2/icon.png) = 12; rm web2/icon.png; not test -e web2/icon.png; cp $S/j.jpg web2/icon.jpg; rm -r web2; mv .imgfs/trash/web2 .; cmp $S/j.jpg web2/icon.jpg; rm -r web2; rm -r .imgfs/trash/web2; cp $S/a.tar web2.tar; not test -e web2/icon.jpg");
     m.fsck();
 }

@@ -53,6 +53,11 @@ impl Row {
     }
 }
 
+/// The image whose icon a setting of this key holds.
+fn icon_of(key: &str) -> Option<u32> {
+    key.strip_prefix("icon.")?.parse().ok()
+}
+
 /// The name of the view that a setting of this key holds.
 pub(super) fn view_of_key(key: &str) -> Option<&str> {
     key.strip_prefix(VIEW)
@@ -153,6 +158,8 @@ impl Model {
         let default = view.default_image.filter(|image| seen.live_image(*image).is_some());
         seen.apply(Row::Default { image: default, hidden: view.default_hidden });
         seen.settings.clone_from(&view.settings);
+        let icons = self.settings.iter().filter(|(key, _)| icon_of(key).is_some_and(|image| images.contains(&image)));
+        seen.settings.extend(icons.map(|(key, value)| (key.clone(), value.clone())));
         seen.root.clone_from(&view.root);
         seen
     }
@@ -305,6 +312,11 @@ impl Lens {
                 Row::Root(root) => {
                     view.root = Some(root);
                     continue;
+                }
+                // An icon is its image's.
+                Row::Setting { key, value } if let Some(image) = icon_of(&key) => {
+                    bound(image)?;
+                    Row::Setting { key, value }
                 }
                 Row::Setting { key, .. } if !key.starts_with("default.") => {
                     return Err(Error::Managed { what: format!("the setting {key}"), why: "it is the store's" });

@@ -86,7 +86,7 @@ impl ImageFs {
                 let most = match part {
                     ImagePart::Dir => ALL,
                     ImagePart::Id => 4,
-                    ImagePart::Metadata => 6,
+                    ImagePart::Metadata | ImagePart::Icon => 6,
                 };
                 (self.image_rights(model.images.get(&serial).ok_or_else(missing)?), most)
             }

@@ -13,6 +13,7 @@ use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
+use crate::icons::{self, Form};
 use crate::name::{image_stem, parse_number};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{ingest, keep};
@@ -130,6 +131,10 @@ impl ImageFs {
                 }
                 b"metadata.json" if self.replacing.is_removed(caller.pid, serial) => return Err(not_found(name)),
                 b"metadata.json" => return part(ImagePart::Metadata),
+                _ if let Some(form) = Form::of_name(name) => {
+                    let has = icons::of(&model, serial).is_some_and(|(own, _)| own == form);
+                    return if has { part(ImagePart::Icon) } else { Err(not_found(name)) };
+                }
                 b"latest" => {
                     let newest = model.latest(serial).ok_or_else(|| not_found(name))?;
                     return Ok(NodeId::Link(Link::Number(newest.serial)));
@@ -338,6 +343,9 @@ impl ImageFs {
                 // First, so that rm -r meets it first.
                 all.push(entry(".id", part(ImagePart::Id), file));
                 all.push(entry("metadata.json", part(ImagePart::Metadata), file));
+                if let Some((form, _)) = icons::of(&model, serial) {
+                    all.push(entry(form.name(), part(ImagePart::Icon), file));
+                }
                 if let Some(newest) = model.latest(serial) {
                     all.push(entry("latest", NodeId::Link(Link::Number(newest.serial)), link));
                 }

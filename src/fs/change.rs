@@ -13,6 +13,7 @@ use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
+use crate::icons::Form;
 use crate::name::parse_number;
 use crate::trash;
 use crate::versions::directory_mode;
@@ -363,6 +364,7 @@ impl ImageFs {
                 Ok(())
             }
             (Place::Image(serial), b"metadata.json") => self.remove_metadata(caller, serial),
+            (Place::Image(serial), _) if let Some(form) = Form::of_name(name) => self.remove_icon(caller, serial, form),
             _ => match self.lookup(caller, parent, name)? {
                 NodeId::Upload(number) => {
                     let upload = self.uploads.by_number(number).ok_or_else(stale)?;
@@ -473,7 +475,7 @@ impl ImageFs {
         let handle = fh.map(|fh| self.handle(fh)).transpose()?;
         match handle.as_deref() {
             Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
-            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit)) => return edit.lock().truncate(size),
+            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) => return edit.lock().truncate(size),
             Some(Handle::Staged { file, path, .. }) => {
                 let set = refuse_over(&self.store, size).and_then(|()| file.set_len(size).map_err(Error::io("truncate", path)));
                 return set.map_err(|e| self.refused(caller, "truncate", &self.path_of(node), e));
@@ -491,7 +493,11 @@ impl ImageFs {
                 self.set_staged(directory, file, &Changes { size: Some(size), ..Changes::default() })
             }
             // `: > metadata.json` writes nothing, and nothing is no document.
-            NodeId::Image { part: ImagePart::Metadata, .. } | NodeId::Receipt(_) | NodeId::Lease(_) if size == 0 => Ok(()),
+            NodeId::Image { part: ImagePart::Metadata | ImagePart::Icon, .. } | NodeId::Receipt(_) | NodeId::Lease(_)
+                if size == 0 =>
+            {
+                Ok(())
+            }
             other => Err(refused(frozen(other))),
         }
     }
@@ -510,7 +516,9 @@ impl ImageFs {
         let handle = self.handles.read().get(&fh).cloned();
         match handle.as_deref() {
             Some(Handle::Upload { upload, .. }) => Ok(upload.attr(node.ino())),
-            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit)) => Ok(Attr { size: edit.lock().len(), ..self.attr(node)? }),
+            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) => {
+                Ok(Attr { size: edit.lock().len(), ..self.attr(node)? })
+            }
             Some(Handle::Text(text)) => Ok(Attr { size: text.len() as u64, ..self.attr(node)? }),
             _ => self.attr_for(caller, node),
         }

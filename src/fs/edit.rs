@@ -8,6 +8,7 @@ use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::node::{ImagePart, NodeId};
 use crate::fs::{Caller, Handle, ImageFs, stale};
+use crate::icons::ICON_MAX;
 use crate::manifest::METADATA_MAX;
 use crate::rules::refuse_immutable;
 use crate::versions;
@@ -56,7 +57,10 @@ impl Edit {
     }
 
     fn too_long(&self) -> Error {
-        Error::Invalid { what: "the text".into(), why: format!("it is over {} bytes", self.most) }
+        match self.most {
+            ICON_MAX => Error::OverLimit { what: "the size of an icon".into(), limit: format!("{ICON_MAX} bytes") },
+            most => Error::Invalid { what: "the text".into(), why: format!("it is over {most} bytes") },
+        }
     }
 
     pub fn len(&self) -> u64 {
@@ -128,7 +132,7 @@ impl ImageFs {
     /// `write(2)` to metadata.json or a lease.
     pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
-        let (Handle::Edit(_, edit) | Handle::Lease(_, edit)) = &*handle else {
+        let (Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) = &*handle else {
             return Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() });
         };
         edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "", e))?;
@@ -142,6 +146,14 @@ impl ImageFs {
             Handle::Edit(image, edit) => (*image, edit),
             Handle::Lease(serial, edit) => {
                 return self.flush_lease(*serial, edit).map_err(|e| self.refused(caller, "write", "used_by", e));
+            }
+            Handle::Icon(image, form, edit) => {
+                let mut edit = edit.lock();
+                let Some(bytes) = edit.pending() else { return Ok(()) };
+                let put = self.put_icon(caller, *image, *form, bytes);
+                put.map_err(|e| self.refused(caller, "write", form.name(), e))?;
+                edit.accepted();
+                return Ok(());
             }
             _ => return Ok(()),
         };

@@ -468,7 +468,9 @@ impl Filesystem for Adapter {
                 Ok(Handle::Upload { upload, writes: true }) => {
                     self.fs.write_upload(caller(req), upload, offset, data, Box::new(answer));
                 }
-                Ok(Handle::Edit(..) | Handle::Lease(..)) => answer(self.fs.write_edit(caller(req), fh.0, offset, data)),
+                Ok(Handle::Edit(..) | Handle::Lease(..) | Handle::Icon(..)) => {
+                    answer(self.fs.write_edit(caller(req), fh.0, offset, data))
+                }
                 Ok(Handle::Setting(..)) => {
                     let (who, data) = (caller(req), data.to_vec());
                     self.fs.offload(Box::new(answer), move |fs| fs.write_setting(who, fh.0, offset, &data));
@@ -492,7 +494,9 @@ impl Filesystem for Adapter {
                 let who = caller(req);
                 self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.flush_setting(who, fh.0));
             }
-            Ok(Handle::Edit(..) | Handle::Lease(..)) => answer_empty(reply, self.fs.flush_edit(caller(req), fh.0)),
+            Ok(Handle::Edit(..) | Handle::Lease(..) | Handle::Icon(..)) => {
+                answer_empty(reply, self.fs.flush_edit(caller(req), fh.0))
+            }
             _ => reply.ok(),
         });
     }

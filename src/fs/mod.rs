@@ -7,7 +7,7 @@
 //! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
 //! staging.rs   several files that become one version
 //! upload/      cp in: an upload from its first byte to its receipt
-//! edit.rs      metadata.json being written
+//! edit.rs      metadata.json being written; icon.rs: icon.png
 //! changes.rs   cat web/2/changes
 //! retire.rs    what goes by itself; shells.rs: images of a mkdir in which nothing was taken
 //! leases.rs    touch used_by/app7
@@ -41,6 +41,7 @@ mod ghost;
 mod gone;
 pub mod guard;
 mod held;
+mod icon;
 mod latency;
 mod leases;
 mod links;
@@ -158,6 +159,8 @@ enum Handle {
     /// metadata.json of the image with this serial.
     Edit(u32, Mutex<Edit>),
     Lease(u32, Mutex<Edit>),
+    /// The icon of the image with this serial.
+    Icon(u32, crate::icons::Form, Mutex<Edit>),
     Setting(String, Mutex<config::Writing>),
     /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is what stat
     /// says, whatever becomes of the version.

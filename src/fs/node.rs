@@ -84,7 +84,7 @@ numbered!(
     /// The files and directories of `.imgfs`.
     Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20, Deprecated = 21 }
 );
-numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2 });
+numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2, Icon = 3 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6, Manifest = 7 });
 
 /// A symlink, by what it leads to and from where.
@@ -237,7 +237,7 @@ mod tests {
         nodes.extend((2..22).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
-                nodes.extend((0..3).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
+                nodes.extend((0..4).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
                 nodes.extend((0..8).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
                     serial,
                     part,

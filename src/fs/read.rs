@@ -72,6 +72,15 @@ impl ImageFs {
                 let text = if mode.truncates { String::new() } else { now };
                 Ok(Opened::Direct(self.open_handle(Handle::Edit(serial, Mutex::new(Edit::new(text, METADATA_MAX))))))
             }
+            NodeId::Image { serial, part: ImagePart::Icon, .. } => {
+                let form = self.icon_form(serial).ok_or_else(stale)?;
+                let fh = if mode.writes {
+                    self.open_icon(serial, form)?
+                } else {
+                    self.open_handle(Handle::Text(self.icon_bytes(serial)?))
+                };
+                Ok(Opened::Direct(fh))
+            }
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
             NodeId::Staged { directory, file } => self.open_staged(directory, file, mode),
             NodeId::Setting(_) => Ok(Opened::Direct(self.open_setting(caller, node, mode.writes, mode.truncates)?)),
@@ -196,7 +205,7 @@ impl ImageFs {
                 out.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
                 Ok(())
             }
-            Handle::Edit(_, edit) | Handle::Lease(_, edit) => {
+            Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit) => {
                 out.extend_from_slice(edit.lock().read(offset, len));
                 Ok(())
             }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, DAEMON, ImageFs};
+use crate::icons;
 use crate::manifest;
 use crate::tree::{Bytes, Kind, Node, ROOT};
 
@@ -82,6 +83,10 @@ impl ImageFs {
                         Attr { links, lasting_name: live, lasting: live, ..owned(attr) }
                     }
                     ImagePart::Id => owned(own(file | mode & 0o444, image.id.len() as u64 + 1, image.created_at)),
+                    ImagePart::Icon => {
+                        let size = icons::of(&model, serial).map_or(0, |(_, bytes)| bytes.len() as u64);
+                        owned(own(file | mode & 0o666, size, image.updated_at))
+                    }
                     ImagePart::Metadata => {
                         let size = manifest::pretty(&describe::image(&model, image)).len() as u64;
                         owned(own(file | mode & 0o666, size, image.updated_at))

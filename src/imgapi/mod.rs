@@ -138,14 +138,20 @@ impl Manifest {
         }
     }
 
-    /// The document with what was edited of its image since: the description, the fields in `edits`, and whether the image
-    /// is public.
-    pub fn edited(&self, image: &Editable, public: bool) -> String {
+    /// The document with what was edited of its image since: the description, the fields that metadata.json has, and whether
+    /// the image is public, is disabled, and has an icon.
+    pub fn edited(&self, image: &Editable, public: bool, icon: bool) -> String {
         let mut document = self.document.clone();
         if !image.description.is_empty() {
             document.insert("description".into(), image.description.clone().into());
         }
         document.insert("public".into(), public.into());
+        if icon {
+            document.insert("icon".into(), true.into());
+        }
+        if image.offer.disabled {
+            document.extend([("disabled".into(), true.into()), ("state".into(), "disabled".into())]);
+        }
         for (key, value) in &image.manifest {
             let into = match key.as_str() {
                 "resize" | "deploy" => document.entry("tags").or_insert_with(|| json!({})).as_object_mut(),

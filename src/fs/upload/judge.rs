@@ -10,6 +10,7 @@ use crate::fs::upload::keep::{drop_staged, spool_again};
 use crate::fs::upload::write::begins_a_document;
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
+use crate::icons::Form;
 use crate::imgapi::is_manifest_name;
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
 use crate::name::{Build, ImageName, Promise, image_stem, promise_of};
@@ -384,6 +385,14 @@ impl ImageFs {
             let text = self.scratch_text(upload, &state)?;
             self.edit_metadata(caller, image, &text)?;
             upload.job.end("metadata.json was changed");
+            self.uploads.remove(upload);
+            drop_staged(upload, &mut state);
+            return Ok(());
+        }
+        if let (Place::Image(image), Some(form)) = (to, Form::of_name(name.as_bytes())) {
+            let bytes = self.scratch_text(upload, &state)?;
+            self.put_icon(caller, image, form, &bytes)?;
+            upload.job.end("it is the icon");
             self.uploads.remove(upload);
             drop_staged(upload, &mut state);
             return Ok(());

@@ -14,6 +14,7 @@ use crate::fs::stale;
 use crate::fs::upload::{Before, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
 use crate::gc;
+use crate::icons::Form;
 use crate::ingest::{self, Hint, Incoming, Ingest, Published, Wish};
 use crate::keep;
 use crate::manifest::now;
@@ -56,6 +57,7 @@ impl ImageFs {
                 self.refuse_foreign(caller, &target)?;
             }
             (Place::Image(image), _) if text == "metadata.json" => return self.create_edit(caller, image),
+            (Place::Image(image), _) if let Some(form) = Form::of_name(name) => return self.create_icon(image, form),
             // Inside an image a file may be called anything that no entry of it is.
             (Place::Image(_), _) if text == "default" || text == "latest" || crate::name::parse_number(name).is_some() => {
                 return Err(Error::Managed { what: text.to_owned(), why: "imgfs gives these names" });
