@@ -6,15 +6,15 @@ set -euo pipefail
 
 declare -A package=(
   [cc]="gcc libc6-dev" [fusermount3]=fuse3 [curl]=curl
-  [busybox]=busybox-static [rsync]=rsync [jq]=jq [vim]=vim-tiny [perl]=perl [python3]=python3 [wget]=wget
+  [busybox]=busybox-static [rsync]=rsync [jq]=jq [vim]=vim [perl]=perl [python3]=python3 [wget]=wget
   [zstd]=zstd [lz4]=lz4 [bzip2]=bzip2 [xz]=xz-utils [gzip]=gzip [setfattr]=attr [getfattr]=attr [setfacl]=acl [chattr]=e2fsprogs
   [setpriv]=util-linux [mksquashfs]=squashfs-tools [qemu-img]=qemu-utils [mmdebstrap]=mmdebstrap [bc]=bc [file]=file [fallocate]=util-linux
-  [tar]=tar [cp]=coreutils [find]=findutils [mount]=mount [unshare]=util-linux [bash]=bash
+  [git]=git [tar]=tar [cp]=coreutils [find]=findutils [mount]=mount [unshare]=util-linux [bash]=bash
   [faketime]=faketime [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount
   [borg]=borgbackup [casync]=casync [squashfuse_ll]=squashfuse [mkfs.erofs]=erofs-utils [restic]=restic [ostree]=ostree
 )
 build="cc fusermount3"
-test="$build bash tar cp find mount unshare busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv chattr
+test="$build bash git tar cp find mount unshare busybox rsync jq vim perl python3 wget curl zstd lz4 bzip2 xz gzip setfattr setfacl setpriv chattr
   mksquashfs qemu-img"
 torture="$test faketime getfattr mkfs.ext4 mkfs.xfs losetup"
 images="mmdebstrap xz zstd"
@@ -107,9 +107,17 @@ if [ "$(printf '%s\n' 1.95 "$version" | sort -V | head -1)" != 1.95 ]; then
 fi
 [ -e /dev/fuse ] || { echo "missing: /dev/fuse (the kernel module fuse)" >&2; exit 1; }
 case " $* " in *" test "* | *" torture "*)
+  # A bare root has none, and fusermount3 wants it for an ordinary user's mounts.
+  if ! [ -e /etc/mtab ]; then
+    ((EUID == 0)) && ln -s ../proc/self/mounts /etc/mtab ||
+      { echo "missing: /etc/mtab, which fusermount3 reads: ln -s ../proc/self/mounts /etc/mtab" >&2; exit 1; }
+    echo "made the link /etc/mtab, which fusermount3 reads" >&2
+  fi
   cp "$(type -P true)" "$work/true"
   "$work/true" || { echo "missing: a temporary directory from which programs may be run; ${TMPDIR:-/tmp} is none (see TMPDIR)" >&2; exit 1; }
   if ((EUID == 0)); then
-    unshare -m mount -t tmpfs none "$work" || { echo "missing: the right to mount (a container needs CAP_SYS_ADMIN)" >&2; exit 1; }
+    mkdir "$work/point"
+    mount -t tmpfs none "$work/point" || { echo "missing: the right to mount (a container needs CAP_SYS_ADMIN)" >&2; exit 1; }
+    umount "$work/point"
   fi ;;
 esac
