@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
@@ -222,45 +222,62 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
 /// Ends the connections of a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name,
 /// and waits for a directory that is locked by somebody who waits for the daemon; or it waits for a disk, and all who had
 /// asked something of the daemon wait with it. Then waits a while for its end. Says whether there was one.
-pub fn end_dying(store: &Path) -> bool {
+///
+/// `killed`: when the guard saw it end. Then connections are ended, too, whose mounts were detached or are in another
+/// mount namespace.
+pub fn end_dying(store: &Path, killed: Option<SystemTime>) -> bool {
     let dying = || StoreLock::holder(store).filter(|holder| holder.dying.is_some());
     let Some(holder) = dying() else { return false };
     log::warn!("{} is used by {holder}: ending its connections", store.display());
-    let mounted: Vec<Mounted> = mounts().into_iter().rev().filter(|m| m.source == store).collect();
-    for number in served_by(holder.pid).into_iter().filter(|number| mounted.iter().all(|m| m.connection() != number)) {
-        abort(&number);
+    let is_mounted = |number: &str| mounts().iter().any(|m| m.source == store && m.connection() == number);
+    // The next daemon of the store may be there meanwhile, with the same number. Not while the first has the lock.
+    let is_still = || dying().is_some_and(|now| now.pid == holder.pid);
+    for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
+        if let Some((abort, _)) = open_abort(mounted.connection())
+            && is_mounted(mounted.connection())
+            && is_still()
+        {
+            let _ = rustix::io::write(abort, b"1");
+        }
     }
-    for mounted in mounted.iter().filter(|mounted| !abort(mounted.connection())) {
-        // By force ends the connection first, and then says that it is in use, which it is by `held`: whoever has to do
-        // with it is told that nobody answers, and does not find the directory below.
-        let held = rustix::fs::open(&mounted.point, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let _ = rustix::mount::unmount(&mounted.point, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW);
-        drop(held);
+    for number in killed.iter().flat_map(|_| served_by(holder.pid)) {
+        // Nor may the number be that of a file system of somebody's that came after.
+        if let Some((abort, made)) = open_abort(&number)
+            && killed > Some(made)
+            && !mounts().iter().any(|m| m.source != store && m.connection() == number)
+            && is_still()
+        {
+            let _ = rustix::io::write(abort, b"1");
+        }
     }
     let begun = Instant::now();
-    while dying().is_some() && begun.elapsed() < ENDING {
+    while is_still() && begun.elapsed() < ENDING {
         std::thread::sleep(Duration::from_millis(10));
     }
     true
 }
 
-/// Ends a connection to the kernel by its number; says whether that could be done.
-fn abort(number: &str) -> bool {
+/// Opens what ends a connection when it is written to; once open it ends no other that gets the same number. And when the
+/// connection was made.
+fn open_abort(number: &str) -> Option<(OwnedFd, SystemTime)> {
     let file = Path::new(number).join("abort");
-    fs::write(Path::new("/sys/fs/fuse/connections").join(&file), "1").is_ok() || abort_unseen(&file).is_ok()
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let seen = rustix::fs::open(Path::new("/sys/fs/fuse/connections").join(&file), flags, Mode::empty());
+    let fd = seen.or_else(|_| rustix::fs::openat(connections()?, &file, flags, Mode::empty())).ok()?;
+    let made = rustix::fs::fstat(&fd).ok()?;
+    let made = Duration::new(u64::try_from(made.st_ctime).ok()?, u32::try_from(made.st_ctime_nsec).ok()?);
+    Some((fd, SystemTime::UNIX_EPOCH + made))
 }
 
-/// The same where nobody has mounted what lists the connections, as in most containers: on a mount that none else sees.
-fn abort_unseen(file: &Path) -> rustix::io::Result<()> {
+/// The list of connections where nobody has mounted it, as in most containers: on a mount that none else sees.
+fn connections() -> rustix::io::Result<OwnedFd> {
     let list = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&list)?;
-    let list = rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let abort = rustix::fs::openat(&list, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&abort, b"1").map(drop)
+    rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
-/// The connections that a process still has open: those of mounts, too, that were detached, or are in another container.
-/// Linux 6.16 and newer say it. Asked thread by thread: the first, which has ended, has none.
+/// The connections that a process still has open. Linux 6.16 and newer say it. Asked thread by thread: the first, which has
+/// ended, has none.
 fn served_by(pid: u32) -> BTreeSet<String> {
     let list = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let threads = list(PathBuf::from(format!("/proc/{pid}/task")));
@@ -272,7 +289,7 @@ fn served_by(pid: u32) -> BTreeSet<String> {
 /// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
 pub fn is_dead(mounted: &Mounted) -> bool {
     use rustix::io::Errno;
-    end_dying(&mounted.source);
+    end_dying(&mounted.source, None);
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let point = mounted.point.clone();
     let ask = move || tell.send(rustix::fs::statvfs(&point)).unwrap_or_default();
@@ -285,7 +302,7 @@ pub fn is_dead(mounted: &Mounted) -> bool {
             Ok(answer) => return matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)),
             Err(RecvTimeoutError::Disconnected) => return false,
             // It is busy, or dying.
-            Err(RecvTimeoutError::Timeout) => drop(end_dying(&mounted.source)),
+            Err(RecvTimeoutError::Timeout) => drop(end_dying(&mounted.source, None)),
         }
     }
 }
