@@ -295,6 +295,7 @@ impl Error {
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",
             Error::Locked { holder, .. } if holder.dying.is_some() => "wait: it ends when its disk answers; see dmesg",
+            Error::Locked { holder, .. } if holder.elsewhere.is_some() => "end that; lsns -t mnt lists mount namespaces",
             Error::Locked { holder, .. } if !holder.is_imgfs => "wait for that process to end, or end it",
             Error::Locked { holder, .. } if holder.mounted.is_empty() => "wait for that command to end",
             Error::Locked { .. } => "imgfs umount it first",

@@ -39,9 +39,7 @@ impl StoreLock {
         };
         match taken {
             Ok(()) => Ok(StoreLock { file, path }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(Error::Locked { store: dir.to_owned(), holder: Box::new(Holder::of(&file)) })
-            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Holder::of(&file).refuses(dir)),
             Err(e) => Err(Error::Io { doing: "lock", path, source: e.into() }),
         }
     }
@@ -74,14 +72,42 @@ pub struct Holder {
     /// Where the store is mounted; empty while a mount begins, for a command, and for what is no imgfs.
     pub mounted: String,
     pub is_imgfs: bool,
-    /// Where a process waits in the kernel that was killed, and cannot end until that answers: the disk, mostly.
+    /// Why a daemon goes on whose mount is not here any more; asked for a refusal only, because it takes a while.
+    pub elsewhere: Option<String>,
+    /// Where a process waits in the kernel that was killed, or is at its end, and cannot go before that answers: the
+    /// disk, mostly.
     pub dying: Option<String>,
 }
 
 impl Holder {
     /// This process.
     pub fn ours(mounted: String) -> Holder {
-        Holder { pid: std::process::id(), name: "imgfs".into(), mounted, is_imgfs: true, dying: None }
+        Holder { pid: std::process::id(), name: "imgfs".into(), mounted, is_imgfs: true, ..Holder::default() }
+    }
+
+    /// The refusal that names it, and why it is still there.
+    pub fn refuses(mut self, store: &Path) -> Error {
+        if !self.mounted.is_empty() && !self.is_mounted_for("self") {
+            self.elsewhere = self.namespace().or_else(|| Some("it ends, or somebody has a file of that open".into()));
+        }
+        Error::Locked { store: store.to_owned(), holder: Box::new(self) }
+    }
+
+    /// What keeps a daemon whose mount is not here any more: a process that has it in another mount namespace.
+    pub fn namespace(&self) -> Option<String> {
+        if self.mounted.is_empty() || self.is_mounted_for("self") {
+            return None;
+        }
+        let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut others = pids.filter(|name| name.parse::<u32>().is_ok_and(|pid| pid != self.pid)).take(PROCESSES);
+        let pid = others.find(|pid| self.is_mounted_for(pid))?;
+        Some(format!("process {pid} ({}) has that in a mount namespace of its own", name_of(&pid)))
+    }
+
+    fn is_mounted_for(&self, process: &str) -> bool {
+        let list = fs::read_to_string(Path::new("/proc").join(process).join("mountinfo")).unwrap_or_default();
+        let point = escaped(&self.mounted);
+        list.lines().any(|line| line.contains(" fuse.imgfs ") && line.split(' ').nth(4) == Some(&point))
     }
 
     /// The file may have been copied with its store, or be locked by a backup's script: the kernel knows better.
@@ -91,9 +117,10 @@ impl Holder {
         let _ = from.read_to_string(&mut text);
         let (written, mounted) = parse_lock(&text);
         let pid = locker(file).unwrap_or(written);
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+        let name = name_of(&pid.to_string());
         let is_imgfs = pid == written || name == "imgfs";
-        Holder { pid, name, mounted: if is_imgfs { mounted } else { String::new() }, is_imgfs, dying: waits_dying(pid) }
+        let mounted = if is_imgfs { mounted } else { String::new() };
+        Holder { pid, name, mounted, is_imgfs, elsewhere: None, dying: waits_dying(pid) }
     }
 }
 
@@ -104,12 +131,22 @@ impl fmt::Display for Holder {
             (pid, true) => write!(f, "process {pid}")?,
             (pid, false) => write!(f, "process {pid} ({})", self.name)?,
         }
-        match &self.dying {
-            Some(place) => write!(f, ", which was killed and cannot end yet: it waits in the kernel ({place})"),
-            None if self.mounted.is_empty() => Ok(()),
-            None => write!(f, ", mounted on {}", self.mounted),
+        match (&self.dying, &self.elsewhere) {
+            (Some(place), _) => write!(f, ", which is ending: it waits in the kernel ({place})"),
+            (None, Some(why)) => write!(f, ", which still serves what was mounted on {}: {why}", self.mounted),
+            (None, None) if self.mounted.is_empty() => Ok(()),
+            (None, None) => write!(f, ", mounted on {}", self.mounted),
         }
     }
+}
+
+fn name_of(pid: &str) -> String {
+    fs::read_to_string(Path::new("/proc").join(pid).join("comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// A path as mountinfo has it.
+fn escaped(path: &str) -> String {
+    path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012")
 }
 
 /// The process that has locked a file. Source: proc(5), locks and fdinfo.

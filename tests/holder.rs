@@ -24,6 +24,33 @@ fn a_refusal_names_the_process_that_has_the_lock() {
     m.mount();
 }
 
+/// A copy of a mount in another mount namespace, which each container and many a service has, keeps its daemon: umount
+/// waited for a minute, and the next mount said that the store was mounted where it was not.
+#[test]
+fn who_has_a_mount_in_another_namespace_is_named() {
+    if !as_root() {
+        return;
+    }
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    let (daemon, point) = (m.daemon(), m.mnt());
+    let ran = sh(
+        m.dir.path(),
+        &format!(
+            "unshare -m sleep 20 > /dev/null 2>&1 & other=$!; until grep -q sleep /proc/$other/comm; do sleep 0.01; done
+             timeout 15 {IMGFS} umount mnt; echo $? $other; {IMGFS} mount --store store mnt; kill $other; wait $other"
+        ),
+    );
+    let other = ran.out.trim().strip_prefix("1 ").unwrap_or_else(|| panic!("{ran:?}")).to_owned();
+    let wanted = format!(
+        "is {{}}used by process {daemon} (imgfs), which still serves what was mounted on {}: process {other} (sleep) has that in a mount namespace",
+        point.display()
+    );
+    assert!(ran.err.contains(&wanted.replace("{}", "still ")) && ran.err.contains(&wanted.replace("{}", "")), "{ran:?}");
+    wait_until_free(&m.path("store"));
+    m.mount();
+}
+
 /// A store on a disk that can be made to stand still.
 struct Disk(tempfile::TempDir);
 
@@ -67,8 +94,7 @@ fn a_killed_daemon_whose_disk_does_not_answer_is_named() {
     let pid = disk.ok("cat pid").trim().to_owned();
     let client = disk.sh("fsfreeze -f disk; mkdir mnt/new & sleep 0.5; kill -9 $(cat pid); wait $!");
     assert!(client.code != 0 && client.err.contains("cannot create"), "{client:?}");
-    let is_named =
-        |text: &str| text.contains(&format!("process {pid} (imgfs), which was killed and cannot end yet: it waits in the"));
+    let is_named = |text: &str| text.contains(&format!("process {pid} (imgfs), which is ending: it waits in the kernel (percpu"));
     let refused = disk.sh("$IMGFS status --store disk/store");
     assert!(refused.code == 1 && is_named(&refused.err) && refused.err.contains("when its disk answers"), "{refused:?}");
     // Nobody finds the directory below the mount.

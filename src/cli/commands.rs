@@ -50,7 +50,7 @@ fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Ans
                 if soon(|| StoreLock::holder(&dir).is_none_or(|now| listens(&now))) {
                     continue;
                 }
-                return Err(Error::Locked { store: dir, holder: Box::new(holder) });
+                return Err(holder.refuses(&dir));
             }
             Some(_) => {}
         }

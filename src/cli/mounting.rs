@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const LONG_LOG: u64 = 256 << 10;
 /// How long a daemon that does not answer may take to end.
 const ENDING: Duration = Duration::from_secs(10);
+/// After what time it is looked for who else has a mount that was unmounted here.
+const KEPT: Duration = Duration::from_secs(2);
 /// How long a daemon may take to end after its mount is gone.
 const END: Duration = Duration::from_secs(60);
 
@@ -109,7 +111,7 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
                     None => return Ok(None),
                     // Its disk may be long in answering. Whoever tries to hold the store meanwhile waits for the disk, too.
                     Some(holder) if holder.dying.is_some() && begun.elapsed() > END => {
-                        return Err(Error::Locked { store: store.to_owned(), holder: Box::new(holder) });
+                        return Err(holder.refuses(store));
                     }
                     Some(holder) if holder.dying.is_none() && begun.elapsed() > ENDING => return Ok(None),
                     Some(_) => std::thread::sleep(Duration::from_millis(10)),
@@ -219,9 +221,12 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     }
     // Whoever mounts or copies the store next shall find it free.
     let begun = Instant::now();
-    while StoreLock::holder(&mounted.source).is_some_and(|holder| Path::new(&holder.mounted) == mounted.point) {
-        if begun.elapsed() > END {
-            eprintln!("imgfs: unmounted, but the daemon has not ended yet");
+    let daemon = || StoreLock::holder(&mounted.source).filter(|holder| Path::new(&holder.mounted) == mounted.point);
+    while let Some(mut holder) = daemon() {
+        let why = if holder.dying.is_none() && begun.elapsed() > KEPT { holder.namespace() } else { None };
+        if why.is_some() || begun.elapsed() > END {
+            holder.elsewhere = why;
+            eprintln!("imgfs: unmounted; the store is still used by {holder}");
             return Ok(ExitCode::from(1));
         }
         std::thread::sleep(Duration::from_millis(10));
