@@ -73,7 +73,7 @@ struct Served {
 pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     crate::sys::limit_heaps();
     if let Ok(dir) = std::fs::canonicalize(&options.store) {
-        mount::end_dying(&dir, None);
+        mount::end_dying(&dir, false);
     }
     let point = prepare_point(&options.mount.point)?;
     let store = Store::open(&options.store, options.settings)?;

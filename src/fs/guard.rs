@@ -7,7 +7,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use signal_hook::consts::SIGTERM;
@@ -42,10 +42,10 @@ pub fn run(store: &Path, daemon: u32) -> Result<()> {
     if getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == daemon) {
         signals.forever().next();
     }
-    let killed = SystemTime::now();
+    let mut seen = false;
     // The signal may have come from somebody else: then it is there still. When it is gone, so is its lock.
     while StoreLock::holder(store).is_some_and(|holder| holder.pid == daemon) {
-        mount::end_dying(store, Some(killed));
+        seen |= mount::end_dying(store, !seen);
         std::thread::sleep(LOOK);
     }
     Ok(())

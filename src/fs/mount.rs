@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
@@ -223,9 +223,9 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
 /// and waits for a directory that is locked by somebody who waits for the daemon; or it waits for a disk, and all who had
 /// asked something of the daemon wait with it. Then waits a while for its end. Says whether there was one.
 ///
-/// `killed`: when the guard saw it end. Then connections are ended, too, whose mounts were detached or are in another
-/// mount namespace.
-pub fn end_dying(store: &Path, killed: Option<SystemTime>) -> bool {
+/// `detached`: connections are ended, too, whose mounts were detached or are in another mount namespace. Only for the guard
+/// when it sees the daemon end: later the number of one that is gone may be that of somebody else's file system.
+pub fn end_dying(store: &Path, detached: bool) -> bool {
     let dying = || StoreLock::holder(store).filter(|holder| holder.dying.is_some());
     let Some(holder) = dying() else { return false };
     log::warn!("{} is used by {holder}: ending its connections", store.display());
@@ -233,18 +233,17 @@ pub fn end_dying(store: &Path, killed: Option<SystemTime>) -> bool {
     // The next daemon of the store may be there meanwhile, with the same number. Not while the first has the lock.
     let is_still = || dying().is_some_and(|now| now.pid == holder.pid);
     for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
-        if let Some((abort, _)) = open_abort(mounted.connection())
+        if let Some(abort) = open_abort(mounted.connection())
             && is_mounted(mounted.connection())
             && is_still()
         {
             let _ = rustix::io::write(abort, b"1");
         }
     }
-    for number in killed.iter().flat_map(|_| served_by(holder.pid)) {
-        // Nor may the number be that of a file system of somebody's that came after.
-        if let Some((abort, made)) = open_abort(&number)
-            && killed > Some(made)
-            && !mounts().iter().any(|m| m.source != store && m.connection() == number)
+    for number in if detached { served_by(holder.pid) } else { BTreeSet::new() } {
+        let is_anothers = || mounts().iter().any(|m| m.source != store && m.connection() == number);
+        if let Some(abort) = open_abort(&number)
+            && !is_anothers()
             && is_still()
         {
             let _ = rustix::io::write(abort, b"1");
@@ -257,16 +256,12 @@ pub fn end_dying(store: &Path, killed: Option<SystemTime>) -> bool {
     true
 }
 
-/// Opens what ends a connection when it is written to; once open it ends no other that gets the same number. And when the
-/// connection was made.
-fn open_abort(number: &str) -> Option<(OwnedFd, SystemTime)> {
+/// Opens what ends a connection when it is written to; once open it ends no other that gets the same number.
+fn open_abort(number: &str) -> Option<OwnedFd> {
     let file = Path::new(number).join("abort");
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let seen = rustix::fs::open(Path::new("/sys/fs/fuse/connections").join(&file), flags, Mode::empty());
-    let fd = seen.or_else(|_| rustix::fs::openat(connections()?, &file, flags, Mode::empty())).ok()?;
-    let made = rustix::fs::fstat(&fd).ok()?;
-    let made = Duration::new(u64::try_from(made.st_ctime).ok()?, u32::try_from(made.st_ctime_nsec).ok()?);
-    Some((fd, SystemTime::UNIX_EPOCH + made))
+    seen.or_else(|_| rustix::fs::openat(connections()?, &file, flags, Mode::empty())).ok()
 }
 
 /// The list of connections where nobody has mounted it, as in most containers: on a mount that none else sees.
@@ -289,7 +284,7 @@ fn served_by(pid: u32) -> BTreeSet<String> {
 /// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
 pub fn is_dead(mounted: &Mounted) -> bool {
     use rustix::io::Errno;
-    end_dying(&mounted.source, None);
+    end_dying(&mounted.source, false);
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let point = mounted.point.clone();
     let ask = move || tell.send(rustix::fs::statvfs(&point)).unwrap_or_default();
@@ -302,7 +297,7 @@ pub fn is_dead(mounted: &Mounted) -> bool {
             Ok(answer) => return matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)),
             Err(RecvTimeoutError::Disconnected) => return false,
             // It is busy, or dying.
-            Err(RecvTimeoutError::Timeout) => drop(end_dying(&mounted.source, None)),
+            Err(RecvTimeoutError::Timeout) => drop(end_dying(&mounted.source, false)),
         }
     }
 }
