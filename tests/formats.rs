@@ -9,7 +9,7 @@ fn written_by(store: &str) -> Mount {
     let mut m = Mount::new();
     m.unmount();
     let data = format!("{}/tests/data/{store}.tar.xz", env!("CARGO_MANIFEST_DIR"));
-    let ran = common::sh(m.dir.path(), &format!("rm -rf store; tar -xJf {data} && mv {store} store"));
+    let ran = common::sh(m.dir.path(), &format!("rm -rf store; tar -xJf '{data}' && mv {store} store"));
     assert_eq!(ran.code, 0, "{ran:?}");
     m.mount();
     m

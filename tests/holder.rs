@@ -37,7 +37,8 @@ fn who_has_a_mount_in_another_namespace_is_named() {
     let ran = sh(
         m.dir.path(),
         &format!(
-            "unshare -m sleep 20 > /dev/null 2>&1 & other=$!; until grep -q sleep /proc/$other/comm; do sleep 0.01; done
+            "how=-m; unshare -m true 2> /dev/null || how='-m --propagation unchanged'
+             unshare $how sleep 20 > /dev/null 2>&1 & other=$!; until grep -q sleep /proc/$other/comm; do sleep 0.01; done
              timeout 15 {IMGFS} umount mnt; echo $? $other; {IMGFS} mount --store store mnt; kill $other; wait $other"
         ),
     );

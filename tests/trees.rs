@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{IMGFS, Mount};
+use common::{IMGFS, Mount, as_root};
 
 /// A mount with one image, fresh: nothing was looked up yet.
 fn fresh() -> Mount {
@@ -20,6 +20,9 @@ fn mounted(m: &Mount) -> usize {
 
 #[test]
 fn the_first_look_goes_into_the_mount() {
+    if !as_root() {
+        return;
+    }
     for look in ["tar -C $M/web/0/rootfs -cf $S/x.tar .", "cd $M/web/0/rootfs; tar -cf $S/x.tar .", "cp -a web/0/rootfs $S/x"] {
         let m = fresh();
         assert_eq!(mounted(&m), 0, "nobody looked yet");
@@ -32,6 +35,9 @@ fn the_first_look_goes_into_the_mount() {
 
 #[test]
 fn nothing_is_written_into_a_mounted_tree() {
+    if !as_root() {
+        return;
+    }
     let m = fresh();
     m.ok("ls web/0/rootfs");
     for gesture in ["touch web/0/rootfs/x", "rm -rf web/0/rootfs/*", "chmod 700 web/0/rootfs", "mkdir web/0/rootfs/d"] {
@@ -45,6 +51,9 @@ fn nothing_is_written_into_a_mounted_tree() {
 
 #[test]
 fn what_is_deleted_is_no_longer_mounted_and_who_stands_in_it_goes_on() {
+    if !as_root() {
+        return;
+    }
     for delete in [
         "rmdir web/0",
         "rm -r web/0",
@@ -67,6 +76,9 @@ fn what_is_deleted_is_no_longer_mounted_and_who_stands_in_it_goes_on() {
 
 #[test]
 fn an_image_takes_its_mounts_along() {
+    if !as_root() {
+        return;
+    }
     let m = fresh();
     m.ok("ls web/0/rootfs web/1/rootfs; mv web site; mountpoint -q site/1/rootfs; diff -r --no-dereference site/1/rootfs $S/b");
     m.ok("cp $S/c.tar web.tar; ls web/0/rootfs; rmdir site/1; test ! -e site/1; ln -sfn web default; rmdir site; test ! -e site; ls web/0/rootfs");
@@ -76,6 +88,9 @@ fn an_image_takes_its_mounts_along() {
 
 #[test]
 fn many_trees_take_turns() {
+    if !as_root() {
+        return;
+    }
     let m = Mount::with(&["trees=mounted"]);
     m.ok("cd $S; mkdir t; for n in $(seq 270); do echo $n > t/n; tar -C t -cf $n.tar .; done");
     m.ok("cat $S/1.tar > web.tar; for n in $(seq 2 270); do cat $S/$n.tar > web/next.tar; done; test -e web/269");
@@ -86,6 +101,9 @@ fn many_trees_take_turns() {
 
 #[test]
 fn it_is_unmounted_by_every_way() {
+    if !as_root() {
+        return;
+    }
     let mut m = fresh();
     let point = m.mnt().display().to_string();
     m.ok("ls web/0/rootfs");
@@ -108,6 +126,9 @@ fn it_is_unmounted_by_every_way() {
 
 #[test]
 fn readers_go_on_while_versions_come_and_go() {
+    if !as_root() {
+        return;
+    }
     let m = fresh();
     m.ok("\
         read() { while test ! -e $S/end; do tar -C web/1/rootfs -cf - . | cmp - $S/1.tar || touch $S/bad; done; }; \

@@ -14,10 +14,11 @@ fn is_root() -> bool {
 /// Runs a script as user 1000, or as ourselves if we are not root.
 fn as_user(dir: &std::path::Path, script: &str) -> common::Ran {
     let wrapped = if is_root() {
-        std::fs::write(dir.join("script"), script).unwrap();
+        common::write_script(&dir.join("script"), &format!("{}{script}", common::NOT));
         "setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=$PWD bash -o pipefail -e script".to_owned()
     } else {
-        format!("set -e; {script}")
+        // Not the store of whoever runs the tests.
+        format!("export HOME=$PWD; set -e; {script}")
     };
     sh(dir, &wrapped)
 }

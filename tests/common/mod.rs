@@ -10,8 +10,39 @@ use std::time::Duration;
 
 use limit::wait_until;
 
-/// The program under test.
-pub const IMGFS: &str = env!("CARGO_BIN_EXE_imgfs");
+/// The program under test: for `Command`, and in scripts.
+pub const IMGFS: Program = Program(env!("CARGO_BIN_EXE_imgfs"));
+
+pub struct Program(&'static str);
+
+impl AsRef<std::ffi::OsStr> for Program {
+    fn as_ref(&self) -> &std::ffi::OsStr {
+        self.0.as_ref()
+    }
+}
+
+impl AsRef<Path> for Program {
+    fn as_ref(&self) -> &Path {
+        self.0.as_ref()
+    }
+}
+
+/// A path without blanks, which scripts have unquoted: where it has some, a link to it.
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        static LINK: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+        if !self.0.contains(' ') {
+            return f.write_str(self.0);
+        }
+        let link = LINK.get_or_init(|| {
+            let dir = tempfile::Builder::new().prefix("imgfs-program-").tempdir().unwrap().keep();
+            std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            std::os::unix::fs::symlink(self.0, dir.join("imgfs")).unwrap();
+            dir.join("imgfs")
+        });
+        write!(f, "{}", link.display())
+    }
+}
 
 /// A mounted store in a temporary directory: `mnt`, `store`, and `src` with archives to copy in.
 pub struct Mount {
@@ -191,8 +222,9 @@ impl Drop for Mount {
     }
 }
 
-/// What must fail: `bash -e` does not mind what `!` has turned round.
-pub const NOT: &str = "not() { ! \"$@\"; }; export -f not; ";
+/// What must fail: `bash -e` does not mind what `!` has turned round. And what a script makes has the usual mode, whatever
+/// the umask of who runs the tests is; the daemon has that.
+pub const NOT: &str = "umask 022; not() { ! \"$@\"; }; export -f not; ";
 
 /// Runs a script in a directory, within the limit. In a mount whose daemon is just being killed it may not even begin.
 #[track_caller]
@@ -237,8 +269,14 @@ pub fn shared(options: &[&str]) -> Option<Mount> {
 pub fn by(m: &Mount, (uid, gid, groups): User, script: &str) -> Ran {
     let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
     let inner = format!("{NOT}S={}; MNT={}; set -e; {script}", m.path("src").display(), m.mnt().display());
-    std::fs::write(m.path("script"), inner).unwrap();
+    write_script(&m.path("script"), &inner);
     sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
+}
+
+/// A script that others may read, whatever the umask is.
+pub fn write_script(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
 }
 
 #[track_caller]

@@ -57,7 +57,7 @@ impl Daemon {
     }
 
     fn start(&mut self) {
-        let mut command = self.recorded(IMGFS);
+        let mut command = self.recorded(&IMGFS.to_string());
         command.args(["mount", "--foreground", "--store"]).args([self.world.path("store"), self.world.path("mnt")]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut ready = String::new();
