@@ -35,15 +35,14 @@ const END: Duration = Duration::from_secs(60);
 pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     let parsed = parse_options(&arguments.options)?;
     let store = arguments.store.dir()?;
-    if !arguments.background_child
-        && StoreLock::holder(&store).is_some()
-        && let Some(line) = mount_beside(&store, &arguments.point, &parsed)?
-    {
-        println!("imgfs: {line}");
-        if arguments.foreground {
-            stay(&arguments.point)?;
+    if !arguments.background_child && StoreLock::holder(&store).is_some() {
+        // Before the mount is there: whoever sees it may end this.
+        let signals = if arguments.foreground { Some(ending_signals()?) } else { None };
+        if let Some(line) = mount_beside(&store, &arguments.point, &parsed)? {
+            println!("imgfs: {line}");
+            signals.map_or(Ok(()), |signals| stay(&arguments.point, signals))?;
+            return Ok(ExitCode::SUCCESS);
         }
-        return Ok(ExitCode::SUCCESS);
     }
     if !arguments.foreground && !arguments.background_child {
         return start_in_background(arguments, &store);
@@ -121,9 +120,12 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
     }
 }
 
+fn ending_signals() -> Result<Signals> {
+    Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))
+}
+
 /// Stays until a mount that another process serves is gone; a signal ends it.
-fn stay(point: &Path) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
+fn stay(point: &Path, mut signals: Signals) -> Result<()> {
     while let Some(mounted) = mount::mounted_on(point) {
         if signals.pending().next().is_some() && mount::unmount(&mounted.point, false).is_err() {
             mount::unmount(&mounted.point, true)?;
