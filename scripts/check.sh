@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh build test
+# The scripts of the tests have paths unquoted.
+case ${TMPDIR:-/tmp} in *[[:space:]]*) echo "TMPDIR has a blank: the tests use /tmp" >&2; export TMPDIR=/tmp ;; esac
 # All mounts of this run are below a directory of its own, so that none of another run is touched.
 TMPDIR=$(mktemp -d); export TMPDIR
 chmod 755 "$TMPDIR"
