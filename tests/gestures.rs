@@ -373,7 +373,7 @@ fn du_and_stat_make_sense() {
     m.ok("test $(stat -c %i web/0/rootfs/etc/motd) = $(stat -c %i web/0/rootfs/etc/hard); test $(stat -c %h web/0/rootfs/etc/motd) = 2");
     m.ok("test $(stat -c %b web/0/rootfs/bin/tool) -ge $((300000 / 512))");
     // Without the directories, whose size is another on each file system.
-    m.ok("sum() { echo $(($(du -sb $1 | cut -f1) - $(find $1 -type d -printf '%s + ') 0)); }; test $(sum $S/a) = $(sum web/0/rootfs)");
+    m.ok("sum() { echo $(($(du -sb $1 | cut -f1) - ($(find $1 -type d -printf '%s + ') 0))); }; test $(sum $S/a) = $(sum web/0/rootfs)");
     m.ok("df . | grep -q fuse.imgfs || df -T . | grep -q fuse.imgfs");
     assert!(m.ok("find . -name .imgfs; du -a . | grep -c imgfs || true").trim().ends_with('0'));
 }
@@ -786,7 +786,7 @@ fn what_leaves_the_trash_while_it_is_emptied_stays() {
     let m = Mount::new();
     m.ok("for i in $(seq 60); do cp $S/a.tar web$i.tar; done; for i in $(seq 60 -1 1); do rmdir web$i; done");
     m.ok(&format!(
-        "for i in $(seq 60); do mv .imgfs/trash/web$i . 2> /dev/null && echo $i >> $S/back; done & {IMGFS} gc --trash --store $STORE
+        "for i in $(seq 60); do mv .imgfs/trash/web$i . 2> /dev/null && echo $i >> $S/back; done & until test -s $S/back; do :; done; {IMGFS} gc --trash --store $STORE
          wait; test -s $S/back; for i in $(cat $S/back); do cmp $S/a.tar web$i/0/rootfs.tar; done"
     ));
     m.fsck();
