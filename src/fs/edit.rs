@@ -39,6 +39,8 @@ impl Edit {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(data.len());
         if end > self.most {
+            // What came before is only a part, and must not count at the close.
+            self.text.clear();
             return Err(self.too_long());
         }
         if end > self.text.len() {
