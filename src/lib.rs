@@ -20,7 +20,7 @@
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the
 //! store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal`
-//! (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
+//! (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `flags` (words of mount(8)), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
 //! whose rows are lost). Verbs: `rules` (what gestures ask first; chattr), `leases`, `labels`, `icons`, `manifests` (of IMGAPI), `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
@@ -42,6 +42,7 @@ pub mod digest;
 pub mod error;
 pub mod export;
 pub mod fault;
+pub mod flags;
 pub mod format;
 pub mod fs;
 pub mod fsck;

@@ -12,9 +12,9 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::flags::Flags;
 use crate::fsck::Repaired;
 use crate::repack::What;
-use crate::settings::Flags;
 use crate::store::Store;
 use crate::{diff, fsck, gc, ingest, keep, links, manifests, repack, trash};
 

@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
 use crate::manifest::KeepUpload;
 use crate::tar::Limits;
@@ -44,18 +42,6 @@ impl Default for Settings {
             given: 0,
         }
     }
-}
-
-/// What `-o` may say about the mount itself.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Flags {
-    pub allow_other: bool,
-    /// No ACLs: the mode says all.
-    pub noacl: bool,
-    pub suid: bool,
-    pub dev: bool,
-    pub noexec: bool,
-    pub read_only: bool,
 }
 
 /// A setting's place, and what it takes.
@@ -132,9 +118,10 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether this mount has said any.
-    pub fn any_given(&self) -> bool {
-        self.given != 0
+    /// Those that this mount has said.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        let given = self.given;
+        Self::names().enumerate().filter(move |(at, _)| given & 1 << at != 0).map(|(_, name)| name)
     }
 
     /// One as text.

@@ -70,3 +70,45 @@ fn settings_take_effect_at_once() {
     m.ok(": > .imgfs/config/max_depth; cp $S/deep.tar deep.tar; echo always > .imgfs/config/keep_upload; cp $S/a.tar.gz web.tar.gz; cmp web/0/web.tar.gz $S/a.tar.gz");
     m.ok("echo 0 > .imgfs/config/trash; ln -sfn web default; rm -r deep; for i in $(seq 300); do test -z \"$(ls .imgfs/trash)\" && exit 0; sleep 0.1; done; exit 1");
 }
+
+/// The words of mount(8): what the kernel keeps of a mount, and shows.
+#[test]
+fn a_mount_is_read_only_and_back_as_mount_says_it() {
+    const SHOWN: &str = "shown() { awk -v m=\"$(pwd -P)\" '$2 == m { print $4 }' /proc/mounts > $S/shown; for w; do grep -qw $w $S/shown; done; }";
+    let mut m = Mount::new();
+    m.ok("cp $S/a.tar web.tar");
+    m.unmount();
+    m.ok(&format!("cd /; {IMGFS} mount --store $STORE -o ro,noatime,nodiratime $MNT"));
+    m.ok(&format!("{SHOWN}; shown ro noatime; test $(cat web/0/rootfs/etc/motd) = one; cmp $S/a.tar web/0/rootfs.tar"));
+    let read_only = |change: &str| {
+        let ran = m.sh(change);
+        assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
+    };
+    for change in
+        ["cp $S/a.tar b.tar", "mkdir new", "rmdir web", "touch web", "echo 7d > .imgfs/config/trash", "mv web w2", "ln -s web w2"]
+    {
+        read_only(change);
+    }
+    m.ok("test $(ls | wc -l) = 2");
+    let refused = |option: &str, wanted: &str| {
+        let ran = m.sh(&format!("{IMGFS} mount -o remount,{option} ."));
+        assert!(ran.code == 1 && ran.err.contains(wanted), "{option}: {ran:?}");
+    };
+    if !common::as_root() {
+        refused("rw", "Operation not permitted");
+        m.ok(&format!("cd /; {IMGFS} umount $MNT"));
+        return;
+    }
+    m.ok(&format!("{SHOWN}; {IMGFS} mount -o remount,rw .; shown rw noatime; cp $S/a.tar b.tar; test -d b/0"));
+    m.ok(&format!("{SHOWN}; {IMGFS} mount -o remount,ro,noexec,relatime .; shown ro noexec relatime; not shown noatime"));
+    read_only("cp $S/a.tar c.tar");
+    m.ok("busybox mount -o remount,rw \"$PWD\"; cp $S/a.tar c.tar; test -d c/0");
+    // What a remount cannot change may be repeated as it is: mount(8) repeats what fstab and the mount say.
+    m.ok(&format!("{IMGFS} mount -o remount,rw,user_id=0,group_id=0,trash=24h,x-systemd.automount,nofail ."));
+    refused("trash=7d", "-o remount,trash");
+    refused("allow_other", "-o remount,allow_other");
+    refused("bogus", "there is no such option");
+    let ran = m.sh(&format!("cd $S; {IMGFS} mount -o remount,ro ."));
+    assert!(ran.code == 1 && ran.err.contains("there is no imgfs mount"), "{ran:?}");
+    m.ok(&format!("cd /; {IMGFS} umount $MNT"));
+}

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
-use crate::settings::{Flags, Settings};
+use crate::flags::Flags;
+use crate::settings::Settings;
 
 /// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
 #[derive(Parser)]
@@ -45,7 +46,7 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: view=NAME, allow_other, noacl, suid, dev, noexec, threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted; any setting of .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
+    /// Options: view=NAME, ro, allow_other, noacl, suid, dev, noexec, noatime and their like, remount, threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted; any setting of .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error
@@ -183,6 +184,10 @@ pub enum Command {
 /// What `-o` said.
 pub struct Parsed {
     pub flags: Flags,
+    /// The words of mount(8) among the options, in their order.
+    pub words: Vec<String>,
+    /// Changes the words of a mount that is there.
+    pub remount: bool,
     pub settings: Settings,
     pub threads: usize,
     pub latency: bool,
@@ -197,6 +202,8 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let mut parsed = Parsed {
         flags: Flags::default(),
+        words: Vec::new(),
+        remount: false,
         settings: Settings::default(),
         threads: cores.clamp(2, 4),
         latency: true,
@@ -218,11 +225,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "allow_other" => parsed.flags.allow_other = true,
             "noacl" => parsed.flags.noacl = true,
             "acl" => parsed.flags.noacl = false,
-            "suid" => parsed.flags.suid = true,
-            "dev" => parsed.flags.dev = true,
-            "noexec" => parsed.flags.noexec = true,
-            "nosuid" => parsed.flags.suid = false,
-            "nodev" => parsed.flags.dev = false,
+            "remount" => parsed.remount = true,
             "view" => {
                 parsed.view = Some(value.filter(|v| !v.is_empty()).ok_or_else(|| bad("it takes the name of a view"))?.into())
             }
@@ -233,8 +236,12 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             _ if Settings::is_known(key) => {
                 parsed.settings.give(key, value.unwrap_or_default()).map_err(|e| bad(&e.to_string()))?
             }
-            "rw" | "exec" | "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "nofail" | "_netdev" | "noatime"
-            | "relatime" => {}
+            _ if value.is_none() && parsed.flags.hear(key) => parsed.words.push(key.to_owned()),
+            "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "owner" | "group" | "nofail" | "_netdev"
+            | "silent" | "loud" => {}
+            // What a remount is told of the mount that is there.
+            "user_id" | "group_id" | "default_permissions" | "fsname" | "subtype"
+                if lists.iter().any(|l| l.contains("remount")) => {}
             _ if key.starts_with("x-") || key == "comment" => {}
             _ => return Err(bad("there is no such option")),
         }
@@ -309,7 +316,8 @@ mod tests {
     #[test]
     fn options_of_mount_and_fstab_are_understood() {
         let parsed = parse_options(&["rw,allow_other,trash=7d".into(), "max_size=5G,x-systemd.automount".into()]).unwrap();
-        assert!(parsed.flags.allow_other && !parsed.flags.suid);
+        assert!(parsed.flags.allow_other);
+        assert_eq!(parsed.flags.bits(), Flags::default().bits());
         assert_eq!((parsed.settings.trash_seconds, parsed.settings.limits.tar_size), (7 * 86400, 5 << 30));
         for bad in ["trash=soon", "trash", "threads=0", "max_size=-1", "max_size=1X", "max_window=99999999999T", "magic"] {
             assert!(parse_options(&[bad.into()]).is_err(), "{bad}");

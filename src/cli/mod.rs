@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod export;
 mod mounting;
+mod remount;
 mod text;
 
 use std::ffi::OsString;

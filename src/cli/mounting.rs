@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 
 use crate::changelog::LongFile;
 use crate::cli::args::{MountArgs, Parsed, parse_options};
+use crate::cli::remount::remount;
 use crate::cli::text::bytes;
 use crate::error::{Error, Result};
 use crate::format;
@@ -34,6 +35,10 @@ const END: Duration = Duration::from_secs(60);
 
 pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     let parsed = parse_options(&arguments.options)?;
+    if parsed.remount {
+        remount(&arguments.point, &parsed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let store = arguments.store.dir()?;
     if !arguments.background_child && StoreLock::holder(&store).is_some() {
         // Before the mount is there: whoever sees it may end this.
@@ -92,7 +97,7 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
 /// does not answer, as who tries to hold the store will be told.
 fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<String>> {
     let point = std::path::absolute(point).map_err(Error::io("find", point))?;
-    let own_word = parsed.settings.any_given() || parsed.mounted_trees;
+    let own_word = parsed.settings.given().next().is_some() || parsed.mounted_trees;
     let request = MountRequest { point: point.clone(), view: parsed.view.clone(), flags: parsed.flags.clone(), own_word };
     match remote::ask(store, &Request::Mount(request), |_, _| true) {
         Ok(Answer::Document { document }) => {

@@ -98,6 +98,10 @@ pub(super) fn of_invalid(what: &str, why: &str) -> &'static str {
         "ls -l it, rm what does not belong there, and mv it again"
     } else if why.contains("renamed within the root") {
         "mv OLD NEW, where there is no NEW yet; a version comes by cp x.tar IMAGE/"
+    } else if what.starts_with("-o remount,") {
+        "echo VALUE > .imgfs/config/NAME changes a setting; anything else: umount, then mount with that option"
+    } else if what.starts_with("-o ") {
+        "imgfs mount --help names the options, and the README says what each is for"
     } else if why.contains("it takes ") {
         "write one value: echo 7d > .imgfs/config/trash; truncate -s 0 sets it back to the default"
     } else {

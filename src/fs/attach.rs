@@ -25,10 +25,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
 use crate::error::{Error, Result};
+use crate::flags::Flags;
 use crate::fs::mount;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::start_thread;
-use crate::settings::Flags;
 use crate::store::Store;
 use crate::tree::ROOT;
 
@@ -95,7 +95,7 @@ pub struct Trees {
 pub fn prepare(store: &Path, flags: &Flags) -> Result<(PathBuf, OwnedFd)> {
     let place = place(store);
     fs::create_dir_all(&place).map_err(Error::io("make", &place))?;
-    let fd = mount::mount(&place, store, &Flags { read_only: true, ..flags.clone() })?;
+    let fd = mount::mount(&place, store, &flags.read_only())?;
     Ok((place, fd))
 }
 

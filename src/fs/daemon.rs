@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
+use crate::flags::Flags;
 use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
 use crate::fs::latency::Latency;
@@ -18,7 +19,7 @@ use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, attach, fuse, guard, start
 use crate::lock::Holder;
 use crate::remote::MountRequest;
 use crate::repack::What;
-use crate::settings::{Flags, Settings};
+use crate::settings::Settings;
 use crate::store::Store;
 use crate::{gc, keep, remote, repack, scrub, staging, views};
 

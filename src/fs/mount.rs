@@ -21,8 +21,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, Unmou
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::error::{Error, Result};
+use crate::flags::Flags;
 use crate::lock::StoreLock;
-use crate::settings::Flags;
 
 /// How long a daemon may take to end once its connections are ended, and to answer before it is looked at again.
 const ENDING: Duration = Duration::from_secs(10);
@@ -57,15 +57,10 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
         // For others the kernel checks permissions. A mount of one user is all that user's.
         options.push_str(",allow_other,default_permissions");
     }
-    let mut bits = MountFlags::empty();
-    bits.set(MountFlags::NOSUID, !flags.suid);
-    bits.set(MountFlags::NODEV, !flags.dev);
-    bits.set(MountFlags::NOEXEC, flags.noexec);
-    bits.set(MountFlags::RDONLY, flags.read_only);
     let options = std::ffi::CString::new(options).expect("numbers and words");
     let source =
         std::ffi::CString::new(source).map_err(|_| Error::Invalid { what: source.into(), why: "it has a zero byte".into() })?;
-    rustix::mount::mount(&source, point, FS_TYPE, bits, Some(options.as_c_str())).map_err(|e| Error::Io {
+    rustix::mount::mount(&source, point, FS_TYPE, flags.bits(), Some(options.as_c_str())).map_err(|e| Error::Io {
         doing: "mount on",
         path: point.to_owned(),
         source: e.into(),
@@ -80,8 +75,10 @@ fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd>
     if flags.allow_other {
         options.push_str(",allow_other,default_permissions");
     }
-    if flags.noexec {
-        options.push_str(",noexec");
+    // An ordinary user gets no others.
+    for word in flags.words().filter(|word| !["nosuid", "nodev"].contains(word)) {
+        options.push(',');
+        options.push_str(word);
     }
     // The helper finds its end of the pair under this number.
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(|e| failed(e.to_string()))?;
@@ -149,6 +146,23 @@ fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
     Err(Error::Invalid { what: format!("cannot unmount {}", point.display()), why })
 }
 
+/// Changes what the kernel keeps of a mount that is there, and of the trees in it, which stay read-only.
+///
+/// Errors: `Io`: only root may.
+pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
+    let failed = |point: &Path| {
+        let path = point.to_owned();
+        move |e: rustix::io::Errno| Error::Io { doing: "remount", path, source: e.into() }
+    };
+    rustix::mount::mount_remount(&mounted.point, flags.bits(), c"").map_err(failed(&mounted.point))?;
+    let trees = mounts().into_iter().filter(|m| m.point != mounted.point && m.point.starts_with(&mounted.point));
+    for tree in trees {
+        let bits = flags.read_only().bits() | MountFlags::BIND;
+        rustix::mount::mount_remount(&tree.point, bits, c"").map_err(failed(&tree.point))?;
+    }
+    Ok(())
+}
+
 /// A mount as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
@@ -157,6 +171,7 @@ pub struct Mounted {
     pub source: PathBuf,
     /// `MAJOR:MINOR` of the file system.
     pub device: String,
+    pub flags: Flags,
 }
 
 impl Mounted {
@@ -180,7 +195,10 @@ fn parse_mount(line: &str) -> Option<Mounted> {
     }
     let mut left = left.split(' ').skip(2);
     let device = left.next()?.to_owned();
-    Some(Mounted { point: unescape(left.nth(1)?), source: unescape(&right.next()?.replace("\\,", ",")), device })
+    let point = unescape(left.nth(1)?);
+    let source = unescape(&right.next()?.replace("\\,", ","));
+    let options = format!("{},{}", left.next()?, right.next().unwrap_or_default());
+    Some(Mounted { point, source, device, flags: Flags::shown(&options) })
 }
 
 /// Octal escapes stand for blanks and backslashes.

@@ -1,0 +1,105 @@
+//! What `-o` says about the mount itself, in the words of mount(8).
+
+use std::collections::BTreeSet;
+
+use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
+
+/// The words of mount(8) that the kernel keeps for every mount: the one that sets a flag, the one that takes it back.
+///
+/// Source: mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS; mount(2).
+const WORDS: &[(&str, &str, MountFlags)] = &[
+    ("ro", "rw", MountFlags::RDONLY),
+    ("nosuid", "suid", MountFlags::NOSUID),
+    ("nodev", "dev", MountFlags::NODEV),
+    ("noexec", "exec", MountFlags::NOEXEC),
+    ("sync", "async", MountFlags::SYNCHRONOUS),
+    ("dirsync", "nodirsync", MountFlags::DIRSYNC),
+    ("noatime", "atime", MountFlags::NOATIME),
+    ("nodiratime", "diratime", MountFlags::NODIRATIME),
+    ("relatime", "norelatime", MountFlags::RELATIME),
+    ("strictatime", "nostrictatime", MountFlags::STRICTATIME),
+    ("lazytime", "nolazytime", MountFlags::LAZYTIME),
+    ("nosymfollow", "symfollow", MountFlags::NOSYMFOLLOW),
+];
+
+/// Of these one holds.
+const ATIME: [&str; 3] = ["noatime", "relatime", "strictatime"];
+
+/// What `-o` may say about the mount itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flags {
+    pub allow_other: bool,
+    /// No ACLs: the mode says all.
+    pub noacl: bool,
+    /// The words that set a flag.
+    set: BTreeSet<String>,
+}
+
+impl Default for Flags {
+    fn default() -> Flags {
+        Flags { allow_other: false, noacl: false, set: ["nodev", "nosuid"].map(String::from).into() }
+    }
+}
+
+impl Flags {
+    /// The flags of a mount that is there.
+    ///
+    /// `options`: as mountinfo lists them, those of the mount and of its file system.
+    pub fn shown(options: &str) -> Flags {
+        let mut flags = Flags { set: BTreeSet::new(), ..Flags::default() };
+        for word in options.split(',') {
+            // A mount is read-only if either says it: `rw` takes nothing back here.
+            let known = word != "rw" && flags.hear(word);
+            flags.allow_other |= !known && word == "allow_other";
+        }
+        flags
+    }
+
+    /// Takes a word of mount(8); false: it is none.
+    pub fn hear(&mut self, word: &str) -> bool {
+        let Some((on, ..)) = WORDS.iter().find(|(on, off, _)| [*on, *off].contains(&word)) else { return false };
+        if *on != word {
+            self.set.remove(*on);
+            return true;
+        }
+        if ATIME.contains(&word) {
+            self.set.retain(|other| !ATIME.contains(&other.as_str()));
+        }
+        self.set.insert(word.to_owned());
+        true
+    }
+
+    pub fn bits(&self) -> MountFlags {
+        let set = WORDS.iter().filter(|(on, ..)| self.set.contains(*on));
+        set.fold(MountFlags::empty(), |bits, (.., flag)| bits | *flag)
+    }
+
+    /// The same, read-only.
+    pub fn read_only(&self) -> Flags {
+        let mut flags = self.clone();
+        flags.hear("ro");
+        flags
+    }
+
+    /// The words that set what is set.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        self.set.iter().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_holds() {
+        let mut flags = Flags::default();
+        for word in ["ro", "noatime", "rw", "dev", "strictatime", "ro"] {
+            assert!(flags.hear(word), "{word}");
+        }
+        assert!(!flags.hear("trash"));
+        assert_eq!(flags.words().collect::<Vec<_>>(), ["nosuid", "ro", "strictatime"]);
+        assert_eq!(Flags::shown("ro,nosuid,noatime,rw,user_id=0").words().collect::<Vec<_>>(), ["noatime", "nosuid", "ro"]);
+    }
+}
