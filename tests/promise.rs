@@ -31,8 +31,14 @@ fn space_comes_back() {
             m.ok(&format!("{IMGFS} repack --store $STORE"));
         }
         // The catalog's log grows with what is written, and keeps its size by itself.
-        m.ok(&format!("for n in $(seq 150); do ln -sfn 0 web{n}/default; ln -sfn latest web{n}/default; done"));
-        assert!(m.path("store/catalog.db-wal").metadata().unwrap().len() > 1 << 20, "control");
+        let log = m.path("store/catalog.db-wal");
+        for _ in 0..10 {
+            m.ok(&format!("for n in $(seq 150); do ln -sfn 0 web{n}/default; ln -sfn latest web{n}/default; done"));
+            if log.metadata().unwrap().len() > 1 << 20 {
+                break;
+            }
+        }
+        assert!(log.metadata().unwrap().len() > 1 << 20, "control");
         let full = size(&m);
         // Three of four versions go: no more than twice what lives stays, and what only the records of it take.
         m.ok(&format!("rmdir web{n}/0 web{n}/1 web{n}/2; {IMGFS} gc --trash --store $STORE; {IMGFS} gc --store $STORE"));

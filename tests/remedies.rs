@@ -60,7 +60,6 @@ const ROWS: &[Row] = &[
     // what imgfs keeps
     ("mkdir web/7", "not permitted", "gives it its number"),
     ("ln -sfn 0 web/latest", "not permitted", "cp a newer tarball in, and latest follows"),
-    ("rm web/metadata.json", "not permitted", "edit it, or setfattr"),
     ("ln web/metadata.json hard", "not permitted", "ln -s IMAGE ALIAS makes an alias"),
     ("mkfifo pipe", "not permitted", "put it into the tarball of a root"),
     // names

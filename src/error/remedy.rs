@@ -58,6 +58,8 @@ pub(super) fn of_managed(what: &str, why: &str) -> &'static str {
         "put it into the tarball of a root: tar --numeric-owner -C ROOT -cf x.tar ."
     } else if what.starts_with("the setting ") {
         "truncate -s 0 .imgfs/config/NAME sets it back, in the mount of the whole store"
+    } else if why.contains("renamed within the root") {
+        "mv OLD NEW, where there is no NEW yet; a version comes by cp x.tar IMAGE/"
     } else if why.contains("receipt") {
         "rm it, or let it be: it is not listed, and takes no room"
     } else if why.contains("ln -sfn") {
@@ -96,8 +98,6 @@ pub(super) fn of_invalid(what: &str, why: &str) -> &'static str {
         "save it again: docker save, podman save, skopeo copy"
     } else if what == "the staging directory" {
         "ls -l it, rm what does not belong there, and mv it again"
-    } else if why.contains("renamed within the root") {
-        "mv OLD NEW, where there is no NEW yet; a version comes by cp x.tar IMAGE/"
     } else if what.starts_with("-o remount,") {
         "echo VALUE > .imgfs/config/NAME changes a setting; anything else: umount, then mount with that option"
     } else if what.starts_with("-o ") {
