@@ -13,16 +13,7 @@ use crate::rules::{By, set_immutable};
 /// An image's metadata.json.
 pub fn image(model: &Model, image: &Image) -> Value {
     let newest = model.latest(image.serial);
-    let versions = model.versions_of(image.serial).map(|v| {
-        object([
-            ("number", v.number.into()),
-            ("status", "active".into()),
-            ("size", v.facts.size.into()),
-            ("created_at", time(v.created_at)),
-            ("digest", v.facts.digest.clone().into()),
-            ("labels", labels_of(model, v)),
-        ])
-    });
+    let versions = model.versions_of(image.serial).map(|v| listed_version(model, v));
     let status = if image.trashed_at.is_some() {
         "deleting"
     } else if let Some(status) = image.editable.offer.status() {
@@ -86,6 +77,35 @@ fn os_type(os: &str, kind: &str) -> Option<&'static str> {
         (_, true) => "Linux VM",
         (_, false) => "Linux Zone",
     })
+}
+
+/// What an image's metadata.json says of a version. `uuid` and `fingerprint` are there for those that have one.
+fn listed_version(model: &Model, v: &Version) -> Value {
+    let mut entry = object([
+        ("number", v.number.into()),
+        ("status", "active".into()),
+        ("size", v.facts.size.into()),
+        ("created_at", time(v.created_at)),
+        ("digest", v.facts.digest.clone().into()),
+        ("labels", labels_of(model, v)),
+    ]);
+    for (key, text) in [("uuid", &v.facts.uuid), ("fingerprint", &v.facts.fingerprint)] {
+        if !text.is_empty() {
+            entry[key] = text.clone().into();
+        }
+    }
+    entry
+}
+
+/// An image as `imgfs ls` gets it: its metadata.json, and of each version also the sha256s that it is known by, and who
+/// uses it.
+pub fn listed(model: &Model, of: &Image) -> Value {
+    let mut document = image(model, of);
+    for (entry, version) in document["versions"].as_array_mut().into_iter().flatten().zip(model.versions_of(of.serial)) {
+        entry["sha256"] = version.facts.sha256s().map(Value::from).collect();
+        entry["used_by"] = model.leases_of(version.serial).map(|lease| Value::from(lease.name.clone())).collect();
+    }
+    document
 }
 
 /// The fields that IMGAPI and Danube have more, of images that come with a manifest, or of which somebody has set one.

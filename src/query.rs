@@ -10,6 +10,9 @@ use crate::leases;
 use crate::name::{NAME_MAX, architecture};
 use crate::store::Store;
 
+/// The fewest digits of a fingerprint that a bare word may have; lxc takes any part, which finds too much.
+const PREFIX_MIN: usize = 3;
+
 /// What images can be looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dimension {
@@ -78,7 +81,8 @@ pub fn having<'m>(model: &'m Model, dimension: Dimension, value: &'m str) -> imp
 
 /// A filter of `imgfs ls`, as LXD has them. `KEY=VALUE` compares a key of metadata.json or a property; the key may be
 /// abbreviated, part by part between dots, and the value is a regular expression of the whole, or of a part if it has `^` or
-/// `$`. A bare word is part of the name or of an alias, an architecture, or the beginning of a digest.
+/// `$`. A bare word is part of the name or of an alias, an architecture, a version's uuid, or the beginning of a sha256 that
+/// a version is known by. `uuid=` compares the uuids of all versions.
 pub struct Filter {
     text: String,
     pair: Option<(String, Option<Regex>, String)>,
@@ -116,6 +120,10 @@ impl Filter {
         let all: Vec<(String, Value)> =
             fields(image).filter(|(_, v)| !v.is_object()).chain(fields(&image["properties"])).collect();
         let exact: Vec<&(String, Value)> = all.iter().filter(|(name, _)| name == key).collect();
+        if key == "uuid" {
+            let versions = image["versions"].as_array().into_iter().flatten();
+            return versions.filter_map(|version| version["uuid"].as_str()).any(equals);
+        }
         if exact.is_empty() {
             return all.iter().any(|(name, value)| is_short_for(key, name) && fits(value));
         }
@@ -125,13 +133,15 @@ impl Filter {
     fn is_part(&self, image: &Value) -> bool {
         let part = |v: &Value| v.as_str().is_some_and(|t| t.contains(&self.text));
         let list = |key: &str| image[key].as_array().into_iter().flatten();
-        let digest = |v: &Value| {
-            let digest = v["digest"].as_str().and_then(|d| d.strip_prefix("sha256:")).unwrap_or_default();
-            self.text.len() >= 4 && digest.starts_with(&self.text)
+        let begins = |sha256: &str| self.text.len() >= PREFIX_MIN && sha256.starts_with(&self.text);
+        let known_as = |v: &Value| {
+            let digest = v["digest"].as_str().and_then(|d| d.strip_prefix("sha256:"));
+            let others = v["sha256"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            digest.into_iter().chain(v["fingerprint"].as_str()).chain(others).any(begins) || v["uuid"] == self.text
         };
         part(&image["name"])
             || list("aliases").any(|alias| part(&alias["name"]))
-            || list("versions").any(digest)
+            || list("versions").any(known_as)
             || architecture(&self.text).is_some_and(|word| image["architecture"].as_str().and_then(architecture) == Some(word))
     }
 }
@@ -150,7 +160,8 @@ mod tests {
     fn filters_compare_keys_and_find_words() {
         let image = serde_json::json!({"name": "jammy", "os": "ubuntu", "architecture": "x86_64", "aliases": [{"name": "lts"}],
             "tags": ["a", "b+c"], "is_default": true, "keep_versions": 3, "properties": {"support": "yes", "user.variant": "cloud(1"},
-            "versions": [{"digest": "sha256:0123456789"}]});
+            "versions": [{"digest": "sha256:0123456789", "uuid": "15963d90-61d7-4664-87a6-f56b16492d5a"},
+                {"digest": "sha256:4567", "fingerprint": "abcd", "sha256": ["4567", "f00d"], "uuid": "u2"}]});
         let yes = [
             "os=ubuntu",
             "amd64",
@@ -171,11 +182,32 @@ mod tests {
             "sup=y.s",
             "0123",
             "os=ubuntu|debian",
+            "uuid=15963d90-61d7-4664-87a6-f56b16492d5a",
+            "uuid=15963d90.*",
+            "uuid=u2",
+            "15963d90-61d7-4664-87a6-f56b16492d5a",
+            "abc",
+            "f00",
+            "012",
         ];
         for yes in yes {
             assert!(Filter::parse(yes).matches(&image), "{yes}");
         }
-        for no in ["os=ubunt", "arm64", "focal", "support=no", "nothing=x", "os=^tu", "u=cloud(1", "012", "tag=c", "q"] {
+        for no in [
+            "os=ubunt",
+            "arm64",
+            "focal",
+            "support=no",
+            "nothing=x",
+            "os=^tu",
+            "u=cloud(1",
+            "01",
+            "tag=c",
+            "q",
+            "uuid=15963d90",
+            "ab",
+            "00d",
+        ] {
             assert!(!Filter::parse(no).matches(&image), "{no}");
         }
     }

@@ -36,7 +36,7 @@ pub enum Request {
     Status,
     /// What is staged; see staging.rs.
     Staged,
-    /// Every image's metadata.json.
+    /// Every image's metadata.json, with what `describe::listed` adds.
     List,
     /// One more mount of the store.
     Mount(MountRequest),
@@ -140,7 +140,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             let model = store.catalog.read();
             let mut images: Vec<_> = model.live_images().collect();
             images.sort_by(|a, b| a.name.cmp(&b.name));
-            Answer::Document { document: images.into_iter().map(|image| crate::describe::image(&model, image)).collect() }
+            Answer::Document { document: images.into_iter().map(|image| crate::describe::listed(&model, image)).collect() }
         }
     })
 }

@@ -30,6 +30,7 @@ const FILES: &[(&str, Control)] = &[
     ("trash", Control::Trash),
     ("by-id", Control::ById),
     ("by-digest", Control::ByDigest),
+    ("by-uuid", Control::ByUuid),
     ("by", Control::By),
     ("defaults", Control::Defaults),
     ("config", Control::Config),
@@ -37,8 +38,8 @@ const FILES: &[(&str, Control)] = &[
 ];
 
 fn is_directory(control: Control) -> bool {
-    use Control::{By, ByDigest, ById, Config, Defaults, Deprecated, Dir, Failed, Jobs, Trash, Unused, Views};
-    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | By | Unused | Deprecated | Defaults | Config | Views)
+    use Control::{By, ByDigest, ById, ByUuid, Config, Defaults, Deprecated, Dir, Failed, Jobs, Trash, Unused, Views};
+    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | ByUuid | By | Unused | Deprecated | Defaults | Config | Views)
 }
 
 /// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.
@@ -84,6 +85,11 @@ impl ImageFs {
                 Ok(NodeId::Link(Link::DeepVersion(version.serial)))
             }
             Control::ByDigest => self.by_digest(caller, name),
+            Control::ByUuid => {
+                let model = self.store.catalog.read();
+                let version = self.shown_to(caller, &model).find(|v| !name.is_empty() && v.facts.uuid == name);
+                Ok(NodeId::Link(Link::DeepVersion(version.ok_or_else(missing)?.serial)))
+            }
             _ => Err(Error::NotDirectory { what: name.into() }),
         }
     }
@@ -167,6 +173,12 @@ impl ImageFs {
                 }
                 for version in self.shown_to(caller, &model) {
                     add(&version.id, NodeId::Link(Link::DeepVersion(version.serial)), link);
+                }
+            }
+            Control::ByUuid => {
+                let model = self.store.catalog.read();
+                for version in self.shown_to(caller, &model).filter(|v| !v.facts.uuid.is_empty()) {
+                    add(&version.facts.uuid, NodeId::Link(Link::DeepVersion(version.serial)), link);
                 }
             }
             Control::ByDigest => {
