@@ -3,7 +3,7 @@
 //! Each gesture is one function and one transaction.
 
 use crate::catalog::{
-    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Model, Named, Row, Rules, Version, View, default_key,
+    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Label, Model, Named, Row, Rules, Version, View, default_key,
 };
 use crate::error::{Error, Result};
 use crate::manifest::now;
@@ -263,8 +263,8 @@ pub fn target_of(alias: &Alias) -> LinkTarget {
     LinkTarget { image: alias.image, number: alias.number, follows: alias.follows.clone() }
 }
 
-/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`, or an absolute
-/// path into the mount.
+/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`, `web@22.04`, or
+/// an absolute path into the mount.
 ///
 /// Errors: `NotFound` for what is not there.
 pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
@@ -279,9 +279,13 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
     let target = if first == "default" {
         LinkTarget::image(model.default_image.ok_or_else(missing)?)
     } else {
-        match model.named(first).ok_or_else(missing)? {
-            Named::Image(serial) => LinkTarget::image(serial),
-            Named::Alias(serial) => target_of(&model.aliases[&serial]),
+        match model.named(first) {
+            Some(Named::Image(serial)) => LinkTarget::image(serial),
+            Some(Named::Alias(serial)) => target_of(&model.aliases[&serial]),
+            None => {
+                let label = at_label(model, first).ok_or_else(missing)?;
+                LinkTarget { image: label.image, number: None, follows: Follows::Label(label.name.clone()) }
+            }
         }
     };
     match (target.whole_image(), second, none) {
@@ -289,6 +293,18 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
         (Some(image), Some(part), None) => resolve_part(model, image, part).ok_or_else(missing),
         _ => Err(missing()),
     }
+}
+
+/// The label that `web@1.0` means, in an image or through an alias for one. Where an image has an `@` in its name, the
+/// shortest that has such a label.
+pub fn at_label<'m>(model: &'m Model, text: &str) -> Option<&'m Label> {
+    text.match_indices('@').filter(|(at, _)| *at > 0).find_map(|(at, _)| {
+        let image = match model.named(&text[..at])? {
+            Named::Image(serial) => serial,
+            Named::Alias(serial) => target_of(model.aliases.get(&serial)?).whole_image()?,
+        };
+        model.live_label(image, &text[at + 1..])
+    })
 }
 
 /// What a part of an image's path stands for, if it is there: a number for good, all else follows.
@@ -315,7 +331,7 @@ pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Versi
     }
 }
 
-/// The version that a command names: `web/1`, `web/@22.04`, or `web` and an alias for its default.
+/// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` and an alias for its default.
 ///
 /// Errors: `NotFound`.
 pub fn find_version(model: &Model, name: &str) -> Result<Version> {

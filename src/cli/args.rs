@@ -60,6 +60,38 @@ pub struct MountArgs {
     pub point: PathBuf,
 }
 
+const LS_HELP: &str = "\
+A FILTER is KEY=REGEX, which compares a key of metadata.json, a property, or uuid (of any version), as a whole
+unless it has ^ or $; or a WORD: part of a name or an alias, an architecture, a uuid, or at least three digits
+that begin a fingerprint or a sha256 of rootfs.tar or of the upload. All filters must match.
+
+Columns: uuid name version number os release arch type published pub id status fingerprint short_fingerprint
+size used_by clones immutable default public description aliases alias tags created expires uploaded project
+versions latest. As lxc has them: l (shortest alias) L (all) f (12 digits) F (fingerprint) p d a t s u e.
+What is a version's is that of the version that default leads to; used_by and clones count all versions.
+
+Exit status: 0 some image matched, 1 none did or it failed, 2 wrong usage.";
+
+#[derive(Args)]
+pub struct LsArgs {
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// The documents, as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Columns: names with commas between them, or lxc's letters
+    #[arg(short = 'o', visible_short_alias = 'c', long, value_name = "COLUMNS")]
+    pub columns: Option<String>,
+    /// Sort by these columns, from the last on with a - before it [default: name]
+    #[arg(short, long, value_name = "KEY,-KEY", allow_hyphen_values = true)]
+    pub sort: Option<String>,
+    /// For programs: no headings, a tab between columns, sizes in bytes
+    #[arg(short = 'H', long = "no-header")]
+    pub bare: bool,
+    #[arg(value_name = "FILTER")]
+    pub filters: Vec<String>,
+}
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Mount a store; returns when the mount answers
@@ -91,17 +123,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List images; KEY=REGEX compares a key of metadata.json or a property, a bare WORD is part of a name or alias, an architecture, or begins a digest
-    #[command(after_help = "Exit status: 0 some image matched, 1 none did or it failed, 2 wrong usage.")]
-    Ls {
-        #[command(flatten)]
-        store: StoreArg,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        #[arg(value_name = "FILTER")]
-        filters: Vec<String>,
-    },
+    /// List images, and find them by what they are
+    #[command(after_help = LS_HELP)]
+    Ls(LsArgs),
     /// Show what differs between two versions: IMAGE/NUMBER, IMAGE/@LABEL, IMAGE or an alias
     #[command(after_help = "A line is: added, removed or modified; bytes before and after; path. No content is read.\n\
         Exit status: 0 shown, 1 failed, 2 wrong usage.")]

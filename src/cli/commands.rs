@@ -1,4 +1,4 @@
-//! imgfs status, ls, fsck, gc, repack, man: on a store, mounted or not.
+//! imgfs status, diff, fsck, gc, repack, man: on a store, mounted or not.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -7,16 +7,14 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
 
 use crate::cli::args::{Cli, StoreArg};
-use crate::cli::text::{bytes, table};
+use crate::cli::text::bytes;
 use crate::diff::{self, Difference};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::fsck::Repaired;
 use crate::lock::{Holder, StoreLock};
-use crate::query::Filter;
 use crate::remote::{self, Answer, Request};
 use crate::settings::Settings;
 use crate::store::Store;
@@ -25,7 +23,7 @@ use crate::store::Store;
 const ENDING: Duration = Duration::from_secs(2);
 
 /// Has a request carried out: by the daemon that holds the store, or here.
-fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {
+pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {
     let dir = store.dir()?;
     let mended = matches!(request, Request::Fsck { repair: true }) && format::mend(&dir)?;
     if mended {
@@ -92,7 +90,7 @@ pub fn progress_bar(what: &'static str) -> ProgressBar {
     ProgressBar::no_length().with_message(what).with_style(style)
 }
 
-fn unexpected() -> Error {
+pub(super) fn unexpected() -> Error {
     Error::Invalid { what: "the daemon's answer".into(), why: "it answers another question".into() }
 }
 
@@ -124,39 +122,6 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
         println!("read-only   {why}");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-pub fn ls(store: &StoreArg, json: bool, filters: &[String]) -> Result<ExitCode> {
-    let Answer::Document { document: Value::Array(images) } = perform(store, Request::List, "ls")? else {
-        return Err(unexpected());
-    };
-    let wanted: Vec<Filter> = filters.iter().map(|text| Filter::parse(text)).collect();
-    let found: Vec<Value> = images.into_iter().filter(|image| wanted.iter().all(|filter| filter.matches(image))).collect();
-    let code = if found.is_empty() && !filters.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS };
-    if json {
-        println!("{:#}", Value::Array(found));
-        return Ok(code);
-    }
-    let mut rows = vec![["NAME", "DEFAULT", "VERSIONS", "LATEST", "SIZE", "OS", "RELEASE", "ARCH", "ALIASES"].map(String::from)];
-    for image in &found {
-        let text = |key: &str| image[key].as_str().unwrap_or_default().to_owned();
-        let versions = image["versions"].as_array().map_or(0, Vec::len);
-        let size = image["versions"].as_array().and_then(|v| v.last()).and_then(|v| v["size"].as_u64());
-        let aliases: Vec<&str> = image["aliases"].as_array().into_iter().flatten().filter_map(|a| a["name"].as_str()).collect();
-        rows.push([
-            text("name"),
-            if image["is_default"] == true { "yes".into() } else { String::new() },
-            versions.to_string(),
-            image["latest_version"].as_u64().map(|n| n.to_string()).unwrap_or_default(),
-            size.map(bytes).unwrap_or_default(),
-            text("os"),
-            text("release"),
-            text("architecture"),
-            aliases.join(","),
-        ]);
-    }
-    print!("{}", table(&rows));
-    Ok(code)
 }
 
 pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<ExitCode> {

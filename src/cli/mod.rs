@@ -6,6 +6,7 @@ mod print;
 mod args;
 mod commands;
 mod export;
+mod ls;
 mod mounting;
 mod remount;
 mod text;
@@ -48,7 +49,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Umount { point, lazy } => mounting::umount(&point, lazy),
         Command::Guard { daemon, store } => guard::run(&store, daemon).map(|()| ExitCode::SUCCESS),
         Command::Status { store, json } => commands::status(&store, json),
-        Command::Ls { store, json, filters } => commands::ls(&store, json, &filters),
+        Command::Ls(args) => ls::ls(&args),
         Command::Diff { store, json, old, new } => commands::diff(&store, json, old, new),
         Command::Fsck { store, repair, json } => commands::fsck(&store, repair, json),
         Command::Export { store, level, rootfs, version, file } => export::export(&store, &version, &file, level, rootfs),

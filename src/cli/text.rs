@@ -17,12 +17,13 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// Rows of equal length as columns; control characters are shown, not sent to the terminal.
-pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let rows: Vec<[String; N]> = rows.iter().map(|row| std::array::from_fn(|i| escape(&row[i]))).collect();
-    let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
+pub fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| escape(cell)).collect()).collect();
+    let widest = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(widest).collect();
     let mut text = String::new();
     for row in &rows {
-        let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width)).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }
@@ -41,7 +42,7 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let rows = [["A", "LONG"], ["bbb", "c\u{1b}"]].map(|r| r.map(String::from));
+        let rows = [["A", "LONG"], ["bbb", "c\u{1b}"]].map(|r| r.map(String::from).to_vec());
         assert_eq!(table(&rows), "A    LONG\nbbb  c\\u{1b}\n");
     }
 }

@@ -100,6 +100,10 @@ impl ImageFs {
             {
                 return Ok(NodeId::Receipt(version.serial));
             }
+            drop(model);
+            if let Some(version) = self.at_label(caller, text) {
+                return Ok(version);
+            }
         }
         self.ghost_named(caller, NodeId::Root, name)
     }

@@ -374,7 +374,7 @@ impl ImageFs {
                 NodeId::Link(_) => {
                     let alias = match self.store.catalog.read().named(&text_of(name)) {
                         Some(Named::Alias(serial)) => serial,
-                        _ => return Err(stale()),
+                        _ => return Err(Error::Managed { what: text_of(name), why: "it stands for a label: rm IMAGE/@LABEL" }),
                     };
                     links::drop_alias(&self.store, alias)?;
                     self.store.journal.log(caller.uid, "unalias", &text_of(name), "dropped");

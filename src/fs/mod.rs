@@ -27,6 +27,7 @@
 
 mod access;
 mod acl;
+mod at_label;
 mod attach;
 mod browse;
 mod change;
