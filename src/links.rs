@@ -7,7 +7,7 @@ use crate::catalog::{
 };
 use crate::error::{Error, Result};
 use crate::manifest::now;
-use crate::name::{ImageName, parse_number};
+use crate::name::{AliasName, ImageName, parse_number};
 use crate::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
 use crate::store::Store;
 use crate::views;
@@ -173,19 +173,45 @@ pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
     })
 }
 
-/// `ln -s web MNT/jammy`, and with a name that is an alias already, `ln -sfn`.
-pub fn put_alias(store: &Store, name: &ImageName, target: LinkTarget) -> Result<()> {
+/// Refuses a name of which a part is an alias already, or that is a directory of aliases: `centos` and `centos/6` are not both.
+///
+/// # Errors
+///
+/// `NotDirectory`, `Taken`.
+pub fn refuse_alias_path(model: &Model, name: &str) -> Result<()> {
+    let parents = name.match_indices('/').map(|(at, _)| &name[..at]);
+    let is_alias = |name: &&str| matches!(model.named(name), Some(Named::Alias(_)));
+    if let Some(alias) = parents.into_iter().find(is_alias) {
+        return Err(Error::NotDirectory { what: format!("{alias}, an alias,") });
+    }
+    if model.aliases_in(name).next().is_some() {
+        return Err(Error::Taken { name: name.to_owned(), holder: "it is a directory of aliases in .imgfs/aliases".into() });
+    }
+    Ok(())
+}
+
+/// `ln -s web MNT/jammy`, and with a name that is an alias already, `ln -sfn`. A name with slashes is one of
+/// `.imgfs/aliases`.
+///
+/// # Errors
+///
+/// `NotFound`, `Taken`, `NotDirectory`.
+pub fn put_alias(store: &Store, name: impl Into<AliasName>, target: LinkTarget) -> Result<()> {
+    let name = name.into();
     store.catalog.commit(|change| {
         let (serial, description) = match change.model.named(name.as_str()) {
             Some(Named::Alias(serial)) => (serial, change.model.aliases[&serial].description.clone()),
             Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
-            None => (change.serial(), String::new()),
+            None => {
+                refuse_alias_path(change.model, name.as_str())?;
+                (change.serial(), String::new())
+            }
         };
         let LinkTarget { image, number, follows } = target;
         live_image(change.model, image)?;
         views::refuse_alias(change.model, name.as_str(), image)?;
         forget_trashed_alias(change, name.as_str());
-        let name = name.to_string();
+        let name = name.as_str().to_owned();
         change.put(Row::Alias(Alias { serial, name, image, number, description, follows, trashed: None }));
         Ok(())
     })
@@ -204,17 +230,18 @@ fn forget_trashed_alias(change: &mut Change<'_>, name: &str) {
 pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
     store.catalog.commit(|change| {
         let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?;
-        let trashed = InTrash { at: now(), name: change.model.free_trash_name(&alias.name) };
+        let trashed = InTrash { at: now(), name: change.model.free_trash_name(&alias.name.replace('/', "%2F")) };
         change.put(Row::Alias(Alias { trashed: Some(trashed), ..alias.clone() }));
         Ok(())
     })
 }
 
 /// `mv MNT/jammy MNT/lts`; over `default`, it becomes the default.
-pub fn rename_alias(store: &Store, serial: u32, to: Option<&ImageName>) -> Result<()> {
+pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>) -> Result<()> {
+    let to: Option<AliasName> = to.map(Into::into);
     store.catalog.commit(|change| {
         let mut alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?.clone();
-        match to {
+        match &to {
             None => {
                 put_default(change, target_of(&alias))?;
                 change.put(Row::DropAlias(serial));
@@ -224,15 +251,48 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<&ImageName>) -> Resul
                     // Renaming over an alias replaces it, as for any file.
                     Some(Named::Alias(old)) if old != serial => change.put(Row::DropAlias(old)),
                     Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
-                    _ => {}
+                    Some(_) => {}
+                    None => refuse_alias_path(change.model, name.as_str())?,
                 }
                 views::refuse_alias(change.model, name.as_str(), alias.image)?;
                 forget_trashed_alias(change, name.as_str());
-                alias.name = name.to_string();
+                alias.name = name.as_str().to_owned();
                 change.put(Row::Alias(alias));
             }
         }
         Ok(())
+    })
+}
+
+/// `mv .imgfs/aliases/centos .imgfs/aliases/rhel`: all that is in it has other names, at once.
+///
+/// # Errors
+///
+/// `Taken`, `NotDirectory`, `BadName`, `NameTooLong`.
+pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        refuse_alias_path(change.model, to)?;
+        if let Some(Named::Alias(_)) = change.model.named(to) {
+            return Err(taken(change.model, to));
+        }
+        for (name, alias) in change.model.aliases_in(from) {
+            let name = AliasName::parse(format!("{to}{}", &name[from.len()..]).as_bytes())?;
+            views::refuse_alias(change.model, name.as_str(), alias.image)?;
+            change.put(Row::Alias(Alias { name: name.as_str().to_owned(), ..alias.clone() }));
+        }
+        Ok(())
+    })
+}
+
+/// Where a link of the root leads to, as a path from there: `web`, `web/1`, `web/latest`. None if the image is gone.
+pub fn path_of_target(model: &Model, target: &LinkTarget) -> Option<String> {
+    let image = &model.images.get(&target.image)?.name;
+    Some(match (target.number, &target.follows) {
+        (Some(number), _) => format!("{image}/{number}"),
+        (None, Follows::Image) => image.clone(),
+        (None, Follows::Latest) => format!("{image}/latest"),
+        (None, Follows::Default) => format!("{image}/default"),
+        (None, Follows::Label(label)) => format!("{image}/@{label}"),
     })
 }
 
@@ -274,7 +334,11 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
         _ if target.starts_with('/') => return Err(missing()),
         _ => target,
     };
-    let mut parts = inside.split('/').filter(|p| !p.is_empty() && *p != ".");
+    let parts: Vec<&str> = inside.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    if let Some(target) = slashed_alias(model, &parts) {
+        return Ok(target);
+    }
+    let mut parts = parts.into_iter();
     let (first, second, none) = (parts.next().ok_or_else(missing)?, parts.next(), parts.next());
     let target = if first == "default" {
         LinkTarget::image(model.default_image.ok_or_else(missing)?)
@@ -293,6 +357,19 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
         (Some(image), Some(part), None) => resolve_part(model, image, part).ok_or_else(missing),
         _ => Err(missing()),
     }
+}
+
+/// What an alias with slashes leads to, `centos/6/amd64`, or a part of the image that it does, `centos/6/amd64/latest`. It
+/// goes before a version of the same path.
+fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
+    let alias = |parts: &[&str]| match model.named(&parts.join("/")) {
+        Some(Named::Alias(serial)) if parts.len() > 1 => model.aliases.get(&serial).map(target_of),
+        _ => None,
+    };
+    alias(parts).or_else(|| {
+        let (last, before) = parts.split_last()?;
+        resolve_part(model, alias(before)?.whole_image()?, last)
+    })
 }
 
 /// The label that `web@1.0` means, in an image or through an alias for one. Where an image has an `@` in its name, the

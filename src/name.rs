@@ -75,6 +75,47 @@ impl fmt::Display for ImageName {
     }
 }
 
+/// The name of an alias: as an image's, or of several parts with slashes between them, as `centos/6/amd64`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AliasName(String);
+
+impl AliasName {
+    /// Checks each part. Of several, the parts behind the first may be any file's name: LXD has `ubuntu/22.04/default`.
+    ///
+    /// # Errors
+    ///
+    /// `NameTooLong`, `BadName`.
+    pub fn parse(name: &[u8]) -> Result<AliasName> {
+        let Some(at) = name.iter().position(|byte| *byte == b'/') else { return Ok((&ImageName::parse(name)?).into()) };
+        let bad = |why| Error::BadName { name: String::from_utf8_lossy(name).into_owned(), why };
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong { len: name.len() });
+        }
+        ImageName::parse(&name[..at])?;
+        let text = std::str::from_utf8(name).map_err(|_| bad("it is not UTF-8"))?;
+        if text.split('/').any(|part| part.is_empty() || part.starts_with('.')) || text.chars().any(char::is_control) {
+            return Err(bad("a part of it is empty, starts with a dot or has a control character"));
+        }
+        Ok(AliasName(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&ImageName> for AliasName {
+    fn from(name: &ImageName) -> AliasName {
+        AliasName(name.0.clone())
+    }
+}
+
+impl From<&AliasName> for AliasName {
+    fn from(name: &AliasName) -> AliasName {
+        name.clone()
+    }
+}
+
 /// Between the name of a view and that of what is bound to it. Names with one colon are Anbox's: `bionic:android11:amd64`.
 pub const OF_VIEW: &str = "::";
 

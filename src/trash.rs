@@ -7,9 +7,9 @@ use crate::catalog::{Alias, Change, DEFAULT_HIDDEN, Image, Label, Model, Named, 
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ingest::check_identity;
-use crate::links::{first_is_default, show_default};
+use crate::links::{first_is_default, refuse_alias_path, show_default};
 use crate::manifest::now;
-use crate::name::ImageName;
+use crate::name::{AliasName, ImageName};
 use crate::quota::{self, Payer};
 use crate::rules::{live_image, not_found, refuse_taken, taken};
 use crate::store::Store;
@@ -75,14 +75,16 @@ fn default_again(change: &mut Change<'_>, name: &str, image: u32) {
 /// # Errors
 ///
 /// `NotFound`, `Taken`, `NameTooLong`.
-pub fn restore_alias(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
+pub fn restore_alias(store: &Store, serial: u32, name: impl Into<AliasName>) -> Result<()> {
+    let name = name.into();
     store.catalog.commit(|change| {
         let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias in the trash"))?;
         if matches!(change.model.named(name.as_str()), Some(Named::Image(_) | Named::Alias(_))) {
             return Err(taken(change.model, name.as_str()));
         }
+        refuse_alias_path(change.model, name.as_str())?;
         views::refuse_alias(change.model, name.as_str(), alias.image)?;
-        change.put(Row::Alias(Alias { name: name.to_string(), trashed: None, ..alias.clone() }));
+        change.put(Row::Alias(Alias { name: name.as_str().to_owned(), trashed: None, ..alias.clone() }));
         Ok(())
     })
 }

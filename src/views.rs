@@ -28,7 +28,7 @@ pub fn make(store: &Store, name: &[u8]) -> Result<()> {
         if change.model.views.contains_key(&name) {
             return Err(Error::Taken { name, holder: "there is one already".into() });
         }
-        if let Some((other, _)) = change.model.names().find(|(other, _)| other.starts_with(&prefix)) {
+        if let Some((other, _)) = change.model.all_names().find(|(other, _)| other.starts_with(&prefix)) {
             return Err(Error::Taken { name, holder: format!("{other} would be in it") });
         }
         change.put(Row::view(&name, Some(&View { created_at: now(), ..View::default() })));
@@ -43,7 +43,7 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
     store.catalog.commit(|change| {
         find(change.model, name)?;
         let prefix = bound_name(name, "");
-        let has_bound = change.model.names().any(|(other, _)| other.starts_with(&prefix));
+        let has_bound = change.model.all_names().any(|(other, _)| other.starts_with(&prefix));
         if has_bound || change.model.attached_to(name).next().is_some() {
             return Err(Error::NotEmpty { what: format!("view {name}") });
         }

@@ -71,9 +71,24 @@ impl Model {
         self.names.get(name).and_then(first_of)
     }
 
-    /// All live names of the root, in order.
+    /// All live names of the root, in order. Aliases whose names have slashes are not there.
     pub fn names(&self) -> impl Iterator<Item = (&str, Named)> {
+        self.all_names().filter(|(name, _)| !name.contains('/'))
+    }
+
+    /// All live names, in order, also those that have slashes.
+    pub fn all_names(&self) -> impl Iterator<Item = (&str, Named)> {
         self.names.iter().filter_map(|(name, all)| Some((name.as_str(), first_of(all)?)))
+    }
+
+    /// The live aliases whose names begin with that of a directory and a slash; of no name all.
+    pub fn aliases_in<'m>(&'m self, directory: &str) -> impl Iterator<Item = (&'m str, &'m Alias)> + use<'m> {
+        let first = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        let there = self.names.range(first.clone()..).take_while(move |(name, _)| name.starts_with(&first));
+        there.filter_map(|(name, all)| match first_of(all)? {
+            Named::Alias(serial) => Some((name.as_str(), self.aliases.get(&serial)?)),
+            Named::Image(_) => None,
+        })
     }
 
     /// The live image of this name; aliases do not count.

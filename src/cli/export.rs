@@ -218,7 +218,11 @@ fn write(from: &mut From, size: u64, method: Option<Method>, path: &Path, bar: &
 
 /// Reads through the daemon that has the store.
 fn from_mount(mounted: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs: bool) -> Result<(From, bool)> {
-    let mut dir = mounted.join(version.trim_matches('/'));
+    let name = version.trim_matches('/');
+    // An alias with slashes goes before a version of the same path; images and versions have an `.id`, directories of
+    // aliases have none.
+    let deep = mounted.join(".imgfs/aliases").join(name);
+    let mut dir = if name.contains('/') && deep.join(".id").exists() { deep } else { mounted.join(name) };
     if dir.join("latest").exists() {
         dir.push("default");
     }

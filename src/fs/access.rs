@@ -13,7 +13,7 @@ use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
 use crate::ingest::Target;
 use crate::manifest::parse_time;
-use crate::name::{ImageName, OF_VIEW, bound_name};
+use crate::name::{AliasName, ImageName, OF_VIEW, bound_name};
 use crate::rules::By;
 
 /// Bits of a mode, as others have them.
@@ -96,7 +96,7 @@ impl ImageFs {
             Some((view, shown)) => {
                 self.refuse_others(caller, &format!("view {view}"))?;
                 // What it is called there.
-                ImageName::parse(shown.as_bytes())?;
+                AliasName::parse(shown.as_bytes())?;
                 if shown.contains(OF_VIEW) {
                     let why = "`::` stands between a view and the name of what is bound to it";
                     return Err(Error::BadName { name: name.into(), why });

@@ -53,6 +53,7 @@ impl ImageFs {
             }
             NodeId::Control(Control::Defaults) => self.lookup_default(name),
             NodeId::Control(Control::Config) => self.lookup_setting(name),
+            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => self.lookup_alias(parent, name),
             NodeId::Control(Control::Views) | NodeId::View(_) => self.lookup_view(caller, parent, name),
             NodeId::Control(_) => self.lookup_in_control(caller, parent, name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
@@ -401,6 +402,7 @@ impl ImageFs {
             }
             NodeId::Control(Control::Defaults) => self.list_defaults(&mut all),
             NodeId::Control(Control::Config) => self.list_settings(&mut all),
+            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => self.list_aliases(node, &mut all)?,
             NodeId::Control(Control::Views) | NodeId::View(_) => self.list_views(caller, node, &mut all)?,
             NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
@@ -421,6 +423,7 @@ impl ImageFs {
             NodeId::Control(Control::Unused | Control::Deprecated) => NodeId::Control(Control::By),
             NodeId::Query { value: 0, .. } => NodeId::Control(Control::By),
             NodeId::View(_) => NodeId::Control(Control::Views),
+            NodeId::AliasDirectory(_) => self.alias_parent(node),
             NodeId::Query { dimension, .. } => NodeId::Query { dimension, value: 0 },
             NodeId::Control(c) if c != Control::Dir => NodeId::Control(Control::Dir),
             NodeId::Staging(number) => self.staging_parent(number),
@@ -449,7 +452,7 @@ impl ImageFs {
         match directory {
             NodeId::Tree { .. } | NodeId::Query { .. } => true,
             // What is in the others stays what it is, or leads to a link that does.
-            NodeId::Control(c) if !matches!(c, Control::Trash | Control::Views | Control::Defaults) => true,
+            NodeId::Control(c) if !matches!(c, Control::Trash | Control::Views | Control::Defaults | Control::Aliases) => true,
             _ => self.lookup(caller, directory, &entry.name).is_ok_and(|node| node == entry.node),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::catalog::{Named, Root, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
+use crate::fs::aliases::is_alias_directory;
 use crate::fs::browse::label_of;
 use crate::fs::control::directory_name;
 use crate::fs::ghost::Object;
@@ -50,6 +51,10 @@ impl ImageFs {
             NodeId::Version { serial, .. } => format!("/{}/{name}", self.store.path_of(&model, serial)),
             NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
             NodeId::Staging(_) => format!("a staging directory's {name}"),
+            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => {
+                drop(model);
+                self.alias_shown(parent, &name)
+            }
             NodeId::Control(control) => format!("/.imgfs/{}{name}", directory_name(control)),
             NodeId::View(_) => {
                 drop(model);
@@ -96,6 +101,10 @@ impl ImageFs {
             NodeId::Image { part: ImagePart::Dir, .. } => Err(Error::NoTree { what: text_of(name) }),
             NodeId::Control(Control::Views) => {
                 let made = self.make_view(caller, name);
+                return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
+            }
+            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => {
+                let made = self.make_alias_directory(parent, name);
                 return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
             }
             NodeId::Version { part: VersionPart::UsedBy, .. } => {
@@ -160,6 +169,7 @@ impl ImageFs {
                 self.delete_version(caller, serial, parent)
             }
             NodeId::View(_) => self.remove_view(caller, found),
+            NodeId::AliasDirectory(_) => self.remove_alias_directory(found),
             NodeId::Control(_) | NodeId::Query { .. } => {
                 Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" })
             }
@@ -331,6 +341,7 @@ impl ImageFs {
             NodeId::Control(Control::Defaults) => return self.unlink_default(caller, name),
             NodeId::Control(Control::Config) => return self.unlink_setting(caller, name),
             NodeId::View(_) => return self.unlink_from_view(caller, parent, name),
+            _ if is_alias_directory(parent) => return self.unlink_alias(caller, parent, name),
             NodeId::Control(Control::Failed) => {
                 let known = self.store.journal.forget_failed(&text_of(name));
                 return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };

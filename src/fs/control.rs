@@ -33,13 +33,14 @@ const FILES: &[(&str, Control)] = &[
     ("by-uuid", Control::ByUuid),
     ("by", Control::By),
     ("defaults", Control::Defaults),
+    ("aliases", Control::Aliases),
     ("config", Control::Config),
     ("views", Control::Views),
 ];
 
 fn is_directory(control: Control) -> bool {
-    use Control::{By, ByDigest, ById, ByUuid, Config, Defaults, Deprecated, Dir, Failed, Jobs, Trash, Unused, Views};
-    matches!(control, Dir | Jobs | Failed | Trash | ById | ByDigest | ByUuid | By | Unused | Deprecated | Defaults | Config | Views)
+    use Control::{Aliases, By, ByDigest, ById, ByUuid, Config, Defaults, Deprecated, Dir, Failed, Jobs, Trash, Unused, Views};
+    matches!(control, Aliases | Dir | Jobs | Failed | Trash | ById | ByDigest | ByUuid | By | Unused | Deprecated | Defaults | Config | Views)
 }
 
 /// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::catalog::{Named, Trashed};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::fs::aliases::{alias_log, is_alias_directory};
 use crate::fs::browse::label_of;
 use crate::fs::change::text_of;
 use crate::fs::gone::Gone;
@@ -15,7 +16,7 @@ use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
 use crate::links::{self, LinkTarget};
-use crate::name::{ImageName, Promise, is_ln_temporary, promise_of};
+use crate::name::{AliasName, ImageName, Promise, is_ln_temporary, promise_of};
 use crate::versions;
 use crate::{labels, trash};
 
@@ -94,7 +95,7 @@ impl ImageFs {
     }
 
     /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none of it.
-    fn put_alias(&self, caller: Caller, name: &ImageName, to: LinkTarget, text: &[u8]) -> Result<()> {
+    pub(super) fn put_alias(&self, caller: Caller, name: &AliasName, to: LinkTarget, text: &[u8]) -> Result<()> {
         {
             let model = self.store.catalog.read();
             self.refuse_change(caller, model.images.get(&to.image))?;
@@ -102,12 +103,12 @@ impl ImageFs {
         self.refuse_alias_change(caller, name.as_str())?;
         self.refuse_staged(name.as_str(), None)?;
         links::put_alias(&self.store, name, to)?;
-        self.store.journal.log(caller.uid, "alias", name.as_str(), &text_of(text));
+        self.store.journal.log(caller.uid, "alias", &alias_log(name.as_str()), &text_of(text));
         Ok(())
     }
 
     /// Refuses to change an alias to an image that this user may not change, or one of a view.
-    fn refuse_alias_change(&self, caller: Caller, name: &str) -> Result<()> {
+    pub(super) fn refuse_alias_change(&self, caller: Caller, name: &str) -> Result<()> {
         self.refuse_binding(caller, name)?;
         let model = self.store.catalog.read();
         match model.named(name) {
@@ -134,6 +135,9 @@ impl ImageFs {
         if parent == NodeId::Control(Control::Defaults) {
             return self.link_default(caller, name, target);
         }
+        if is_alias_directory(parent) {
+            return self.link_alias(caller, parent, name, target);
+        }
         if let NodeId::View(_) = parent {
             return self.link_into_view(caller, parent, name, target);
         }
@@ -149,9 +153,9 @@ impl ImageFs {
                 if name == b"default" {
                     self.switch_default(caller, to)?;
                 } else {
-                    let name = ImageName::parse(name)?;
+                    let name = AliasName::from(&ImageName::parse(name)?);
                     if self.store.catalog.read().named(name.as_str()).is_some() {
-                        return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
+                        return Err(Error::Taken { name: name.as_str().into(), holder: "there is one already".into() });
                     }
                     self.put_alias(caller, &name, to, target)?;
                 }
@@ -334,6 +338,8 @@ impl ImageFs {
                 Err(Error::Managed { what: "a version's place".into(), why: "versions do not move" })
             }
             NodeId::Link(link) => self.rename_link(caller, from, to, link),
+            NodeId::AliasLink(_) => self.rename_deep_alias(caller, from, to, false),
+            NodeId::AliasDirectory(_) => self.rename_deep_alias(caller, from, to, true),
             NodeId::Receipt(_) => Err(Error::Managed { what: text_of(&from.1), why: "it is the receipt of an upload" }),
             NodeId::Image { part: ImagePart::Metadata, .. } => {
                 Err(Error::Managed { what: "metadata.json".into(), why: "it stays where it is" })
@@ -351,6 +357,7 @@ impl ImageFs {
         let result = match from.0 {
             NodeId::Control(Control::Defaults) => self.set_type_default(caller, &to.1, &text),
             NodeId::View(_) => self.attach_to_view(caller, from.0, &to.1, &text),
+            directory if is_alias_directory(directory) => self.switch_alias(caller, directory, &to.1, &text),
             NodeId::Root => {
                 let link = links::resolve_root_link(&self.store.catalog.read(), &target, &self.mount.path);
                 link.and_then(|link| {
@@ -360,7 +367,7 @@ impl ImageFs {
                         self.stage_link(caller, from.0, &to.1, &text);
                         Ok(())
                     } else {
-                        self.put_alias(caller, &ImageName::parse(&to.1)?, link, &text)
+                        self.put_alias(caller, &(&ImageName::parse(&to.1)?).into(), link, &text)
                     }
                 })
             }
@@ -449,6 +456,10 @@ impl ImageFs {
                 // It shows under its number, not under the name it was moved to.
                 self.has_moved(caller, to, self.version_node(serial));
             }
+            (NodeId::Link(link @ Link::TrashedAlias(_)), directory) if is_alias_directory(directory) => {
+                self.restore_link(caller, link, to)?;
+                self.has_moved(caller, to, node);
+            }
             (NodeId::Link(link), NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. }) => {
                 self.restore_link(caller, link, to)?;
                 self.has_moved(caller, to, node);
@@ -467,11 +478,11 @@ impl ImageFs {
     fn restore_link(&self, caller: Caller, link: Link, to: &(NodeId, Vec<u8>)) -> Result<()> {
         match link {
             Link::TrashedAlias(serial) => {
-                if to.0 != NodeId::Root {
+                if to.0 != NodeId::Root && !is_alias_directory(to.0) {
                     return Err(Error::Managed { what: "an alias".into(), why: "it comes back into the root of the mount" });
                 }
                 self.refuse_link(caller, Trashed::Alias(serial))?;
-                trash::restore_alias(&self.store, serial, &self.new_name(caller, &to.1)?)
+                trash::restore_alias(&self.store, serial, &self.name_of_restored(caller, serial, to)?)
             }
             Link::TrashedLabel(serial) => {
                 self.refuse_link(caller, Trashed::Label(serial))?;

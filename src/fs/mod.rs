@@ -27,6 +27,7 @@
 
 mod access;
 mod acl;
+mod aliases;
 mod at_label;
 mod attach;
 mod browse;
@@ -61,7 +62,7 @@ mod upload;
 mod views;
 mod xattr;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -246,6 +247,8 @@ pub struct ImageFs {
     /// Processes that have removed metadata.json of an image, as mv does before it makes another.
     replacing: edit::Replacing,
     shells: shells::Shells,
+    /// Directories in `.imgfs/aliases` that mkdir made, by their ways from there.
+    alias_directories: Mutex<BTreeSet<String>>,
     /// Who was sent back from a directory that was deleted: process, inode, when.
     sent_back: Mutex<Vec<(u32, u64, std::time::Instant)>>,
     /// When the root last changed.
@@ -276,6 +279,7 @@ impl ImageFs {
             changes: changes::Sizes::default(),
             replacing: edit::Replacing::default(),
             shells: shells::Shells::default(),
+            alias_directories: Mutex::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
             trees: OnceLock::new(),

@@ -58,6 +58,10 @@ pub enum NodeId {
     Setting(u64),
     /// A view's directory in `.imgfs/views`, by a number made of its name.
     View(u64),
+    /// A directory in `.imgfs/aliases`, by a number made of its way from there.
+    AliasDirectory(u64),
+    /// A link in one, by a number made of what it says.
+    AliasLink(u64),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -82,7 +86,7 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20, Deprecated = 21, ByUuid = 22 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20, Deprecated = 21, ByUuid = 22, Aliases = 23 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2, Icon = 3 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6, Manifest = 7 });
@@ -172,6 +176,8 @@ impl NodeId {
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
             NodeId::Setting(n) => pack(13, n),
             NodeId::View(n) => pack(14, n),
+            NodeId::AliasDirectory(n) => pack(15, (n & NAMES) << 1),
+            NodeId::AliasLink(n) => pack(15, (n & NAMES) << 1 | 1),
             NodeId::Query { dimension, value } => pack(12, (value & NAMES) << 4 | u64::from(dimension & 15)),
             NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
@@ -221,6 +227,8 @@ impl NodeId {
             11 => NodeId::Lease(serial_at(0)?),
             13 => NodeId::Setting(payload),
             14 => NodeId::View(payload),
+            15 if payload & 1 == 0 => NodeId::AliasDirectory(payload >> 1),
+            15 => NodeId::AliasLink(payload >> 1),
             12 => NodeId::Query { dimension: (payload & 15) as u8, value: payload >> 4 },
             _ => return None,
         })
@@ -234,7 +242,7 @@ mod tests {
     #[test]
     fn every_node_has_a_number_of_its_own() {
         let mut nodes = vec![NodeId::Root, NodeId::Ghost, NodeId::Query { dimension: 4, value: 0 }];
-        nodes.extend((2..22).filter_map(Control::from_number).map(NodeId::Control));
+        nodes.extend((2..24).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
                 nodes.extend((0..4).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
@@ -259,6 +267,7 @@ mod tests {
             nodes.extend([Link::TrashedAlias(serial), Link::TrashedLabel(serial)].map(NodeId::Link));
             nodes.extend([Link::TrashedDefault(serial), Link::TrashedImageDefault(serial)].map(NodeId::Link));
             nodes.extend([NodeId::Setting(serial.into()), NodeId::View(serial.into())]);
+            nodes.extend([NodeId::AliasDirectory(serial.into()), NodeId::AliasLink(serial.into())]);
             nodes.push(NodeId::Query { dimension: 4, value: u64::from(serial) << 20 });
             nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
         }

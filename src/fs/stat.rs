@@ -1,12 +1,13 @@
 //! Journey 2, ls -l: what stat and readlink show of a node.
 
-use crate::catalog::{Follows, Image, Model, Root, Version};
+use crate::catalog::{Image, Model, Root, Version};
 use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, DAEMON, ImageFs};
 use crate::icons;
+use crate::links::{path_of_target, target_of};
 use crate::manifest;
 use crate::tree::{Bytes, Kind, Node, ROOT};
 
@@ -169,8 +170,14 @@ impl ImageFs {
             NodeId::Setting(_) => self.setting_attr(node, own(file, 0, self.root_changed())),
             NodeId::View(_) => Ok(own(directory | self.admin_rights(0o755).mode, 4096, self.root_changed())),
             NodeId::Query { .. } => Ok(own(directory | 0o555, 4096, self.root_changed())),
-            // Whose the root is, that one's is what is default.
-            NodeId::Control(Control::Defaults) => {
+            NodeId::AliasLink(number) => {
+                let (text, image) = self.alias_link(number)?;
+                let model = self.store.catalog.read();
+                let (uid, gid) = model.images.get(&image).map_or((self.mount.uid, self.mount.gid), |i| (i.uid, i.gid));
+                Ok(Attr { uid, gid, ..own(link, text.len() as u64, self.root_changed()) })
+            }
+            // Whose the root is, that one's are aliases and what is default.
+            NodeId::Control(Control::Defaults | Control::Aliases) | NodeId::AliasDirectory(_) => {
                 let root = self.root();
                 let attr = own(directory | self.root_rights().mode, 4096, self.root_changed());
                 Ok(Attr { uid: root.uid, gid: root.gid, ..attr })
@@ -241,6 +248,10 @@ impl ImageFs {
                 return Ok(slot.tree.symlink(&slot.tree.node(index)?)?.to_vec());
             }
             NodeId::StagedLink(number) => return self.staged_target(number),
+            NodeId::AliasLink(number) => {
+                drop(model);
+                return Ok(self.alias_link(number)?.0.into_bytes());
+            }
             NodeId::Lease(serial) => {
                 drop(model);
                 return self.lease_target(serial);
@@ -261,14 +272,8 @@ impl ImageFs {
             NodeId::Link(Link::TrashedImageDefault(serial)) => format!("../../{}/default", name(serial)?),
             NodeId::Link(Link::TrashedAlias(serial)) => {
                 let alias = model.aliases.get(&serial).ok_or_else(stale)?;
-                let part = match (alias.number, &alias.follows) {
-                    (Some(number), _) => format!("/{number}"),
-                    (None, Follows::Image) => String::new(),
-                    (None, Follows::Latest) => "/latest".into(),
-                    (None, Follows::Default) => "/default".into(),
-                    (None, Follows::Label(label)) => format!("/@{label}"),
-                };
-                format!("../../{}{part}", name(alias.image)?)
+                let target = path_of_target(&model, &target_of(alias)).ok_or_else(stale)?;
+                format!("../../{target}")
             }
             _ => return Err(Error::Invalid { what: "it".into(), why: "it is no symlink".into() }),
         };
