@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::catalog::{Alias, Image, Kept, Model, Version};
 use crate::error::{Error, Result};
 use crate::imgapi::{self, Manifest};
-use crate::manifest::{Cost, Editable, METADATA_MAX, is_editable, time};
+use crate::manifest::{Cost, Editable, METADATA_MAX, duration_text, is_editable, time};
 use crate::rules::{By, set_immutable};
 
 /// An image's metadata.json.
@@ -51,6 +51,8 @@ pub fn image(model: &Model, image: &Image) -> Value {
         ("storage", e.storage.name().into()),
         ("keep_versions", e.keep_versions.into()),
         ("expires_at", e.expires_at.map_or(Value::Null, time)),
+        ("expires_unused", e.expires_unused.map(duration_text).into()),
+        ("last_used_at", image.rules.last_used_at.map_or(Value::Null, time)),
         ("created_at", time(image.created_at)),
         ("updated_at", time(image.updated_at)),
         ("versions", Value::Array(versions.collect())),
@@ -226,6 +228,8 @@ pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Al
             None if imgapi::EDITABLE.contains(&key.as_str()) => set(of, by, key, value)?,
             None => return Err(bad(format!("{key:?} is no known key"))),
             Some(old) if old == value => {}
+            // It may be newer than what was read.
+            Some(_) if key == "last_used_at" => {}
             Some(_) if is_editable(key) => set(of, by, key, value)?,
             Some(_) => {
                 return Err(bad(format!(

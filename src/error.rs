@@ -289,7 +289,7 @@ impl Error {
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
             Error::Invalid { what, why } => remedy::of_invalid(what, why),
             Error::BadMetadata { .. } => {
-                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload, storage, keep_versions, expires_at, status, immutable"
+                "editable: description, type, os, release, architecture, variant, tags, properties, keep_upload, storage, keep_versions, expires_at, expires_unused, status, immutable"
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",

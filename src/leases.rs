@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::catalog::{Lease, LeaseFacts, Model, Row, Version};
 use crate::error::{Error, Result};
+use crate::last_use;
 use crate::manifest::now;
 use crate::name::NAME_MAX;
 use crate::rules::not_found;
@@ -17,6 +18,7 @@ pub const TEXT_MAX: usize = 4096;
 /// Errors: `NotFound`, `BadName`, `Taken`; `Managed` for an image whose status is `deleted`.
 pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Result<u32> {
     let name = parse_name(name)?;
+    last_use::note(store, version);
     store.catalog.commit(|change| {
         let of = change.model.versions.get(&version).filter(|v| change.model.is_live(v)).ok_or_else(gone)?;
         if change.model.bound(&name).is_some() {
@@ -53,7 +55,8 @@ pub fn change(store: &Store, serial: u32, work: impl FnOnce(&mut LeaseFacts)) ->
 /// Errors: `NotFound`.
 pub fn end(store: &Store, serial: u32) -> Result<()> {
     store.catalog.commit(|change| {
-        change.model.leases.get(&serial).ok_or_else(gone)?;
+        let lease = change.model.leases.get(&serial).ok_or_else(gone)?;
+        last_use::note(store, lease.version);
         change.put(Row::DropLease(serial));
         Ok(())
     })

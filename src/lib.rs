@@ -23,7 +23,7 @@
 //! (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `flags` (words of mount(8)), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
 //! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
-//! whose rows are lost). Verbs: `rules` (what gestures ask first; chattr), `leases`, `labels`, `icons`, `manifests` (of IMGAPI), `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
+//! whose rows are lost). Verbs: `rules` (what gestures ask first; chattr), `last_use`, `leases`, `labels`, `icons`, `manifests` (of IMGAPI), `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
 //! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `links` (aliases, what is default), `versions`, `views` (which images a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`,
 //! `scrub`, `fsck`, `status`, `staging` (what waits to be published), `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
 //! imports upward; a test holds that.
@@ -54,6 +54,7 @@ pub mod ingest;
 pub mod journal;
 pub mod keep;
 pub mod labels;
+pub mod last_use;
 pub mod leases;
 pub mod links;
 pub mod lock;

@@ -1,10 +1,14 @@
-//! keep_versions, expires_at, status deleted: what the daemon deletes by itself. It goes into the trash, as all else does.
+//! keep_versions, expires_at, expires_unused, status deleted: what the daemon deletes by itself. It goes into the trash, as all else does.
 
 use crate::catalog::{Image, Model, Version};
+use crate::last_use;
 use crate::leases;
 use crate::links;
 use crate::manifest::now;
 use crate::store::Store;
+
+/// Why an image goes that has `expires_unused`.
+pub const UNUSED: &str = "nobody has used it for the time of its expires_unused";
 
 /// What is due, by serial, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,11 +26,21 @@ pub fn due(store: &Store) -> Vec<Due> {
     for image in model.live_images().filter(|i| i.rules.immutable.is_none()) {
         let e = &image.editable;
         let is_used = || model.versions_of(image.serial).any(used);
+        // A lease is a use for as long as it lasts.
+        if e.expires_unused.is_some() {
+            model.versions_of(image.serial).filter(|v| used(v)).for_each(|v| last_use::note(store, v.serial));
+        }
+        let is_idle = |seconds: u64| {
+            let time = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
+            last_use::idle_since(store, &model, image).saturating_add(time) <= at
+        };
         let default = links::refuse_default_of(&model, image).is_err();
         if e.offer.deleted && !is_used() && !default {
             all.push(Due::Image(image.serial, "its status is deleted, and nobody uses it any more"));
         } else if e.expires_at.is_some_and(|end| end <= at) && !is_used() && !default {
             all.push(Due::Image(image.serial, "its expires_at has come"));
+        } else if e.expires_unused.is_some_and(is_idle) && !is_used() && !default {
+            all.push(Due::Image(image.serial, UNUSED));
         } else if let Some(keep) = e.keep_versions {
             let over = too_many(&model, image, keep).into_iter().filter(|v| !used(v));
             all.extend(over.map(|v| Due::Version(v.serial, "keep_versions is less")));

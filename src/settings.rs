@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::manifest::KeepUpload;
+use crate::manifest::{KeepUpload, duration, duration_text};
 use crate::tar::Limits;
 
 /// How a store behaves.
@@ -282,31 +282,6 @@ fn bytes_text(n: u64) -> String {
     let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
     let whole = units.into_iter().find(|(shift, _)| n > 0 && n.trailing_zeros() >= *shift);
     whole.map_or_else(|| n.to_string(), |(shift, unit)| format!("{}{unit}", n >> shift))
-}
-
-/// `90`, `90s`, `30m`, `24h`, `7d`, in seconds.
-fn duration(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86400,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
-}
-
-fn duration_text(seconds: u64) -> String {
-    // A day is more often called 24 hours.
-    let units = [(86400, "d"), (3600, "h"), (60, "m")];
-    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit) && seconds != 86400);
-    match whole {
-        Some((unit, name)) => format!("{}{name}", seconds / unit),
-        None if seconds == 86400 => "24h".into(),
-        None if seconds == 0 => "0".into(),
-        None => format!("{seconds}s"),
-    }
 }
 
 #[cfg(test)]

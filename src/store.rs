@@ -84,6 +84,8 @@ pub struct Core {
     trash_changed: AtomicBool,
     /// What the background has seen in the trash, and since when.
     pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
+    /// When versions were last used, by their serials, since the daemon began; see last_use.rs.
+    pub(crate) used: Mutex<HashMap<u32, i64>>,
     /// The background's look at everything that is stored.
     pub scrub: Progress,
     /// Whether there may be content that nothing holds.
@@ -134,6 +136,7 @@ impl Store {
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
             seen_in_trash: Mutex::default(),
+            used: Mutex::default(),
             scrub: Progress::open(&dir),
             // A crash may have left some.
             garbage: AtomicBool::new(true),

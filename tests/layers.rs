@@ -39,6 +39,7 @@ const LAYERS: &[&[&str]] = &[
         "ingest",
         "keep",
         "labels",
+        "last_use",
         "leases",
         "links",
         "manifests",

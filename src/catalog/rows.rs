@@ -52,6 +52,9 @@ pub struct Rules {
     /// When `rm web/default` hid the link, while the trash shows that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_hidden_at: Option<i64>,
+    /// When a file of a version was last opened, or a version leased, of an image that goes when nobody uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<i64>,
 }
 
 impl Rules {

@@ -255,6 +255,12 @@ impl Trees {
         }
     }
 
+    /// Whether the tree is mounted, and somebody is in it. If nobody is, it is mounted no more.
+    pub fn is_in_use(&self, serial: u32) -> bool {
+        let is_mounted = matches!(self.all.lock().get(&serial), Some(State::Mounted { .. }));
+        is_mounted && !self.unmount(serial, UnmountFlags::empty())
+    }
+
     /// Takes mounts away that are not in use, if there are too many.
     fn make_room(&self) {
         let mut mounted: Vec<_> = {

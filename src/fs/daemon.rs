@@ -21,10 +21,12 @@ use crate::remote::MountRequest;
 use crate::repack::What;
 use crate::settings::Settings;
 use crate::store::Store;
-use crate::{gc, keep, remote, repack, scrub, staging, views};
+use crate::{gc, keep, last_use, remote, repack, scrub, staging, views};
 
 /// Between two looks at the trash and at what can be freed.
 const TICK: Duration = Duration::from_secs(10);
+/// By how much the note of an image's last use may be too old when the daemon ends.
+const LAST_USE: Duration = Duration::from_secs(1);
 /// Between two looks at what has rested.
 const PACK_EVERY: Duration = Duration::from_secs(900);
 /// How long open files of others may hold up the end after SIGTERM.
@@ -123,6 +125,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     // Before others can ask for a mount again.
     daemon.stopping.store(true, Ordering::Release);
     drop(others);
+    if let Err(e) = last_use::keep(&daemon.store, LAST_USE) {
+        log::warn!("cannot note which images were used: {e}");
+    }
     clean_up(&daemon.store.dir);
     served
 }

@@ -236,7 +236,10 @@ impl Filesystem for Adapter {
             let trees = self.fs.trees.get().filter(|_| self.plane != Plane::Trees);
             match trees.zip(found.as_ref().ok()).map(|(trees, id)| trees.on_the_way(*id, req.pid())) {
                 None | Some(Step::Go) => self.reply_entry(who, found, reply),
-                Some(Step::Into) => self.reply_entry_for(who, found, NAMED, reply),
+                Some(Step::Into) => {
+                    self.fs.note_entered(&found);
+                    self.reply_entry_for(who, found, NAMED, reply)
+                }
                 Some(Step::Again) => reply.error(Errno::ESTALE),
                 Some(Step::Wait(serial)) => {
                     let this = self.clone();

@@ -17,6 +17,7 @@ use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, Handle, ImageFs};
 use crate::keep;
+use crate::last_use;
 use crate::leases;
 use crate::manifest::{self, METADATA_MAX};
 use crate::manifests;
@@ -87,6 +88,7 @@ impl ImageFs {
             NodeId::Lease(serial) => Ok(Opened::Direct(self.open_lease(serial, mode.truncates)?)),
             _ if mode.writes => Err(frozen(node)),
             file @ NodeId::Tree { serial, index } => {
+                last_use::note(&self.store, serial);
                 let node = self.store.tree(serial)?.tree.node(index)?;
                 match node.kind {
                     Kind::File(Bytes::Recipe(recipe)) => self.open_made(file, serial, recipe),
@@ -94,8 +96,14 @@ impl ImageFs {
                     _ => Ok(Opened::Lasting),
                 }
             }
-            NodeId::Version { serial, part: VersionPart::Tar, .. } => self.open_made(node, serial, 0),
-            NodeId::Version { serial, part: VersionPart::Upload, .. } => self.open_kept(node, serial),
+            NodeId::Version { serial, part: VersionPart::Tar, .. } => {
+                last_use::note(&self.store, serial);
+                self.open_made(node, serial, 0)
+            }
+            NodeId::Version { serial, part: VersionPart::Upload, .. } => {
+                last_use::note(&self.store, serial);
+                self.open_kept(node, serial)
+            }
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Changes, .. } => text(self.changes_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Manifest, .. } => text(self.manifest_text(serial).ok_or_else(stale)?),

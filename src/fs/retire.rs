@@ -1,13 +1,35 @@
-//! keep_versions, expires_at, the time of a lease: what goes by itself, done as a gesture of the daemon's.
+//! keep_versions, expires_at, expires_unused, the time of a lease: what goes by itself, done as a gesture of the daemon's.
 
+use std::time::Duration;
+
+use crate::error::Result;
 use crate::fs::links::FORGETTING;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::{DAEMON, ImageFs};
+use crate::last_use;
 use crate::leases;
-use crate::retention::{self, Due};
+use crate::retention::{self, Due, UNUSED};
 use crate::tree::ROOT;
 
+/// How old the note of an image's last use may be before it is written again.
+const KEEP_USE: Duration = Duration::from_secs(3600);
+
 impl ImageFs {
+    /// A path leads into a mounted tree, whose files are opened without a word to us: that counts as a use.
+    pub(super) fn note_entered(&self, found: &Result<NodeId>) {
+        if let Ok(NodeId::Tree { serial, .. }) = found {
+            last_use::note(&self.store, *serial);
+        }
+    }
+
+    /// Whether somebody is in a tree of the image that is a mount of its own. Such a tree is unmounted if nobody is.
+    fn has_users_in_trees(&self, image: u32) -> bool {
+        let versions: Vec<u32> = self.store.catalog.read().versions_of(image).map(|version| version.serial).collect();
+        let in_use = |serial: &u32| self.mounts.all().iter().any(|fs| fs.trees.get().is_some_and(|t| t.is_in_use(*serial)));
+        let used = versions.into_iter().find(in_use);
+        used.inspect(|serial| last_use::note(&self.store, *serial)).is_some()
+    }
+
     /// Tells the kernel about the names of versions that are gone for good: what was in use when they were deleted, and is
     /// not any more, it would remember for as long as it has the memory, and with it all their content would stay.
     pub fn forget_outlived(&self) {
@@ -33,7 +55,16 @@ impl ImageFs {
                 self.store.journal.log(DAEMON.uid, "release", &path, "its time is over");
             }
         }
+        if let Err(e) = last_use::keep(&self.store, KEEP_USE) {
+            log::debug!("cannot note which images are used: {e}");
+        }
         for due in retention::due(&self.store) {
+            // Who is in a mounted tree opens its files without a word to us.
+            if let Due::Image(serial, UNUSED) = due
+                && self.has_users_in_trees(serial)
+            {
+                continue;
+            }
             let (node, why) = match due {
                 Due::Image(serial, why) => (self.image_node(serial), why),
                 Due::Version(serial, why) => (self.version_node(serial), why),

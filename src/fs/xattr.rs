@@ -10,7 +10,7 @@ use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
-use crate::manifest::time_text;
+use crate::manifest::{duration_text, time_text};
 use crate::tree::{Bytes, Kind};
 use crate::versions;
 
@@ -58,7 +58,12 @@ impl ImageFs {
                 }
                 let immutable = image.rules.immutable.as_ref().map(|_| "true".into());
                 let keep = e.keep_versions.map(|n| n.to_string());
-                let rules = [("immutable", immutable), ("keep_versions", keep), ("expires_at", e.expires_at.map(time_text))];
+                let rules = [
+                    ("immutable", immutable),
+                    ("keep_versions", keep),
+                    ("expires_at", e.expires_at.map(time_text)),
+                    ("expires_unused", e.expires_unused.map(duration_text)),
+                ];
                 all.extend(rules.into_iter().filter_map(|(key, value)| Some(named(key, value?))));
                 let described = model.aliases_of(serial).into_iter().filter(|a| !a.description.is_empty());
                 all.extend(described.map(|a| named(&format!("aliases.{}", a.name), a.description.clone())));
