@@ -1,6 +1,6 @@
 //! cat metadata.json, and editing it: how images and versions describe themselves.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -104,7 +104,8 @@ fn listed_version(model: &Model, v: &Version) -> Value {
 pub fn listed(model: &Model, of: &Image) -> Value {
     let mut document = image(model, of);
     for (entry, version) in document["versions"].as_array_mut().into_iter().flatten().zip(model.versions_of(of.serial)) {
-        entry["sha256"] = version.facts.sha256s().map(Value::from).collect();
+        let known_by: BTreeSet<&str> = version.facts.sha256s().collect();
+        entry["sha256"] = known_by.into_iter().map(Value::from).collect();
         entry["used_by"] = model.leases_of(version.serial).map(|lease| Value::from(lease.name.clone())).collect();
     }
     document

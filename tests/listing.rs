@@ -149,3 +149,43 @@ fn columns_are_chosen_by_name_and_by_letter() {
         assert!(ran.code == 1 && ran.err.contains("short_fingerprint"), "{bad}: {ran:?}");
     }
 }
+
+/// What a user sees of a mount, with arguments for `imgfs ls`.
+fn seen_by(m: &Mount, who: User, arguments: &str) -> common::Ran {
+    common::by(m, who, &format!("cd /; HOME=/nonexistent XDG_DATA_HOME= $S/imgfs ls {arguments}"))
+}
+
+#[test]
+fn an_ordinary_user_lists_what_a_shared_mount_shows() {
+    let Some(m) = shared(&[]) else { return };
+    m.ok(&format!("cp {IMGFS} $S/imgfs; chmod 755 $S $S/imgfs; chmod 700 $STORE; cp $S/a.tar pub.tar; chmod 755 pub; cp $S/b.tar private.tar; chmod 700 private; ln -s pub jammy; touch pub/0/used_by/app"));
+    announced(&m, "web", "c.tar", A, "1.0.0");
+    m.ok("chmod 755 web");
+    let store = m.path("store").display().to_string();
+    let mnt = m.mnt().display().to_string();
+    for source in [format!("--store {store}"), format!("--mount {mnt}"), format!("--store {mnt}")] {
+        let ran = seen_by(&m, ANNA, &format!("{source} -H -o name,uuid,used_by,aliases"));
+        assert_eq!(
+            (ran.code, ran.out.as_str()),
+            (0, format!("pub\t-\tapp\tjammy\nweb\t{A}\t-\t-\n").as_str()),
+            "{source}: {ran:?}"
+        );
+    }
+    let digest = m.ok("sha256sum < $S/a.tar | cut -c-10");
+    for word in [digest.trim(), "jammy", "name=pub"] {
+        let ran = seen_by(&m, ANNA, &format!("--store {store} --json {word}"));
+        assert!(ran.code == 0 && ran.out.contains("\"name\": \"pub\"") && !ran.out.contains("private"), "{word}: {ran:?}");
+    }
+    // The owner of an image sees it; root sees all through the mount, too.
+    m.ok("chown 1001 private");
+    assert_eq!(seen_by(&m, ANNA, &format!("--store {store} -H -o name")).out, "private\npub\nweb\n");
+    m.ok(&format!("test \"$({IMGFS} ls --mount $MNT --json | jq -S .)\" = \"$({IMGFS} ls --store $STORE --json | jq -S .)\""));
+    // Neither a mount nor a store.
+    let ran = seen_by(&m, ANNA, "--mount /tmp");
+    assert!(ran.code == 1 && ran.err.contains("no imgfs mount on /tmp"), "{ran:?}");
+    assert_eq!(seen_by(&m, ANNA, &format!("--mount {mnt} --store {store}")).code, 2);
+    assert_ne!(seen_by(&m, ANNA, "--store /nonexistent/store").code, 0);
+    let elsewhere = seen_by(&m, ANNA, "-H -o name");
+    // Other tests' mounts may be there, too: then it asks which.
+    assert!(elsewhere.out == "private\npub\nweb\n" || elsewhere.err.contains("--mount"), "{elsewhere:?}");
+}

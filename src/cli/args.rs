@@ -25,6 +25,11 @@ pub struct StoreArg {
 }
 
 impl StoreArg {
+    /// Whether the user has said which store is meant.
+    pub fn is_given(&self) -> bool {
+        self.dir.is_some()
+    }
+
     pub fn dir(&self) -> Result<PathBuf> {
         if let Some(dir) = &self.dir {
             return Ok(dir.clone());
@@ -70,12 +75,18 @@ size used_by clones immutable default public description aliases alias tags crea
 versions latest. As lxc has them: l (shortest alias) L (all) f (12 digits) F (fingerprint) p d a t s u e.
 What is a version's is that of the version that default leads to; used_by and clones count all versions.
 
+Who may not open the store sees what a mount of it (-o allow_other) shows: --mount MNT; else that of the whole
+store, or the only one there is. Without --store and without a store of your own, the mounts of all stores count.
+
 Exit status: 0 some image matched, 1 none did or it failed, 2 wrong usage.";
 
 #[derive(Args)]
 pub struct LsArgs {
     #[command(flatten)]
     pub store: StoreArg,
+    /// Read what this mount shows you, not the store
+    #[arg(long, value_name = "MNT", conflicts_with = "dir")]
+    pub mount: Option<PathBuf>,
     /// The documents, as JSON
     #[arg(long)]
     pub json: bool,

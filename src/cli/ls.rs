@@ -5,13 +5,12 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use crate::cli::args::LsArgs;
-use crate::cli::commands::{perform, unexpected};
 use crate::cli::text::{bytes, table};
+use crate::cli::through;
 use crate::error::{Error, Result};
 use crate::journal::escape;
 use crate::manifest::parse_time;
 use crate::query::Filter;
-use crate::remote::{Answer, Request};
 
 /// The columns that are shown where none were chosen.
 const USUAL: &str = "name,default,versions,latest,size,os,release,arch,aliases";
@@ -234,9 +233,7 @@ fn sort(images: &mut [Value], keys: &str) -> Result<()> {
 /// `Invalid` for a column that there is not; what the store or its daemon fails with.
 pub fn ls(args: &LsArgs) -> Result<ExitCode> {
     let shown = columns(args.columns.as_deref().unwrap_or(USUAL))?;
-    let Answer::Document { document: Value::Array(images) } = perform(&args.store, Request::List, "ls")? else {
-        return Err(unexpected());
-    };
+    let images = through::images(args)?;
     let wanted: Vec<Filter> = args.filters.iter().map(|text| Filter::parse(text)).collect();
     let mut found: Vec<Value> = images.into_iter().filter(|image| wanted.iter().all(|filter| filter.matches(image))).collect();
     if let Some(keys) = &args.sort {

@@ -10,6 +10,7 @@ mod ls;
 mod mounting;
 mod remount;
 mod text;
+mod through;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
