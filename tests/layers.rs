@@ -133,18 +133,51 @@ fn every_file_says_what_it_is_for_and_stays_readable() {
     }
 }
 
+/// Rows of a table of tests/ that name their test last, as `FILE: function`; a file outside of tests/ begins with `src/`.
+fn rows(table: &str) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(table)).unwrap();
+    // A bar inside of a cell has a backslash before it.
+    let cells = |row: &str| row.replace("\\|", "\0").split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let mut rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).map(|row| cells(row.trim_matches('|'))).collect();
+    rows.retain(|row| row.last().is_some_and(|last| last != "test"));
+    rows
+}
+
+fn assert_has_test(row: &[String]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (file, name) = row.last().and_then(|last| last.split_once(": ")).unwrap_or_else(|| panic!("{row:?} names no test"));
+    let file = if file.starts_with("src/") { root.join(file) } else { root.join("tests").join(file) };
+    let text = std::fs::read_to_string(file.with_extension("rs")).unwrap_or_else(|e| panic!("{row:?}: {e}"));
+    assert!(text.contains(&format!("#[test]\nfn {name}() ")), "{row:?}: there is no such test");
+}
+
 /// Every rule in tests/RULES.md names a test that is there.
 #[test]
 fn every_rule_has_its_test() {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let table = std::fs::read_to_string(tests.join("RULES.md")).unwrap();
-    let mut rules = 0;
-    for row in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| rule |")) {
-        let last = row.trim_end_matches('|').rsplit('|').next().unwrap().trim();
-        let (file, name) = last.split_once(": ").unwrap_or_else(|| panic!("{row} names no test"));
-        let text = std::fs::read_to_string(tests.join(file).with_extension("rs")).unwrap_or_else(|e| panic!("{row}: {e}"));
-        assert!(text.contains(&format!("#[test]\nfn {name}() ")), "{row}: there is no such test");
-        rules += 1;
+    let rules = rows("RULES.md");
+    rules.iter().for_each(|row| assert_has_test(row));
+    assert!(rules.len() > 40, "only {} rules", rules.len());
+}
+
+/// tests/FEATURES.md has each row of the four systems once, with a state, and a test that is there.
+#[test]
+fn every_feature_has_its_row_and_its_test() {
+    let numbers = |letter: char, all: std::ops::RangeInclusive<u32>| all.map(move |n| format!("{letter}{n}"));
+    let wanted: Vec<String> = numbers('A', 1..=43)
+        .chain(numbers('D', 1..=37))
+        .chain(numbers('L', 1..=33))
+        .chain(numbers('S', 1..=37))
+        .chain(numbers('S', 40..=60))
+        .collect();
+    let features = rows("FEATURES.md");
+    assert_eq!(features.iter().map(|row| row[0].clone()).collect::<Vec<_>>(), wanted);
+    for row in &features {
+        let [_, what, here, state, test] = row.as_slice() else { panic!("{row:?} has not five cells") };
+        assert!(!what.is_empty() && !here.is_empty(), "{row:?}");
+        match state.as_str() {
+            "works" | "works otherwise" => assert_has_test(row),
+            "belongs to servers" | "not here" => assert_eq!(test, "-", "{row:?}"),
+            _ => panic!("{row:?}: {state} is no state"),
+        }
     }
-    assert!(rules > 40, "only {rules} rules");
 }

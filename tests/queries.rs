@@ -15,7 +15,10 @@ fn made(m: &Mount) {
 fn images_are_found_by_what_they_are() {
     let mut m = Mount::new();
     made(&m);
-    assert_eq!(m.ok("ls .imgfs/by").split_whitespace().collect::<Vec<_>>(), ["arch", "deprecated", "os", "release", "tag", "type", "unused"]);
+    assert_eq!(
+        m.ok("ls .imgfs/by").split_whitespace().collect::<Vec<_>>(),
+        ["arch", "deprecated", "os", "release", "tag", "type", "unused"]
+    );
     assert_eq!(
         m.ok("ls .imgfs/by/os").split_whitespace().collect::<Vec<_>>(),
         ["a%2Fb", "debian", "test", "ubuntu"][..].iter().filter(|o| **o != "test").copied().collect::<Vec<_>>()

@@ -40,7 +40,10 @@ const FILES: &[(&str, Control)] = &[
 
 fn is_directory(control: Control) -> bool {
     use Control::{Aliases, By, ByDigest, ById, ByUuid, Config, Defaults, Deprecated, Dir, Failed, Jobs, Trash, Unused, Views};
-    matches!(control, Aliases | Dir | Jobs | Failed | Trash | ById | ByDigest | ByUuid | By | Unused | Deprecated | Defaults | Config | Views)
+    matches!(
+        control,
+        Aliases | Dir | Jobs | Failed | Trash | ById | ByDigest | ByUuid | By | Unused | Deprecated | Defaults | Config | Views
+    )
 }
 
 /// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.
