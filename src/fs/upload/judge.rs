@@ -111,6 +111,10 @@ impl ImageFs {
             // Another process of a pipeline or a shell list may go on where this one stopped.
             Err(_) if incomplete && caller.pid != 0 && process_of(caller.pid) != upload.opener => Ok(()),
             other => other.map_err(|e| {
+                // Who was told so finds nothing under the name any more, though another descriptor may bring the rest.
+                let mut info = upload.info.lock();
+                info.failed |= info.kept.is_none();
+                drop(info);
                 if let Place::Image(image) = upload.place() {
                     self.note_refused_in(caller, self.image_node(image));
                 }
@@ -211,7 +215,7 @@ impl ImageFs {
         let version = self.store.catalog.read().version(published.image, published.number).map(|v| v.serial);
         {
             let mut info = upload.info.lock();
-            (info.version, info.published) = (version, true);
+            (info.version, info.published, info.failed) = (version, true, false);
         }
         state.phase = Phase::Published(published);
         state.spool = None;
