@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Looks for what the other scripts need, each tool by what is needed of it, says in a sentence each what is missing, and
-# installs it. Usage: setup.sh [build] [test] [torture] [images] [bench]
+# installs it. Usage: setup.sh [build] [test] [torture] [images] [bench] [judges]
 # As root from Debian's packages, unless that would take others away; as another user it only says what is missing.
 set -euo pipefail
 
@@ -11,6 +11,7 @@ declare -A package=(
   [setpriv]=util-linux [mksquashfs]=squashfs-tools [qemu-img]=qemu-utils [mmdebstrap]=mmdebstrap [bc]=bc [file]=file [fallocate]=util-linux
   [git]=git [tar]=tar [cp]=coreutils [find]=findutils [mount]=mount [unshare]=util-linux [bash]=bash
   [faketime]=faketime [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount
+  [lxd]=lxd [lxc]=lxd-client
   [borg]=borgbackup [casync]=casync [squashfuse_ll]=squashfuse [mkfs.erofs]=erofs-utils [restic]=restic [ostree]=ostree
 )
 build="cc fusermount3"
@@ -19,6 +20,8 @@ test="$build bash git tar cp find mount unshare busybox rsync jq vim perl python
 torture="$test faketime getfattr mkfs.ext4 mkfs.xfs losetup"
 images="mmdebstrap xz zstd"
 bench="$build python3 mksquashfs squashfuse_ll mkfs.erofs borg casync restic ostree jq setfattr xz zstd gzip"
+# Real clients that some tests ask; a test whose judge is missing says so, and is skipped.
+judges="lxd lxc"
 
 # What is needed of a tool beyond its name, and whether it can do that; asked in an empty directory.
 declare -A needed=(

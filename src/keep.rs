@@ -11,13 +11,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::catalog::{Kept, Row, Version};
 use crate::compress::Method;
+use crate::digest::BlobId;
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::export::{self, RecipeReader};
 use crate::manifest::KeepUpload;
 use crate::name::is_part_of_version;
 use crate::store::Store;
-use crate::tree::Tree;
+use crate::tree::{Bytes, Kind, Tree};
 
 /// Bytes of an upload's beginning that tell how it may have been made.
 const HEAD: usize = 64 * 1024;
@@ -31,12 +32,63 @@ pub fn policy(store: &Store, image: Option<u32>) -> KeepUpload {
     own.unwrap_or(store.settings().keep_upload)
 }
 
+/// Whether an LXD image is kept where nobody has said that it is not to be.
+pub fn keeps_lxd(store: &Store, image: Option<u32>) -> bool {
+    let model = store.catalog.read();
+    let own = image.and_then(|serial| model.images.get(&serial)).and_then(|image| image.editable.keep_upload);
+    own != Some(KeepUpload::Never)
+}
+
 /// The name under which a kept upload lies in its version.
 pub fn name(version: &Version) -> Option<String> {
     version.facts.kept.as_ref()?;
     let name = &version.facts.upload_name;
     let taken = is_part_of_version(name);
     Some(if taken { format!("upload-{name}") } else { name.clone() })
+}
+
+/// What else a version has beside its rootfs that is stored as it came.
+const PARTS: &[&[u8]] = &[b"metadata.yaml", b"disk.qcow2", b"rootfs.squashfs"];
+
+/// The metadata tarball of a split LXD image: its name in the version, where it lies, its bytes.
+///
+/// # Errors
+///
+/// Those of the tree.
+pub fn metadata_tarball(tree: &Tree) -> Result<Option<(String, BlobId, u64)>> {
+    let Some(index) = tree.beside() else { return Ok(None) };
+    let (beside, mut n) = (tree.node(index)?, 0);
+    while let Some((name, index)) = tree.entry(&beside, n)? {
+        let node = tree.node(index)?;
+        if let Kind::File(Bytes::Blob(blob)) = node.kind
+            && !PARTS.contains(&name)
+        {
+            return Ok(Some((String::from_utf8_lossy(name).into_owned(), blob, node.size)));
+        }
+        n += 1;
+    }
+    Ok(None)
+}
+
+/// The name of the file in a version that is the upload as it came, made or kept.
+///
+/// # Errors
+///
+/// `Unsupported` for one whose compressed bytes are not kept; those of the tree.
+pub fn came_as(store: &Store, version: &Version) -> Result<String> {
+    let facts = &version.facts;
+    if let Some(kept) = name(version) {
+        return Ok(kept);
+    }
+    if facts.compression != "none" {
+        return Err(Error::Unsupported {
+            what: format!("{}: its compressed bytes are not kept, and giving them back", facts.upload_name),
+            instead: "name the file: imgfs export VERSION FILE.tar.zst; keep_upload keeps what comes from now on",
+        });
+    }
+    let recipe = facts.as_it_came();
+    let made = store.tree(version.serial)?.tree.made_beside()?;
+    Ok(made.into_iter().find(|(_, number)| *number == recipe).map_or_else(|| "rootfs.tar".into(), |(name, _)| name))
 }
 
 /// Takes the next upload that should only stay if it cannot be made again, and finds out. False if there is none.
@@ -46,7 +98,8 @@ pub fn prove_next(store: &Store) -> Result<bool> {
     let next = {
         let model = store.catalog.read();
         let waiting = |v: &&Version| matches!(v.facts.kept, Some(Kept::Stored { tried: false, .. })) && model.is_live(v);
-        let announced = |v: &Version| !v.facts.manifest.is_empty();
+        // By its digest an LXD image is known, as if that had been announced.
+        let announced = |v: &Version| !v.facts.manifest.is_empty() || v.facts.format == "lxd";
         model.all_versions().filter(waiting).map(|v| (v.serial, v.image, announced(v))).collect::<Vec<_>>()
     };
     let is_exact = |image: u32, announced: bool| {

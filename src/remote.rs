@@ -16,7 +16,7 @@ use crate::flags::Flags;
 use crate::fsck::Repaired;
 use crate::repack::What;
 use crate::store::Store;
-use crate::{diff, fsck, gc, ingest, keep, links, manifests, repack, trash};
+use crate::{diff, fsck, gc, keep, links, manifests, repack, trash};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +91,8 @@ pub enum Answer {
         path: PathBuf,
         name: String,
         manifest: Option<String>,
+        /// The metadata tarball of a split LXD image: its name there.
+        metadata: Option<String>,
     },
     Checked(Repaired),
     Document {
@@ -153,22 +155,12 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
 fn came(store: &Store, version: &str) -> Result<Answer> {
     let model = store.catalog.read();
     let found = links::find_version(&model, version)?;
-    let facts = &found.facts;
-    let inside = match keep::name(&found) {
-        Some(kept) => kept,
-        None if facts.compression != "none" => {
-            let instead = "name the file: imgfs export VERSION FILE.tar.zst; keep_upload keeps what comes from now on";
-            return Err(Error::Unsupported {
-                what: format!("{version}: its compressed bytes are not kept, and giving them back"),
-                instead,
-            });
-        }
-        None if facts.as_it_came() == 0 => "rootfs.tar".into(),
-        None => ingest::made_name(&facts.format).into(),
-    };
+    let inside = keep::came_as(store, &found)?;
     let path = PathBuf::from(store.path_of(&model, found.serial)).join(inside);
     let manifest = manifests::shown(&model, &found);
-    Ok(Answer::Came { serial: found.serial, path, name: facts.upload_name.clone(), manifest })
+    let metadata = if found.facts.format == "lxd" { keep::metadata_tarball(&store.tree(found.serial)?.tree)? } else { None };
+    let name = found.facts.upload_name.clone();
+    Ok(Answer::Came { serial: found.serial, path, name, manifest, metadata: metadata.map(|(name, ..)| name) })
 }
 
 /// Asks the daemon that holds the store in `dir`.

@@ -1,5 +1,5 @@
 //! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with progress. Into a
-//! directory: the upload as it came, under its own name, and its manifest.
+//! directory: the upload as it came, under its own name, and its manifest or LXD metadata.
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::blob::ReadBuf;
 use crate::catalog::Kept;
 use crate::cli::args::StoreArg;
 use crate::cli::commands::progress_bar;
@@ -135,10 +136,24 @@ fn export_under_its_name(store: &Path, mounted: Option<&Path>, version: &str, di
             remote::perform(&held, Request::Came { version: version.to_owned() }, |_, _| true)?
         }
     };
-    let Answer::Came { serial, path, name, manifest } = answer else {
+    let Answer::Came { serial, path, name, manifest, metadata } = answer else {
         let Answer::Failed { why } = answer else { return Err(Error::Stopping) };
         return Err(Error::Invalid { what: version.to_owned(), why });
     };
+    if let Some(tarball) = metadata {
+        let bytes = match mounted {
+            Some(mounted) => {
+                let file = mounted.join(&path).with_file_name(&tarball);
+                std::fs::read(&file).map_err(Error::io("read", &file))?
+            }
+            None => metadata_tarball(&*Store::open(store, Settings::default())?, serial)?,
+        };
+        let path = directory.join(&tarball);
+        let partial = partial_name(&path);
+        let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, &path));
+        written.map_err(Error::io("write", &path)).inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
+        eprintln!("imgfs: {} has its metadata", path.display());
+    }
     let from = match mounted {
         Some(mounted) => {
             let path = mounted.join(path);
@@ -154,6 +169,22 @@ fn export_under_its_name(store: &Path, mounted: Option<&Path>, version: &str, di
         eprintln!("imgfs: {} has its manifest", path.display());
     }
     Ok(written)
+}
+
+/// The metadata tarball of a split LXD image, of a store that nobody has mounted.
+fn metadata_tarball(store: &Store, serial: u32) -> Result<Vec<u8>> {
+    let slot = store.tree(serial)?;
+    let mut bytes = Vec::new();
+    let Some((_, blob, size)) = keep::metadata_tarball(&slot.tree)? else { return Ok(bytes) };
+    let mut buffer = ReadBuf::default();
+    while (bytes.len() as u64) < size {
+        let piece = store.blobs.read(blob, bytes.len() as u64, PIECE, &mut buffer)?;
+        if piece.is_empty() {
+            return Err(Error::Corrupt { what: "the metadata tarball".into(), why: "it is too short".into() });
+        }
+        bytes.extend_from_slice(piece);
+    }
+    Ok(bytes)
 }
 
 /// The bytes of an upload as it came, of a store that nobody has mounted.

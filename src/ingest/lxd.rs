@@ -34,6 +34,12 @@ pub fn is_unified(builder: &Builder) -> bool {
     builder.find("metadata.yaml").is_some() && builder.names_in_root().iter().all(|name| PARTS.contains(&name.as_slice()))
 }
 
+/// Whether an archive that has this entry in its root, or in a directory of it, may be an LXD image; `None` for the root.
+pub fn may_have(path: &[u8]) -> Option<bool> {
+    let first = path.split(|b| *b == b'/').find(|part| !part.is_empty() && *part != b".")?;
+    Some(PARTS.contains(&first))
+}
+
 fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the LXD image".into(), why: why.into() })
 }

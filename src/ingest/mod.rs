@@ -52,9 +52,10 @@ use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::manifest::KeepUpload;
 use crate::store::Store;
-use crate::tar::Stage;
+use crate::tar::{self, Stage};
 use crate::tree::recipe::RecipeBuilder;
 use pipe::{Pipe, PipeReader};
+use unpack::MayBeLxd;
 
 /// The file in a version that shows what was uploaded, unpacked, where that is not rootfs.tar.
 pub fn made_name(format: &str) -> &'static str {
@@ -81,18 +82,46 @@ pub struct Ingest {
     failure: Arc<Mutex<Option<Error>>>,
     parts: Parts,
     size: u64,
+    wish: Wish,
 }
 
 /// What is wanted of an upload beside its content.
 #[derive(Clone, Copy)]
 pub struct Wish {
     pub keep: KeepUpload,
+    /// An LXD image is kept even where others are not: by the digest of its upload it goes out again.
+    pub keep_lxd: bool,
     /// Its sha1: only where somebody may say which it has to be, for it takes as long as all the rest.
     pub sha1: bool,
 }
 
 /// The pieces of an upload that is kept as it came.
-type Keeping = (Writer, RecipeBuilder);
+type Kept = (Writer, RecipeBuilder);
+
+/// An upload that is being kept: all of it, or as long as it may be an LXD image.
+struct Keeping {
+    input: PipeReader,
+    while_lxd: Option<MayBeLxd>,
+}
+
+impl Keeping {
+    fn is_not_wanted(&self) -> bool {
+        self.while_lxd.as_ref().is_some_and(|may| may.get() == Some(&false))
+    }
+}
+
+impl tar::Source for Keeping {
+    fn fill(&mut self) -> Result<&[u8]> {
+        if self.is_not_wanted() {
+            return Err(Error::Stopping);
+        }
+        self.input.fill()
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.input.consume(n);
+    }
+}
 
 struct Parts {
     upload_sha256: JoinHandle<String>,
@@ -100,7 +129,7 @@ struct Parts {
     tar: Option<JoinHandle<String>>,
     decoder: Option<JoinHandle<()>>,
     /// The upload as it comes, if it is to be kept.
-    kept: Option<JoinHandle<Option<Keeping>>>,
+    kept: Option<JoinHandle<Option<Kept>>>,
     unpacker: JoinHandle<Option<Draft>>,
 }
 
@@ -125,7 +154,7 @@ pub struct Unpacked {
     pub upload_sha1: String,
     pub tar_sha256: String,
     /// Set for an upload that is kept.
-    kept: Option<Keeping>,
+    kept: Option<Kept>,
 }
 
 impl Ingest {
@@ -180,26 +209,33 @@ impl Ingest {
                 unpacked
             }
         };
+        let may_be_lxd = MayBeLxd::default();
         let unpacker = {
             let (mut input, stage, failure) = (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
+            let may_be_lxd = may_be_lxd.clone();
             // A failure is noted before the reader goes: whoever waits for that looks for the failure then.
             spawn("unpack", move || {
-                unpack::unpack(&mut input, writer, &limits, &stage, hint).map_err(|e| note(&failure, e)).ok()
+                unpack::unpack(&mut input, writer, &limits, &stage, hint, &may_be_lxd).map_err(|e| note(&failure, e)).ok()
             })?
         };
         let mut kept = None;
-        if wish.keep != KeepUpload::Never && codec.is_some() {
+        if (wish.keep != KeepUpload::Never || wish.keep_lxd) && codec.is_some() {
             let pipe = Pipe::new(UPLOAD_PIPE);
-            let (mut input, failure) = (PipeReader::new(&pipe), failure.clone());
+            let while_lxd = (wish.keep == KeepUpload::Never).then_some(may_be_lxd);
+            let (mut input, failure) = (Keeping { input: PipeReader::new(&pipe), while_lxd }, failure.clone());
             let mut writer = store.blobs.writer(&format!("{staging}-kept"))?;
             inputs.push(pipe);
-            kept = Some(spawn("keep", move || {
-                let recipe = payload::store(&mut input, &mut writer, u64::MAX, |_| {}).map_err(|e| note(&failure, e)).ok()?;
-                Some((writer, recipe))
+            kept = Some(spawn("keep", move || match payload::store(&mut input, &mut writer, u64::MAX, |_| {}) {
+                Ok(recipe) => Some((writer, recipe)),
+                Err(_) if input.is_not_wanted() => None,
+                Err(e) => {
+                    note(&failure, e);
+                    None
+                }
             })?);
         }
         let parts = Parts { upload_sha256, upload_sha1, tar, decoder, kept, unpacker };
-        Ok(Ingest { codec, inputs, stages, stage, decoded, failure, parts, size: 0 })
+        Ok(Ingest { codec, inputs, stages, stage, decoded, failure, parts, size: 0, wish })
     }
 
     /// Takes the next bytes of the upload. `on_room` is called when more are welcome.
@@ -287,6 +323,7 @@ impl Ingest {
             return Err(e);
         }
         let draft = unpacked.ok_or(Error::Stopping)?;
+        let kept = kept.filter(|_| self.wish.keep != KeepUpload::Never || draft.facts.format == "lxd");
         let tar_sha256 = tar.unwrap_or_else(|| upload_sha256.clone());
         let codec = self.codec.map(|codec| *codec.lock());
         Ok(Unpacked {

@@ -87,9 +87,12 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
         super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
-    let keep = wished_keep(metadata.as_deref())?.unwrap_or_else(|| keep::policy(store, target));
-    let keep = if manifest.is_some() { keep.of_announced() } else { keep };
-    let mut unpacked = ingest(store, name, &image, manifest.is_some(), keep, go_on)?;
+    let wished = wished_keep(metadata.as_deref())?;
+    let keep_lxd = wished.map_or_else(|| keep::keeps_lxd(store, target), |keep| keep != KeepUpload::Never);
+    let keep = wished.unwrap_or_else(|| keep::policy(store, target));
+    let announced = manifest.is_some() || tarball.is_some() && keep_lxd;
+    let wish = Wish { keep: if announced { keep.of_announced() } else { keep }, keep_lxd, sha1: true };
+    let mut unpacked = ingest(store, name, &image, manifest.is_some(), wish, go_on)?;
     for (_, expected) in expect.iter().filter(|(name, _)| *name == image.name) {
         expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
     }
@@ -205,7 +208,7 @@ fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
 }
 
 /// Unpacks a staged file. The rename says that it is whole.
-fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpload, go_on: GoOn) -> Result<Unpacked> {
+fn ingest(store: &Store, name: &str, file: &File, announced: bool, wish: Wish, go_on: GoOn) -> Result<Unpacked> {
     let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
     let mut head = Vec::new();
     (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;
@@ -213,7 +216,7 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, keep: KeepUpl
     if hint.recognises(&head) != Some(true) && (!announced || head.is_empty()) {
         return Err(crate::tar::not_a_tar(file.name.clone(), &head));
     }
-    let mut ingest = Ingest::start(store, name, &head, hint, Wish { keep, sha1: true })?;
+    let mut ingest = Ingest::start(store, name, &head, hint, wish)?;
     if let Err(e) = feed(&mut ingest, &opened, head, file, go_on) {
         ingest.abort();
         return Err(e);

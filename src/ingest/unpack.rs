@@ -7,8 +7,8 @@
 //!                  `--> payload.rs: a disk or file system image --> squashfs.rs: its rootfs, too
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::blob::{OBJECT_MIN, Writer};
 use crate::catalog::VersionFacts;
@@ -104,11 +104,21 @@ fn beside_meta() -> Meta {
     Meta { mode: 0o444, mtime: (crate::manifest::now().div_euclid(1_000_000_000), 0), ..Meta::default() }
 }
 
-/// Reads an upload to its end.
+/// Whether an upload may be an LXD image, as far as it has been read; `None` before its first entry.
+pub type MayBeLxd = Arc<OnceLock<bool>>;
+
+/// Reads an upload to its end. `may_be_lxd` is set by its first entry.
 ///
 /// Errors: those of the reader and the writer; `LeavesRoot` and `BadArchive` for entries that have no place;
 /// `NotTar`, `Unsupported` for what is no image.
-pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage: &Arc<AtomicU8>, hint: Hint) -> Result<Draft> {
+pub fn unpack(
+    input: &mut PipeReader,
+    mut writer: Writer,
+    limits: &Limits,
+    stage: &Arc<AtomicU8>,
+    hint: Hint,
+    may_be_lxd: &MayBeLxd,
+) -> Result<Draft> {
     let found = payload_in(input, stage, hint);
     let Some(payload) = found else {
         let mut reader = Reader::new(input, *limits, stage.clone())?;
@@ -116,6 +126,11 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
         let mut metadata = 0;
         entries(&mut reader, &mut writer, |entry, content| {
             metadata += usize::from(lxd::is_metadata(&entry.path));
+            if may_be_lxd.get().is_none()
+                && let Some(may) = lxd::may_have(&entry.path)
+            {
+                let _ = may_be_lxd.set(may);
+            }
             place(&mut builder, entry, content)
         })?;
         let recipe = reader.into_recipe();
@@ -132,6 +147,7 @@ pub fn unpack(input: &mut PipeReader, mut writer: Writer, limits: &Limits, stage
         }
         return Ok(Draft { tar: Some(recipe), ..draft });
     };
+    let _ = may_be_lxd.set(false);
     // A small one may end before all that its header could say is there.
     let head = input.peek(HEAD, |_| stage.store(Stage::Ended as u8, Ordering::Release)).to_vec();
     let least = payload.least_size(&head);
