@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rustix::mount::MountFlags;
+use rustix::mount::{MountAttrFlags, MountFlags};
 use serde::{Deserialize, Serialize};
 
 /// The words of mount(8) that the kernel keeps for every mount: the one that sets a flag, the one that takes it back.
@@ -73,6 +73,22 @@ impl Flags {
     pub fn bits(&self) -> MountFlags {
         let set = WORDS.iter().filter(|(on, ..)| self.set.contains(*on));
         set.fold(MountFlags::empty(), |bits, (.., flag)| bits | *flag)
+    }
+
+    /// The same for fsmount(2).
+    pub fn attributes(&self) -> MountAttrFlags {
+        const ATTRIBUTES: &[(&str, MountAttrFlags)] = &[
+            ("ro", MountAttrFlags::MOUNT_ATTR_RDONLY),
+            ("nosuid", MountAttrFlags::MOUNT_ATTR_NOSUID),
+            ("nodev", MountAttrFlags::MOUNT_ATTR_NODEV),
+            ("noexec", MountAttrFlags::MOUNT_ATTR_NOEXEC),
+            ("noatime", MountAttrFlags::MOUNT_ATTR_NOATIME),
+            ("nodiratime", MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+            ("strictatime", MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+            ("nosymfollow", MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
+        ];
+        let set = ATTRIBUTES.iter().filter(|(word, _)| self.set.contains(*word));
+        set.fold(MountAttrFlags::empty(), |bits, (_, flag)| bits | *flag)
     }
 
     /// The same, read-only.

@@ -13,7 +13,6 @@
 //! |-- packs/        content at rest: HEX.pack, compressed together and against older versions
 //! |-- trees/        ID.tree, one immutable mapped file a version: nodes, names, tar recipe; ID.base, ID.kept, ID.damaged
 //! |-- staging/      uploads under way; emptied at start
-//! |-- mounted/      where the trees are mounted from, with trees=mounted
 //! |-- staged/       what users have staged, which stays: ID/about.json and ID/files/ or ID/content; see staging.rs
 //! |-- rebuilding    there while a catalog is made again of trees
 //! |-- reserve       space set aside: given up for a moment when something is deleted on a full disk

@@ -44,6 +44,15 @@ impl Default for Settings {
     }
 }
 
+/// How the trees of versions are shown: each as a mount of its own, or as directories of the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreesAs {
+    /// Mounts where they can be had.
+    Auto,
+    Mounted,
+    Inline,
+}
+
 /// A setting's place, and what it takes.
 enum Field<'s> {
     Seconds(&'s mut u64),

@@ -1,4 +1,4 @@
-//! Trees as mounts of their own: `-o trees=mounted`.
+//! Trees as mounts of their own, which root has without asking: what they must not change.
 
 mod common;
 
@@ -118,7 +118,7 @@ fn it_is_unmounted_by_every_way() {
     m.ok("ls web/0/rootfs; kill -9 $(head -1 $STORE/lock); sleep 0.2");
     m.mount();
     m.ok("diff -r --no-dereference web/0/rootfs $S/a; mountpoint -q web/0/rootfs");
-    m.ok("kill $(head -1 $STORE/lock); while test -e $STORE/control; do sleep 0.1; done; not mountpoint -q $STORE/mounted && test ! -e $MNT/web");
+    m.ok("kill $(head -1 $STORE/lock); while test -e $STORE/control; do sleep 0.1; done; test ! -e $STORE/mounted; test ! -e $MNT/web");
     m.mount();
     m.ok("ls web/0/rootfs");
     m.fsck();
@@ -137,4 +137,124 @@ fn readers_go_on_while_versions_come_and_go() {
         for n in $(seq 20); do mv web site; ls site/1/rootfs > /dev/null; mv site web; sleep 0.01; done; \
         touch $S/end; wait; test -e web/1/rootfs; true");
     m.fsck();
+}
+
+/// find compares what stat said of a directory with where `..` leads: a tree that was mounted after the one and before the
+/// other ended it. And a second look more than two seconds later mounted trees again that umount had just unmounted.
+#[test]
+fn walkers_find_one_device_in_a_tree_and_nobody_keeps_the_mount_busy() {
+    if !as_root() {
+        return;
+    }
+    let mut m = fresh();
+    for _ in 0..3 {
+        m.ok("cd $MNT/..; find mnt -ls > $S/found; du -s mnt > $S/du; tar -C mnt -cf - web | tar -tf - | grep -c rootfs/etc/motd | grep -qx 2");
+        m.ok("cd web/0; find rootfs -ls > $S/x; cd ../1; tar -cf - rootfs | wc -c > $S/x; diff -r --no-dereference rootfs $S/b");
+        m.ok("sleep 2.5");
+    }
+    m.unmount();
+    m.mount();
+    m.ok("find . -ls > $S/x; sleep 2.5");
+    m.unmount();
+    m.mount();
+}
+
+#[test]
+fn no_walker_of_the_store_meets_a_mount() {
+    if !as_root() {
+        return;
+    }
+    let m = fresh();
+    m.ok("ls web/0/rootfs; du -s $STORE; tar -C $STORE -cf $S/backup.tar .; find $STORE -xdev > $S/x; find $STORE | cmp - $S/x");
+    m.ok("not grep -q \" $STORE/\" /proc/self/mounts; test ! -e $STORE/mounted");
+}
+
+/// umount(2) alone takes no mount that has others in it: those that nobody uses go by themselves.
+#[test]
+fn trees_that_nobody_uses_are_unmounted() {
+    if !as_root() {
+        return;
+    }
+    let mut m = fresh();
+    m.ok("ls web/0/rootfs web/1/rootfs; mountpoint -q web/0/rootfs");
+    assert_eq!(mounted(&m), 2);
+    m.ok("cd web/1/rootfs; for n in $(seq 300); do grep -q \" $MNT/web/0/rootfs\" /proc/self/mounts || break; sleep 0.1; done; test -e etc/motd");
+    assert_eq!(mounted(&m), 1, "somebody stood in the other");
+    m.ok("cd /; for n in $(seq 300); do umount -i $MNT 2> $S/x && break; sleep 0.1; done; not mountpoint -q $MNT");
+    m.ok("while test -e $STORE/control; do sleep 0.1; done");
+    m.mount();
+    m.ok("ls web/0/rootfs; mountpoint -q web/0/rootfs");
+}
+
+#[test]
+fn who_is_in_a_tree_goes_on_when_the_mount_is_detached() {
+    if !as_root() {
+        return;
+    }
+    let mut m = fresh();
+    m.ok(&format!(
+        "cd web/0/rootfs; exec 7< bin/tool; umount -l $MNT; sleep 0.5; diff -r --no-dereference . $S/a; cmp - $S/a/bin/tool <&7; \
+        not mountpoint -q $MNT; exec 7<&-; cd /; {IMGFS} status --store $STORE > $S/x"
+    ));
+    m.ok("cd /; for n in $(seq 100); do test -e $STORE/control || break; sleep 0.1; done; test ! -e $STORE/control");
+    m.mount();
+    m.ok("ls web/0/rootfs; umount -l web/0/rootfs; ls web/0/rootfs");
+    m.fsck();
+}
+
+#[test]
+fn copies_are_those_of_trees_that_are_not_mounted() {
+    if !as_root() {
+        return;
+    }
+    let mut m = fresh();
+    // latest, default and used_by are as old as the mount; of all but files rsync minds no less than a second.
+    let copy = "mkdir $S/$K; cp -a web/1/rootfs $S/$K/cp; rsync -aHAX web $S/$K/rsync; \
+        pax='tar --xattrs --pax-option=delete=atime,delete=ctime'; $pax -cf $S/$K/rootfs.tar web/1/rootfs; \
+        $pax --mtime=@0 -cf $S/$K/image.tar web; $pax --mtime=@0 -cf $S/$K/all.tar --exclude=.imgfs .; \
+        find . -path ./.imgfs -prune -o -printf '%p %m %s %n %y %l\n' > $S/$K/find; \
+        cd $S/$K; (find cp -printf '%p %m %s %n %y %T@ %l\\n'; find rsync/web/*/rootfs -type f -printf '%p %m %s %n %y %T@ %l\\n') | sort > copies; cd $MNT";
+    m.ok(&format!("K=mounted; {copy}"));
+    m.unmount();
+    m.ok(&format!("{IMGFS} mount --store $STORE -o trees=inline $MNT"));
+    m.ok(&format!("K=inline; {copy}"));
+    m.ok("diff $S/mounted/copies $S/inline/copies; for f in rootfs.tar image.tar all.tar find; do cmp $S/mounted/$f $S/inline/$f; done; diff -r --no-dereference $S/mounted $S/inline");
+    assert_eq!(mounted(&m), 0);
+}
+
+#[test]
+fn other_mounts_and_namespaces_see_the_same() {
+    if !as_root() {
+        return;
+    }
+    let mut m = fresh();
+    m.ok("ls web/0/rootfs; mkdir $S/r; mount --rbind $MNT $S/r; diff -r --no-dereference $S/r/web/0/rootfs $S/a; diff -r --no-dereference $S/r/web/1/rootfs $S/b; \
+        umount -R $S/r; mount --bind web/1/rootfs $S/r; diff -r --no-dereference $S/r $S/b; umount $S/r");
+    // A namespace with a copy of the mounts, held while the image goes.
+    m.ok("ls web/0/rootfs > $S/x; unshare -m bash -c 'cd $0; touch $1/in; until test -e $1/gone; do sleep 0.05; done; \
+        test ! -e web/0 && diff -r --no-dereference web/1/rootfs $1/b && touch $1/saw' $MNT $S & \
+        until test -e $S/in; do sleep 0.05; done; rmdir web/0; test ! -e web/0; touch $S/gone; wait; test -e $S/saw");
+    m.ok(&format!(
+        "mkdir .imgfs/views/v $S/v; {IMGFS} mount --store $STORE -o view=v $S/v; cp $S/c.tar $S/v/; \
+        diff -r --no-dereference $S/v/c/0/rootfs $S/c; diff -r --no-dereference web/1/rootfs $S/b; {IMGFS} umount $S/v"
+    ));
+    m.unmount();
+    m.mount();
+    m.fsck();
+}
+
+/// Kernels before 6.15 clone no part of a mount that is nowhere.
+#[test]
+fn older_kernels_mount_trees_from_a_namespace() {
+    if !as_root() {
+        return;
+    }
+    let mut m = fresh();
+    m.unmount();
+    m.ok(&format!("IMGFS_OLD_KERNEL=1 {IMGFS} mount --store $STORE -o trees=mounted $MNT"));
+    m.ok("ls web/0/rootfs; mountpoint -q web/0/rootfs; diff -r --no-dereference web/0/rootfs $S/a; du -s $STORE");
+    // Nothing else is kept mounted by that.
+    m.ok("mkdir $S/t; mount -t tmpfs none $S/t; umount $S/t; test $(cat /proc/$(head -1 $STORE/lock)/task/*/mountinfo | sort -u | grep -c ' / / ') -ge 2");
+    m.unmount();
+    m.mount();
 }

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::flags::Flags;
-use crate::settings::Settings;
+use crate::settings::{Settings, TreesAs};
 
 /// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
 #[derive(Parser)]
@@ -51,7 +51,7 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: view=NAME, ro, allow_other, noacl, suid, dev, noexec, noatime and their like, remount, threads=N, latency=auto|off, passthrough=auto|off, trees=inline|mounted; any setting of .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
+    /// Options: view=NAME, ro, allow_other, noacl, suid, dev, noexec, noatime and their like, remount, threads=N, latency=auto|off, passthrough=auto|off, trees=auto|mounted|inline; any setting of .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error
@@ -227,7 +227,7 @@ pub struct Parsed {
     pub threads: usize,
     pub latency: bool,
     pub passthrough: bool,
-    pub mounted_trees: bool,
+    pub trees: TreesAs,
     /// The view that is to be mounted; none: the whole store.
     pub view: Option<String>,
 }
@@ -243,7 +243,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         threads: cores.clamp(2, 4),
         latency: true,
         passthrough: true,
-        mounted_trees: false,
+        trees: TreesAs::Inline,
         view: None,
     };
     for option in lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty()) {
@@ -267,7 +267,14 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "threads" => parsed.threads = number()?.min(64) as usize,
             "latency" => parsed.latency = either("auto", "off")?,
             "passthrough" => parsed.passthrough = either("auto", "off")?,
-            "trees" => parsed.mounted_trees = !either("inline", "mounted")?,
+            "trees" => {
+                parsed.trees = match value {
+                    Some("auto") => TreesAs::Auto,
+                    Some("mounted") => TreesAs::Mounted,
+                    Some("inline") => TreesAs::Inline,
+                    _ => return Err(bad("it takes auto, mounted or inline")),
+                }
+            }
             _ if Settings::is_known(key) => {
                 parsed.settings.give(key, value.unwrap_or_default()).map_err(|e| bad(&e.to_string()))?
             }

@@ -20,6 +20,7 @@ use crate::fs::daemon;
 use crate::fs::mount;
 use crate::lock::StoreLock;
 use crate::remote::{self, Answer, MountRequest, Request};
+use crate::settings::TreesAs;
 use crate::sys;
 
 /// Between two looks whether a mount is still there.
@@ -59,7 +60,7 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
         threads: parsed.threads,
         latency: parsed.latency,
         passthrough: parsed.passthrough,
-        mounted_trees: parsed.mounted_trees,
+        trees: parsed.trees,
     };
     if arguments.foreground {
         start_log(None);
@@ -97,7 +98,7 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
 /// does not answer, as who tries to hold the store will be told.
 fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<String>> {
     let point = std::path::absolute(point).map_err(Error::io("find", point))?;
-    let own_word = parsed.settings.given().next().is_some() || parsed.mounted_trees;
+    let own_word = parsed.settings.given().next().is_some() || parsed.trees == TreesAs::Mounted;
     let request = MountRequest { point: point.clone(), view: parsed.view.clone(), flags: parsed.flags.clone(), own_word };
     match remote::ask(store, &Request::Mount(request), |_, _| true) {
         Ok(Answer::Document { document }) => {

@@ -1,32 +1,40 @@
-//! Journey 2, cat, without a message: each `rootfs/` a mount of its own (option `trees=mounted`, root).
+//! Journey 2, cat, without a message: each `rootfs/` a mount of its own (option `trees=mounted`; for root the default).
 //!
 //! The kernel can be told, for a whole connection, that nothing ever needs to be opened. On the connection of the
-//! mount that would also hide when an upload is closed. So a second one serves the trees alone, read-only, from
-//! `STORE/mounted`, and each tree is mounted from there over the `rootfs` that it is, when it is first looked up:
+//! mount that would also hide when an upload is closed. So a second one serves the trees alone, read-only, from a mount
+//! that is nowhere (hidden.rs), and each tree is mounted from there over the `rootfs` that it is, when it is first looked up:
 //!
 //! ```text
 //! lookup web/3/rootfs --> not there: "again", and the thread mounts it
-//! the kernel walks the path again --> web, 3 and rootfs wait until that is done, and the walk goes into the mount
+//! the kernel walks the path again --> web/3 waits until that is done, and the walk goes into the mount
+//! opendir web/3 --> the thread mounts it, the answer waits: who lists it looks up rootfs next, with no path to walk again
 //! ```
 //!
-//! What cannot be mounted, or not in time, is read through the first connection: slower, never wrong.
+//! Never waits who looks up a `rootfs` that the kernel does not know: the thread that mounts must look it up, too, and the
+//! kernel lets one at a time. Such a walker (its working directory is web/3) reads through the first connection, and so do
+//! all for a while: mounting over a directory that somebody walks would change the device under him. So does what cannot
+//! be mounted, or not in time. Slower, never wrong.
+//!
+//! What nobody has looked up for a while, and nobody is in, is unmounted: then umount(2) of the mount finds nothing in it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount};
 
 use crate::error::{Error, Result};
-use crate::flags::Flags;
+use crate::fs::hidden::Hidden;
 use crate::fs::mount;
+use crate::fs::mounts::Mounts;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::start_thread;
 use crate::store::Store;
@@ -38,8 +46,13 @@ const MANY: usize = 256;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long what could not be mounted is read without.
 const REFUSED: Duration = Duration::from_secs(5);
-/// How long a mount is believed to be there: a name that the kernel is told to forget takes it away.
+/// How long a tree that somebody may walk without a mount gets none.
+const WALKED: Duration = Duration::from_secs(60);
+/// How long a mount is believed to be there: somebody may have unmounted it.
 const SEEN: Duration = Duration::from_secs(2);
+/// How long a tree stays mounted that nobody looks up, and how often that is looked at.
+const IDLE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(2);
 /// How long the name of a mounted tree holds. Elsewhere it is asked for each time, because a walker that deletes the
 /// version must not take the directory that somebody stands in; who stands in a mount is safe from that.
 pub const NAMED: Duration = Duration::from_secs(1);
@@ -56,15 +69,21 @@ pub enum Step {
     Wait(u32),
 }
 
+/// ```text
+/// none --wanted--> Wanted --found--> Moving --> Mounted --idle, deleted--> Unmounting --> none
+///                    |  `--walked without, or not to be had--> Refused --in time--> none
+///                    `--deleted--> none
+/// ```
 enum State {
-    Mounting,
+    /// The thread is to find the directory; these threads were told to look again.
+    Wanted(Vec<u32>),
+    /// It has found it.
+    Moving,
     /// When it was last looked up, and last mounted or seen to be.
-    Mounted {
-        used: Instant,
-        seen: Instant,
-    },
-    Unmounting,
-    /// When it could not be mounted.
+    Mounted { used: Instant, seen: Instant },
+    /// By this thread.
+    Unmounting(u32),
+    /// Until then.
     Refused(Instant),
 }
 
@@ -73,15 +92,20 @@ impl State {
         let now = Instant::now();
         State::Mounted { used: now, seen: now }
     }
+
+    fn refused(time: Duration) -> State {
+        State::Refused(Instant::now() + time)
+    }
 }
 
 /// The trees that are mounts of their own.
 pub struct Trees {
     store: Arc<Store>,
+    mounts: Arc<Mounts>,
     /// The mount whose `rootfs` directories are mounted over.
     point: PathBuf,
-    /// Of the second connection's mount: its directories are the trees, by the serials of their versions.
-    root: OwnedFd,
+    /// The second connection's mount: its directories are the trees, by the serials of their versions. None: closed.
+    hidden: Mutex<Option<Hidden>>,
     /// The thread that mounts: its own lookups go through.
     thread: AtomicU32,
     wanted: mpsc::Sender<u32>,
@@ -89,46 +113,33 @@ pub struct Trees {
     settled: Condvar,
 }
 
-/// Mounts the second connection in the store. Its descriptor is to be served before `Trees::open`.
-///
-/// Errors: as `mount::mount`.
-pub fn prepare(store: &Path, flags: &Flags) -> Result<(PathBuf, OwnedFd)> {
-    let place = place(store);
-    fs::create_dir_all(&place).map_err(Error::io("make", &place))?;
-    let fd = mount::mount(&place, store, &flags.read_only())?;
-    Ok((place, fd))
-}
-
-/// Takes the second connection's mount away: at the end, and if a dead daemon has left one.
+/// Takes away what an older daemon that was killed has left mounted in the store.
 ///
 /// Errors: `Io`.
 pub fn clear(store: &Path) -> Result<()> {
-    let place = place(store);
+    let place = store.join("mounted");
     while mount::mounted_on(&place).is_some() {
         mount::unmount(&place, true)?;
     }
+    let _ = fs::remove_dir(place);
     Ok(())
 }
 
-fn place(store: &Path) -> PathBuf {
-    store.join("mounted")
+fn this_thread() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
 impl Trees {
     /// Starts the thread that mounts.
     ///
     /// Errors: `Io`.
-    pub fn open(store: &Arc<Store>, point: &Path, place: &Path) -> Result<Arc<Trees>> {
-        let root = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let root = root.map_err(|e| Error::io("open", place)(e.into()))?;
-        if let Some(mounted) = mount::mounted_on(place) {
-            mount::raise_readahead(&mounted);
-        }
+    pub fn open(store: &Arc<Store>, mounts: &Arc<Mounts>, point: &Path, hidden: Hidden) -> Result<Arc<Trees>> {
         let (wanted, queue) = mpsc::channel();
         let trees = Arc::new(Trees {
             store: store.clone(),
+            mounts: mounts.clone(),
             point: point.to_owned(),
-            root,
+            hidden: Mutex::new(Some(hidden)),
             // 0 is everybody in another process namespace.
             thread: AtomicU32::new(u32::MAX),
             wanted,
@@ -137,31 +148,33 @@ impl Trees {
         });
         let weak = Arc::downgrade(&trees);
         let work = move || {
-            for serial in queue {
+            let mut looked = Instant::now();
+            loop {
+                let next = queue.recv_timeout(LOOK);
                 let Some(trees) = weak.upgrade() else { return };
-                trees.thread.store(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned(), Ordering::Release);
-                if matches!(trees.all.lock().get(&serial), Some(State::Mounted { .. })) {
-                    trees.look_again(serial);
-                    continue;
+                trees.thread.store(this_thread(), Ordering::Release);
+                match next {
+                    Ok(serial) => trees.work_on(serial),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
-                trees.make_room();
-                let state = match trees.mount(serial) {
-                    Ok(()) => State::mounted(),
-                    Err(e) => {
-                        log::warn!("a tree is read without a mount of its own: {e}");
-                        State::Refused(Instant::now())
-                    }
-                };
-                trees.all.lock().insert(serial, state);
-                trees.settled.notify_all();
+                if looked.elapsed() >= LOOK {
+                    trees.let_idle_go();
+                    looked = Instant::now();
+                }
             }
         };
-        start_thread("trees", "trees", work)?;
+        start_thread("mounter", "mounts of trees", work)?;
         Ok(trees)
     }
 
-    /// A lookup has found `node`; `thread` made it.
-    pub fn on_the_way(&self, node: NodeId, thread: u32) -> Step {
+    /// Mounts no more: the second connection ends when nobody is in a tree any more.
+    pub fn close(&self) {
+        self.hidden.lock().take();
+    }
+
+    /// A lookup has found `node`; `thread` made it. `known`: the kernel has something of that version's tree.
+    pub fn on_the_way(&self, node: NodeId, thread: u32, known: bool) -> Step {
         let (serial, is_tree) = match node {
             NodeId::Tree { serial, index: ROOT } => (serial, true),
             NodeId::Version { serial, part: VersionPart::Dir, .. } => (serial, false),
@@ -171,12 +184,21 @@ impl Trees {
             return Step::Go;
         }
         let mut all = self.all.lock();
-        // Its name may have led elsewhere at that moment.
-        if matches!(all.get(&serial), Some(State::Refused(at)) if at.elapsed() > REFUSED) {
+        if matches!(all.get(&serial), Some(State::Refused(until)) if *until < Instant::now()) {
             all.remove(&serial);
         }
         match all.get_mut(&serial) {
-            Some(State::Mounting) => Step::Wait(serial),
+            Some(State::Wanted(again)) if is_tree && !known => {
+                if again.contains(&thread) {
+                    // It did not come by web/3, or was tired of waiting there.
+                    all.insert(serial, State::refused(WALKED));
+                    self.settled.notify_all();
+                    return Step::Go;
+                }
+                again.push(thread);
+                Step::Again
+            }
+            Some(State::Wanted(_) | State::Moving) => Step::Wait(serial),
             Some(State::Mounted { used, seen }) => {
                 *used = Instant::now();
                 if is_tree && seen.elapsed() > SEEN {
@@ -185,24 +207,67 @@ impl Trees {
                 }
                 if is_tree { Step::Into } else { Step::Go }
             }
-            Some(State::Unmounting | State::Refused(_)) => Step::Go,
+            Some(State::Unmounting(by)) if is_tree && *by != thread => Step::Wait(serial),
+            Some(State::Unmounting(_) | State::Refused(_)) => Step::Go,
             None if !is_tree || !self.is_live(serial) => Step::Go,
+            // The kernel would forget web/3 while it waits there, and keep the thread that mounts from it.
+            None if self.mounts.are_several() => {
+                all.insert(serial, State::refused(WALKED));
+                Step::Go
+            }
+            // It asks whether the name is still right, and keeps nobody from it.
+            None if known => {
+                self.want(&mut all, serial, Vec::new());
+                Step::Wait(serial)
+            }
             None => {
-                if self.wanted.send(serial).is_err() {
-                    return Step::Go;
-                }
-                all.insert(serial, State::Mounting);
+                self.want(&mut all, serial, vec![thread]);
                 Step::Again
             }
         }
     }
 
-    /// Waits until the tree is mounted, or for a while.
-    pub fn wait(&self, serial: u32) {
+    /// A directory is to be opened: the version whose tree is to be mounted before that is answered.
+    pub fn opened(&self, node: NodeId) -> Option<u32> {
+        let NodeId::Version { serial, part: VersionPart::Dir, .. } = node else { return None };
+        let mut all = self.all.lock();
+        match all.get(&serial) {
+            Some(State::Wanted(_) | State::Moving) => Some(serial),
+            Some(State::Refused(until)) if *until > Instant::now() => None,
+            None | Some(State::Refused(_)) if self.is_live(serial) => {
+                self.want(&mut all, serial, Vec::new());
+                Some(serial)
+            }
+            _ => None,
+        }
+    }
+
+    fn want(&self, all: &mut HashMap<u32, State>, serial: u32, again: Vec<u32>) {
+        // The thread lives as long as this.
+        let _ = self.wanted.send(serial);
+        all.insert(serial, State::Wanted(again));
+    }
+
+    /// Waits until the tree is mounted, or for a while. If it was being unmounted, it is mounted again.
+    pub fn settle(&self, serial: u32) {
+        self.wait(serial, true);
+    }
+
+    fn wait(&self, serial: u32, anew: bool) {
         let deadline = Instant::now() + PATIENCE;
         let mut all = self.all.lock();
-        while matches!(all.get(&serial), Some(State::Mounting)) {
+        let anew = anew && matches!(all.get(&serial), Some(State::Unmounting(_)));
+        loop {
+            match all.get(&serial) {
+                Some(State::Wanted(_) | State::Moving | State::Unmounting(_)) => {}
+                None if anew && self.is_live(serial) => self.want(&mut all, serial, Vec::new()),
+                _ => return,
+            }
             if self.settled.wait_until(&mut all, deadline).timed_out() {
+                // Whoever has waited goes on without.
+                if matches!(all.get(&serial), Some(State::Wanted(_))) {
+                    all.insert(serial, State::refused(WALKED));
+                }
                 return;
             }
         }
@@ -218,39 +283,77 @@ impl Trees {
         self.point.join(self.store.path_of(&self.store.catalog.read(), serial)).join("rootfs")
     }
 
-    fn mount(&self, serial: u32) -> Result<()> {
-        let path = self.path_of(serial);
-        let failed = |e: rustix::io::Errno| Error::io("mount", &path)(e.into());
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let target = File::from(rustix::fs::open(&path, flags, Mode::empty()).map_err(failed)?);
-        // The name may lead elsewhere by now, or into a mount that is there already.
-        let found = target.metadata().map_err(Error::io("stat", &path))?;
-        let own = fs::metadata(&self.point).map_err(Error::io("stat", &self.point))?;
-        if (found.dev(), found.ino()) != (own.dev(), NodeId::Tree { serial, index: ROOT }.ino()) {
-            return Err(Error::NotFound { what: path.display().to_string() });
+    /// The thread's work: mounts a tree, or looks whether it is mounted still.
+    fn work_on(&self, serial: u32) {
+        if matches!(self.all.lock().get(&serial), Some(State::Mounted { .. })) {
+            // Not mounted again: it may be umount that looks it up, and the next lookup will see to it.
+            if self.bare(serial).is_ok() {
+                let mut all = self.all.lock();
+                if matches!(all.get(&serial), Some(State::Mounted { .. })) {
+                    all.remove(&serial);
+                }
+            }
+            return;
         }
-        let tree = open_tree(
-            &self.root,
-            serial.to_string(),
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_NO_AUTOMOUNT,
-        );
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(tree.map_err(failed)?, "", &target, "", flags).map_err(failed)
+        self.make_room();
+        let mounted = self.mount(serial);
+        let mut all = self.all.lock();
+        match (all.get(&serial), mounted) {
+            (Some(State::Moving), Ok(())) => drop(all.insert(serial, State::mounted())),
+            (Some(State::Wanted(_) | State::Moving), Err(e)) => {
+                log::warn!("a tree is read without a mount of its own: {e}");
+                all.insert(serial, State::refused(REFUSED));
+            }
+            // It was given up meanwhile.
+            _ => {}
+        }
+        self.settled.notify_all();
     }
 
-    /// Mounts a tree again that has lost its mount.
-    fn look_again(&self, serial: u32) {
-        // Over one that is there it refuses.
-        if self.mount(serial).is_ok() && !matches!(self.all.lock().get(&serial), Some(State::Mounted { .. })) {
-            // It is being deleted.
-            let _ = rustix::mount::unmount(self.path_of(serial), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    /// The directory itself.
+    ///
+    /// Errors: `NotFound` if it is mounted over, or the name leads elsewhere by now; `Io`.
+    fn bare(&self, serial: u32) -> Result<File> {
+        let path = self.path_of(serial);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| Error::io("mount", &path)(e.into()))?;
+        let found = File::from(found);
+        let meta = found.metadata().map_err(Error::io("stat", &path))?;
+        let own = fs::metadata(&self.point).map_err(Error::io("stat", &self.point))?;
+        if (meta.dev(), meta.ino()) == (own.dev(), NodeId::Tree { serial, index: ROOT }.ino()) {
+            return Ok(found);
         }
+        Err(Error::NotFound { what: path.display().to_string() })
+    }
+
+    /// Mounts it if it is wanted still when its directory is found.
+    fn mount(&self, serial: u32) -> Result<()> {
+        let target = self.bare(serial)?;
+        let failed = |e: Errno| Error::io("mount", &self.path_of(serial))(e.into());
+        let tree = match &*self.hidden.lock() {
+            Some(hidden) => hidden.tree(serial.to_string()).map_err(failed)?,
+            None => return Err(Error::Stopping),
+        };
+        match self.all.lock().get_mut(&serial) {
+            Some(state @ State::Wanted(_)) => *state = State::Moving,
+            _ => return Ok(()),
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(tree, "", &target, "", flags).map_err(failed)
     }
 
     /// Takes mounts away, whoever is in them: before what they show is deleted.
     pub fn detach(&self, serials: impl IntoIterator<Item = u32>) {
         for serial in serials {
-            self.wait(serial);
+            {
+                let mut all = self.all.lock();
+                // Whoever deletes may keep the thread from finding the directory.
+                if matches!(all.get(&serial), Some(State::Wanted(_))) {
+                    all.remove(&serial);
+                    self.settled.notify_all();
+                }
+            }
+            self.wait(serial, false);
             self.unmount(serial, UnmountFlags::DETACH);
         }
     }
@@ -261,15 +364,19 @@ impl Trees {
         is_mounted && !self.unmount(serial, UnmountFlags::empty())
     }
 
+    /// The mounted trees, with when each was last looked up; the longest ago first.
+    fn mounted(&self) -> Vec<(Instant, u32)> {
+        let used = |(serial, state): (&u32, &State)| {
+            if let State::Mounted { used, .. } = state { Some((*used, *serial)) } else { None }
+        };
+        let mut mounted: Vec<_> = self.all.lock().iter().filter_map(used).collect();
+        mounted.sort_unstable();
+        mounted
+    }
+
     /// Takes mounts away that are not in use, if there are too many.
     fn make_room(&self) {
-        let mut mounted: Vec<_> = {
-            let all = self.all.lock();
-            all.iter()
-                .filter_map(|(serial, state)| if let State::Mounted { used, .. } = state { Some((*used, *serial)) } else { None })
-                .collect()
-        };
-        mounted.sort_unstable();
+        let mounted = self.mounted();
         let mut left = mounted.len();
         for (_, serial) in mounted {
             if left < MANY {
@@ -279,24 +386,37 @@ impl Trees {
         }
     }
 
+    /// Takes mounts away that nobody has looked up, and that nobody has used since the last time.
+    fn let_idle_go(&self) {
+        for (used, serial) in self.mounted() {
+            if used.elapsed() < IDLE {
+                return;
+            }
+            self.unmount(serial, UnmountFlags::EXPIRE);
+        }
+    }
+
     /// Whether it was mounted, and is no longer.
     fn unmount(&self, serial: u32, flags: UnmountFlags) -> bool {
-        {
+        let was = {
             let mut all = self.all.lock();
-            match all.get(&serial) {
-                Some(State::Mounted { .. }) => drop(all.insert(serial, State::Unmounting)),
+            match all.get_mut(&serial) {
+                Some(state @ State::Mounted { .. }) => std::mem::replace(state, State::Unmounting(this_thread())),
                 _ => return false,
             }
-        }
+        };
         let unmounted = rustix::mount::unmount(self.path_of(serial), flags | UnmountFlags::NOFOLLOW);
         let mut all = self.all.lock();
-        match unmounted {
-            Err(rustix::io::Errno::BUSY) => {
-                all.insert(serial, State::mounted());
+        let gone = match unmounted {
+            // In use, or since it was last asked for.
+            Err(Errno::BUSY | Errno::AGAIN) => {
+                all.insert(serial, if flags == UnmountFlags::EXPIRE { was } else { State::mounted() });
                 false
             }
             // Also if somebody else has unmounted it: the next lookup mounts it again.
             _ => all.remove(&serial).is_some(),
-        }
+        };
+        self.settled.notify_all();
+        gone
     }
 }

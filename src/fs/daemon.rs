@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -13,13 +14,14 @@ use crate::error::{Error, Result};
 use crate::flags::Flags;
 use crate::fs::attach::Trees;
 use crate::fs::fuse::{Plane, Serving};
+use crate::fs::hidden::Hidden;
 use crate::fs::latency::Latency;
 use crate::fs::mount;
 use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, attach, fuse, guard, start_thread};
 use crate::lock::Holder;
 use crate::remote::MountRequest;
 use crate::repack::What;
-use crate::settings::Settings;
+use crate::settings::{Settings, TreesAs};
 use crate::store::Store;
 use crate::{gc, keep, last_use, remote, repack, scrub, staging, views};
 
@@ -43,7 +45,7 @@ pub struct Options {
     /// Whether the kernel may read large files by itself, once they were checked.
     pub passthrough: bool,
     /// Whether each tree is to be a mount of its own.
-    pub mounted_trees: bool,
+    pub trees: TreesAs,
 }
 
 /// The process: one store, and its mounts.
@@ -103,9 +105,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         *daemon.whole.lock() = Some(ImageFs::new(daemon.store.clone(), MountPoint::default(), &daemon.mounts));
     }
     remote::listen(daemon.store.clone(), Arc::new(mounter))?;
-    if options.mounted_trees {
-        start_trees(&fs, &point, &options.mount.flags, daemon.serving(Plane::Trees, &options.mount.flags))?;
-    }
+    let trees = daemon.trees(&fs, &point, options)?;
     if let Err(e) = guard::start(&daemon.store.dir) {
         log::warn!("nobody watches over this daemon: {e}");
     }
@@ -117,6 +117,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         stop_on_signals(&daemon)
     };
     let served = daemon.serve(&fs, id, &point, &options.mount, start, ready);
+    // Somebody may be in a tree still.
+    fs.trees.get().iter().for_each(|trees| trees.close());
+    trees.map(|serving| serving.join());
     drop(fs);
     let mut others = daemon.served.lock();
     while !others.is_empty() {
@@ -192,6 +195,21 @@ impl Daemon {
         }
     }
 
+    /// Trees as mounts of their own, as far as that is wished and can be had; the thread that serves them.
+    fn trees(&self, fs: &Arc<ImageFs>, point: &Path, options: &Options) -> Result<Option<JoinHandle<()>>> {
+        let flags = &options.mount.flags;
+        if options.trees == TreesAs::Inline {
+            return Ok(None);
+        }
+        match start_trees(fs, point, flags, self.serving(Plane::Trees, flags)) {
+            Err(e) if options.trees == TreesAs::Auto => {
+                log::info!("trees are no mounts of their own: {e}");
+                Ok(None)
+            }
+            started => started.map(Some),
+        }
+    }
+
     /// Mounts, and serves until that is gone. `start` is what else begins once it is mounted.
     fn serve(
         &self,
@@ -213,7 +231,7 @@ impl Daemon {
             let serving = self.serving(Plane::All { passthrough: self.passthrough }, &request.flags);
             let served = fuse::serve(fs, fd, serving, || {
                 if let Some(mounted) = mount::mounted_on(point) {
-                    mount::raise_readahead(&mounted);
+                    mount::raise_readahead(&mounted.device);
                 }
                 ready(&line);
             });
@@ -257,7 +275,7 @@ impl Daemon {
     }
 }
 
-/// Takes away what a daemon leaves in the store beside content: the way to it, and the mount of the trees.
+/// Takes away what a daemon leaves in the store beside content: the way to it, and what older ones mounted there.
 fn clean_up(store: &Path) {
     if let Err(e) = attach::clear(store) {
         log::error!("{e}");
@@ -266,21 +284,27 @@ fn clean_up(store: &Path) {
 }
 
 /// Serves the trees on a connection of their own.
-fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving) -> Result<()> {
+fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving) -> Result<JoinHandle<()>> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::Invalid { what: "-o trees=mounted".into(), why: "only root may mount them".into() });
     }
-    let (place, fd) = attach::prepare(&fs.store.dir, flags)?;
-    let (served, path) = (fs.clone(), place.clone());
+    let (mount, fd) = mount::mount_nowhere(&fs.store.dir, flags)?;
+    let served = fs.clone();
     let work = move || {
         if let Err(e) = fuse::serve(&served, fd, serving, || {}) {
-            log::error!("serving {}: {e}", path.display());
+            log::error!("serving trees: {e}");
         }
     };
-    start_thread("trees", "trees", work)?;
-    let trees = Trees::open(&fs.store, point, &place)?;
-    let _ = fs.trees.set(trees);
-    Ok(())
+    let thread = std::thread::Builder::new().name("trees".into()).spawn(work);
+    let thread = thread.map_err(Error::io("start a thread for", Path::new("trees")))?;
+    let device = rustix::fs::fstat(&mount).map(|stat| (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)));
+    if let Ok((major, minor)) = device {
+        mount::raise_readahead(&format!("{major}:{minor}"));
+    }
+    // For tests.
+    let hidden = Hidden::new(mount, std::env::var_os("IMGFS_OLD_KERNEL").is_some())?;
+    let _ = fs.trees.set(Trees::open(&fs.store, &fs.mounts, point, hidden)?);
+    Ok(thread)
 }
 
 /// The mount point as an absolute path; a dead daemon's mount on it is cleared away.

@@ -234,7 +234,7 @@ impl Filesystem for Adapter {
                 return reply.entry(&FOREVER, &file_attr(&none), Generation(0));
             }
             let trees = self.fs.trees.get().filter(|_| self.plane != Plane::Trees);
-            match trees.zip(found.as_ref().ok()).map(|(trees, id)| trees.on_the_way(*id, req.pid())) {
+            match trees.zip(found.as_ref().ok()).map(|(trees, id)| trees.on_the_way(*id, req.pid(), self.held.knows(*id))) {
                 None | Some(Step::Go) => self.reply_entry(who, found, reply),
                 Some(Step::Into) => {
                     self.fs.note_entered(&found);
@@ -553,12 +553,21 @@ impl Filesystem for Adapter {
         if node(ino).is_ok_and(|id| self.fs.is_outlived(caller(req), id)) {
             return reply.error(Errno::ESTALE);
         }
-        guarded("opendir", || match node(ino).and_then(|id| self.fs.opendir(caller(req), id)) {
+        let who = caller(req);
+        let answer = move |opened: Result<Opened>| match opened {
             Ok(Opened::Direct(fh) | Opened::Cached(fh)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Ok(Opened::Lasting | Opened::Large(_)) => {
                 reply.opened(LASTING, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(e) => reply.error(errno(&e)),
+        };
+        let open = move |fs: &ImageFs| node(ino).and_then(|id| fs.opendir(who, id));
+        guarded("opendir", || match self.fs.trees.get().zip(node(ino).ok()).and_then(|(trees, id)| trees.opened(id)) {
+            None => answer(open(&self.fs)),
+            Some(serial) => self.fs.offload(Box::new(answer), move |fs| {
+                fs.wait_for_tree(serial);
+                open(fs)
+            }),
         });
     }
 

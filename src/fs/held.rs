@@ -24,6 +24,12 @@ impl Held {
         self.0.write().entry(serial).or_default().fetch_add(inodes, Ordering::Relaxed);
     }
 
+    /// Whether the kernel knows an inode of the version that `node` is of.
+    pub fn knows(&self, node: NodeId) -> bool {
+        let (NodeId::Tree { serial, .. } | NodeId::Version { serial, .. }) = node else { return false };
+        self.0.read().get(&serial).is_some_and(|held| held.load(Ordering::Relaxed) > 0)
+    }
+
     /// The connection has ended: the kernel knows none any more, and does not say so.
     pub fn let_go(&self, store: &Store) {
         for (serial, inodes) in self.0.write().drain() {

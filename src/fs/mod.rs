@@ -13,7 +13,7 @@
 //! leases.rs    touch used_by/app7
 //! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/; config.rs: config/; views.rs: views/
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted; moved.rs: mv, what a mover sees of what it has moved
-//! attach.rs    trees as mounts of their own
+//! attach.rs    trees as mounts of their own (hidden.rs: where they are mounted from)
 //! xattr.rs     getfattr, setfattr
 //! latency.rs   idle CPUs kept awake during bursts
 //! held.rs      what the kernel knows of versions, which keeps their content
@@ -43,6 +43,7 @@ mod ghost;
 mod gone;
 pub mod guard;
 mod held;
+mod hidden;
 mod icon;
 mod latency;
 mod leases;
@@ -336,7 +337,7 @@ impl ImageFs {
 
     fn wait_for_tree(&self, serial: u32) {
         if let Some(trees) = self.trees.get() {
-            trees.wait(serial);
+            trees.settle(serial);
         }
     }
 

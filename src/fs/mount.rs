@@ -28,6 +28,9 @@ use crate::lock::StoreLock;
 const ENDING: Duration = Duration::from_secs(10);
 const ASKING: Duration = Duration::from_millis(200);
 
+/// How long what is in use is tried again.
+const BUSY: Duration = Duration::from_millis(300);
+
 /// The type that df and findmnt show.
 const FS_TYPE: &str = "fuse.imgfs";
 
@@ -66,6 +69,34 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
         source: e.into(),
     })?;
     Ok(fd.into())
+}
+
+/// Makes a read-only mount of directories that no path leads to, as root; gives it, and the descriptor that is to be served.
+///
+/// Errors: `Io` with what the kernel said.
+pub fn mount_nowhere(source: &Path, flags: &Flags) -> Result<(OwnedFd, OwnedFd)> {
+    let device = Path::new("/dev/fuse");
+    let fd = File::options().read(true).write(true).open(device).map_err(Error::io("open", device))?;
+    let make = || {
+        let fs = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&fs, key, value);
+        set("source", &source.display().to_string().replace(',', "\\,"))?;
+        set("subtype", "imgfs")?;
+        set("fd", &fd.as_raw_fd().to_string())?;
+        set("rootmode", &format!("{:o}", libc::S_IFDIR))?;
+        set("user_id", &rustix::process::geteuid().as_raw().to_string())?;
+        set("group_id", &rustix::process::getegid().as_raw().to_string())?;
+        if flags.allow_other {
+            rustix::mount::fsconfig_set_flag(&fs, "allow_other")?;
+            rustix::mount::fsconfig_set_flag(&fs, "default_permissions")?;
+        }
+        rustix::mount::fsconfig_set_flag(&fs, "ro")?;
+        rustix::mount::fsconfig_create(&fs)?;
+        let attributes = flags.read_only().attributes();
+        rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    let mount = make().map_err(|e: rustix::io::Errno| Error::io("mount", source)(e.into()))?;
+    Ok((mount, fd.into()))
 }
 
 fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd> {
@@ -115,12 +146,24 @@ fn receive_fd(socket: &UnixStream) -> Option<OwnedFd> {
 ///
 /// Errors: EBUSY as `Io` while files are open.
 pub fn unmount(point: &Path, lazy: bool) -> Result<()> {
-    if !lazy {
-        for tree in mounts().into_iter().rev().filter(|m| m.point != point && m.point.starts_with(point)) {
-            unmount_one(&tree.point, false)?;
-        }
+    if lazy {
+        return unmount_one(point, true);
     }
-    unmount_one(point, lazy)
+    let begun = Instant::now();
+    loop {
+        let below = mounts().into_iter().rev().filter(|m| m.point != point && m.point.starts_with(point));
+        let trees = below.into_iter().map(|tree| unmount_one(&tree.point, false)).find(is_busy);
+        let done = trees.unwrap_or_else(|| unmount_one(point, false));
+        // For a moment a tree may still be mounting, or a process that has just ended be inside.
+        if !is_busy(&done) || begun.elapsed() > BUSY {
+            return done;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_busy(done: &Result<()>) -> bool {
+    matches!(done, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY))
 }
 
 fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
@@ -321,8 +364,8 @@ pub fn is_dead(mounted: &Mounted) -> bool {
 }
 
 /// Lets the kernel read ahead a megabyte; its default caps reads at 128 KiB. Root only, and only a saving.
-pub fn raise_readahead(mounted: &Mounted) {
-    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device);
+pub fn raise_readahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(e) = fs::write(&path, "1024") {
         log::debug!("cannot set {path}: {e}");
     }

@@ -74,7 +74,13 @@ impl Mount {
         }
         // The long forms of torture hold a mount for days.
         let time = if std::env::var_os("IMGFS_TORTURE").is_none() { limit::limit() * 10 } else { Duration::MAX };
-        let options = options.iter().map(|o| (*o).to_owned()).collect();
+        let mut options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+        // The whole suite in another mode: inline, mounted or auto.
+        if let Ok(trees) = std::env::var("IMGFS_TEST_TREES")
+            && !options.iter().any(|o| o.contains("trees="))
+        {
+            options.push(format!("trees={trees}"));
+        }
         let mut mount = Mount { _watch: limit::Watch::new(dir.path(), time), dir, mounted: false, options };
         mount.make_archives();
         mount.mount();
