@@ -44,6 +44,8 @@ use crate::tree::ROOT;
 const MANY: usize = 256;
 /// How long a lookup waits for a mount.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// From the answer to the thread until it has gone on.
+const NEAR: Duration = Duration::from_micros(200);
 /// How long what could not be mounted is read without.
 const REFUSED: Duration = Duration::from_secs(5);
 /// How long a tree that somebody may walk without a mount gets none.
@@ -65,6 +67,8 @@ pub enum Step {
     Into,
     /// Have the kernel walk the path once more.
     Again,
+    /// The same, once the thread that mounts is on the way to this version's tree.
+    AgainSoon(u32),
     /// Wait for the mount of this version's tree.
     Wait(u32),
 }
@@ -75,8 +79,8 @@ pub enum Step {
 ///                    `--deleted--> none
 /// ```
 enum State {
-    /// The thread is to find the directory; these threads were told to look again.
-    Wanted(Vec<u32>),
+    /// The thread is to find the directory, and may be near; these threads were told to look again.
+    Wanted { again: Vec<u32>, near: bool },
     /// It has found it.
     Moving,
     /// When it was last looked up, and last mounted or seen to be.
@@ -180,15 +184,19 @@ impl Trees {
             NodeId::Version { serial, part: VersionPart::Dir, .. } => (serial, false),
             _ => return Step::Go,
         };
+        let mut all = self.all.lock();
         if thread == self.thread.load(Ordering::Acquire) {
+            if let Some(State::Wanted { near, .. }) = all.get_mut(&serial) {
+                *near = true;
+                self.settled.notify_all();
+            }
             return Step::Go;
         }
-        let mut all = self.all.lock();
         if matches!(all.get(&serial), Some(State::Refused(until)) if *until < Instant::now()) {
             all.remove(&serial);
         }
         match all.get_mut(&serial) {
-            Some(State::Wanted(again)) if is_tree && !known => {
+            Some(State::Wanted { again, .. }) if is_tree && !known => {
                 if again.contains(&thread) {
                     // It did not come by web/3, or was tired of waiting there.
                     all.insert(serial, State::refused(WALKED));
@@ -198,7 +206,7 @@ impl Trees {
                 again.push(thread);
                 Step::Again
             }
-            Some(State::Wanted(_) | State::Moving) => Step::Wait(serial),
+            Some(State::Wanted { .. } | State::Moving) => Step::Wait(serial),
             Some(State::Mounted { used, seen }) => {
                 *used = Instant::now();
                 if is_tree && seen.elapsed() > SEEN {
@@ -210,11 +218,6 @@ impl Trees {
             Some(State::Unmounting(by)) if is_tree && *by != thread => Step::Wait(serial),
             Some(State::Unmounting(_) | State::Refused(_)) => Step::Go,
             None if !is_tree || !self.is_live(serial) => Step::Go,
-            // The kernel would forget web/3 while it waits there, and keep the thread that mounts from it.
-            None if self.mounts.are_several() => {
-                all.insert(serial, State::refused(WALKED));
-                Step::Go
-            }
             // It asks whether the name is still right, and keeps nobody from it.
             None if known => {
                 self.want(&mut all, serial, Vec::new());
@@ -222,7 +225,8 @@ impl Trees {
             }
             None => {
                 self.want(&mut all, serial, vec![thread]);
-                Step::Again
+                // The kernel forgets web/3 at once then, and lets one at a time look it up: the thread shall be past that.
+                if self.mounts.are_several() { Step::AgainSoon(serial) } else { Step::Again }
             }
         }
     }
@@ -232,7 +236,7 @@ impl Trees {
         let NodeId::Version { serial, part: VersionPart::Dir, .. } = node else { return None };
         let mut all = self.all.lock();
         match all.get(&serial) {
-            Some(State::Wanted(_) | State::Moving) => Some(serial),
+            Some(State::Wanted { .. } | State::Moving) => Some(serial),
             Some(State::Refused(until)) if *until > Instant::now() => None,
             None | Some(State::Refused(_)) if self.is_live(serial) => {
                 self.want(&mut all, serial, Vec::new());
@@ -242,10 +246,23 @@ impl Trees {
         }
     }
 
+    /// Waits until the thread that mounts has found web/3, or for a while.
+    pub fn wait_near(&self, serial: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut all = self.all.lock();
+        while matches!(all.get(&serial), Some(State::Wanted { near: false, .. })) {
+            if self.settled.wait_until(&mut all, deadline).timed_out() {
+                return;
+            }
+        }
+        drop(all);
+        std::thread::sleep(NEAR);
+    }
+
     fn want(&self, all: &mut HashMap<u32, State>, serial: u32, again: Vec<u32>) {
         // The thread lives as long as this.
         let _ = self.wanted.send(serial);
-        all.insert(serial, State::Wanted(again));
+        all.insert(serial, State::Wanted { again, near: false });
     }
 
     /// Waits until the tree is mounted, or for a while. If it was being unmounted, it is mounted again.
@@ -259,13 +276,13 @@ impl Trees {
         let anew = anew && matches!(all.get(&serial), Some(State::Unmounting(_)));
         loop {
             match all.get(&serial) {
-                Some(State::Wanted(_) | State::Moving | State::Unmounting(_)) => {}
+                Some(State::Wanted { .. } | State::Moving | State::Unmounting(_)) => {}
                 None if anew && self.is_live(serial) => self.want(&mut all, serial, Vec::new()),
                 _ => return,
             }
             if self.settled.wait_until(&mut all, deadline).timed_out() {
                 // Whoever has waited goes on without.
-                if matches!(all.get(&serial), Some(State::Wanted(_))) {
+                if matches!(all.get(&serial), Some(State::Wanted { .. })) {
                     all.insert(serial, State::refused(WALKED));
                 }
                 return;
@@ -300,7 +317,7 @@ impl Trees {
         let mut all = self.all.lock();
         match (all.get(&serial), mounted) {
             (Some(State::Moving), Ok(())) => drop(all.insert(serial, State::mounted())),
-            (Some(State::Wanted(_) | State::Moving), Err(e)) => {
+            (Some(State::Wanted { .. } | State::Moving), Err(e)) => {
                 log::warn!("a tree is read without a mount of its own: {e}");
                 all.insert(serial, State::refused(REFUSED));
             }
@@ -335,7 +352,7 @@ impl Trees {
             None => return Err(Error::Stopping),
         };
         match self.all.lock().get_mut(&serial) {
-            Some(state @ State::Wanted(_)) => *state = State::Moving,
+            Some(state @ State::Wanted { .. }) => *state = State::Moving,
             _ => return Ok(()),
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -348,7 +365,7 @@ impl Trees {
             {
                 let mut all = self.all.lock();
                 // Whoever deletes may keep the thread from finding the directory.
-                if matches!(all.get(&serial), Some(State::Wanted(_))) {
+                if matches!(all.get(&serial), Some(State::Wanted { .. })) {
                     all.remove(&serial);
                     self.settled.notify_all();
                 }

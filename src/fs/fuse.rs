@@ -241,6 +241,12 @@ impl Filesystem for Adapter {
                     self.reply_entry_for(who, found, NAMED, reply)
                 }
                 Some(Step::Again) => reply.error(Errno::ESTALE),
+                Some(Step::AgainSoon(serial)) => {
+                    self.fs.offload(Box::new(|_: Result<()>| reply.error(Errno::ESTALE)), move |fs| {
+                        fs.trees.get().iter().for_each(|trees| trees.wait_near(serial));
+                        Ok(())
+                    });
+                }
                 Some(Step::Wait(serial)) => {
                     let this = self.clone();
                     self.fs.offload(Box::new(move |found| this.reply_entry(who, found, reply)), move |fs| {
