@@ -101,6 +101,8 @@ fn a_mount_is_read_only_and_back_as_mount_says_it() {
     }
     m.ok(&format!("{SHOWN}; {IMGFS} mount -o remount,rw .; shown rw noatime; cp $S/a.tar b.tar; test -d b/0"));
     m.ok(&format!("{SHOWN}; {IMGFS} mount -o remount,ro,noexec,relatime .; shown ro noexec relatime; not shown noatime"));
+    // In a tree that is mounted, and in one that is mounted later.
+    m.ok("ls web/0/rootfs/etc b/0/rootfs/etc > $S/shown; find . > $S/shown; awk -v m=\"$(pwd -P)/\" 'index($2, m) == 1 { n++; if ($4 !~ /noexec/) bad = 1 } END { exit bad || !n }' /proc/mounts");
     read_only("cp $S/a.tar c.tar");
     m.ok("busybox mount -o remount,rw \"$PWD\"; cp $S/a.tar c.tar; test -d c/0");
     // What a remount cannot change may be repeated as it is: mount(8) repeats what fstab and the mount say.

@@ -32,6 +32,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount};
 
 use crate::error::{Error, Result};
+use crate::flags::Flags;
 use crate::fs::hidden::Hidden;
 use crate::fs::mount;
 use crate::fs::mounts::Mounts;
@@ -108,6 +109,8 @@ pub struct Trees {
     mounts: Arc<Mounts>,
     /// The mount whose `rootfs` directories are mounted over.
     point: PathBuf,
+    /// What the mount began with.
+    flags: Flags,
     /// The second connection's mount: its directories are the trees, by the serials of their versions. None: closed.
     hidden: Mutex<Option<Hidden>>,
     /// The thread that mounts: its own lookups go through.
@@ -137,12 +140,13 @@ impl Trees {
     /// Starts the thread that mounts.
     ///
     /// Errors: `Io`.
-    pub fn open(store: &Arc<Store>, mounts: &Arc<Mounts>, point: &Path, hidden: Hidden) -> Result<Arc<Trees>> {
+    pub fn open(store: &Arc<Store>, mounts: &Arc<Mounts>, point: &Path, hidden: Hidden, flags: &Flags) -> Result<Arc<Trees>> {
         let (wanted, queue) = mpsc::channel();
         let trees = Arc::new(Trees {
             store: store.clone(),
             mounts: mounts.clone(),
             point: point.to_owned(),
+            flags: flags.clone(),
             hidden: Mutex::new(Some(hidden)),
             // 0 is everybody in another process namespace.
             thread: AtomicU32::new(u32::MAX),
@@ -356,7 +360,8 @@ impl Trees {
             _ => return Ok(()),
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(tree, "", &target, "", flags).map_err(failed)
+        move_mount(tree, "", &target, "", flags).map_err(failed)?;
+        mount::follow(&self.point, &self.path_of(serial), &self.flags)
     }
 
     /// Takes mounts away, whoever is in them: before what they show is deleted.

@@ -303,7 +303,7 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
     }
     // For tests.
     let hidden = Hidden::new(mount, std::env::var_os("IMGFS_OLD_KERNEL").is_some())?;
-    let _ = fs.trees.set(Trees::open(&fs.store, &fs.mounts, point, hidden)?);
+    let _ = fs.trees.set(Trees::open(&fs.store, &fs.mounts, point, hidden, flags)?);
     Ok(thread)
 }
 

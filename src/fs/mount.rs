@@ -206,6 +206,18 @@ pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
     Ok(())
 }
 
+/// Gives a tree that was just mounted the flags that a remount has given to the mount around it. `begun`: its own.
+///
+/// Errors: `Io`.
+pub fn follow(point: &Path, tree: &Path, begun: &Flags) -> Result<()> {
+    let Some(around) = mounted_on(point).map(|mounted| mounted.flags.read_only()) else { return Ok(()) };
+    if around.attributes() == begun.read_only().attributes() {
+        return Ok(());
+    }
+    let failed = |e: rustix::io::Errno| Error::io("remount", tree)(e.into());
+    rustix::mount::mount_remount(tree, around.bits() | MountFlags::BIND, c"").map_err(failed)
+}
+
 /// A mount as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
