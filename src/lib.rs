@@ -18,15 +18,22 @@
 //!
 //! # The map, from the ground up
 //!
-//! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format` (the
-//! store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the process), `journal`
-//! (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `flags` (words of mount(8)), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
-//! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once) and
-//! `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`: trees
-//! whose rows are lost). Verbs: `rules` (what gestures ask first; chattr), `last_use`, `leases`, `labels`, `icons`, `manifests` (of IMGAPI), `retention`, `ingest` (`unpack.rs` says which kind of image came: `lxd.rs`, `oci.rs`,
-//! `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query` (by/os/ubuntu), `quota`, `export`, `keep`, `links` (aliases, what is default), `versions`, `views` (which images a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`,
-//! `scrub`, `fsck`, `status`, `staging` (what waits to be published), `remote` (commands beside a mount). `fs` is the mount, `cli` the command line. Nobody
-//! imports upward; a test holds that.
+//! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format`
+//! (the store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the
+//! process), `journal` (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `flags` (words of
+//! mount(8)), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
+//! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once)
+//! and `catalog` (names, in SQLite and in memory), which do not know each other; `store` holds both (`adopt`:
+//! trees whose rows are lost). Verbs: `rules` (what gestures ask first; chattr), `last_use`, `leases`,
+//! `labels`, `icons`, `manifests` (of IMGAPI), `retention`, `ingest` (`unpack.rs` says which kind of image
+//! came: `lxd.rs`, `oci.rs`, `payload.rs`, `squashfs.rs`), `describe`, `diff` (web/2/changes), `query`
+//! (by/os/ubuntu), `quota`, `export`, `keep`, `links` (aliases, defaults), `versions`, `views` (which images
+//! a view has; `catalog/lens.rs` shows and changes no others), `trash`, `gc`, `repack`, `heal`, `scrub`,
+//! `fsck`, `status`, `staging` (what waits to be published), `remote` (commands beside a mount). In `fs`,
+//! which is the mount, `browse` answers ls, `upload/` takes files, `staging` directories, `edit`
+//! metadata.json and icons, `links` symlinks and renames; `attach` and `hidden` mount trees, `aliases` and
+//! `at_label` resolve names, `shells`, `ghost` and `moved` are for tools that do in steps what imgfs does at
+//! once. `cli` is the command line. Nobody imports upward; a test holds that.
 
 pub mod acl;
 pub mod adopt;
