@@ -18,7 +18,7 @@ fn a_unified_lxd_image_shows_its_parts_and_comes_back_bit_for_bit() {
     ));
     assert_eq!(
         m.ok("ls tiny/0").split_whitespace().collect::<Vec<_>>(),
-        ["image.tar", "metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "templates", "used_by"]
+        ["image.tar", "metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "templates", "tiny.tar.xz", "used_by"]
     );
     m.ok("xz -dc $S/u.tar.xz | cmp - tiny/0/image.tar; cmp $S/l/metadata.yaml tiny/0/metadata.yaml; diff -r $S/l/templates tiny/0/templates");
     m.ok("diff -r --no-dereference $S/l/rootfs tiny/0/rootfs; mkdir $S/x; tar -xpf tiny/0/rootfs.tar -C $S/x; diff -r --no-dereference $S/x $S/l/rootfs");
