@@ -91,7 +91,7 @@ fn newest(m: &Mount) -> (String, String) {
 
 #[test]
 fn each_refusal_says_what_to_do_about_it() {
-    let m = Mount::with(&["max_depth=8,max_window=1M,allow_other"]);
+    let m = Mount::with(&["max_depth=8,max_window=1M,allow_other,trees=inline"]);
     m.ok(MAKE);
     let mut failed = Vec::new();
     let mut by_remedy: BTreeMap<String, Vec<&str>> = BTreeMap::new();

@@ -76,7 +76,7 @@ fn a_split_lxd_image_is_two_files() {
     m.ok(&format!("{SPLIT} mkdir .s; cp $S/root.tar.gz $S/meta.tar.xz .s/; mv .s tiny"));
     assert_eq!(
         m.ok("ls tiny/0").split_whitespace().collect::<Vec<_>>(),
-        ["meta.tar.xz", "metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "templates", "used_by"]
+        ["meta.tar.xz", "metadata.json", "metadata.yaml", "root.tar.gz", "rootfs", "rootfs.tar", "templates", "used_by"]
     );
     m.ok("cmp $S/meta.tar.xz tiny/0/meta.tar.xz; diff -r $S/r tiny/0/rootfs; gzip -dc $S/root.tar.gz | cmp - tiny/0/rootfs.tar; diff -r $S/t/templates tiny/0/templates");
     m.ok("fp=$(cat $S/meta.tar.xz $S/root.tar.gz | sha256sum | cut -c-64); test $(jq -r .fingerprint tiny/0/metadata.json) = $fp; test .imgfs/by-digest/${fp:0:12} -ef tiny/0");

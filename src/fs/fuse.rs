@@ -136,7 +136,10 @@ pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnc
     let adapter = Adapter { fs: fs.clone(), plane, acls, latency, held: held.clone(), backings };
     let session = Session::from_fd(adapter, fd, acl, config)?;
     let ended = if plane == Plane::Trees {
-        session.run()
+        fs.connect_trees(Some(Arc::new(ToKernel(session.notifier()))));
+        let ended = session.run();
+        fs.connect_trees(None);
+        ended
     } else {
         fs.connect(Some(Arc::new(ToKernel(session.notifier()))));
         ready();

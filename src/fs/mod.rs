@@ -255,6 +255,8 @@ pub struct ImageFs {
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
+    /// The way back on the connection of trees that are mounts of their own.
+    trees_kernel: RwLock<Option<Arc<dyn Kernel>>>,
     /// Trees that are mounts of their own, if any are to be.
     trees: OnceLock<Arc<attach::Trees>>,
     started: std::time::Instant,
@@ -283,6 +285,7 @@ impl ImageFs {
             alias_directories: Mutex::default(),
             root_changed: Mutex::new(crate::manifest::now()),
             kernel: RwLock::new(None),
+            trees_kernel: RwLock::new(None),
             trees: OnceLock::new(),
             started: std::time::Instant::now(),
         });
@@ -293,6 +296,11 @@ impl ImageFs {
     /// Connects the way back to the kernel, once there is one.
     pub fn connect(&self, kernel: Option<Arc<dyn Kernel>>) {
         *self.kernel.write() = kernel;
+    }
+
+    /// The same on the connection of trees that are mounts of their own.
+    pub fn connect_trees(&self, kernel: Option<Arc<dyn Kernel>>) {
+        *self.trees_kernel.write() = kernel;
     }
 
     fn with_kernel(&self, tell: impl FnOnce(&dyn Kernel)) {

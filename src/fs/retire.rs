@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::fs::links::FORGETTING;
-use crate::fs::node::{NodeId, VersionPart};
-use crate::fs::{DAEMON, ImageFs};
+use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
+use crate::fs::{DAEMON, ImageFs, within};
 use crate::last_use;
 use crate::leases;
 use crate::retention::{self, Due, UNUSED};
@@ -40,6 +40,14 @@ impl ImageFs {
             let names: Vec<Vec<u8>> = (0..).map_while(name).collect();
             let directory = |incarnation| NodeId::Version { serial, part: VersionPart::Dir, incarnation }.ino();
             let directories: Vec<u64> = (0..=self.incarnation(serial)).map(directory).collect();
+            let trees = self.trees_kernel.read().clone();
+            if let Some(kernel) = trees {
+                let names = names.clone();
+                within("forget", FORGETTING, move || {
+                    names.iter().for_each(|name| kernel.forget_name(parent, name));
+                    kernel.forget_name(ROOT_INO, serial.to_string().as_bytes());
+                });
+            }
             self.tell_soon(FORGETTING, move |kernel| {
                 names.iter().for_each(|name| kernel.forget_name(parent, name));
                 directories.iter().for_each(|directory| kernel.forget_name(*directory, b"rootfs"));
