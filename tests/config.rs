@@ -78,7 +78,7 @@ fn a_mount_is_read_only_and_back_as_mount_says_it() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar");
     m.unmount();
-    m.ok(&format!("cd /; {IMGFS} mount --store $STORE -o ro,noatime,nodiratime $MNT"));
+    m.ok(&format!("cd /; {IMGFS} mount --store $STORE -o ro,noatime,nodiratime,trees=auto $MNT"));
     m.ok(&format!("{SHOWN}; shown ro noatime; test $(cat web/0/rootfs/etc/motd) = one; cmp $S/a.tar web/0/rootfs.tar"));
     let read_only = |change: &str| {
         let ran = m.sh(change);
