@@ -50,10 +50,20 @@ fn key(image: u32) -> String {
     format!("{ICON}{image}")
 }
 
-/// The icon of an image: its form and its bytes.
-pub fn of(model: &Model, image: u32) -> Option<(Form, Vec<u8>)> {
+/// The form of an image's icon, if it has one, and its bytes in base64.
+fn row(model: &Model, image: u32) -> Option<(Form, &str)> {
     let (name, text) = model.settings.get(&key(image))?.split_once(' ')?;
-    Some((Form::of_name(name.as_bytes())?, STANDARD.decode(text).ok()?))
+    Some((Form::of_name(name.as_bytes())?, text))
+}
+
+/// The form of an image's icon, if it has one.
+pub fn form(model: &Model, image: u32) -> Option<Form> {
+    row(model, image).map(|(form, _)| form)
+}
+
+/// The bytes of an image's icon.
+pub fn bytes(model: &Model, image: u32) -> Option<Vec<u8>> {
+    STANDARD.decode(row(model, image)?.1).ok()
 }
 
 /// Gives an image an icon, in place of one that it has.

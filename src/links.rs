@@ -173,15 +173,18 @@ pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
     })
 }
 
+/// The directories of an alias whose name has slashes: `centos` and `centos/6` of `centos/6/amd64`.
+pub fn parents(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('/').map(|(at, _)| &name[..at])
+}
+
 /// Refuses a name of which a part is an alias already, or that is a directory of aliases: `centos` and `centos/6` are not both.
 ///
 /// # Errors
 ///
 /// `NotDirectory`, `Taken`.
 pub fn refuse_alias_path(model: &Model, name: &str) -> Result<()> {
-    let parents = name.match_indices('/').map(|(at, _)| &name[..at]);
-    let is_alias = |name: &&str| matches!(model.named(name), Some(Named::Alias(_)));
-    if let Some(alias) = parents.into_iter().find(is_alias) {
+    if let Some(alias) = parents(name).find(|parent| model.alias_named(parent).is_some()) {
         return Err(Error::NotDirectory { what: format!("{alias}, an alias,") });
     }
     if model.aliases_in(name).next().is_some() {
@@ -272,7 +275,7 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>
 pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()> {
     store.catalog.commit(|change| {
         refuse_alias_path(change.model, to)?;
-        if let Some(Named::Alias(_)) = change.model.named(to) {
+        if change.model.alias_named(to).is_some() {
             return Err(taken(change.model, to));
         }
         for (name, alias) in change.model.aliases_in(from) {
@@ -362,10 +365,8 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
 /// What an alias with slashes leads to, `centos/6/amd64`, or a part of the image that it does, `centos/6/amd64/latest`. It
 /// goes before a version of the same path.
 fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
-    let alias = |parts: &[&str]| match model.named(&parts.join("/")) {
-        Some(Named::Alias(serial)) if parts.len() > 1 => model.aliases.get(&serial).map(target_of),
-        _ => None,
-    };
+    let slashed = |parts: &[&str]| (parts.len() > 1).then(|| parts.join("/"));
+    let alias = |parts: &[&str]| model.alias_named(&slashed(parts)?).map(target_of);
     alias(parts).or_else(|| {
         let (last, before) = parts.split_last()?;
         resolve_part(model, alias(before)?.whole_image()?, last)

@@ -96,6 +96,6 @@ pub fn shown(model: &Model, version: &Version) -> Option<String> {
     let text = &version.facts.manifest;
     let image = model.images.get(&version.image)?;
     let manifest = Manifest::parse(text.as_bytes()).ok().filter(|_| !text.is_empty())?;
-    let has_icon = icons::of(model, image.serial).is_some();
+    let has_icon = icons::form(model, image.serial).is_some();
     Some(manifest.edited(&image.editable, image.mode & 0o004 != 0, has_icon))
 }

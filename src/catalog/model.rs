@@ -71,6 +71,14 @@ impl Model {
         self.names.get(name).and_then(first_of)
     }
 
+    /// The live alias of this name.
+    pub fn alias_named(&self, name: &str) -> Option<&Alias> {
+        match self.named(name)? {
+            Named::Alias(serial) => self.aliases.get(&serial),
+            Named::Image(_) => None,
+        }
+    }
+
     /// All live names of the root, in order. Aliases whose names have slashes are not there.
     pub fn names(&self) -> impl Iterator<Item = (&str, Named)> {
         self.all_names().filter(|(name, _)| !name.contains('/'))

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::catalog::{Alias, Model, Named};
+use crate::catalog::{Alias, Model};
 use crate::error::{Error, Result};
 use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
-use crate::links::{self, LinkTarget, path_of_target};
+use crate::links::{self, LinkTarget, parents, path_of_target};
 use crate::name::AliasName;
 
 /// The way from the directory of aliases to the root.
@@ -29,20 +29,8 @@ fn text_of_alias(model: &Model, alias: &Alias) -> Option<String> {
     Some(format!("{UP}{}{}", "../".repeat(alias.name.matches('/').count()), path_of_target(model, &links::target_of(alias))?))
 }
 
-/// `centos` and `centos/6` of `centos/6/amd64`.
-fn parents(name: &str) -> impl Iterator<Item = &str> {
-    name.match_indices('/').map(|(at, _)| &name[..at])
-}
-
 fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
-}
-
-fn live_alias<'m>(model: &'m Model, name: &str) -> Option<&'m Alias> {
-    match model.named(name)? {
-        Named::Alias(serial) => model.aliases.get(&serial),
-        Named::Image(_) => None,
-    }
 }
 
 impl ImageFs {
@@ -90,7 +78,7 @@ impl ImageFs {
             return Ok(NodeId::AliasDirectory(number_of(&full)));
         }
         let model = self.store.catalog.read();
-        let text = live_alias(&model, &full).and_then(|alias| text_of_alias(&model, alias));
+        let text = model.alias_named(&full).and_then(|alias| text_of_alias(&model, alias));
         text.map(|text| NodeId::AliasLink(number_of(&text))).ok_or(Error::NotFound { what: full })
     }
 
@@ -183,7 +171,7 @@ impl ImageFs {
             }
         }
         match at.as_slice() {
-            [".imgfs", "aliases", name @ ..] => match live_alias(&model, &name.join("/")) {
+            [".imgfs", "aliases", name @ ..] => match model.alias_named(&name.join("/")) {
                 Some(alias) => Ok(links::target_of(alias)),
                 None if !text.starts_with("..") => links::resolve_root_link(&model, text, ""),
                 None => Err(missing()),
@@ -200,7 +188,7 @@ impl ImageFs {
             return Ok(self.stage_link(caller, parent, name, target));
         }
         let full = self.alias_named(parent, name)?;
-        if live_alias(&self.store.catalog.read(), &full).is_some() {
+        if self.store.catalog.read().alias_named(&full).is_some() {
             return Err(Error::Taken { name: full, holder: "there is one already".into() });
         }
         self.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, target)?;
@@ -228,7 +216,7 @@ impl ImageFs {
             return Err(Error::IsDirectory { what: text_of(name) });
         }
         let full = self.alias_named(parent, name)?;
-        let serial = live_alias(&self.store.catalog.read(), &full).map(|alias| alias.serial).ok_or_else(stale)?;
+        let serial = self.store.catalog.read().alias_named(&full).map(|alias| alias.serial).ok_or_else(stale)?;
         self.refuse_alias_change(caller, &full)?;
         links::drop_alias(&self.store, serial)?;
         self.keep_directories(&full);
@@ -270,7 +258,7 @@ impl ImageFs {
             *made = made.iter().map(moved).chain([new.clone()]).collect();
             drop(made);
         } else {
-            let serial = live_alias(&self.store.catalog.read(), &old).map(|alias| alias.serial).ok_or_else(stale)?;
+            let serial = self.store.catalog.read().alias_named(&old).map(|alias| alias.serial).ok_or_else(stale)?;
             let name = AliasName::parse(new.as_bytes())?;
             if !name.as_str().contains('/') {
                 self.refuse_staged(name.as_str(), None)?;

@@ -137,7 +137,7 @@ impl ImageFs {
                 b"metadata.json" if self.replacing.is_removed(caller.pid, serial) => return Err(not_found(name)),
                 b"metadata.json" => return part(ImagePart::Metadata),
                 _ if let Some(form) = Form::of_name(name) => {
-                    let has = icons::of(&model, serial).is_some_and(|(own, _)| own == form);
+                    let has = icons::form(&model, serial) == Some(form);
                     return if has { part(ImagePart::Icon) } else { Err(not_found(name)) };
                 }
                 b"latest" => {
@@ -280,7 +280,11 @@ impl ImageFs {
     }
 
     pub(super) fn image_node(&self, serial: u32) -> NodeId {
-        NodeId::Image { serial, part: ImagePart::Dir, incarnation: self.incarnation(serial) }
+        self.part_of_image(serial, ImagePart::Dir)
+    }
+
+    pub(super) fn part_of_image(&self, serial: u32, part: ImagePart) -> NodeId {
+        NodeId::Image { serial, part, incarnation: self.incarnation(serial) }
     }
 
     pub(super) fn version_node(&self, serial: u32) -> NodeId {
@@ -348,7 +352,7 @@ impl ImageFs {
                 // First, so that rm -r meets it first.
                 all.push(entry(".id", part(ImagePart::Id), file));
                 all.push(entry("metadata.json", part(ImagePart::Metadata), file));
-                if let Some((form, _)) = icons::of(&model, serial) {
+                if let Some(form) = icons::form(&model, serial) {
                     all.push(entry(form.name(), part(ImagePart::Icon), file));
                 }
                 if let Some(newest) = model.latest(serial) {

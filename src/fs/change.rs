@@ -16,6 +16,7 @@ use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
 use crate::icons::Form;
 use crate::name::parse_number;
+use crate::rules::refuse_immutable;
 use crate::trash;
 use crate::versions::directory_mode;
 use crate::{labels, links, versions};
@@ -190,6 +191,12 @@ impl ImageFs {
     pub(super) fn refuse_attached(&self, image: u32) -> Result<()> {
         let model = self.store.catalog.read();
         model.images.get(&image).map_or(Ok(()), |image| model.refuse_attached(image))
+    }
+
+    /// The same, of what stands in an image beside its versions: metadata.json, its icon.
+    pub(super) fn refuse_edit(&self, image: u32) -> Result<()> {
+        self.refuse_attached(image)?;
+        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)
     }
 
     fn count_incarnation(&self, serials: impl IntoIterator<Item = u32>) {

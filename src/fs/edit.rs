@@ -1,16 +1,16 @@
 //! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and close.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::describe;
 use crate::error::{Error, Result};
+use crate::fs::moved::Recent;
 use crate::fs::node::{ImagePart, NodeId};
-use crate::fs::{Caller, Handle, ImageFs, stale};
+use crate::fs::{Caller, Handle, ImageFs};
 use crate::icons::ICON_MAX;
 use crate::manifest::METADATA_MAX;
-use crate::rules::refuse_immutable;
 use crate::versions;
 
 /// How long after its removal a process may make metadata.json anew.
@@ -83,24 +83,27 @@ impl Edit {
 
 /// `mv /tmp/new.json MNT/web/metadata.json`: mv removes the old file, then creates it. For the process that does, the name
 /// is gone between the two; for all others the document stays as it is.
-#[derive(Default)]
-pub(super) struct Replacing(Mutex<Vec<(u32, u32, Instant)>>);
+pub(super) struct Replacing(Recent<(u32, u32), ()>);
+
+impl Default for Replacing {
+    fn default() -> Replacing {
+        Replacing(Recent::new(REPLACING, 4096))
+    }
+}
 
 impl Replacing {
     /// The process has removed metadata.json of an image.
     fn begin(&self, pid: u32, image: u32) {
-        let mut all = self.0.lock();
-        all.retain(|(.., at)| at.elapsed() < REPLACING);
-        all.push((pid, image, Instant::now()));
+        self.0.note((pid, image), ());
     }
 
     /// Whether it is gone for this process.
     pub(super) fn is_removed(&self, pid: u32, image: u32) -> bool {
-        self.0.lock().iter().any(|(by, of, at)| (*by, *of) == (pid, image) && at.elapsed() < REPLACING)
+        self.0.find(|key| *key == (pid, image)).is_some()
     }
 
     fn end(&self, pid: u32, image: u32) {
-        self.0.lock().retain(|(by, of, _)| (*by, *of) != (pid, image));
+        self.0.forget(|key| *key == (pid, image));
     }
 }
 
@@ -111,8 +114,7 @@ impl ImageFs {
     ///
     /// `Immutable`, `Attached`.
     pub(super) fn remove_metadata(&self, caller: Caller, image: u32) -> Result<()> {
-        self.refuse_attached(image)?;
-        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)?;
+        self.refuse_edit(image)?;
         self.replacing.begin(caller.pid, image);
         Ok(())
     }
@@ -123,12 +125,10 @@ impl ImageFs {
     ///
     /// `Immutable`, `Attached`.
     pub(super) fn create_edit(&self, caller: Caller, image: u32) -> Result<(NodeId, u64)> {
-        self.refuse_attached(image)?;
-        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)?;
+        self.refuse_edit(image)?;
         self.replacing.end(caller.pid, image);
-        let NodeId::Image { serial, incarnation, .. } = self.image_node(image) else { return Err(stale()) };
         let handle = Handle::Edit(image, Mutex::new(Edit::new(String::new(), METADATA_MAX)));
-        Ok((NodeId::Image { serial, part: ImagePart::Metadata, incarnation }, self.open_handle(handle)))
+        Ok((self.part_of_image(image, ImagePart::Metadata), self.open_handle(handle)))
     }
 
     /// `write(2)` to metadata.json or a lease.

@@ -7,16 +7,15 @@ use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId};
 use crate::fs::{Caller, Handle, ImageFs, stale};
 use crate::icons::{self, Form, ICON_MAX};
-use crate::rules::refuse_immutable;
 
 impl ImageFs {
     /// The form of an image's icon, if it has one.
     pub(super) fn icon_form(&self, image: u32) -> Option<Form> {
-        icons::of(&self.store.catalog.read(), image).map(|(form, _)| form)
+        icons::form(&self.store.catalog.read(), image)
     }
 
     pub(super) fn icon_bytes(&self, image: u32) -> Result<Vec<u8>> {
-        icons::of(&self.store.catalog.read(), image).map(|(_, bytes)| bytes).ok_or_else(stale)
+        icons::bytes(&self.store.catalog.read(), image).ok_or_else(stale)
     }
 
     /// Opens an icon to be written anew; it counts when it is closed.
@@ -25,15 +24,13 @@ impl ImageFs {
     ///
     /// `Immutable`, `Attached`.
     pub(super) fn open_icon(&self, image: u32, form: Form) -> Result<u64> {
-        self.refuse_attached(image)?;
-        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)?;
+        self.refuse_edit(image)?;
         Ok(self.open_handle(Handle::Icon(image, form, Mutex::new(Edit::new(String::new(), ICON_MAX)))))
     }
 
     pub(super) fn create_icon(&self, image: u32, form: Form) -> Result<(NodeId, u64)> {
         let fh = self.open_icon(image, form)?;
-        let NodeId::Image { serial, incarnation, .. } = self.image_node(image) else { return Err(stale()) };
-        Ok((NodeId::Image { serial, part: ImagePart::Icon, incarnation }, fh))
+        Ok((self.part_of_image(image, ImagePart::Icon), fh))
     }
 
     /// `close(2)`, or a rename to its name.

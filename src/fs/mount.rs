@@ -193,29 +193,29 @@ fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
 ///
 /// Errors: `Io`: only root may.
 pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
-    let failed = |point: &Path| {
-        let path = point.to_owned();
-        move |e: rustix::io::Errno| Error::Io { doing: "remount", path, source: e.into() }
-    };
-    rustix::mount::mount_remount(&mounted.point, flags.bits(), c"").map_err(failed(&mounted.point))?;
+    let remounted = rustix::mount::mount_remount(&mounted.point, flags.bits(), c"");
+    remounted.map_err(|e| Error::io("remount", &mounted.point)(e.into()))?;
     let trees = mounts().into_iter().filter(|m| m.point != mounted.point && m.point.starts_with(&mounted.point));
     for tree in trees {
-        let bits = flags.read_only().bits() | MountFlags::BIND;
-        rustix::mount::mount_remount(&tree.point, bits, c"").map_err(failed(&tree.point))?;
+        set_flags_of_tree(&tree.point, flags)?;
     }
     Ok(())
+}
+
+/// Gives a tree the flags of the mount that it is in; it stays read-only.
+fn set_flags_of_tree(tree: &Path, flags: &Flags) -> Result<()> {
+    let bits = flags.read_only().bits() | MountFlags::BIND;
+    rustix::mount::mount_remount(tree, bits, c"").map_err(|e| Error::io("remount", tree)(e.into()))
 }
 
 /// Gives a tree that was just mounted the flags that a remount has given to the mount around it. `begun`: its own.
 ///
 /// Errors: `Io`.
 pub fn follow(point: &Path, tree: &Path, begun: &Flags) -> Result<()> {
-    let Some(around) = mounted_on(point).map(|mounted| mounted.flags.read_only()) else { return Ok(()) };
-    if around.attributes() == begun.read_only().attributes() {
-        return Ok(());
+    match mounted_on(point).map(|mounted| mounted.flags) {
+        Some(around) if around.read_only().attributes() != begun.read_only().attributes() => set_flags_of_tree(tree, &around),
+        _ => Ok(()),
     }
-    let failed = |e: rustix::io::Errno| Error::io("remount", tree)(e.into());
-    rustix::mount::mount_remount(tree, around.bits() | MountFlags::BIND, c"").map_err(failed)
 }
 
 /// A mount as the kernel lists it.

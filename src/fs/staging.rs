@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::format::make_subdir;
 use crate::fs::change::{Changes, text_of};
+use crate::fs::moved::RefusedRename;
 use crate::fs::node::NodeId;
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
@@ -46,8 +47,7 @@ pub struct Staging {
     writers: Arc<AtomicUsize>,
     /// Its files are becoming a version: nothing is created or written meanwhile.
     publishing: AtomicBool,
-    /// The last refusal, and of what: mv asks again at once, in another way.
-    refused: Mutex<Option<(Instant, String, i32, String)>>,
+    refused: Mutex<RefusedRename>,
 }
 
 /// Counts a handle that may write, as long as it lives.
@@ -65,9 +65,6 @@ impl Drop for Writing {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
-
-/// How long a refusal is repeated without a second look.
-const REPEATED: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Files {
@@ -109,7 +106,7 @@ impl Staging {
 
     /// Before a change of a file in it.
     fn begin_change(&self) -> Result<()> {
-        *self.refused.lock() = None;
+        self.refused.lock().forget();
         self.refuse_publishing()
     }
 
@@ -159,7 +156,7 @@ impl Stagings {
             files: Mutex::new(files),
             writers: Arc::default(),
             publishing: AtomicBool::new(false),
-            refused: Mutex::new(None),
+            refused: Mutex::default(),
         });
         self.all.lock().insert(number, staging.clone());
         staging

@@ -85,7 +85,7 @@ impl ImageFs {
                     }
                     ImagePart::Id => owned(own(file | mode & 0o444, image.id.len() as u64 + 1, image.created_at)),
                     ImagePart::Icon => {
-                        let size = icons::of(&model, serial).map_or(0, |(_, bytes)| bytes.len() as u64);
+                        let size = icons::bytes(&model, serial).map_or(0, |bytes| bytes.len() as u64);
                         owned(own(file | mode & 0o666, size, image.updated_at))
                     }
                     ImagePart::Metadata => {

@@ -1,11 +1,11 @@
 //! mv MNT/web/.new MNT/web/next, the end of staging: all of it becomes a version, or none; or it goes, after a week.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::fs::staging::{REPEATED, Staging, bad_name, checked_name};
-use crate::fs::upload::{Place, repeated, waits_to_die};
+use crate::fs::staging::{Staging, bad_name, checked_name};
+use crate::fs::upload::{Place, waits_to_die};
 use crate::fs::{Caller, ImageFs, stale};
 use crate::ingest::{Target, staged};
 use crate::staging;
@@ -31,12 +31,7 @@ impl ImageFs {
             staging.change(|about| (about.name, about.image) = (name, image))?;
             return Ok(None);
         }
-        if let Some((at, what, errno, sentence)) = &*staging.refused.lock()
-            && at.elapsed() < REPEATED
-            && *what == name
-        {
-            return Err(repeated(*errno, sentence));
-        }
+        staging.refused.lock().again(&name)?;
         if staging.writers.load(Ordering::Acquire) > 0 {
             return Err(Error::UploadBusy { name: staging.about.lock().name.clone() });
         }
@@ -44,11 +39,7 @@ impl ImageFs {
         staging.publishing.store(true, Ordering::Release);
         let published = self.publish_staging(caller, &staging, place, &name, moves_in);
         staging.publishing.store(false, Ordering::Release);
-        published.map(Some).inspect_err(|e| {
-            if !matches!(e, Error::WriterKilled { .. }) {
-                *staging.refused.lock() = Some((Instant::now(), name.clone(), e.errno_of_mv(), e.to_string()));
-            }
-        })
+        published.map(Some).inspect_err(|e| staging.refused.lock().note(&name, e))
     }
 
     fn publish_staging(&self, caller: Caller, staging: &Staging, place: Place, name: &str, moves_in: bool) -> Result<u32> {

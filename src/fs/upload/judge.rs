@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::fs::upload::keep::{drop_staged, spool_again};
@@ -17,9 +17,6 @@ use crate::name::{Build, ImageName, Promise, image_stem, promise_of};
 use crate::staging;
 use crate::tar;
 use crate::versions::directory_mode;
-
-/// How long a refusal of a rename is repeated without a second look.
-const REPEATED: Duration = Duration::from_secs(1);
 
 /// How long the kernel may take to say what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
@@ -414,19 +411,12 @@ impl ImageFs {
             drop(state);
             return self.rename_staged_file(upload, to, name);
         }
-        if let Some((at, what, errno, sentence)) = &state.refused
-            && at.elapsed() < REPEATED
-            && what == name
-        {
-            return Err(repeated(*errno, sentence));
-        }
+        state.refused.again(name)?;
         let result = self.judge(caller, upload, &mut state, to, name, true);
         if let Err(e) = &result {
-            // It stays as it was, and says the same again: mv asks twice. One that was killed may be done again.
+            // It stays as it was, and says the same again.
             spool_again(upload, &mut state);
-            if !matches!(e, Error::WriterKilled { .. }) {
-                state.refused = Some((Instant::now(), name.to_owned(), e.errno_of_mv(), e.to_string()));
-            }
+            state.refused.note(name, e);
         }
         if published_in(&state).is_some() {
             if let Some(old) = self.uploads.rename(upload, to, name) {

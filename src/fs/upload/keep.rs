@@ -28,7 +28,7 @@ impl ImageFs {
         }
         self.make_spool(upload, state)?;
         write_spool(&self.store, state, offset, data)?;
-        state.refused = None;
+        state.refused.forget();
         match &mut state.phase {
             Phase::Empty if offset == 0 => state.phase = Phase::Head(Vec::new()),
             Phase::Streaming(ingest) if offset == upload.size() && !ingest.has_failed() => return Ok(()),
@@ -71,7 +71,7 @@ impl ImageFs {
         if size == 0 {
             state.phase = Phase::Empty;
         }
-        state.refused = None;
+        state.refused.forget();
         let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
         spool.file.set_len(size).map_err(Error::io("write", &spool.path))?;
         let mut info = upload.info.lock();

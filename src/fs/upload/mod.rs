@@ -37,6 +37,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::fs::moved::RefusedRename;
 use crate::fs::{Attr, Caller};
 use crate::imgapi::Manifest;
 use crate::ingest::{Expected, Hint, Incoming, Published};
@@ -108,8 +109,7 @@ struct State {
     spool: Option<Spool>,
     /// An upload over a receipt: what it begins with, unless it is truncated first.
     before: Option<Before>,
-    /// The last refusal of a rename, to which name, and when: mv asks again at once, in another way.
-    refused: Option<(Instant, String, i32, String)>,
+    refused: RefusedRename,
 }
 
 #[derive(Clone, Copy)]
@@ -199,7 +199,7 @@ impl Upload {
                 manifest: None,
                 closed_empty: false,
             }),
-            state: Mutex::new(State { phase: Phase::Empty, spool: None, before: None, refused: None }),
+            state: Mutex::new(State { phase: Phase::Empty, spool: None, before: None, refused: RefusedRename::default() }),
         }
     }
 
