@@ -25,18 +25,27 @@ const HEAD: usize = 64 * 1024;
 /// The recipe in the tree of a kept upload.
 pub const RECIPE: u32 = 1;
 
-/// What is asked of uploads into an image: the image's own wish, or the mount's.
-pub fn policy(store: &Store, image: Option<u32>) -> KeepUpload {
-    let model = store.catalog.read();
-    let own = image.and_then(|serial| model.images.get(&serial)).and_then(|image| image.editable.keep_upload);
-    own.unwrap_or(store.settings().keep_upload)
+/// What is kept of an upload.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    pub upload: KeepUpload,
+    /// An LXD image is kept even where others are not: by the digest of its upload it goes out again.
+    pub lxd: bool,
 }
 
-/// Whether an LXD image is kept where nobody has said that it is not to be.
-pub fn keeps_lxd(store: &Store, image: Option<u32>) -> bool {
+impl Policy {
+    /// The same for an upload whose digest was announced.
+    pub fn announced(self) -> Policy {
+        Policy { upload: self.upload.of_announced(), ..self }
+    }
+}
+
+/// What is kept of uploads into an image: what comes with the upload says it, else the image, else the mount. LXD images
+/// are kept unless one of the first two says `never`.
+pub fn policy(store: &Store, image: Option<u32>, said: Option<KeepUpload>) -> Policy {
     let model = store.catalog.read();
-    let own = image.and_then(|serial| model.images.get(&serial)).and_then(|image| image.editable.keep_upload);
-    own != Some(KeepUpload::Never)
+    let own = said.or_else(|| model.images.get(&image?)?.editable.keep_upload);
+    Policy { upload: own.unwrap_or(store.settings().keep_upload), lxd: own != Some(KeepUpload::Never) }
 }
 
 /// The name under which a kept upload lies in its version.
@@ -103,8 +112,8 @@ pub fn prove_next(store: &Store) -> Result<bool> {
         model.all_versions().filter(waiting).map(|v| (v.serial, v.image, announced(v))).collect::<Vec<_>>()
     };
     let is_exact = |image: u32, announced: bool| {
-        let policy = policy(store, Some(image));
-        (if announced { policy.of_announced() } else { policy }) == KeepUpload::Exact
+        let policy = policy(store, Some(image), None);
+        (if announced { policy.announced() } else { policy }).upload == KeepUpload::Exact
     };
     let Some(serial) = next.into_iter().find(|(_, image, announced)| is_exact(*image, *announced)).map(|(s, ..)| s) else {
         return Ok(false);

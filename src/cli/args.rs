@@ -246,7 +246,9 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         trees: TreesAs::Inline,
         view: None,
     };
-    for option in lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty()) {
+    let options = || lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty());
+    parsed.remount = options().any(|option| option == "remount");
+    for option in options() {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
         let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
         let number = || value.and_then(|v| v.parse::<u64>().ok()).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number"));
@@ -260,7 +262,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "allow_other" => parsed.flags.allow_other = true,
             "noacl" => parsed.flags.noacl = true,
             "acl" => parsed.flags.noacl = false,
-            "remount" => parsed.remount = true,
+            "remount" => {}
             "view" => {
                 parsed.view = Some(value.filter(|v| !v.is_empty()).ok_or_else(|| bad("it takes the name of a view"))?.into())
             }
@@ -282,8 +284,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "owner" | "group" | "nofail" | "_netdev"
             | "silent" | "loud" => {}
             // What a remount is told of the mount that is there.
-            "user_id" | "group_id" | "default_permissions" | "fsname" | "subtype"
-                if lists.iter().any(|l| l.contains("remount")) => {}
+            "user_id" | "group_id" | "default_permissions" | "fsname" | "subtype" if parsed.remount => {}
             _ if key.starts_with("x-") || key == "comment" => {}
             _ => return Err(bad("there is no such option")),
         }

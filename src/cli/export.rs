@@ -128,47 +128,53 @@ pub fn export(store: &StoreArg, version: &str, file: &Path, level: Option<u32>, 
 
 /// Writes the upload as it came, under its own name, into a directory, and its manifest beside it.
 fn export_under_its_name(store: &Path, mounted: Option<&Path>, version: &str, directory: &Path) -> Result<ExitCode> {
-    let answer = match mounted {
-        Some(_) => remote::ask(store, &Request::Came { version: version.to_owned() }, |_, _| true)?,
+    // Of a store that nobody has mounted, which is held from here to the end.
+    let held = match mounted {
+        Some(_) => None,
         None => {
             format::check(store)?;
-            let held = Store::open(store, Settings::default())?;
-            remote::perform(&held, Request::Came { version: version.to_owned() }, |_, _| true)?
+            Some(Store::open(store, Settings::default())?)
         }
+    };
+    let request = Request::Came { version: version.to_owned() };
+    let answer = match &held {
+        Some(held) => remote::perform(held, request, |_, _| true)?,
+        None => remote::ask(store, &request, |_, _| true)?,
     };
     let Answer::Came { serial, path, name, manifest, metadata } = answer else {
         let Answer::Failed { why } = answer else { return Err(Error::Stopping) };
         return Err(Error::Invalid { what: version.to_owned(), why });
     };
+    let path = mounted.unwrap_or(Path::new("")).join(path);
     if let Some(tarball) = metadata {
-        let bytes = match mounted {
-            Some(mounted) => {
-                let file = mounted.join(&path).with_file_name(&tarball);
+        let bytes = match &held {
+            Some(held) => metadata_tarball(held, serial)?,
+            None => {
+                let file = path.with_file_name(&tarball);
                 std::fs::read(&file).map_err(Error::io("read", &file))?
             }
-            None => metadata_tarball(&*Store::open(store, Settings::default())?, serial)?,
         };
-        let path = directory.join(&tarball);
-        let partial = partial_name(&path);
-        let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, &path));
-        written.map_err(Error::io("write", &path)).inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
-        eprintln!("imgfs: {} has its metadata", path.display());
+        write_small(&directory.join(&tarball), &bytes)?;
+        eprintln!("imgfs: {} has its metadata", directory.join(&tarball).display());
     }
-    let from = match mounted {
-        Some(mounted) => {
-            let path = mounted.join(path);
-            From::File(File::open(&path).map_err(Error::io("open", &path))?)
-        }
-        None => as_it_came(&Store::open(store, Settings::default())?, serial)?,
+    let from = match &held {
+        Some(held) => as_it_came(held, serial)?,
+        None => From::File(File::open(&path).map_err(Error::io("open", &path))?),
     };
-    let file = directory.join(&name);
-    let written = write_whole(from, version, &file, None, true)?;
+    let written = write_whole(from, version, &directory.join(&name), None, true)?;
     if let Some(text) = manifest {
         let path = directory.join(format!("{name}.imgmanifest"));
-        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+        write_small(&path, text.as_bytes())?;
         eprintln!("imgfs: {} has its manifest", path.display());
     }
     Ok(written)
+}
+
+/// Writes a file beside its name, and renames it.
+fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = partial_name(path);
+    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
+    written.map_err(Error::io("write", path)).inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
 /// The metadata tarball of a split LXD image, of a store that nobody has mounted.

@@ -50,6 +50,7 @@ pub use unpack::{Draft, Hint, place};
 use crate::blob::Writer;
 use crate::digest::hex;
 use crate::error::{Error, Result};
+use crate::keep;
 use crate::manifest::KeepUpload;
 use crate::store::Store;
 use crate::tar::{self, Stage};
@@ -88,11 +89,16 @@ pub struct Ingest {
 /// What is wanted of an upload beside its content.
 #[derive(Clone, Copy)]
 pub struct Wish {
-    pub keep: KeepUpload,
-    /// An LXD image is kept even where others are not: by the digest of its upload it goes out again.
-    pub keep_lxd: bool,
+    pub keep: keep::Policy,
     /// Its sha1: only where somebody may say which it has to be, for it takes as long as all the rest.
     pub sha1: bool,
+}
+
+impl Wish {
+    /// Whether the upload is kept, whatever it is.
+    fn keeps_all(self) -> bool {
+        self.keep.upload != KeepUpload::Never
+    }
 }
 
 /// The pieces of an upload that is kept as it came.
@@ -219,9 +225,9 @@ impl Ingest {
             })?
         };
         let mut kept = None;
-        if (wish.keep != KeepUpload::Never || wish.keep_lxd) && codec.is_some() {
+        if (wish.keeps_all() || wish.keep.lxd) && codec.is_some() {
             let pipe = Pipe::new(UPLOAD_PIPE);
-            let while_lxd = (wish.keep == KeepUpload::Never).then_some(may_be_lxd);
+            let while_lxd = (!wish.keeps_all()).then_some(may_be_lxd);
             let (mut input, failure) = (Keeping { input: PipeReader::new(&pipe), while_lxd }, failure.clone());
             let mut writer = store.blobs.writer(&format!("{staging}-kept"))?;
             inputs.push(pipe);
@@ -323,7 +329,7 @@ impl Ingest {
             return Err(e);
         }
         let draft = unpacked.ok_or(Error::Stopping)?;
-        let kept = kept.filter(|_| self.wish.keep != KeepUpload::Never || draft.facts.format == "lxd");
+        let kept = kept.filter(|_| self.wish.keeps_all() || draft.facts.format == "lxd");
         let tar_sha256 = tar.unwrap_or_else(|| upload_sha256.clone());
         let codec = self.codec.map(|codec| *codec.lock());
         Ok(Unpacked {

@@ -87,11 +87,9 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
         super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
-    let wished = wished_keep(metadata.as_deref())?;
-    let keep_lxd = wished.map_or_else(|| keep::keeps_lxd(store, target), |keep| keep != KeepUpload::Never);
-    let keep = wished.unwrap_or_else(|| keep::policy(store, target));
-    let announced = manifest.is_some() || tarball.is_some() && keep_lxd;
-    let wish = Wish { keep: if announced { keep.of_announced() } else { keep }, keep_lxd, sha1: true };
+    let keep = keep::policy(store, target, wished_keep(metadata.as_deref())?);
+    let announced = manifest.is_some() || tarball.is_some() && keep.lxd;
+    let wish = Wish { keep: if announced { keep.announced() } else { keep }, sha1: true };
     let mut unpacked = ingest(store, name, &image, manifest.is_some(), wish, go_on)?;
     for (_, expected) in expect.iter().filter(|(name, _)| *name == image.name) {
         expected.check(&image.name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;

@@ -329,9 +329,8 @@ impl ImageFs {
     /// publishes may have been announced with its sha1 by then.
     fn wish(&self, upload: &Upload) -> Wish {
         let announced = upload.info.lock().manifest.is_some();
-        let keep = keep::policy(&self.store, self.target_of(upload));
-        let keep_lxd = keep::keeps_lxd(&self.store, self.target_of(upload));
-        Wish { keep: if announced { keep.of_announced() } else { keep }, keep_lxd, sha1: announced || upload.is_staged() }
+        let keep = keep::policy(&self.store, self.target_of(upload), None);
+        Wish { keep: if announced { keep.announced() } else { keep }, sha1: announced || upload.is_staged() }
     }
 
     pub(super) fn make_spool(&self, upload: &Upload, state: &mut State) -> Result<()> {
