@@ -19,7 +19,7 @@
 //! # The map, from the ground up
 //!
 //! Leaves: `error` (every failure, its errno and remedy), `name`, `digest`, `manifest`, `imgapi`, `format`
-//! (the store on disk, its invariants), `lock`, `writable`, `progress`, `fault` (where tests end the
+//! (the store on disk, its invariants), `lock`, `writable`, `process` (others, as /proc shows them), `progress`, `fault` (where tests end the
 //! process), `journal` (errors, jobs; `changelog`), `settings` (.imgfs/config), `acl`, `flags` (words of
 //! mount(8)), `tar` (archives as streams), `tree` (one file a version), `sys` (the only unsafe code),
 //! `compress` (how a stream was made), `delta` (bytes compressed against others). Then `blob` (content, once)
@@ -68,6 +68,7 @@ pub mod lock;
 pub mod manifest;
 pub mod manifests;
 pub mod name;
+pub mod process;
 pub mod progress;
 pub mod query;
 pub mod quota;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+use crate::process;
 
 /// How long the lock may be held by somebody who only looks whether it is; see `holder`.
 const LOOKING: Duration = Duration::from_millis(200);
@@ -98,10 +99,9 @@ impl Holder {
         if self.mounted.is_empty() || self.is_mounted_for("self") {
             return None;
         }
-        let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut others = pids.filter(|name| name.parse::<u32>().is_ok_and(|pid| pid != self.pid)).take(PROCESSES);
-        let pid = others.find(|pid| self.is_mounted_for(pid))?;
-        Some(format!("process {pid} ({}) has that in a mount namespace of its own", name_of(&pid)))
+        let mut others = process::all().filter(|pid| *pid != self.pid).take(PROCESSES);
+        let pid = others.find(|pid| self.is_mounted_for(&pid.to_string()))?;
+        Some(format!("process {pid} ({}) has that in a mount namespace of its own", name_of(pid)))
     }
 
     fn is_mounted_for(&self, process: &str) -> bool {
@@ -117,7 +117,7 @@ impl Holder {
         let _ = from.read_to_string(&mut text);
         let (written, mounted) = parse_lock(&text);
         let pid = locker(file).unwrap_or(written);
-        let name = name_of(&pid.to_string());
+        let name = name_of(pid);
         let is_imgfs = pid == written || name == "imgfs";
         let mounted = if is_imgfs { mounted } else { String::new() };
         Holder { pid, name, mounted, is_imgfs, elsewhere: None, dying: waits_dying(pid) }
@@ -140,8 +140,8 @@ impl fmt::Display for Holder {
     }
 }
 
-fn name_of(pid: &str) -> String {
-    fs::read_to_string(Path::new("/proc").join(pid).join("comm")).unwrap_or_default().trim_end().to_owned()
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 /// A path as mountinfo has it.
@@ -174,27 +174,23 @@ fn parse_flock(line: &str) -> Option<(u32, String)> {
 
 /// A process that has inherited a lock.
 fn heir(device: &str) -> Option<u32> {
-    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let holds = |pid: &u32| {
         let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
         let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
         texts.any(|text| text.lines().any(|line| parse_flock(line).is_some_and(|(_, of)| of == device)))
     };
-    pids.take(PROCESSES).find(holds)
+    process::all().take(PROCESSES).find(holds)
 }
 
 /// Where a process waits whose first thread has ended while others have not. Source: proc(5), stat and wchan.
 fn waits_dying(pid: u32) -> Option<String> {
-    let state = |path: &Path| {
-        let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
-    };
-    let process = Path::new("/proc").join(pid.to_string());
-    if !matches!(state(&process), Some('Z' | 'X')) {
+    let directory = Path::new("/proc").join(pid.to_string());
+    if !matches!(process::state(&directory), Some('Z' | 'X')) {
         return None;
     }
-    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|task| task.path());
-    let stuck = threads.filter(|task| state(task) == Some('D')).find_map(|task| fs::read_to_string(task.join("wchan")).ok());
+    let threads = fs::read_dir(directory.join("task")).into_iter().flatten().flatten().map(|task| task.path());
+    let stuck =
+        threads.filter(|task| process::state(task) == Some('D')).find_map(|task| fs::read_to_string(task.join("wchan")).ok());
     Some(stuck.filter(|place| place != "0").unwrap_or_else(|| "it does not say where".into()))
 }
 

@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
         "format",
         "writable",
         "lock",
+        "process",
         "progress",
         "acl",
         "settings",

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::process::born;
+
 /// A walker that was last heard of longer ago has ended, or does something else now.
 const FORGET: Duration = Duration::from_secs(60);
 /// Numbers of threads do not come round in less.
@@ -58,14 +60,6 @@ fn walks_of(all: &mut HashMap<u32, Walker>, pid: u32) -> Option<&mut Vec<Walk>> 
     let walker = all.get_mut(&pid)?;
     walker.seen = Instant::now();
     Some(&mut walker.walks)
-}
-
-/// When a thread was started, in clock ticks since boot.
-///
-/// Source: proc_pid_stat(5), field 22.
-pub(super) fn born(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 impl Walkers {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::fs::ghost::born;
 use crate::fs::node::{ImagePart, NodeId};
-use crate::fs::upload::{Place, process_of};
+use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
+use crate::process::{born, has_ended, of_thread, parent};
 use crate::versions;
 
 /// How long a process of another namespace, which cannot be looked at, is taken to go on after its last refusal.
@@ -26,14 +26,12 @@ struct Shell {
 }
 
 impl Shell {
-    /// Whether its maker has ended. Source: proc(5), the state behind the name.
+    /// Whether its maker has ended.
     fn is_left(&self) -> bool {
         if self.maker == 0 {
             return self.refused.is_none_or(|at| at.elapsed() > UNSEEN);
         }
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.maker)).unwrap_or_default();
-        let dead = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
-        dead || born(self.maker) != self.born
+        has_ended(self.maker) || born(self.maker) != self.born
     }
 }
 
@@ -41,16 +39,10 @@ impl Shell {
 #[derive(Default)]
 pub(super) struct Shells(Mutex<Vec<Shell>>);
 
-/// The process that started this one. rsync receives in a child of the process that makes directories.
-fn parent_of(process: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split_whitespace().nth(1)?.parse().ok()
-}
-
 impl Shells {
     /// A process has made an image by mkdir.
     pub(super) fn note(&self, caller: Caller, image: u32) {
-        let maker = if caller.pid == 0 { 0 } else { process_of(caller.pid) };
+        let maker = if caller.pid == 0 { 0 } else { of_thread(caller.pid) };
         self.0.lock().push(Shell { image, maker, born: born(maker), refused: None });
     }
 
@@ -59,8 +51,9 @@ impl Shells {
         if all.iter().all(|shell| shell.image != image) {
             return;
         }
-        let process = if caller.pid == 0 { 0 } else { process_of(caller.pid) };
-        let parent = parent_of(process);
+        let process = if caller.pid == 0 { 0 } else { of_thread(caller.pid) };
+        // rsync receives in a child of the process that makes directories.
+        let parent = parent(process);
         let by_maker = |shell: &&mut Shell| shell.image == image && (shell.maker == process || Some(shell.maker) == parent);
         all.iter_mut().filter(by_maker).for_each(|shell| shell.refused = Some(Instant::now()));
     }

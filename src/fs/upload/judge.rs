@@ -14,6 +14,7 @@ use crate::icons::Form;
 use crate::imgapi::is_manifest_name;
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
 use crate::name::{Build, ImageName, Promise, image_stem, promise_of};
+use crate::process::{self, of_thread};
 use crate::staging;
 use crate::tar;
 use crate::versions::directory_mode;
@@ -30,8 +31,7 @@ fn is_killed(pid: u32) -> bool {
     const PF_SIGNALED: u64 = 0x400;
     let read = move || std::fs::read_to_string(format!("/proc/{pid}/stat"));
     let Some(Ok(stat)) = within("stat", TELLING, read) else { return false };
-    // The command's name may hold anything but ends at the last parenthesis; flags are the 7th field behind it.
-    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    let flags = process::field(&stat, 6).and_then(|flags| flags.parse::<u64>().ok());
     flags.is_some_and(|f| f & PF_SIGNALED != 0)
 }
 
@@ -41,12 +41,6 @@ pub(in crate::fs) fn waits_to_die(thread: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let pending = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigPnd:")?.trim(), 16).ok());
     pending.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)
-}
-
-/// The process (thread group) of a thread; requests carry the thread.
-pub(in crate::fs) fn process_of(thread: u32) -> u32 {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    status.lines().find_map(|l| l.strip_prefix("Tgid:")?.trim().parse().ok()).unwrap_or(thread)
 }
 
 impl ImageFs {
@@ -64,7 +58,7 @@ impl ImageFs {
                 upload.info.lock().closed_empty = !killed;
                 return Ok(());
             }
-            if killed && process_of(caller.pid) != upload.opener {
+            if killed && of_thread(caller.pid) != upload.opener {
                 // It may only have had the file from its parent, which goes on: `(timeout 1 x; cat y) > web.tar`.
                 return Ok(());
             }
@@ -106,7 +100,7 @@ impl ImageFs {
         }
         match result {
             // Another process of a pipeline or a shell list may go on where this one stopped.
-            Err(_) if incomplete && caller.pid != 0 && process_of(caller.pid) != upload.opener => Ok(()),
+            Err(_) if incomplete && caller.pid != 0 && of_thread(caller.pid) != upload.opener => Ok(()),
             other => other.map_err(|e| {
                 // Who was told so finds nothing under the name any more, though another descriptor may bring the rest.
                 let mut info = upload.info.lock();

@@ -23,7 +23,7 @@ mod keep;
 mod receipt;
 mod write;
 
-pub(super) use judge::{process_of, waits_to_die};
+pub(super) use judge::waits_to_die;
 pub(super) use write::refuse_over;
 
 use std::collections::HashMap;
@@ -44,6 +44,7 @@ use crate::ingest::{Expected, Hint, Incoming, Published};
 use crate::journal::Job;
 use crate::manifest::now;
 use crate::name::{Promise, promise_of};
+use crate::process::of_thread;
 use crate::store::Store;
 
 /// Receipts that are remembered since the mount; older ones come from the catalog.
@@ -179,7 +180,7 @@ impl Upload {
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             uid: maker.uid,
             gid: maker.gid,
-            opener: process_of(maker.pid),
+            opener: of_thread(maker.pid),
             writers: AtomicUsize::new(1),
             job: store.journal.start_job("upload", name, maker.uid),
             info: Mutex::new(Info {

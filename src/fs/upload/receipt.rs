@@ -9,10 +9,11 @@ use crate::error::{Error, Result};
 use crate::export::RecipeReader;
 use crate::fs::access::READ;
 use crate::fs::node::NodeId;
-use crate::fs::upload::{Phase, Place, State, Upload, process_of};
+use crate::fs::upload::{Phase, Place, State, Upload};
 use crate::fs::{Caller, ImageFs};
 use crate::ingest;
 use crate::name::{Promise, promise_of};
+use crate::process::of_thread;
 use crate::versions;
 
 impl ImageFs {
@@ -54,14 +55,14 @@ impl ImageFs {
     pub(in crate::fs) fn has_uploaded_as(&self, caller: Caller, image: u32) -> bool {
         let name = self.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
         let upload = self.uploads.named(Place::Root, &name).filter(|upload| upload.is_published());
-        upload.is_some_and(|upload| caller.pid != 0 && upload.opener == process_of(caller.pid))
+        upload.is_some_and(|upload| caller.pid != 0 && upload.opener == of_thread(caller.pid))
     }
 
     /// Whether an upload is another process's, under way. One that was told a moment ago that there is none, and now asks
     /// again, is about to create it: it is told so once more, and then that the name is busy, instead of that it exists.
     pub(in crate::fs) fn is_hidden_from(&self, caller: Caller, parent: NodeId, name: &[u8], upload: &Upload) -> bool {
         let foreign = upload.writers.load(Ordering::Acquire) > 0 && !upload.is_published() && !upload.is_staged();
-        foreign && self.missed.was_told(caller.pid, parent, name) && upload.opener != process_of(caller.pid)
+        foreign && self.missed.was_told(caller.pid, parent, name) && upload.opener != of_thread(caller.pid)
     }
 
     /// Reads back what was written, or what a receipt stands for.
