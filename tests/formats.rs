@@ -15,6 +15,17 @@ fn written_by(store: &str) -> Mount {
     m
 }
 
+/// What is there is the same when the catalog is lost, and when the table of blobs is.
+#[track_caller]
+fn outlives_losses(m: &mut Mount, same: &str) {
+    for loss in ["catalog.db*", "blobs"] {
+        m.unmount();
+        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
+        m.mount();
+        m.ok(same);
+    }
+}
+
 #[test]
 fn a_store_of_format_1_is_read_and_goes_on() {
     let m = written_by("store-1");
@@ -43,12 +54,7 @@ fn a_store_of_format_4_has_its_links_its_trash_and_its_copies() {
                 grep -qx 'b601b9fd82 e87fc00d1c 18d1ce47b4 e8997aa160 18d1ce47b4 b601b9fd82 '; test \"$(readlink prod old web/default default)\" = \"$(printf 'web\\nweb/0\\n1\\ndb')\"";
     m.ok(same);
     m.fsck();
-    for loss in ["catalog.db*", "blobs"] {
-        m.unmount();
-        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
-        m.mount();
-        m.ok(same);
-    }
+    outlives_losses(&mut m, same);
     m.ok("mv .imgfs/trash/web.2 web/; mv .imgfs/trash/gone .; cp $S/a.tar web.tar; cmp $S/a.tar web/3/rootfs.tar");
     m.fsck();
 }
@@ -64,12 +70,7 @@ fn a_store_of_format_5_has_its_rules_its_labels_and_its_leases() {
     m.refused("rmdir web/0", "busy");
     m.refused("rm -r fixed", "Operation not permitted");
     m.fsck();
-    for loss in ["catalog.db*", "blobs"] {
-        m.unmount();
-        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
-        m.mount();
-        m.ok(same);
-    }
+    outlives_losses(&mut m, same);
     m.ok("mv .imgfs/trash/web.2 web/; mv .imgfs/trash/gone .; cp $S/a.tar web.tar; cmp $S/a.tar web/3/rootfs.tar");
     m.fsck();
 }
@@ -85,12 +86,7 @@ fn a_store_of_format_6_names_what_is_bound_to_a_view_anew() {
                 test \"$(ls .imgfs/trash | tr '\\n' ' ')\" = 'dc1::gone web.2 '; cat .imgfs/config/view.dc1.quota | grep -qx 1G; test -e .st/a.tar";
     m.ok(same);
     m.fsck();
-    for loss in ["catalog.db*", "blobs"] {
-        m.unmount();
-        assert_eq!(m.sh(&format!("rm $STORE/{loss}")).code, 0);
-        m.mount();
-        m.ok(same);
-    }
+    outlives_losses(&mut m, same);
     // A name with one colon is one like any other now, whatever views there are.
     m.ok("cp $S/a.tar dc1:own.tar");
     m.remount();

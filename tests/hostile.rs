@@ -1,33 +1,14 @@
 //! Hostile input, deterministically: every change of small inputs, and random ones, through the fuzz targets.
 //! Hours of the same under libFuzzer: scripts/fuzz.sh.
 
+#[path = "common/random.rs"]
+mod random;
 #[path = "fuzz/targets.rs"]
 mod targets;
 
 use std::path::Path;
 
-/// A small generator with a printed seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
-fn seed() -> Random {
-    let seed = std::env::var("IMGFS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
-    eprintln!("IMGFS_SEED={seed}");
-    Random(seed)
-}
+use random::Random;
 
 fn seeds(kind: &str) -> Vec<(String, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(kind);
@@ -113,7 +94,7 @@ fn a_tree_or_recipe_changed_at_every_byte_is_read_or_refused() {
 
 #[test]
 fn random_changes_and_random_bytes_harm_nothing() {
-    let mut random = seed();
+    let mut random = Random::seeded(20_261_121);
     for (kind, run) in [
         ("archive", (|d| targets::archive(&targets::repaired(d))) as fn(&[u8])),
         ("layers", targets::layers),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub mod limit;
+pub mod random;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
