@@ -87,6 +87,27 @@ fn an_image_takes_its_mounts_along() {
 }
 
 #[test]
+fn who_deletes_never_waits_for_the_directory_that_it_has_locked() {
+    if !as_root() {
+        return;
+    }
+    let m = fresh();
+    m.ok("cp $S/c.tar site.tar; for n in $(seq 6); do cp $S/a.tar web.tar; cp $S/b.tar web.tar; done");
+    // Each move makes the kernel look up the path anew, and each rmdir needs it to unmount a tree.
+    let turns = [
+        "mv -T web www; mv -T www web",
+        "rmdir {web,www}/$((i % 8))",
+        "rmdir {web,www}/$((i % 7)); cat {web,www}/[0-9]*/rootfs/etc/motd",
+        "for t in .imgfs/trash/*; do mv $t web/ || mv $t www/; done",
+        "cat {web,www}/[0-9]*/rootfs/etc/motd",
+    ];
+    let all: String = turns.iter().map(|turn| format!("(for i in $(seq 60); do {turn}; done) > $S/out 2>&1 & ")).collect();
+    m.ok(&format!("cat > $S/turns << 'END'\n{all}wait\nEND\ntimeout -s KILL 300 bash $S/turns"));
+    m.ok("mv -T www web || test -e web; diff -r --no-dereference site/0/rootfs $S/c");
+    m.fsck();
+}
+
+#[test]
 fn many_trees_take_turns() {
     if !as_root() {
         return;

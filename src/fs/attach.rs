@@ -37,7 +37,7 @@ use crate::fs::hidden::Hidden;
 use crate::fs::mount;
 use crate::fs::mounts::Mounts;
 use crate::fs::node::{NodeId, VersionPart};
-use crate::fs::start_thread;
+use crate::fs::{start_thread, within};
 use crate::store::Store;
 use crate::tree::ROOT;
 
@@ -365,19 +365,28 @@ impl Trees {
     }
 
     /// Takes mounts away, whoever is in them: before what they show is deleted.
-    pub fn detach(&self, serials: impl IntoIterator<Item = u32>) {
-        for serial in serials {
-            {
-                let mut all = self.all.lock();
-                // Whoever deletes may keep the thread from finding the directory.
-                if matches!(all.get(&serial), Some(State::Wanted { .. })) {
-                    all.remove(&serial);
-                    self.settled.notify_all();
-                }
-            }
-            self.wait(serial, false);
-            self.unmount(serial, UnmountFlags::DETACH);
+    ///
+    /// It waits only so long: umount(2) walks the path, and a directory on it that the kernel has to look up again may be
+    /// locked by the very call that deletes. Then the mounts go once that call is answered.
+    pub fn detach(self: &Arc<Self>, serials: &[u32]) {
+        let used: Vec<u32> = {
+            let mut all = self.all.lock();
+            // Whoever deletes may keep the thread from finding the directory.
+            all.retain(|serial, state| !(serials.contains(serial) && matches!(state, State::Wanted { .. })));
+            self.settled.notify_all();
+            serials.iter().copied().filter(|serial| all.contains_key(serial)).collect()
+        };
+        if used.is_empty() {
+            return;
         }
+        let trees = self.clone();
+        let work = move || {
+            for serial in used {
+                trees.wait(serial, false);
+                trees.unmount(serial, UnmountFlags::DETACH);
+            }
+        };
+        within("detach", PATIENCE, work);
     }
 
     /// Whether the tree is mounted, and somebody is in it. If nobody is, it is mounted no more.

@@ -354,7 +354,7 @@ impl ImageFs {
         let serials: Vec<u32> = serials.into_iter().collect();
         for fs in self.mounts.all() {
             if let Some(trees) = fs.trees.get() {
-                trees.detach(serials.iter().copied());
+                trees.detach(&serials);
             }
         }
     }
