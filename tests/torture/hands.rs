@@ -70,6 +70,19 @@ fn keep(start: &Model, history: &History, shown: &Shown) -> PathBuf {
     path
 }
 
+/// Prints each call without which there is an order.
+fn tell_culprits(start: &Model, history: &History, shown: &Shown) {
+    for hand in 0..history.len() {
+        for call in 0..history[hand].len() {
+            let mut fewer = history.clone();
+            let without = fewer[hand].remove(call);
+            if matches!(check(start, &fewer, 300_000, |model| Shown::wanted(model) == *shown), Verdict::Allowed(_)) {
+                println!("there is an order without {without:?}");
+            }
+        }
+    }
+}
+
 /// How many of the damaged histories there were; each must be refused.
 fn control(start: &Model, history: &History, shown: &Shown, dice: &mut Dice) -> usize {
     let mut damaged = 0;
@@ -111,6 +124,7 @@ fn many_hands_see_one_order() {
                 }
                 Verdict::Refused(why) => {
                     println!("shown: {shown:?}\nall of it: {}", keep(&model, &history, &shown).display());
+                    tell_culprits(&model, &history, &shown);
                     panic!("round {rounds}, seed {seed}: no order: {why}");
                 }
             };

@@ -30,6 +30,8 @@ pub struct Image {
     pub trash: Option<TrashName>,
     pub next: u32,
     pub pinned: Option<u32>,
+    /// When it was deleted, and nobody has named another since.
+    pub was_default: bool,
     pub versions: BTreeMap<u32, Version>,
 }
 
@@ -187,8 +189,10 @@ impl Model {
         }
         let trash = self.free_trash_name(self.images[at].name, None);
         let mut model = self.clone();
-        Rc::make_mut(&mut model.images[at]).trash = Some(trash);
-        if model.default == Some(at) {
+        let was_default = model.default == Some(at);
+        let buried = Rc::make_mut(&mut model.images[at]);
+        (buried.trash, buried.was_default) = (Some(trash), was_default);
+        if was_default {
             model.default = None;
         }
         Ok(model)
@@ -245,7 +249,8 @@ impl Model {
                 let mut model = self.clone();
                 let image = if *into { Some(serial) } else { self.named(*name) };
                 let image = image.unwrap_or_else(|| {
-                    let new = Image { name: *name, trash: None, next: 0, pinned: None, versions: BTreeMap::new() };
+                    let new =
+                        Image { name: *name, trash: None, next: 0, pinned: None, was_default: false, versions: BTreeMap::new() };
                     model.images.push(new.into());
                     model.images.len() - 1
                 });
@@ -262,7 +267,13 @@ impl Model {
             (Gesture::Switch { name }, step) => match self.named(*name) {
                 None => refuses(libc::ENOENT),
                 Some(_) if step == 0 => Step::Goes(Progress { step: 1, ..at }),
-                Some(image) => done(Step::Ends(Some(Model { default: Some(image), ..self.clone() })), &Answer::Done),
+                Some(image) => {
+                    let mut model = Model { default: Some(image), ..self.clone() };
+                    for before in model.images.iter_mut().filter(|i| i.was_default) {
+                        Rc::make_mut(before).was_default = false;
+                    }
+                    done(Step::Ends(Some(model)), &Answer::Done)
+                }
             },
             (Gesture::Pin { to, .. }, step) => {
                 let there = here.is_some_and(|i| to.is_none_or(|n| i.versions.get(&n).is_some_and(|v| v.trash.is_none())));
@@ -341,7 +352,7 @@ impl Model {
                     // The kernel may know that the directory is gone, and does not ask.
                     Some(_) if dead && *answer == Answer::Refused(libc::ENOENT) => Step::Ends(None),
                     Some(home) if home != serial => refuses(libc::EPERM),
-                    Some(_) if dead => Step::Impossible,
+                    // Also into an image that is in the trash by now: it shows the version once it is back.
                     Some(home) => {
                         let raise = |i: &mut Image| {
                             i.versions.values_mut().filter(|v| v.trash == Some(*what)).for_each(|v| v.trash = None);
@@ -357,17 +368,19 @@ impl Model {
                     let mut model = self.clone();
                     let raised = Rc::make_mut(&mut model.images[image]);
                     (raised.trash, raised.name) = (None, *to);
-                    model.default = model.default.or(Some(image));
+                    let was_default = std::mem::take(&mut raised.was_default);
+                    model.default = model.default.filter(|_| !was_default).or(Some(image));
                     done(Step::Ends(Some(model)), &Answer::Done)
                 }
             },
 
             (Gesture::ReadDefault, 0) => self.default.map_or_else(|| refuses(libc::ENOENT), found),
             (Gesture::ReadDefault, _) => self.called(serial, way).map_or(Step::Impossible, |name| says(&Answer::Name(name))),
-            (Gesture::List { .. }, _) => match answer {
+            (Gesture::List { name }, _) => match answer {
                 Answer::Refused(libc::ENOENT) if dead => Step::Ends(None),
-                // What is listed of a directory while it is removed is anybody's guess, but of nothing else.
-                Answer::Numbers(numbers) if dead => {
+                // What is listed of a directory while it is removed is anybody's guess, but of nothing else. Also if the image
+                // is back by now, under another name.
+                Answer::Numbers(numbers) if dead || here.is_some_and(|image| image.name != *name) => {
                     let own = |n: &u32| here.is_some_and(|image| image.versions.contains_key(n));
                     if numbers.iter().all(own) { Step::Ends(None) } else { Step::Impossible }
                 }
