@@ -51,16 +51,16 @@ fi
 if step compile cargo test --quiet --no-run; then
   step tests cargo test --no-fail-fast -- --test-threads=2 || true
   if ((EUID == 0)); then
-    # For root trees may be mounts of their own; here are those tests once more with such, in which a tree is walked, deleted
-    # or shared. The rest reads no more of a tree than these, and all of them twice would take half an hour.
+    # For root trees are mounts of their own; here are those tests once more, without, in which a tree is walked, deleted or
+    # shared. The rest reads no more of a tree than these, and all of them twice would take half an hour.
     files=(gestures semantics traces trees views staging kept users fidelity)
-    IMGFS_TEST_TREES=auto step mounted cargo test --no-fail-fast "${files[@]/#/--test=}" -- --test-threads=2 || true
+    IMGFS_TEST_TREES=inline step inline cargo test --no-fail-fast "${files[@]/#/--test=}" -- --test-threads=2 || true
   else
-    skip mounted "not root: there are no others"
+    skip inline "not root: the tests above had no others"
   fi
   if ((EUID == 0)); then step torture ./scripts/torture.sh short || true; else skip torture "not root"; fi
 else
-  skip tests "they do not compile"; skip mounted "they do not compile"; skip torture "it does not compile"
+  skip tests "they do not compile"; skip inline "they do not compile"; skip torture "it does not compile"
 fi
 RUSTDOCFLAGS="-D warnings" step docs cargo doc --quiet --no-deps --document-private-items || true
 if [ -n "${IMGFS_CORPUS:-}" ] && [ -s "$IMGFS_CORPUS/web-v1.tar" ]; then corpus=$IMGFS_CORPUS; else corpus=; fi
@@ -69,6 +69,6 @@ step demo ./scripts/demo.sh ${corpus:+"$corpus"} || true
 printf '\n%-12s %7s  %s\n' step seconds result
 printf '%s\n' "${steps[@]}"
 if ! $all_ok; then
-  for step in tests mounted torture; do [ ! -e "$notes/$step" ] || failing $step; done
+  for step in tests inline torture; do [ ! -e "$notes/$step" ] || failing $step; done
   exit 1
 fi

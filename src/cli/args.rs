@@ -243,7 +243,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
         threads: cores.clamp(2, 4),
         latency: true,
         passthrough: true,
-        trees: TreesAs::Inline,
+        trees: TreesAs::Auto,
         view: None,
     };
     let options = || lists.iter().flat_map(|list| list.split(',')).filter(|o| !o.is_empty());
