@@ -36,6 +36,7 @@ fn an_ordinary_user_has_everything_of_an_own_store() {
     assert_eq!(prepared.code, 0, "{prepared:?}");
     let imgfs = dir.path().join("imgfs");
     std::fs::copy(common::IMGFS, &imgfs).unwrap();
+    assert_eq!(sh(dir.path(), "chmod 755 imgfs").code, 0);
     let ran = as_user(
         dir.path(),
         "./imgfs mount mnt; test -d .local/share/imgfs/loose; test $(stat -c %a .local/share/imgfs) = 700
