@@ -3,14 +3,14 @@
 //! The sentence reads after `imgfs: `, in lower case and without a final stop. `.imgfs/errors` shows it
 //! with the remedy beside it.
 
+mod holder;
 mod remedy;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use holder::Holder;
 pub use remedy::UNPACKED;
-
-use crate::lock::Holder;
 
 pub type Result<T> = std::result::Result<T, Error>;
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use imgfs::base::digest::BlobId;
 use imgfs::blob::IdSet;
-use imgfs::digest::BlobId;
 use pins::AllPins;
 
 #[path = "../src/blob/pins.rs"]

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imgfs::base::clock::now;
+use imgfs::base::digest::Digest;
+use imgfs::base::name::{ImageName, bound_name, new_id};
 use imgfs::catalog::{Follows, LeaseFacts, Model, Row, Trashed, Version, VersionFacts};
-use imgfs::digest::Digest;
-use imgfs::links::{self, LinkTarget};
-use imgfs::manifest::now;
-use imgfs::name::{ImageName, bound_name, new_id};
-use imgfs::settings::Settings;
+use imgfs::images::links::{self, LinkTarget};
+use imgfs::images::trash;
+use imgfs::images::{labels, leases, versions, views};
 use imgfs::store::Store;
-use imgfs::trash;
-use imgfs::{labels, leases, versions, views};
+use imgfs::store::settings::Settings;
 use proptest::prelude::*;
 
 const VIEWS: [&str; 2] = ["dc1", "dc2"];

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::base::digest::BlobId;
 use crate::blob::container::{Container, Place};
 use crate::blob::{BlobStore, IdSet};
-use crate::digest::BlobId;
 
 /// Objects by the groups that were checked.
 #[derive(Default)]

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::base::digest::BlobId;
 use crate::blob::container::{Container, Place};
 use crate::blob::{BlobStore, IdSet};
-use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::format::write_durably;
 

@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::base::digest::{BlobId, Content, GROUP, GroupHasher, Outline};
+use crate::base::sys;
 use crate::blob::container::Place;
 use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::writer::{WRITEBACK, Writer, in_room, lead_of, write_with_holes};
-use crate::digest::{BlobId, Content, GROUP, GroupHasher, Outline};
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// Content over 1 MiB on its way in, in pieces.
 ///

@@ -38,9 +38,9 @@ pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
 pub use writer::{Sealed, Writer, with_room};
 
-use crate::digest::BlobId;
+use crate::base::digest::BlobId;
+use crate::base::writable::Writable;
 use crate::error::Result;
-use crate::writable::Writable;
 use checked::Checked;
 use container::Container;
 use damage::Damage;
@@ -118,6 +118,11 @@ impl BlobStore {
     /// Says what to do when the disk is full during an upload. Once.
     pub fn when_full(&self, make_room: MakeRoom) {
         let _ = self.room.set(make_room);
+    }
+
+    /// Has room made on the disk. False if none could be made, or if nobody is there to make it.
+    pub fn make_room(&self) -> bool {
+        self.room.get().is_some_and(|make_room| make_room())
     }
 
     /// The record of a blob: its digest, size and place.

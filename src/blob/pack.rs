@@ -6,11 +6,11 @@ use std::sync::Arc;
 use blake3::hazmat::ChainingValue;
 use parking_lot::Mutex;
 
+use crate::base::delta;
+use crate::base::digest::{BlobId, CV_LEN, Digest};
 use crate::blob::BlobStore;
 use crate::blob::container::{Container, Place};
 use crate::blob::read::ReadBuf;
-use crate::delta;
-use crate::digest::{BlobId, CV_LEN, Digest};
 use crate::error::{Error, Result};
 use crate::format::{PACK_END, PACK_FOOTER_LEN};
 

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::base::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
 use crate::blob::BlobStore;
 use crate::blob::container::Place;
 use crate::blob::pack::Use;
 use crate::blob::table::Record;
-use crate::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
 use crate::fault;
 

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 
+use crate::base::digest::{BlobId, Digest, GROUP, Outline};
 use crate::blob::container::{self, Container, Place};
 use crate::blob::pack::{Pack, Use};
 use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::writer::lead_of;
 use crate::blob::{BlobStore, IdSet};
-use crate::digest::{BlobId, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{RECORD_LEN, SEGMENT_END, SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN};

@@ -5,10 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::base::digest::{BlobId, Content};
 use crate::blob::BlobStore;
 use crate::blob::read::ReadBuf;
 use crate::blob::writer::{Fresh, Writer};
-use crate::digest::{BlobId, Content};
 use crate::error::{Error, Result};
 
 impl Writer {

@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use blake3::hazmat::ChainingValue;
 
+use crate::base::delta;
+use crate::base::digest::{BlobId, Digest, GROUP};
 use crate::blob::container::{Container, Place};
 use crate::blob::pack::{Base, FRAME_MAX, Frame, check_of};
 use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::{BlobStore, OBJECT_MIN};
-use crate::delta;
-use crate::digest::{BlobId, Digest, GROUP};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{PACK_END, PACK_FOOTER_LEN, PACK_MAGIC, sync_dir};

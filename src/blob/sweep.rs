@@ -9,11 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::base::digest::{BlobId, CV_LEN, Outline};
 use crate::blob::BlobStore;
 use crate::blob::container::{self, Container, Place, punch};
 use crate::blob::pack::Pack;
 use crate::blob::table::Record;
-use crate::digest::{BlobId, CV_LEN, Outline};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN, sync_dir};

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use hashbrown::HashTable;
 use memmap2::Mmap;
 
+use crate::base::digest::{BlobId, Digest};
+use crate::base::sys;
+use crate::base::writable::Writable;
 use crate::blob::container::{self, Place};
-use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::format::{RECORD_LEN, TABLE_MAGIC};
-use crate::sys;
-use crate::writable::Writable;
 
 /// What is known of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::base::digest::Content;
 use crate::blob::OBJECT_MIN;
 use crate::blob::writer::Writer;
-use crate::digest::Content;
 use crate::error::Error;
 
 fn store() -> (tempfile::TempDir, Arc<BlobStore>) {

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use blake3::hazmat::ChainingValue;
 use hashbrown::HashTable;
 
+use crate::base::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, Outline};
+use crate::base::sys;
 use crate::blob::container::{Container, Place};
 use crate::blob::large::Large;
 use crate::blob::pins::Pins;
 use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
-use crate::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, Outline};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, make_subdir, sync_dir};
-use crate::{fault, sys};
 
 /// A page; holes and punched space come in these.
 const PAGE: usize = 4096;

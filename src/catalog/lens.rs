@@ -16,9 +16,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::base::name::{NAME_MAX, OF_VIEW, bound_name};
 use crate::catalog::{Alias, Catalog, Image, InTrash, Label, Lease, Model, Named, Root, Row, Version};
 use crate::error::{Error, Result};
-use crate::name::{NAME_MAX, OF_VIEW, bound_name};
 
 /// The prefix of the keys that views are kept under.
 const VIEW: &str = "view.";

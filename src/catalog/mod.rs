@@ -27,10 +27,10 @@ pub use rows::{
     Alias, Follows, Image, Immutable, InTrash, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts,
 };
 
+use crate::base::writable::Writable;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{sync_dir, write_durably};
-use crate::writable::Writable;
 
 /// A file that is there from when a catalog is made again without all its rows until trees that lack them have some.
 const REBUILDING: &str = "rebuilding";

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::acl::Acl;
-use crate::compress::Method;
-use crate::digest::Digest;
+use crate::base::acl::Acl;
+use crate::base::digest::Digest;
+use crate::base::name::new_id;
 use crate::error::Result;
-use crate::manifest::Editable;
-use crate::name::new_id;
+use crate::formats::compress::Method;
+use crate::formats::metadata::Editable;
 use crate::tree::Counts;
 
 /// An image: a named series of versions.

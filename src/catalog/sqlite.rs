@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
 
+use crate::base::digest::Digest;
 use crate::catalog::Row;
 use crate::catalog::model::Model;
 use crate::catalog::rows::{Alias, Image, Label, Lease, Rules, Version};
-use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// What leads to the schema this program writes; how many of them were done is kept in SQLite's user_version.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::base::flags::Flags;
 use crate::error::{Error, Result};
-use crate::flags::Flags;
-use crate::settings::{Settings, TreesAs};
+use crate::store::settings::{Settings, TreesAs};
 
 /// A system-image store that is a filesystem: cp adds an image, ls shows it, ln -sfn switches, rmdir deletes.
 #[derive(Parser)]

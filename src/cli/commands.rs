@@ -8,16 +8,17 @@ use std::time::Duration;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::base::lock::StoreLock;
+use crate::care::fsck::Repaired;
 use crate::cli::args::{Cli, StoreArg};
 use crate::cli::text::bytes;
-use crate::diff::{self, Difference};
+use crate::daemon::socket::{self, Answer, Request};
+use crate::error::Holder;
 use crate::error::{Error, Result};
 use crate::format;
-use crate::fsck::Repaired;
-use crate::lock::{Holder, StoreLock};
-use crate::remote::{self, Answer, Request};
-use crate::settings::Settings;
+use crate::images::diff::{self, Difference};
 use crate::store::Store;
+use crate::store::settings::Settings;
 
 /// How long a daemon may take to begin or to end.
 const ENDING: Duration = Duration::from_secs(2);
@@ -42,7 +43,7 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
         match StoreLock::holder(&dir) {
             None => {
                 format::check(&dir)?;
-                break remote::perform(&*open(&dir)?, request, progress)?;
+                break socket::perform(&*open(&dir)?, request, progress)?;
             }
             Some(holder) if !listens(&holder) => {
                 if soon(|| StoreLock::holder(&dir).is_none_or(|now| listens(&now))) {
@@ -52,7 +53,7 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
             }
             Some(_) => {}
         }
-        match remote::ask(&dir, &request, progress) {
+        match socket::ask(&dir, &request, progress) {
             // The daemon ended before it answered: then it is done here. Not what takes long, which whoever ended the
             // daemon wants to end, too.
             Err(Error::Io { .. } | Error::Stopping) if soon(|| StoreLock::holder(&dir).is_none()) => {

@@ -8,20 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::base::lock::StoreLock;
 use crate::blob::ReadBuf;
 use crate::catalog::Kept;
 use crate::cli::args::StoreArg;
 use crate::cli::commands::progress_bar;
 use crate::cli::text::bytes;
-use crate::compress::Method;
+use crate::daemon::socket::{self, Answer, Request};
 use crate::error::{Error, Result};
-use crate::export::RecipeReader;
 use crate::format;
-use crate::keep;
-use crate::links::find_version;
-use crate::lock::StoreLock;
-use crate::remote::{self, Answer, Request};
-use crate::settings::Settings;
+use crate::formats::compress::Method;
+use crate::images::export::RecipeReader;
+use crate::images::keep;
+use crate::images::links::find_version;
+use crate::store::settings::Settings;
 use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
 
@@ -138,8 +138,8 @@ fn export_under_its_name(store: &Path, mounted: Option<&Path>, version: &str, di
     };
     let request = Request::Came { version: version.to_owned() };
     let answer = match &held {
-        Some(held) => remote::perform(held, request, |_, _| true)?,
-        None => remote::ask(store, &request, |_, _| true)?,
+        Some(held) => socket::perform(held, request, |_, _| true)?,
+        None => socket::ask(store, &request, |_, _| true)?,
     };
     let Answer::Came { serial, path, name, manifest, metadata } = answer else {
         let Answer::Failed { why } = answer else { return Err(Error::Stopping) };

@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
+use crate::base::clock::parse_time;
+use crate::base::journal::escape;
 use crate::cli::args::LsArgs;
 use crate::cli::text::{bytes, table};
 use crate::cli::through;
 use crate::error::{Error, Result};
-use crate::journal::escape;
-use crate::manifest::parse_time;
-use crate::query::Filter;
+use crate::images::query::Filter;
 
 /// The columns that are shown where none were chosen.
 const USUAL: &str = "name,default,versions,latest,size,os,release,arch,aliases";

@@ -20,8 +20,8 @@ use clap::{CommandFactory, Parser};
 pub use args::Cli;
 use args::Command;
 
+use crate::daemon::guard;
 use crate::error::Result;
-use crate::fs::guard;
 
 /// Runs the program on its arguments.
 pub fn main(mut arguments: Vec<OsString>) -> ExitCode {

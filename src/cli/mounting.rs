@@ -10,18 +10,18 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::changelog::LongFile;
+use crate::base::changelog::LongFile;
+use crate::base::lock::StoreLock;
+use crate::base::sys;
 use crate::cli::args::{MountArgs, Parsed, parse_options};
 use crate::cli::remount::remount;
 use crate::cli::text::bytes;
+use crate::daemon;
+use crate::daemon::socket::{self, Answer, MountRequest, Request};
 use crate::error::{Error, Result};
 use crate::format;
-use crate::fs::daemon;
-use crate::fs::mount;
-use crate::lock::StoreLock;
-use crate::remote::{self, Answer, MountRequest, Request};
-use crate::settings::TreesAs;
-use crate::sys;
+use crate::fs::kernel::mount;
+use crate::store::settings::TreesAs;
 
 /// Between two looks whether a mount is still there.
 const LOOK: Duration = Duration::from_millis(200);
@@ -100,7 +100,7 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
     let point = std::path::absolute(point).map_err(Error::io("find", point))?;
     let own_word = parsed.settings.given().next().is_some() || parsed.trees == TreesAs::Mounted;
     let request = MountRequest { point: point.clone(), view: parsed.view.clone(), flags: parsed.flags.clone(), own_word };
-    match remote::ask(store, &Request::Mount(request), |_, _| true) {
+    match socket::ask(store, &Request::Mount(request), |_, _| true) {
         Ok(Answer::Document { document }) => {
             // Answers now: the first stat goes through the daemon. It may be of a user who lets nobody else in.
             let _ = std::fs::metadata(&point);
@@ -149,7 +149,7 @@ fn start_log(store: Option<&Path>) {
         writeln!(
             out,
             "{} {} {}",
-            crate::manifest::time_text(crate::manifest::now()),
+            crate::base::clock::time_text(crate::base::clock::now()),
             record.level().as_str().to_lowercase(),
             record.args()
         )
@@ -245,7 +245,7 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
 /// What is staged in a store that is mounted: until when it is kept, and its path and size. Nothing if its daemon does not
 /// answer.
 fn staged_in(store: &Path) -> Vec<String> {
-    let Ok(Answer::Document { document }) = remote::ask(store, &Request::Staged, |_, _| true) else { return Vec::new() };
+    let Ok(Answer::Document { document }) = socket::ask(store, &Request::Staged, |_, _| true) else { return Vec::new() };
     let all = document.as_array().cloned().unwrap_or_default();
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
     let day = |entry: &Value| text(entry, "goes_at").chars().take(10).collect::<String>();

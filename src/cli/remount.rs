@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use crate::base::flags::Flags;
 use crate::cli::args::Parsed;
 use crate::error::{Error, Result};
-use crate::flags::Flags;
-use crate::fs::mount::{self, Mounted};
-use crate::settings::Settings;
+use crate::fs::kernel::mount::{self, Mounted};
+use crate::store::settings::Settings;
 
 /// Changes the flags that the kernel keeps of the mount on `point`. Only they can change: what else is given has to be
 /// as it is, since mount(8) repeats what fstab and the mount say.

@@ -1,6 +1,6 @@
 //! Text for people: sizes and tables.
 
-use crate::journal::escape;
+use crate::base::journal::escape;
 
 /// A size in binary units: `1.5 MiB`.
 pub fn bytes(n: u64) -> String {

@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use crate::cli::args::LsArgs;
 use crate::cli::commands::{perform, unexpected};
+use crate::daemon::socket::{Answer, Request};
 use crate::error::{Error, Result};
-use crate::fs::mount::{mounted_on, mounts};
-use crate::remote::{Answer, Request};
+use crate::fs::kernel::mount::{mounted_on, mounts};
 
 /// The documents of the images that there are to see: of the store, or of a mount of it.
 ///

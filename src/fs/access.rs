@@ -7,14 +7,14 @@
 
 use std::collections::HashMap;
 
+use crate::base::clock::parse_time;
+use crate::base::name::{AliasName, ImageName, OF_VIEW, bound_name};
 use crate::catalog::Image;
 use crate::error::{Error, Result};
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
+use crate::images::rules::By;
 use crate::ingest::Target;
-use crate::manifest::parse_time;
-use crate::name::{AliasName, ImageName, OF_VIEW, bound_name};
-use crate::rules::By;
 
 /// Bits of a mode, as others have them.
 pub(super) const READ: u32 = 4;

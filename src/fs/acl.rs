@@ -1,13 +1,13 @@
 //! setfacl, getfacl on an image and on the mount's root; what the groups of `admin_group` and `import_group` have, shown as
 //! the entries of an ACL, so that the kernel lets their members in.
 
-use crate::acl::{ACCESS, Acl, DEFAULT, with_bits};
+use crate::base::acl::{ACCESS, Acl, DEFAULT, with_bits};
 use crate::catalog::Image;
 use crate::error::{Error, Result};
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
-use crate::versions;
+use crate::images::versions;
 
 /// Read, write and search; what a group of admins has.
 const ALL: u32 = 7;

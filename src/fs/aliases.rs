@@ -5,14 +5,14 @@
 
 use std::collections::BTreeSet;
 
+use crate::base::name::AliasName;
 use crate::catalog::{Alias, Model};
 use crate::error::{Error, Result};
 use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
-use crate::links::{self, LinkTarget, parents, path_of_target};
-use crate::name::AliasName;
+use crate::images::links::{self, LinkTarget, parents, path_of_target};
 
 /// The way from the directory of aliases to the root.
 const UP: &str = "../../";

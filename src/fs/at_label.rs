@@ -3,7 +3,7 @@
 use crate::fs::access::READ;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::{Caller, ImageFs};
-use crate::links;
+use crate::images::links;
 
 impl ImageFs {
     /// What `web@1.0` leads to where nothing else has the name. Not for a caller that is about to make something of that

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::base::name::{image_stem, parse_number};
 use crate::catalog::{Follows, Image, Model, Named, Version};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
@@ -13,10 +14,10 @@ use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
-use crate::icons::{self, Form};
-use crate::name::{image_stem, parse_number};
+use crate::images::icons::{self, Form};
+use crate::images::keep;
+use crate::ingest;
 use crate::tree::{Kind, ROOT, Tree};
-use crate::{ingest, keep};
 
 /// How long it is remembered who was sent back from a deleted directory, and may stand in it.
 const STANDING: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ impl ImageFs {
     ///
     /// Errors: `NotFound`, `NotDirectory`, `NameTooLong`; `Corrupt`, `Io`.
     pub fn lookup(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
-        if name.len() > crate::name::NAME_MAX {
+        if name.len() > crate::base::name::NAME_MAX {
             return Err(Error::NameTooLong { len: name.len() });
         }
         match parent {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::base::name::parse_number;
 use crate::catalog::{Named, Root, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
@@ -14,12 +15,11 @@ use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
-use crate::icons::Form;
-use crate::name::parse_number;
-use crate::rules::refuse_immutable;
-use crate::trash;
-use crate::versions::directory_mode;
-use crate::{labels, links, versions};
+use crate::images::icons::Form;
+use crate::images::rules::refuse_immutable;
+use crate::images::trash;
+use crate::images::versions::directory_mode;
+use crate::images::{labels, links, versions};
 
 /// The times and modes that setattr may set.
 #[derive(Clone, Copy, Debug, Default)]

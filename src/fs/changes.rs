@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use crate::catalog::Version;
-use crate::diff;
 use crate::error::Result;
 use crate::fs::{ImageFs, stale};
+use crate::images::diff;
 
 /// How long the texts are, by the serials of the two versions: stat must not make one each time.
 pub(super) type Sizes = Mutex<HashMap<(u32, u32), u64>>;

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::fs::change::text_of;
 use crate::fs::node::{NodeId, number_of};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
-use crate::settings::{self, Settings};
-use crate::views;
+use crate::images::views;
+use crate::store::settings::{self, Settings};
 
 /// The longest text of a setting.
 const TEXT_MAX: usize = 256;

@@ -2,15 +2,15 @@
 
 use std::collections::HashSet;
 
+use crate::base::changelog::ChangeLog;
+use crate::base::json;
 use crate::catalog::{Model, Trashed, Version};
-use crate::changelog::ChangeLog;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::stale;
 use crate::fs::{Caller, DirEntry, ImageFs};
-use crate::manifest;
-use crate::trash;
+use crate::images::trash;
 
 const README: &str = include_str!("gestures.txt");
 
@@ -269,12 +269,12 @@ impl ImageFs {
     fn status_text(&self) -> Result<String> {
         let mut status = match self.store.catalog.view() {
             Some(view) => self.view_status(view)?,
-            None => crate::status::status(&self.store)?,
+            None => crate::images::status::status(&self.store)?,
         };
         status["uptime_seconds"] = self.started.elapsed().as_secs().into();
         status["uploads"] = self.uploads.count().into();
         status["mount_point"] = self.mount.path.clone().into();
-        Ok(manifest::pretty(&status))
+        Ok(json::pretty(&status))
     }
 
     /// Total and free space, in bytes, and files. What the trash holds counts as free: it is emptied when space is needed.

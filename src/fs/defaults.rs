@@ -1,12 +1,12 @@
 //! ln -sfn ../../web .imgfs/defaults/vm: the default image of each type.
 
 use crate::error::{Error, Result};
+use crate::formats::metadata::TYPES;
 use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::{Caller, DirEntry, ImageFs};
-use crate::links;
-use crate::manifest::TYPES;
+use crate::images::links;
 
 /// The way from there to the root of the mount.
 const UP: &str = "../../";

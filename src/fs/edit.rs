@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::describe;
 use crate::error::{Error, Result};
+use crate::formats::metadata::METADATA_MAX;
 use crate::fs::moved::Recent;
 use crate::fs::node::{ImagePart, NodeId};
 use crate::fs::{Caller, Handle, ImageFs};
-use crate::icons::ICON_MAX;
-use crate::manifest::METADATA_MAX;
-use crate::versions;
+use crate::images::describe;
+use crate::images::icons::ICON_MAX;
+use crate::images::versions;
 
 /// How long after its removal a process may make metadata.json anew.
 const REPLACING: Duration = Duration::from_secs(10);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::process::born;
+use crate::base::process::born;
 
 /// A walker that was last heard of longer ago has ended, or does something else now.
 const FORGET: Duration = Duration::from_secs(60);

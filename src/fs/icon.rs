@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId};
 use crate::fs::{Caller, Handle, ImageFs, stale};
-use crate::icons::{self, Form, ICON_MAX};
+use crate::images::icons::{self, Form, ICON_MAX};
 
 impl ImageFs {
     /// The form of an image's icon, if it has one.

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
+use crate::base::clock::now;
 use crate::catalog::{Lease, LeaseFacts};
 use crate::error::{Error, Result};
 use crate::fs::change::{Changes, text_of};
 use crate::fs::edit::Edit;
 use crate::fs::node::NodeId;
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
-use crate::leases;
-use crate::manifest::now;
+use crate::images::leases;
 
 impl ImageFs {
     fn lease(&self, serial: u32) -> Result<Lease> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::name::{AliasName, ImageName, Promise, is_ln_temporary, promise_of};
 use crate::catalog::{Named, Trashed};
 use crate::error::{Error, Result};
 use crate::fault;
@@ -15,10 +16,9 @@ use crate::fs::read::frozen;
 use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
-use crate::links::{self, LinkTarget};
-use crate::name::{AliasName, ImageName, Promise, is_ln_temporary, promise_of};
-use crate::versions;
-use crate::{labels, trash};
+use crate::images::links::{self, LinkTarget};
+use crate::images::versions;
+use crate::images::{labels, trash};
 
 /// Staged links that are remembered; a link is renamed at once or never.
 const STAGED_LINKS: usize = 256;

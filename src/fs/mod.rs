@@ -29,30 +29,22 @@ mod access;
 mod acl;
 mod aliases;
 mod at_label;
-mod attach;
 mod browse;
 mod change;
 mod changes;
 mod config;
 mod control;
-pub mod daemon;
 mod defaults;
 mod edit;
-mod fuse;
 mod ghost;
 mod gone;
-pub mod guard;
-mod held;
-mod hidden;
 mod icon;
-mod latency;
+pub mod kernel;
 mod leases;
 mod links;
-pub mod mount;
 mod mounts;
 mod moved;
 mod node;
-mod passthrough;
 mod queries;
 mod read;
 mod retire;
@@ -72,7 +64,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
-use crate::export::RecipeReaders;
+use crate::images::export::RecipeReaders;
 use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
 use edit::Edit;
@@ -163,7 +155,7 @@ enum Handle {
     Edit(u32, Mutex<Edit>),
     Lease(u32, Mutex<Edit>),
     /// The icon of the image with this serial.
-    Icon(u32, crate::icons::Form, Mutex<Edit>),
+    Icon(u32, crate::images::icons::Form, Mutex<Edit>),
     Setting(String, Mutex<config::Writing>),
     /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is what stat
     /// says, whatever becomes of the version.
@@ -210,7 +202,7 @@ fn stale() -> Error {
 }
 
 /// Starts a thread that ends with the process; `what` it does is for the message.
-fn start_thread(name: &str, what: &'static str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(crate) fn start_thread(name: &str, what: &'static str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     let made = std::thread::Builder::new().name(name.into()).spawn(work);
     made.map(drop).map_err(Error::io("start a thread for", Path::new(what)))
 }
@@ -229,7 +221,7 @@ pub struct ImageFs {
     pub store: Arc<Store>,
     mount: MountPoint,
     /// The other mounts of the store.
-    mounts: Arc<Mounts>,
+    pub(crate) mounts: Arc<Mounts>,
     uploads: Arc<Uploads>,
     stagings: Arc<Stagings>,
     walkers: Walkers,
@@ -258,7 +250,7 @@ pub struct ImageFs {
     /// The way back on the connection of trees that are mounts of their own.
     trees_kernel: RwLock<Option<Arc<dyn Kernel>>>,
     /// Trees that are mounts of their own, if any are to be.
-    trees: OnceLock<Arc<attach::Trees>>,
+    pub(crate) trees: OnceLock<Arc<kernel::attach::Trees>>,
     started: std::time::Instant,
 }
 
@@ -283,7 +275,7 @@ impl ImageFs {
             replacing: edit::Replacing::default(),
             shells: shells::Shells::default(),
             alias_directories: Mutex::default(),
-            root_changed: Mutex::new(crate::manifest::now()),
+            root_changed: Mutex::new(crate::base::clock::now()),
             kernel: RwLock::new(None),
             trees_kernel: RwLock::new(None),
             trees: OnceLock::new(),

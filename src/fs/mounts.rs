@@ -5,11 +5,11 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::base::clock::now;
 use crate::fs::ImageFs;
 use crate::fs::node::ROOT_INO;
 use crate::fs::staging::Stagings;
 use crate::fs::upload::Uploads;
-use crate::manifest::now;
 use crate::store::Store;
 
 /// The mounts of a store.
@@ -23,7 +23,7 @@ pub struct Mounts {
     stagings: Mutex<HashMap<Option<String>, Arc<Stagings>>>,
     uploads: Mutex<HashMap<Option<String>, Arc<Uploads>>>,
     /// Held while a view is mounted, and while one is removed.
-    pub(super) views: Mutex<()>,
+    pub(crate) views: Mutex<()>,
 }
 
 impl Default for Mounts {
@@ -53,7 +53,7 @@ impl Mounts {
 
     /// Whether what one mount shows may change through another: then no kernel may believe what it was told for longer than
     /// the answer takes. Trees are the same for all, and never change.
-    pub(super) fn are_several(&self) -> bool {
+    pub(crate) fn are_several(&self) -> bool {
         let all = self.all.read();
         all.len() > 1 && all.iter().filter(|fs| fs.strong_count() > 0).count() > 1
     }

@@ -3,7 +3,7 @@
 //! The top four bits below the sign say the kind, the rest what it is of. A symlink's number follows from its
 //! target: a link that `ln -sfn` renamed over another is, for the kernel and for us, the same node.
 
-use crate::digest::Digest;
+use crate::base::digest::Digest;
 use crate::tree::NodeIndex;
 
 /// The root of the mount; FUSE's own number.

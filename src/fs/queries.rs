@@ -8,7 +8,7 @@ use crate::fs::access::READ;
 use crate::fs::change::text_of;
 use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
-use crate::query::{self, Dimension};
+use crate::images::query::{self, Dimension};
 
 fn dimension(n: u8) -> Result<Dimension> {
     Dimension::ALL.get(usize::from(n)).map(|(_, dimension)| *dimension).ok_or_else(stale)

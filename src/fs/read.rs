@@ -5,22 +5,23 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::base::digest::BlobId;
+use crate::base::json;
 use crate::blob::{OBJECT_MIN, ReadBuf};
 use crate::catalog::Kept;
-use crate::describe;
-use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::export::{self, RecipeReaders};
+use crate::formats::metadata::METADATA_MAX;
 use crate::fs::control::log_number;
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, Handle, ImageFs};
-use crate::keep;
-use crate::last_use;
-use crate::leases;
-use crate::manifest::{self, METADATA_MAX};
-use crate::manifests;
+use crate::images::describe;
+use crate::images::export::{self, RecipeReaders};
+use crate::images::keep;
+use crate::images::last_use;
+use crate::images::leases;
+use crate::images::manifests;
 use crate::tree::{Bytes, Kind, NodeIndex, Tree};
 
 /// How a file is to be opened.
@@ -62,7 +63,7 @@ impl ImageFs {
             NodeId::Image { serial, part: ImagePart::Metadata, .. } => {
                 let model = self.store.catalog.read();
                 let image = model.images.get(&serial).ok_or_else(stale)?;
-                let now = manifest::pretty(&describe::image(&model, image));
+                let now = json::pretty(&describe::image(&model, image));
                 if !mode.writes {
                     drop(model);
                     return text(now);
@@ -160,7 +161,7 @@ impl ImageFs {
         let cost = self.store.cost(&version)?;
         let links = leases::links(&self.store.catalog.read(), |v| v.serial == serial);
         let stale = leases::stale(links);
-        Ok(manifest::pretty(&describe::version(&self.store.catalog.read(), &version, cost, &stale)))
+        Ok(json::pretty(&describe::version(&self.store.catalog.read(), &version, cost, &stale)))
     }
 
     /// A version's manifest, with what was edited since; none if it has none.

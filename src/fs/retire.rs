@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use crate::care::retention::{self, Due, UNUSED};
 use crate::error::Result;
 use crate::fs::links::FORGETTING;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::{DAEMON, ImageFs, within};
-use crate::last_use;
-use crate::leases;
-use crate::retention::{self, Due, UNUSED};
+use crate::images::last_use;
+use crate::images::leases;
 use crate::tree::ROOT;
 
 /// How old the note of an image's last use may be before it is written again.

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::base::process::{born, has_ended, of_thread, parent};
 use crate::fs::node::{ImagePart, NodeId};
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
-use crate::process::{born, has_ended, of_thread, parent};
-use crate::versions;
+use crate::images::versions;
 
 /// How long a process of another namespace, which cannot be looked at, is taken to go on after its last refusal.
 const UNSEEN: Duration = Duration::from_secs(10);

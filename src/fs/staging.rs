@@ -15,6 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use crate::base::expected::Expected;
+use crate::base::name::NAME_MAX;
 use crate::error::{Error, Result};
 use crate::format::make_subdir;
 use crate::fs::change::{Changes, text_of};
@@ -24,10 +26,7 @@ use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
-use crate::gc;
-use crate::ingest::Expected;
-use crate::name::NAME_MAX;
-use crate::staging::{self, About};
+use crate::images::staging::{self, About};
 use crate::store::Store;
 
 /// Files that a staging directory may hold.
@@ -207,7 +206,7 @@ impl ImageFs {
             Place::Root => None,
             Place::Image(serial) => Some(serial),
         };
-        let path = gc::in_room(&self.store, || {
+        let path = self.store.in_room(|| {
             let path = staging::make(&self.stagings.store)?;
             make_subdir(&staging::files(&path)).map(|()| path)
         })?;
@@ -262,7 +261,7 @@ impl ImageFs {
         let (path, mode) = match node {
             NodeId::Staged { file, .. } => (staging.file(&staging.name_of(file)?), libc::S_IFREG),
             // Private, whatever mkdir asked for.
-            _ => (crate::staging::files(&staging.path), libc::S_IFDIR | 0o700),
+            _ => (crate::images::staging::files(&staging.path), libc::S_IFDIR | 0o700),
         };
         let found = fs::metadata(&path).map_err(Error::io("stat", &path))?;
         let mode = if mode == libc::S_IFREG { mode | found.mode() & 0o7777 } else { mode };
@@ -283,7 +282,7 @@ impl ImageFs {
             return Err(Error::OverLimit { what: "the number of staged files".into(), limit: FILES_MAX.to_string() });
         }
         let create = || File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
-        let file = gc::in_room(&self.store, || create().map_err(Error::io("create", &path)))?;
+        let file = self.store.in_room(|| create().map_err(Error::io("create", &path)))?;
         // With the caller's mode, but always ours to read.
         let _ = file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600));
         files.next += 1;
@@ -310,7 +309,7 @@ impl ImageFs {
         let Handle::Staged { file, path, .. } = &*handle else { return Err(stale()) };
         let end = offset.saturating_add(data.len() as u64);
         let written = refuse_over(&self.store, end)
-            .and_then(|()| gc::in_room(&self.store, || file.write_all_at(data, offset).map_err(Error::io("write", path))));
+            .and_then(|()| self.store.in_room(|| file.write_all_at(data, offset).map_err(Error::io("write", path))));
         written.map_err(|e| self.refused(caller, "write", &path.display().to_string(), e))?;
         Ok(data.len() as u32)
     }

@@ -1,14 +1,14 @@
 //! Journey 2, ls -l: what stat and readlink show of a node.
 
+use crate::base::json;
 use crate::catalog::{Image, Model, Root, Version};
-use crate::describe;
 use crate::error::{Error, Result};
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, DAEMON, ImageFs};
-use crate::icons;
-use crate::links::{path_of_target, target_of};
-use crate::manifest;
+use crate::images::describe;
+use crate::images::icons;
+use crate::images::links::{path_of_target, target_of};
 use crate::tree::{Bytes, Kind, Node, ROOT};
 
 impl ImageFs {
@@ -89,7 +89,7 @@ impl ImageFs {
                         owned(own(file | mode & 0o666, size, image.updated_at))
                     }
                     ImagePart::Metadata => {
-                        let size = manifest::pretty(&describe::image(&model, image)).len() as u64;
+                        let size = json::pretty(&describe::image(&model, image)).len() as u64;
                         owned(own(file | mode & 0o666, size, image.updated_at))
                     }
                 })

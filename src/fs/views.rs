@@ -6,8 +6,8 @@ use crate::fs::change::text_of;
 use crate::fs::links::is_temporary;
 use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
-use crate::quota::{self, Amount, Payer};
-use crate::{staging, views};
+use crate::images::quota::{self, Amount, Payer};
+use crate::images::{staging, views};
 
 /// The way from a view's directory to the root of the mount.
 const UP: &str = "../../../";

@@ -1,8 +1,8 @@
 //! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its
 //! files; whether an image is immutable.
 
-use crate::acl::{ACCESS, Acl, DEFAULT};
-use crate::describe;
+use crate::base::acl::{ACCESS, Acl, DEFAULT};
+use crate::base::clock::{duration_text, time_text};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::change::Changes;
@@ -10,9 +10,9 @@ use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
-use crate::manifest::{duration_text, time_text};
+use crate::images::describe;
+use crate::images::versions;
 use crate::tree::{Bytes, Kind};
-use crate::versions;
 
 const PREFIX: &str = "user.imgfs.";
 const ACLS: &[&str] = &[ACCESS, DEFAULT];

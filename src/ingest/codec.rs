@@ -9,9 +9,9 @@ use xz2::stream::{Action, MtStreamBuilder};
 use zstd::stream::raw::Operation;
 
 use crate::error::{Error, Result};
+use crate::formats::tar::{Limits, RATIO_FLOOR, Source};
 use crate::ingest::lz4;
 use crate::ingest::pipe::{Pipe, PipeReader};
-use crate::tar::{Limits, RATIO_FLOOR, Source};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {

@@ -2,10 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::base::digest::hex;
 use crate::blob::Writer;
-use crate::digest::hex;
 use crate::error::Result;
-use crate::tar::{BLOCK, NewEntry};
+use crate::formats::tar::{BLOCK, NewEntry};
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Make};
 

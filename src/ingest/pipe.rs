@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
-use crate::tar::Source;
+use crate::formats::tar::Source;
 
 /// Bytes that go from one thread to others without being copied.
 pub type Block = Arc<Vec<u8>>;

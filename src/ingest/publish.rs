@@ -1,22 +1,24 @@
 //! The end of an ingest: content, tree, row, name, each durable before the next (invariant 1).
 
+use crate::base::clock::now;
+use crate::base::digest::Digest;
+use crate::base::name::{Build, ImageName, architecture, means_volume, new_id, parse_build};
 use crate::catalog::{Change, Image, Kept, Model, Named, Receipt, Row, Version, VersionFacts};
-use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::format::sync_dir;
-use crate::imgapi::Manifest;
+use crate::formats::imgapi::Manifest;
+use crate::images::identity::check_identity;
+use crate::images::links::first_is_default;
+use crate::images::quota::Payer;
+use crate::images::rules::refuse_immutable;
+use crate::images::{heal, labels, quota, views};
 use crate::ingest::detect::detect;
 use crate::ingest::staged::editable_keys;
 use crate::ingest::{Codec, Draft, Unpacked};
-use crate::links::first_is_default;
-use crate::manifest::now;
-use crate::name::{Build, ImageName, architecture, means_volume, new_id, parse_build};
-use crate::quota::Payer;
-use crate::rules::refuse_immutable;
 use crate::store::Store;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
-use crate::{fault, gc, heal, labels, quota, views};
 
 /// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
 const ROOM: u64 = 4 << 20;
@@ -100,9 +102,7 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     let Draft { writer, builder, tar, more, mut facts } = draft;
     let came = more.first().or(tar.as_ref()).map_or(0, RecipeBuilder::tar_size);
     // Of what follows, nothing asks for room itself.
-    if let Err(e) = gc::ensure_room(store, ROOM + builder.size_bound()) {
-        log::warn!("{e}");
-    }
+    store.ensure_room(ROOM + builder.size_bound());
     fault::reached("publish.unpacked");
     let sealed = writer.seal()?;
     if sealed.healed {
@@ -395,20 +395,4 @@ fn is_for_vm(facts: &VersionFacts) -> bool {
         || matches!(facts.format.as_str(), "qcow2" | "raw" | "iso")
         || means_volume(&facts.upload_name)
         || !facts.manifest.is_empty() && is_zvol()
-}
-
-/// What a manifest asks of the store: its uuid is new, its origin is there.
-///
-/// Errors: `NotUnique`, `NotFound`.
-pub fn check_identity(model: &Model, uuid: &str, origin: &str) -> Result<()> {
-    let known = |uuid: &str| model.all_versions().find(|v| v.facts.uuid == uuid && model.is_live(v));
-    if let Some(version) = known(uuid).filter(|_| !uuid.is_empty()) {
-        let image = model.images.get(&version.image).map_or("?", |i| i.name.as_str());
-        let holder = format!("it is the uuid of {image}/{}", version.number);
-        return Err(Error::NotUnique { what: uuid.into(), holder });
-    }
-    if !origin.is_empty() && known(origin).is_none() {
-        return Err(Error::NotFound { what: format!("origin {origin} of the manifest") });
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
-use crate::export::RecipeReader;
+use crate::images::export::RecipeReader;
 use crate::ingest::pipe::{Block, OnRoom, Pipe, PipeReader};
 use crate::ingest::{Ingest, Published, Settled, UPLOAD_PIPE, Unpacked, spawn};
 use crate::store::{Store, TreeSlot};

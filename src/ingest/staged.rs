@@ -12,14 +12,17 @@ use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use crate::catalog::VersionFacts;
-use crate::digest::hex;
+use crate::base::digest::hex;
+use crate::base::expected::Expected;
+use crate::base::name::Build;
 use crate::error::{Error, Result};
-use crate::imgapi::{self, Manifest};
-use crate::ingest::{Expected, Hint, Ingest, Published, Settled, Source, Target, Unpacked, Wish, lxd};
-use crate::keep;
-use crate::manifest::{KeepUpload, METADATA_MAX, parse_time};
-use crate::name::Build;
+use crate::formats::imgapi::{self, Manifest};
+use crate::formats::metadata::{KeepUpload, METADATA_MAX};
+use crate::images::identity::check_identity;
+use crate::images::keep;
+use crate::images::manifests;
+use crate::ingest::kinds::lxd;
+use crate::ingest::{Hint, Ingest, Published, Settled, Source, Target, Unpacked, Wish};
 use crate::store::Store;
 
 /// Bytes of a sidecar, a manifest, a metadata.json.
@@ -84,7 +87,7 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
     super::refuse_early(store, order.uid, &order.target, &build)?;
     if let Some(manifest) = &manifest {
         // Before the work; the commit asks again.
-        super::check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
+        check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
     let keep = keep::policy(store, target, wished_keep(metadata.as_deref())?);
@@ -212,7 +215,7 @@ fn ingest(store: &Store, name: &str, file: &File, announced: bool, wish: Wish, g
     (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;
     let hint = if announced { Hint::announced(&file.name) } else { Hint::of(&file.name) };
     if hint.recognises(&head) != Some(true) && (!announced || head.is_empty()) {
-        return Err(crate::tar::not_a_tar(file.name.clone(), &head));
+        return Err(crate::formats::tar::not_a_tar(file.name.clone(), &head));
     }
     let mut ingest = Ingest::start(store, name, &head, hint, wish)?;
     if let Err(e) = feed(&mut ingest, &opened, head, file, go_on) {
@@ -261,26 +264,8 @@ pub fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -
         }
         Expected::Sha1(file.sha1.clone()).check(name, &unpacked.upload_sha256, &unpacked.upload_sha1)?;
     }
-    describe(&mut unpacked.draft.facts, manifest);
+    manifests::note(&mut unpacked.draft.facts, manifest);
     Ok(())
-}
-
-/// Notes what a manifest says of a version.
-pub fn describe(facts: &mut VersionFacts, manifest: &Manifest) {
-    facts.manifest = manifest.text();
-    facts.uuid = manifest.uuid().into();
-    facts.origin = manifest.origin().unwrap_or_default().into();
-    facts.published_at = manifest.published_at().and_then(parse_time);
-    facts.virtual_size = facts.virtual_size.max(manifest.image_bytes());
-    if facts.os.is_empty() {
-        facts.os = manifest.os().into();
-    }
-    facts.properties.extend(manifest.tags());
-    for (key, value) in [("name", manifest.name()), ("version", manifest.version()), ("description", manifest.description())] {
-        if !value.is_empty() {
-            facts.properties.entry(key.into()).or_insert_with(|| value.into());
-        }
-    }
 }
 
 /// LXD's fingerprint: sha256 of the metadata tarball and the rootfs, as they came, one after the other.
@@ -300,7 +285,7 @@ fn fingerprint(metadata: &[u8], rootfs: &File) -> Result<String> {
 pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
     let bad = |why: String| Error::BadMetadata { why };
     match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
-        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| crate::manifest::is_editable(k)).collect()),
+        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| crate::formats::metadata::is_editable(k)).collect()),
         _ => Err(bad("it is no JSON object".into())),
     }
 }

@@ -10,16 +10,17 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::base::digest::Content;
+use crate::base::name::means_raw_disk;
 use crate::blob::{OBJECT_MIN, Writer};
 use crate::catalog::VersionFacts;
-use crate::digest::Content;
 use crate::error::{Error, Result};
+use crate::formats::tar::{self, BLOCK, Entry, Kind, Limits, Reader, Source, Stage};
 use crate::ingest::codec::Codec;
-use crate::ingest::payload::{self, HEAD, Payload};
+use crate::ingest::derive;
+use crate::ingest::kinds::payload::{self, HEAD, Payload};
+use crate::ingest::kinds::{lxd, oci, qcow2, squashfs};
 use crate::ingest::pipe::PipeReader;
-use crate::ingest::{derive, lxd, oci, qcow2, squashfs};
-use crate::name::means_raw_disk;
-use crate::tar::{self, BLOCK, Entry, Kind, Limits, Reader, Source, Stage};
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Make, Meta, Refused};
 
@@ -101,7 +102,7 @@ impl Draft {
 
 /// Owner and mode of the files that imgfs puts beside rootfs.
 fn beside_meta() -> Meta {
-    Meta { mode: 0o444, mtime: (crate::manifest::now().div_euclid(1_000_000_000), 0), ..Meta::default() }
+    Meta { mode: 0o444, mtime: (crate::base::clock::now().div_euclid(1_000_000_000), 0), ..Meta::default() }
 }
 
 /// Whether an upload may be an LXD image, as far as it has been read; `None` before its first entry.

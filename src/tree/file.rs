@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::Mmap;
 
-use crate::digest::{BlobId, Digest};
+use crate::base::digest::{BlobId, Digest};
+use crate::base::sys;
 use crate::error::{Error, Result};
 use crate::format::{PACKED_TREE_MAGIC, PACKED_TREE_MAGIC_1, TREE_MAGIC, TREE_MAGIC_1};
-use crate::sys;
 use crate::tree::packed::{self, Packed};
 use crate::tree::recipe::Recipe;
 use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section, join, lay_out};

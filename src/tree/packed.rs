@@ -16,8 +16,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::delta;
-use crate::digest::Digest;
+use crate::base::delta;
+use crate::base::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::PACKED_TREE_MAGIC;
 

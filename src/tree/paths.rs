@@ -1,6 +1,6 @@
 //! imgfs fsck and refused reads: what a node or a blob is called in its version.
 
-use crate::digest::BlobId;
+use crate::base::digest::BlobId;
 use crate::error::Result;
 use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree};
 

@@ -11,7 +11,7 @@
 //! inline    zstd frames of 256 KiB of inline bytes each, the last shorter; none in a tree at rest, see packed.rs
 //! ```
 
-use crate::digest::{BlobId, Content};
+use crate::base::digest::{BlobId, Content};
 use crate::error::{Error, Result};
 use crate::tree::Tree;
 

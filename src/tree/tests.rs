@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::recipe::{Cursor, Piece, RecipeBuilder};
 use super::*;
-use crate::digest::Content;
+use crate::base::digest::Content;
 
 fn meta() -> Meta {
     Meta { mode: 0o644, uid: 5, gid: 6, mtime: (-3, 999_999_999), xattrs: Vec::new() }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use imgfs::digest::{Content, Digest};
+use imgfs::base::digest::{Content, Digest};
 use imgfs::error::Result;
+use imgfs::formats::tar::{Entry, Limits, Reader, Source};
 use imgfs::ingest::{lay, place};
-use imgfs::tar::{Entry, Limits, Reader, Source};
 use imgfs::tree::recipe::{Cursor, Piece, Recipe};
 use imgfs::tree::{Builder, Kind, ROOT, Tree};
 

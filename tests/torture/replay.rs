@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use imgfs::settings::Settings;
 use imgfs::store::Store;
+use imgfs::store::settings::Settings;
 
 use crate::common::{IMGFS, limit};
 use crate::dice::Dice;
@@ -179,8 +179,8 @@ fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// Opens a store as a mount does, and says what is in it, if nothing is wrong.
 pub fn look(dir: &Path) -> Result<String, String> {
     let store = Store::open(dir, Settings::default()).map_err(|e| format!("open: {e}"))?;
-    imgfs::gc::run(&store).map_err(|e| format!("gc: {e}"))?;
-    let found = imgfs::fsck::check(&store, |_, _| true).map_err(|e| format!("fsck: {e}"))?;
+    imgfs::care::gc::run(&store).map_err(|e| format!("gc: {e}"))?;
+    let found = imgfs::care::fsck::check(&store, |_, _| true).map_err(|e| format!("fsck: {e}"))?;
     if !found.is_empty() {
         return Err(format!("fsck: {found:?}"));
     }

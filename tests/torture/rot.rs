@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use imgfs::error::Error;
-use imgfs::export;
-use imgfs::settings::Settings;
+use imgfs::images::export;
 use imgfs::store::Store;
+use imgfs::store::settings::Settings;
 
 use crate::dice::Dice;
 use crate::{World, seed};

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::fs::staging::{Staging, bad_name, checked_name};
 use crate::fs::upload::{Place, waits_to_die};
 use crate::fs::{Caller, ImageFs, stale};
+use crate::images::staging;
 use crate::ingest::{Target, staged};
-use crate::staging;
 
 impl ImageFs {
     /// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`, `mv MNT/.new MNT/web/`: publishes all of it as one version,

@@ -9,11 +9,11 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::formats::imgapi::{Manifest, is_manifest_name, is_uuid_text};
 use crate::fs::upload::keep::{drop_staged, spool_alone};
 use crate::fs::upload::{Place, State, Upload};
 use crate::fs::{Caller, ImageFs};
-use crate::imgapi::{Manifest, is_manifest_name, is_uuid_text};
-use crate::manifests;
+use crate::images::manifests;
 
 /// The name of the file in Danube's datasets/UUID/.
 const FILE: &str = "file";

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::base::name::{Build, ImageName, Promise, image_stem, promise_of};
+use crate::base::process::{self, of_thread};
 use crate::error::{Error, Result};
+use crate::formats::imgapi::is_manifest_name;
+use crate::formats::tar;
 use crate::fs::upload::keep::{drop_staged, spool_again};
 use crate::fs::upload::write::begins_a_document;
 use crate::fs::upload::{PIECE, Phase, Place, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
-use crate::icons::Form;
-use crate::imgapi::is_manifest_name;
+use crate::images::icons::Form;
+use crate::images::identity::check_identity;
+use crate::images::staging;
+use crate::images::versions::directory_mode;
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
-use crate::name::{Build, ImageName, Promise, image_stem, promise_of};
-use crate::process::{self, of_thread};
-use crate::staging;
-use crate::tar;
-use crate::versions::directory_mode;
 
 /// How long the kernel may take to say what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
@@ -239,7 +240,7 @@ impl ImageFs {
         let mut source = self.source(upload, place, name)?;
         let manifest = upload.info.lock().manifest.clone();
         if let Some(manifest) = manifest {
-            ingest::check_identity(&self.store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
+            check_identity(&self.store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
             staged::take_manifest(&mut unpacked, &manifest, name)?;
             source.build.label = manifest.label();
         }
@@ -288,7 +289,7 @@ impl ImageFs {
         self.touch_root();
         let image = self.image_node(published.image).ino();
         self.with_kernel(|kernel| kernel.forget_attributes(image));
-        crate::sys::trim_memory();
+        crate::base::sys::trim_memory();
     }
 
     pub(super) fn fail(&self, upload: &Upload, state: &mut State, e: &Error) {
@@ -302,7 +303,7 @@ impl ImageFs {
     }
 
     /// The mount ends: what nobody has published goes with it.
-    pub(in crate::fs) fn note_unfinished(&self) {
+    pub(crate) fn note_unfinished(&self) {
         let lost = |upload: &Arc<Upload>| upload.size() > 0 && upload.info.lock().kept.is_none();
         for upload in self.uploads.under_way(None).into_iter().filter(lost) {
             self.store.journal.log(
@@ -443,8 +444,8 @@ impl ImageFs {
     }
 
     pub(super) fn scratch_text(&self, upload: &Upload, state: &State) -> Result<Vec<u8>> {
-        if upload.size() > crate::manifest::METADATA_MAX as u64 {
-            return Err(Error::BadMetadata { why: format!("it is over {} bytes", crate::manifest::METADATA_MAX) });
+        if upload.size() > crate::formats::metadata::METADATA_MAX as u64 {
+            return Err(Error::BadMetadata { why: format!("it is over {} bytes", crate::formats::metadata::METADATA_MAX) });
         }
         match &state.phase {
             Phase::Head(head) => Ok(head.clone()),

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::base::expected::Expected;
+use crate::base::name::{Promise, promise_of};
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
 use crate::fs::upload::write::{refuse_over, write_spool};
 use crate::fs::upload::{Phase, Place, Spool, State, Upload, Uploads};
 use crate::fs::{Caller, ImageFs};
-use crate::gc;
-use crate::ingest::Expected;
-use crate::name::{Promise, promise_of};
-use crate::staging::{self, About, FileAbout};
+use crate::images::staging::{self, About, FileAbout};
 use crate::store::Store;
 
 /// How long what was unpacked ahead of a rename waits for it. Later the rename unpacks again: threads cost memory.
@@ -94,7 +93,7 @@ impl ImageFs {
         let dir = match kept {
             Some(dir) => dir,
             None => {
-                let dir = gc::in_room(&self.store, || staging::make(&self.store.dir))?;
+                let dir = self.store.in_room(|| staging::make(&self.store.dir))?;
                 let content = staging::content(&dir);
                 let moved = fs::rename(&spool.path, &content).map_err(Error::io("rename", &spool.path));
                 moved.and_then(|()| sync_dir(&dir)).inspect_err(|_| staging::remove(&dir))?;

@@ -36,15 +36,16 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::base::clock::now;
+use crate::base::expected::Expected;
+use crate::base::journal::Job;
+use crate::base::name::{Promise, promise_of};
+use crate::base::process::of_thread;
 use crate::error::{Error, Result};
+use crate::formats::imgapi::Manifest;
 use crate::fs::moved::RefusedRename;
 use crate::fs::{Attr, Caller};
-use crate::imgapi::Manifest;
-use crate::ingest::{Expected, Hint, Incoming, Published};
-use crate::journal::Job;
-use crate::manifest::now;
-use crate::name::{Promise, promise_of};
-use crate::process::of_thread;
+use crate::ingest::{Hint, Incoming, Published};
 use crate::store::Store;
 
 /// Receipts that are remembered since the mount; older ones come from the catalog.

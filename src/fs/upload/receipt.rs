@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::base::name::{Promise, promise_of};
+use crate::base::process::of_thread;
 use crate::catalog::Version;
 use crate::error::{Error, Result};
-use crate::export::RecipeReader;
 use crate::fs::access::READ;
 use crate::fs::node::NodeId;
 use crate::fs::upload::{Phase, Place, State, Upload};
 use crate::fs::{Caller, ImageFs};
+use crate::images::export::RecipeReader;
+use crate::images::versions;
 use crate::ingest;
-use crate::name::{Promise, promise_of};
-use crate::process::of_thread;
-use crate::versions;
 
 impl ImageFs {
     /// Whether a name still shows: an upload always, a receipt as long as the version is where the name says. A
@@ -93,7 +93,7 @@ impl ImageFs {
         drop(state);
         let version = version.ok_or_else(|| cannot(&name, "its version is gone"))?;
         if let Ok(kept) = self.store.kept(version) {
-            return RecipeReader::default().read(&self.store, &kept, crate::keep::RECIPE, offset, len, out);
+            return RecipeReader::default().read(&self.store, &kept, crate::images::keep::RECIPE, offset, len, out);
         }
         if !self.came_plain(version) {
             return Err(cannot(&name, "its compressed bytes are not kept"));
@@ -141,7 +141,7 @@ impl ImageFs {
     /// Hides the receipt of a version, if it is under this name.
     pub(in crate::fs) fn unlink_receipt(&self, version: u32, name: &str) -> Result<()> {
         if self.has_receipt(version, name) {
-            crate::versions::change_receipt(&self.store, version, |receipt| *receipt = None)
+            crate::images::versions::change_receipt(&self.store, version, |receipt| *receipt = None)
         } else {
             Ok(())
         }

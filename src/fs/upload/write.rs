@@ -6,22 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::base::clock::now;
+use crate::base::name::{Promise, promise_of};
 use crate::error::{Error, Result};
-use crate::export;
+use crate::formats::tar;
 use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::read::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::{Before, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
-use crate::gc;
-use crate::icons::Form;
+use crate::images::export;
+use crate::images::icons::Form;
+use crate::images::keep;
+use crate::images::rules::refuse_immutable;
 use crate::ingest::{self, Hint, Incoming, Ingest, Published, Wish};
-use crate::keep;
-use crate::manifest::now;
-use crate::name::{Promise, promise_of};
-use crate::rules::refuse_immutable;
 use crate::store::Store;
-use crate::tar;
 
 /// How long a truncation waits for what was written before it.
 const SETTLING: Duration = Duration::from_secs(2);
@@ -42,7 +41,7 @@ impl ImageFs {
         }
         let place = self.place_of(parent)?;
         let text = std::str::from_utf8(name).map_err(|_| bad_name(name, "it is not UTF-8"))?;
-        if name.len() > crate::name::NAME_MAX {
+        if name.len() > crate::base::name::NAME_MAX {
             return Err(Error::NameTooLong { len: name.len() });
         }
         if text.chars().any(char::is_control) {
@@ -59,7 +58,7 @@ impl ImageFs {
             (Place::Image(image), _) if text == "metadata.json" => return self.create_edit(caller, image),
             (Place::Image(image), _) if let Some(form) = Form::of_name(name) => return self.create_icon(image, form),
             // Inside an image a file may be called anything that no entry of it is.
-            (Place::Image(_), _) if text == "default" || text == "latest" || crate::name::parse_number(name).is_some() => {
+            (Place::Image(_), _) if text == "default" || text == "latest" || crate::base::name::parse_number(name).is_some() => {
                 return Err(Error::Managed { what: text.to_owned(), why: "imgfs gives these names" });
             }
             (Place::Image(_), _) => {}
@@ -338,7 +337,7 @@ impl ImageFs {
             upload.job.phase("spooling");
             let path = self.store.dir.join("staging").join(format!("spool-{}", upload.number));
             let create = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
-            let file = gc::in_room(&self.store, || create().map_err(Error::io("create", &path)))?;
+            let file = self.store.in_room(|| create().map_err(Error::io("create", &path)))?;
             state.spool = Some(Spool { file, path, stays: false });
         }
         Ok(())
@@ -445,7 +444,7 @@ pub(super) fn begins_a_document(upload: &Upload, head: &[u8]) -> bool {
 pub(super) fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]) -> Result<()> {
     refuse_over(store, offset.saturating_add(data.len() as u64))?;
     let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
-    gc::in_room(store, || spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)))
+    store.in_room(|| spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)))
 }
 
 fn bad_name(name: &[u8], why: &'static str) -> Error {

@@ -1,6 +1,6 @@
 //! What an archive turns out to be: which directory is rootfs, what lies beside it, what is found in it.
 
-use crate::digest::Content;
+use crate::base::digest::Content;
 use crate::tree::build::{Builder, HOPS_MAX, MADE, Make, Meta, NONE, name_at};
 use crate::tree::{NodeIndex, ROOT};
 

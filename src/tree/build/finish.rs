@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{BlobId, Content, Digest};
+use crate::base::digest::{BlobId, Content, Digest};
 use crate::error::{Error, Result};
 use crate::tree::build::{Builder, HEAP_MAX, MADE, Make, Meta, NONE, name_at};
 use crate::tree::recipe::RecipeBuilder;

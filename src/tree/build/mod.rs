@@ -13,7 +13,7 @@ use hashbrown::HashTable;
 
 pub use finish::{Counts, Visit};
 
-use crate::digest::Content;
+use crate::base::digest::Content;
 use crate::tree::{MADE, NodeIndex, ROOT};
 
 /// Bytes of a symlink's target: PATH_MAX less its end. readlink(2) gives no more.

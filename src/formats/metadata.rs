@@ -1,0 +1,300 @@
+//! The keys of metadata.json that users may change, and how values stand in it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::base::clock::{TIMES, duration, parse_time};
+use crate::error::{Error, Result};
+use crate::formats::imgapi;
+
+/// The longest metadata.json that is read.
+pub const METADATA_MAX: usize = 1 << 20;
+
+/// The keys of an image that users may change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Editable {
+    pub description: String,
+    /// `container` or `vm`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub os: String,
+    pub release: String,
+    pub architecture: String,
+    pub variant: String,
+    pub tags: Vec<String>,
+    pub properties: BTreeMap<String, String>,
+    /// None: as the mount says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_upload: Option<KeepUpload>,
+    #[serde(default, skip_serializing_if = "Storage::is_auto")]
+    pub storage: Storage,
+    /// How many of the newest versions stay; none: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_versions: Option<u32>,
+    /// When the image goes by itself; nanoseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<i64>,
+    #[serde(flatten)]
+    pub offer: Offer,
+    /// For how long nobody has used the image when it goes by itself; seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_unused: Option<u64>,
+    /// Fields of IMGAPI manifests that were edited, by name; see `imgapi::EDITABLE`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub manifest: BTreeMap<String, Value>,
+}
+
+/// To whom an image is offered; see RULES.md for what the four systems call it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// `status` is `deleted`: not listed, no new leases, and gone with the last one.
+    #[serde(default, rename = "hidden", skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+    /// `status` is `hidden`: not listed, and used as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlisted: bool,
+    /// `status` is `disabled`: listed, and no new leases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disabled: bool,
+    /// Not offered where somebody looks for an image; used as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deprecated: bool,
+}
+
+impl Offer {
+    /// The word that `status` has for it; none: it is as any other.
+    pub fn status(self) -> Option<&'static str> {
+        match self {
+            Offer { deleted: true, .. } => Some("deleted"),
+            Offer { unlisted: true, .. } => Some("hidden"),
+            Offer { disabled: true, .. } => Some("disabled"),
+            _ => None,
+        }
+    }
+
+    /// Whether `ls` of the root shows it.
+    pub fn is_listed(self) -> bool {
+        !self.deleted && !self.unlisted
+    }
+
+    /// Whether it takes new leases, and may become a default.
+    pub fn takes_users(self) -> bool {
+        !self.deleted && !self.disabled
+    }
+
+    /// Whether it is shown to somebody who looks for an image: in `.imgfs/by`, as the default of a type.
+    pub fn is_offered(self) -> bool {
+        self.is_listed() && self.takes_users() && !self.deprecated
+    }
+}
+
+/// Where an image's content lies: loose, which is fast, or in packs, which are small; see repack.rs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    Fast,
+    #[default]
+    Auto,
+    Small,
+}
+
+impl Storage {
+    pub fn parse(text: &str) -> Option<Storage> {
+        [Storage::Fast, Storage::Auto, Storage::Small].into_iter().find(|s| s.name() == text)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::Fast => "fast",
+            Storage::Auto => "auto",
+            Storage::Small => "small",
+        }
+    }
+
+    fn is_auto(&self) -> bool {
+        *self == Storage::Auto
+    }
+}
+
+/// Whether compressed uploads can be had as they came; see keep.rs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepUpload {
+    #[default]
+    Never,
+    Always,
+    Exact,
+}
+
+impl KeepUpload {
+    pub fn parse(text: &str) -> Option<KeepUpload> {
+        [KeepUpload::Never, KeepUpload::Always, KeepUpload::Exact].into_iter().find(|k| k.name() == text)
+    }
+
+    /// What holds for an upload whose digest was announced: it and the announcement must go out together again.
+    pub fn of_announced(self) -> KeepUpload {
+        if self == KeepUpload::Never { KeepUpload::Exact } else { self }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            KeepUpload::Never => "never",
+            KeepUpload::Always => "always",
+            KeepUpload::Exact => "exact",
+        }
+    }
+}
+
+/// What an image can be: a tree to run in, or a disk.
+pub const TYPES: &[&str] = &["container", "vm"];
+
+impl Editable {
+    pub fn new() -> Editable {
+        Editable { kind: "container".into(), ..Editable::default() }
+    }
+
+    /// Changes one key; null and nothing clear it.
+    pub fn set(&mut self, key: &str, value: &Value) -> Result<()> {
+        let bad = |why: &str| Err(Error::BadMetadata { why: format!("{key} {why}") });
+        let text = match value {
+            Value::Null => Some(String::new()),
+            Value::String(text) => Some(text.clone()),
+            _ => None,
+        };
+        match key {
+            "type" => match text.as_deref() {
+                Some("container" | "") => self.kind = "container".into(),
+                Some("vm") => self.kind = "vm".into(),
+                _ => return bad("is container or vm"),
+            },
+            "keep_upload" => match text.as_deref() {
+                Some("") => self.keep_upload = None,
+                Some(text) => match KeepUpload::parse(text) {
+                    Some(keep) => self.keep_upload = Some(keep),
+                    None => return bad("is never, always or exact"),
+                },
+                None => return bad("is never, always or exact"),
+            },
+            "storage" => match text.as_deref() {
+                Some("") => self.storage = Storage::default(),
+                Some(text) => match Storage::parse(text) {
+                    Some(storage) => self.storage = storage,
+                    None => return bad("is fast, auto or small"),
+                },
+                None => return bad("is fast, auto or small"),
+            },
+            "keep_versions" => match value {
+                Value::Null => self.keep_versions = None,
+                _ => match value.as_u64().or_else(|| text?.parse().ok()).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0) {
+                    Some(n) => self.keep_versions = Some(n),
+                    None => return bad("is a number from 1 on"),
+                },
+            },
+            "expires_at" => match text.or_else(|| value.as_u64().map(|seconds| seconds.to_string())).as_deref() {
+                Some("") => self.expires_at = None,
+                text => match text.and_then(parse_time) {
+                    Some(at) => self.expires_at = Some(at),
+                    None => return bad(TIMES),
+                },
+            },
+            "expires_unused" => match text.as_deref() {
+                Some("") => self.expires_unused = None,
+                text => match text.and_then(duration).filter(|seconds| *seconds > 0) {
+                    Some(seconds) => self.expires_unused = Some(seconds),
+                    None => return bad("is how long nobody has used the image: 10d, 12h, 30m"),
+                },
+            },
+            "status" => {
+                let (deleted, unlisted, disabled) = match text.as_deref() {
+                    Some("deleted") => (true, false, false),
+                    Some("hidden") => (false, true, false),
+                    Some("disabled") => (false, false, true),
+                    Some("active" | "pending" | "") => (false, false, false),
+                    _ => return bad("is active, hidden, disabled or deleted"),
+                };
+                self.offer = Offer { deleted, unlisted, disabled, ..self.offer };
+            }
+            "deprecated" => match (value, text.as_deref()) {
+                (Value::Bool(on), _) => self.offer.deprecated = *on,
+                (_, Some("true" | "yes" | "1")) => self.offer.deprecated = true,
+                (_, Some("false" | "no" | "0" | "")) => self.offer.deprecated = false,
+                _ => return bad("is true or false"),
+            },
+            "description" | "os" | "release" | "architecture" | "variant" => {
+                let Some(text) = text else { return bad("is a string") };
+                let field = match key {
+                    "description" => &mut self.description,
+                    "os" => &mut self.os,
+                    "release" => &mut self.release,
+                    "architecture" => &mut self.architecture,
+                    _ => &mut self.variant,
+                };
+                *field = text;
+            }
+            "tags" => {
+                let tags = match value {
+                    Value::Null => Some(Vec::new()),
+                    Value::Array(list) => list.iter().map(|t| t.as_str().map(str::to_owned)).collect(),
+                    _ => None,
+                };
+                let Some(tags) = tags else { return bad("is a list of strings") };
+                self.tags = tags;
+            }
+            "properties" => {
+                let map = match value {
+                    Value::Null => Some(BTreeMap::new()),
+                    Value::Object(map) => map.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
+                    _ => None,
+                };
+                let Some(map) = map else { return bad("is a map of strings") };
+                self.properties = map;
+            }
+            _ if imgapi::EDITABLE.contains(&key) => {
+                // As the manifest says.
+                if value.is_null() {
+                    self.manifest.remove(key);
+                    return Ok(());
+                }
+                imgapi::check_edit(key, value).or_else(|why| bad(&why))?;
+                self.manifest.insert(key.to_owned(), value.clone());
+            }
+            _ => return bad("is no key that can be changed"),
+        }
+        Ok(())
+    }
+}
+
+/// Whether users may change this key.
+pub fn is_editable(key: &str) -> bool {
+    EDITABLE.contains(&key) || imgapi::EDITABLE.contains(&key)
+}
+
+pub const EDITABLE: &[&str] = &[
+    "description",
+    "type",
+    "os",
+    "release",
+    "architecture",
+    "variant",
+    "tags",
+    "properties",
+    "keep_upload",
+    "storage",
+    "keep_versions",
+    "expires_at",
+    "expires_unused",
+    "status",
+    "deprecated",
+    "immutable",
+];
+
+/// What a version costs; counted when asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Content that no other version has, in bytes.
+    pub unique_bytes: u64,
+    /// What deleting it would give back, in bytes on the disk: its unique content and its tree.
+    pub stored_bytes: u64,
+}

@@ -1,0 +1,9 @@
+//! The kernel's side of a mount: requests and replies, mount(2), what the kernel knows of us.
+
+pub mod attach;
+pub mod fuse;
+mod held;
+pub mod hidden;
+pub mod latency;
+pub mod mount;
+mod passthrough;

@@ -1,0 +1,83 @@
+//! ln -s 1 MNT/web/@22.04.5: version strings, as IMGAPI and Danube Cloud have them.
+
+use crate::base::clock::now;
+use crate::base::name::NAME_MAX;
+use crate::catalog::{Change, InTrash, Label, Row};
+use crate::error::{Error, Result};
+use crate::images::rules::{live_image, live_version, not_found, refuse_immutable};
+use crate::store::Store;
+
+/// A label on a version; with `moves`, one that is on another is taken from it.
+///
+/// Errors: `NotFound`, `BadName`, `NotUnique`, `Immutable`.
+pub fn put(store: &Store, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
+    let name = parse(name)?;
+    store.catalog.commit(|change| {
+        refuse_immutable(live_image(change.model, image)?)?;
+        live_version(change.model, image, number)?;
+        put_row(change, image, name, number, moves)
+    })
+}
+
+/// The same as a part of another change. A label whose version is in the trash is free.
+///
+/// Errors: `NotUnique`.
+pub fn put_row(change: &mut Change<'_>, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
+    let serial = match change.model.label(image, name) {
+        Some(old) if old.number != number && !moves && change.model.is_label_live(old) => {
+            let holder = format!("it is the label of version {}", old.number);
+            return Err(Error::NotUnique { what: format!("@{name}"), holder });
+        }
+        Some(old) => old.serial,
+        None => change.serial(),
+    };
+    change.put(Row::Label(Label { serial, image, name: name.to_owned(), number, trashed: None }));
+    Ok(())
+}
+
+/// `rm MNT/web/@22.04.5`: into the trash, as `web.@22.04.5`.
+///
+/// Errors: `NotFound`, `Immutable`.
+pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        let of = live_image(change.model, image)?;
+        refuse_immutable(of)?;
+        let label = change.model.live_label(image, name).ok_or_else(|| not_found("such label"))?;
+        let trashed = InTrash { at: now(), name: change.model.free_trash_name(&format!("{}.@{name}", of.name)) };
+        change.put(Row::Label(Label { trashed: Some(trashed), ..label.clone() }));
+        Ok(())
+    })
+}
+
+/// `mv MNT/web/@a MNT/web/@b`; one that is there is replaced, as by any mv.
+///
+/// Errors: `NotFound`, `BadName`, `Immutable`.
+pub fn rename(store: &Store, image: u32, from: &str, to: &str) -> Result<()> {
+    let to = parse(to)?;
+    store.catalog.commit(|change| {
+        refuse_immutable(live_image(change.model, image)?)?;
+        let label = change.model.live_label(image, from).ok_or_else(|| not_found("such label"))?.clone();
+        if let Some(old) = change.model.label(image, to).filter(|old| old.serial != label.serial) {
+            change.put(Row::DropLabel(old.serial));
+        }
+        change.put(Row::Label(Label { name: to.to_owned(), ..label }));
+        Ok(())
+    })
+}
+
+/// Checks the name of a label, given without its `@`. A slash is written as in names of images.
+///
+/// Errors: `BadName`, `NameTooLong`.
+pub fn parse(name: &str) -> Result<&str> {
+    let bad = |why| Err(Error::BadName { name: format!("@{name}"), why });
+    if name.len() >= NAME_MAX {
+        return Err(Error::NameTooLong { len: name.len() + 1 });
+    }
+    if name.is_empty() {
+        return bad("a label has something behind its @");
+    }
+    if name.contains('/') || name.chars().any(char::is_control) {
+        return bad("it has a slash or a control character");
+    }
+    Ok(name)
+}

@@ -1,0 +1,185 @@
+//! cp x.tar MNT/.x.tar, mkdir MNT/.new: what is staged lies below STORE/staged until it is published, and survives the daemon.
+//!
+//! ```text
+//! STORE/staged/ID/about.json   who staged it, under which name, and where; without it the rest goes at the next start
+//!                 content      of a staged file
+//!                 files/       of a staging directory, under their own names
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::base::clock::time;
+use crate::base::expected::Expected;
+use crate::base::name::{bound_name, new_id};
+use crate::error::{Error, Result};
+use crate::format::{make_subdir, sync_dir, write_durably};
+use crate::store::Store;
+
+/// What is staged and was not touched for so long goes.
+pub const IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A daemon that has known something for less does not believe the clock that nobody uses it.
+const KNOWN_MIN: Duration = Duration::from_secs(3600);
+
+/// What must survive a restart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct About {
+    pub name: String,
+    /// Serial of the image that it is in; none: it is in the root.
+    pub image: Option<u32>,
+    pub uid: u32,
+    pub gid: u32,
+    /// The view in which it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<String>,
+    /// What `user.imgfs.expect` announced, by the file's name.
+    #[serde(default)]
+    pub expect: BTreeMap<String, Expected>,
+    /// Of a file: what stat shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileAbout>,
+}
+
+/// What stat shows of a staged file.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct FileAbout {
+    /// Permission bits.
+    pub mode: u32,
+    /// Nanoseconds since 1970.
+    pub mtime: i64,
+}
+
+/// One staged thing: its directory below STORE/staged, and what it says about itself.
+pub struct Staged {
+    pub dir: PathBuf,
+    pub about: About,
+}
+
+impl Staged {
+    /// The content of a staged file.
+    pub fn content(&self) -> PathBuf {
+        content(&self.dir)
+    }
+}
+
+/// The content of the staged file in this directory.
+pub fn content(dir: &Path) -> PathBuf {
+    dir.join("content")
+}
+
+/// The files of the staging directory in this directory.
+pub fn files(dir: &Path) -> PathBuf {
+    dir.join("files")
+}
+
+/// Makes an empty directory for something new. It counts once `save` was called.
+///
+/// # Errors
+///
+/// `Io`.
+pub fn make(store: &Path) -> Result<PathBuf> {
+    let dir = place(store).join(new_id()?);
+    make_subdir(&dir)?;
+    Ok(dir)
+}
+
+/// Writes about.json durably: from then on it survives.
+///
+/// # Errors
+///
+/// `Io`.
+pub fn save(dir: &Path, about: &About) -> Result<()> {
+    let text = serde_json::to_vec(about).expect("plain structs of text");
+    write_durably(&dir.join("about.json"), &text)?;
+    sync_dir(dir.parent().unwrap_or(Path::new("/")))
+}
+
+/// Removes it; what cannot be removed now goes at the next start.
+pub fn remove(dir: &Path) {
+    // about.json first: without it the rest goes at the next start.
+    let _ = fs::remove_file(dir.join("about.json"));
+    if let Err(e) = fs::remove_dir_all(dir) {
+        log::warn!("cannot remove {}: {e}; it goes at the next start", dir.display());
+    }
+}
+
+/// Everything that is staged in a store.
+pub fn all(store: &Path) -> impl Iterator<Item = Staged> {
+    let entries = fs::read_dir(place(store)).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(Staged { about: read(&entry.path())?, dir: entry.path() }))
+}
+
+fn read(dir: &Path) -> Option<About> {
+    serde_json::from_slice(&fs::read(dir.join("about.json")).ok()?).ok()
+}
+
+/// Removes what is of a view that is no more.
+pub fn forget_view(store: &Path, view: &str) {
+    all(store).filter(|staged| staged.about.view.as_deref() == Some(view)).for_each(|staged| remove(&staged.dir));
+}
+
+/// Makes sure that the directory is there, before the first mount; what is half made or half removed goes.
+///
+/// # Errors
+///
+/// `Io`.
+pub fn prepare(store: &Path) -> Result<()> {
+    let dir = place(store);
+    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    for entry in fs::read_dir(&dir).into_iter().flatten().flatten().filter(|entry| read(&entry.path()).is_none()) {
+        let _ = fs::remove_dir_all(entry.path());
+    }
+    Ok(())
+}
+
+fn place(store: &Path) -> PathBuf {
+    store.join("staged")
+}
+
+/// How long nobody has touched anything of it. `known`: since when this daemon knows it; what was deleted stays for
+/// `trash`, and nothing staged goes sooner than that after a jump of the clock.
+pub fn idle(dir: &Path, known: Instant, trash: Duration) -> Duration {
+    if known.elapsed() < KNOWN_MIN.min(trash) {
+        return Duration::ZERO;
+    }
+    touched(dir).and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
+}
+
+fn touched(dir: &Path) -> Option<SystemTime> {
+    let inside = fs::read_dir(files(dir)).into_iter().flatten().flatten().map(|entry| entry.path());
+    let paths = inside.chain([files(dir), content(dir), dir.join("about.json")]);
+    paths.filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max()
+}
+
+/// What `status.json` says of it: a list of path, kind, bytes, owner and when it goes, oldest first; of one view, or of all.
+pub fn report(store: &Store) -> Vec<Value> {
+    let model = store.whole().catalog.read();
+    let view = store.catalog.view();
+    let mut found: Vec<(SystemTime, Value)> = Vec::new();
+    for Staged { dir, about } in all(&store.dir).filter(|staged| view.is_none() || staged.about.view.as_deref() == view) {
+        let inside = fs::read_dir(files(&dir)).into_iter().flatten().flatten().map(|entry| entry.path());
+        let sizes = inside.chain([content(&dir)]).filter_map(|path| fs::metadata(path).ok());
+        let bytes: u64 = sizes.map(|meta| meta.size()).sum();
+        let image = about.image.map(|serial| model.images.get(&serial).map_or("?", |image| image.name.as_str()));
+        let shown = image.map(|name| if view.is_some() { model.bound(name).map_or(name, |(_, own)| own) } else { name });
+        let path = shown.map_or_else(|| format!("/{}", about.name), |image| format!("/{image}/{}", about.name));
+        // One in the root of a view is named as what is bound to the view.
+        let path = match &about.view {
+            Some(of) if view.is_none() && about.image.is_none() => format!("/{}", bound_name(of, &about.name)),
+            _ => path,
+        };
+        let at = touched(&dir).unwrap_or(SystemTime::UNIX_EPOCH);
+        let goes = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + IDLE_MAX;
+        let kind = if about.file.is_some() { "file" } else { "directory" };
+        let goes_at = time(i64::try_from(goes.as_nanos()).unwrap_or(i64::MAX));
+        found.push((at, json!({"path": path, "kind": kind, "bytes": bytes, "uid": about.uid, "goes_at": goes_at})));
+    }
+    found.sort_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, entry)| entry).collect()
+}

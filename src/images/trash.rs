@@ -1,0 +1,308 @@
+//! Journey 4, rmdir, and its undoing: what is deleted stays in the trash for a while, comes back, or is purged. Purging drops
+//! rows and trees; gc gives the space of content back.
+
+use std::time::{Duration, Instant};
+
+use crate::base::clock::now;
+use crate::base::name::{AliasName, ImageName};
+use crate::catalog::{Alias, Change, DEFAULT_HIDDEN, Image, Label, Model, Named, Row, Trashed, Version, View};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::images::identity::check_identity;
+use crate::images::links::{first_is_default, refuse_alias_path, show_default};
+use crate::images::quota::{self, Payer};
+use crate::images::rules::{live_image, not_found, refuse_taken, taken};
+use crate::images::{icons, views};
+use crate::store::Store;
+
+/// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
+const SEEN_MIN: u64 = 3600;
+
+/// Finds an entry of the trash: what `.imgfs/trash/NAME` is.
+pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
+    model.trash().find(|(entry, ..)| entry == name).map(|(_, _, what)| what)
+}
+
+/// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
+pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
+    let _held = store.quota.lock();
+    refuse_too_much(store, Some(name), |v| v.image == serial && v.trashed_at.is_none())?;
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        refuse_taken(change.model, name.as_str())?;
+        let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, image.uid, name.as_str()))?;
+        let own: Vec<&Version> = change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
+        for version in &own {
+            // An origin may come back in the same image.
+            let origin = Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
+            check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
+        }
+        views::rename(change, &image, name.as_str())?;
+        (image.trashed_at, image.trash_name) = (None, None);
+        if image.name != name.as_str() {
+            image.rules.named_at = Some(now());
+        }
+        image.name = name.to_string();
+        image.updated_at = now();
+        // It is active again, whatever led to its deletion, and shows its default.
+        (image.editable.offer.deleted, image.default_hidden) = (false, false);
+        let was_default = std::mem::take(&mut image.rules.was_default);
+        image.rules.default_hidden_at = None;
+        change.put(Row::Image(image.into()));
+        if was_default {
+            default_again(change, name.as_str(), serial);
+        } else {
+            first_is_default(change, name.as_str(), serial);
+        }
+        Ok(())
+    })
+}
+
+/// The image was the default when it was deleted: of the store, or of the view that it is bound to.
+fn default_again(change: &mut Change<'_>, name: &str, image: u32) {
+    match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
+        None => show_default(change, image),
+        Some((name, view)) => {
+            let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
+            change.put(Row::view(name, Some(&view)));
+        }
+    }
+}
+
+/// `mv .imgfs/trash/prod MNT/`: the alias is there again, under any free name. It shows once what it leads to does.
+///
+/// # Errors
+///
+/// `NotFound`, `Taken`, `NameTooLong`.
+pub fn restore_alias(store: &Store, serial: u32, name: impl Into<AliasName>) -> Result<()> {
+    let name = name.into();
+    store.catalog.commit(|change| {
+        let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias in the trash"))?;
+        if matches!(change.model.named(name.as_str()), Some(Named::Image(_) | Named::Alias(_))) {
+            return Err(taken(change.model, name.as_str()));
+        }
+        refuse_alias_path(change.model, name.as_str())?;
+        views::refuse_alias(change.model, name.as_str(), alias.image)?;
+        change.put(Row::Alias(Alias { name: name.as_str().to_owned(), trashed: None, ..alias.clone() }));
+        Ok(())
+    })
+}
+
+/// `mv .imgfs/trash/web.@1.0 MNT/`: the label is there again.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn restore_label(store: &Store, serial: u32) -> Result<()> {
+    store.catalog.commit(|change| {
+        let label = change.model.labels.get(&serial).ok_or_else(|| not_found("such label in the trash"))?;
+        change.put(Row::Label(Label { trashed: None, ..label.clone() }));
+        Ok(())
+    })
+}
+
+/// `mv .imgfs/trash/default MNT/`, `mv .imgfs/trash/web.default MNT/`: the link shows again.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn restore_default(store: &Store, of: Option<u32>) -> Result<()> {
+    store.catalog.commit(|change| {
+        match of {
+            None => {
+                let image = change.model.default_image.ok_or_else(|| not_found("default in the trash"))?;
+                show_default(change, image);
+            }
+            Some(image) => {
+                let mut image = live_image(change.model, image)?.clone();
+                image.default_hidden = false;
+                image.rules.default_hidden_at = None;
+                change.put(Row::Image(image.into()));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Refuses to bring back versions for which there is no room in a quota; `name` is the one that their image gets.
+fn refuse_too_much(store: &Store, name: Option<&ImageName>, which: impl Fn(&Version) -> bool) -> Result<()> {
+    let (image, versions) = {
+        let model = store.catalog.read();
+        let found: Vec<&Version> = model.all_versions().filter(|v| which(v)).collect();
+        let image = found.first().and_then(|v| model.images.get(&v.image)).cloned();
+        (image, found.iter().map(|v| v.serial).collect::<Vec<_>>())
+    };
+    let Some(image) = image else { return Ok(()) };
+    let name = name.map_or(image.name.as_str(), ImageName::as_str);
+    let payers = Payer::of(store, &store.whole().catalog.read(), image.uid, name);
+    quota::refuse_restored(store, &payers, &versions)
+}
+
+/// The image that a version in the trash belongs to.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn home_of(model: &Model, version: u32) -> Result<u32> {
+    model.versions.get(&version).map(|v| v.image).ok_or_else(|| not_found("such version in the trash"))
+}
+
+/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number. Its image may still be in the trash, and
+/// shows it once it is back.
+///
+/// # Errors
+///
+/// `NotFound`, `OverQuota`; `Managed` for another image than its own; `Taken` for a uuid that another has by now.
+pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
+    let _held = store.quota.lock();
+    refuse_too_much(store, None, |v| v.serial == serial)?;
+    store.trash_has_changed();
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
+        if version.image != into {
+            let home = change.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
+            // Not EINVAL: mv takes that for a directory moved into itself.
+            return Err(Error::Managed {
+                what: format!("the version {home}/{}", version.number),
+                why: "it can only go back into its image",
+            });
+        }
+        check_identity(change.model, &version.facts.uuid, &version.facts.origin)?;
+        let image = change.model.images.get(&into).ok_or_else(|| not_found("such image"))?;
+        (version.trashed_at, version.trash_name) = (None, None);
+        let number = version.number;
+        change.put(Row::Version(version.into()));
+        change.put(Row::Image(Image { updated_at: now(), ..image.clone() }.into()));
+        Ok(number)
+    })
+}
+
+/// `rm -r .imgfs/trash/web`: gone for good. The caller runs gc.
+///
+/// Errors: `NotFound` for what is not in the trash any more.
+pub fn purge(store: &Store, what: Trashed) -> Result<()> {
+    if purge_since(store, what, None)? { Ok(()) } else { Err(not_found("such thing in the trash any more")) }
+}
+
+/// Purges what is still in the trash, and if `since` is given, was not taken out of it since then. False if it is not.
+fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool> {
+    let trees = store.catalog.commit(|change| {
+        let (mut trees, model) = (Vec::new(), change.model);
+        let trashed_at = model.trash().find(|(.., entry)| *entry == what).map(|(_, at, _)| at);
+        if trashed_at.is_none_or(|at| since.is_some_and(|since| since != at)) {
+            return Ok(None);
+        }
+        match what {
+            Trashed::Image(serial) => {
+                for version in model.all_versions().filter(|v| v.image == serial) {
+                    trees.push(version.id.clone());
+                    drop_version(change, version);
+                }
+                drop_aliases(change, serial, None);
+                icons::forget(change, serial);
+                change.put(Row::DropImage(serial));
+            }
+            Trashed::Version(serial) => {
+                if let Some(version) = model.versions.get(&serial) {
+                    trees.push(version.id.clone());
+                    drop_version(change, version);
+                }
+            }
+            Trashed::Alias(serial) => change.put(Row::DropAlias(serial)),
+            Trashed::Label(serial) => change.put(Row::DropLabel(serial)),
+            // The links stay hidden, and the trash knows them no more.
+            Trashed::Default => change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None }),
+            Trashed::ImageDefault(serial) => {
+                let mut image = live_image(model, serial)?.clone();
+                image.rules.default_hidden_at = None;
+                change.put(Row::Image(image.into()));
+            }
+        }
+        Ok(Some(trees))
+    })?;
+    let Some(trees) = trees else { return Ok(false) };
+    fault::reached("purge.rows");
+    store.has_garbage();
+    // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
+    for path in trees.iter().flat_map(|id| [store.tree_path(id), store.kept_path(id)]) {
+        if let Err(e) = store.drop_tree(&path) {
+            log::warn!("{e}; it goes at the next start");
+        }
+        fault::reached("purge.tree");
+    }
+    Ok(true)
+}
+
+/// The version's row, after those of what is of it.
+fn drop_version(change: &mut Change<'_>, version: &Version) {
+    let model = change.model;
+    for lease in model.leases_of(version.serial) {
+        change.put(Row::DropLease(lease.serial));
+    }
+    for label in model.labels.values().filter(|l| (l.image, l.number) == (version.image, version.number)) {
+        change.put(Row::DropLabel(label.serial));
+    }
+    drop_aliases(change, version.image, Some(version.number));
+    change.put(Row::DropVersion(version.serial));
+}
+
+/// The aliases of an image, or of one of its versions, also those of the whole store to what is bound to a view.
+fn drop_aliases(change: &mut Change<'_>, image: u32, number: Option<u32>) {
+    for alias in change.whole.aliases.values().filter(|a| (a.image, a.number) == (image, number)) {
+        change.put(Row::DropAlias(alias.serial));
+    }
+}
+
+/// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
+pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
+    purge_those(store, |at, _| everything || at <= trash_limit(store))
+}
+
+/// The same in the background: what it has not seen in the trash for a while stays, because the clock may have jumped.
+pub fn end_trash_time(store: &Store) -> Result<usize> {
+    let least = Duration::from_secs(store.settings().trash_seconds.min(SEEN_MIN));
+    let mut seen = store.seen_in_trash.lock();
+    let there = trash_by_age(&store.catalog.read());
+    seen.retain(|seen, _| there.iter().any(|(_, what)| what == seen));
+    for (_, what) in there {
+        seen.entry(what).or_insert_with(Instant::now);
+    }
+    purge_those(store, |at, what| at <= trash_limit(store) && seen.get(&what).is_some_and(|since| since.elapsed() >= least))
+}
+
+/// What was deleted before this is due.
+fn trash_limit(store: &Store) -> i64 {
+    now().saturating_sub(i64::try_from(store.settings().trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+}
+
+fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usize> {
+    let all = trash_by_age(&store.catalog.read());
+    let mut purged = 0;
+    for (at, what) in all.into_iter().filter(|(at, what)| due(*at, *what)) {
+        // Somebody may take it out of the trash while others are purged.
+        purged += usize::from(purge_since(store, what, Some(at))?);
+    }
+    Ok(purged)
+}
+
+/// Purges the oldest entry of the trash, for want of space. False if there is none.
+pub fn purge_oldest(store: &Store) -> Result<bool> {
+    // Links give back nothing.
+    let takes_room = |what: &Trashed| matches!(what, Trashed::Image(_) | Trashed::Version(_));
+    let all = trash_by_age(&store.catalog.read());
+    for (at, what) in all.into_iter().filter(|(_, what)| takes_room(what)) {
+        if purge_since(store, what, Some(at))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All that is in the trash, oldest first, and since when.
+fn trash_by_age(model: &Model) -> Vec<(i64, Trashed)> {
+    // A version in the trash of an image in the trash goes with the image, or before it.
+    let mut all: Vec<_> = model.trash().map(|(_, at, what)| (at, what)).collect();
+    all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_)), *what));
+    all
+}

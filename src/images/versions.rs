@@ -1,0 +1,263 @@
+//! Journey 4, rmdir, and mkdir, mv, chmod: images and versions are made, renamed, changed, deleted.
+//!
+//! Each gesture is one function and one transaction. Deleting moves a row into the trash; see trash.rs.
+
+use std::collections::HashSet;
+
+use crate::base::acl::{Acl, with_bits};
+use crate::base::clock::now;
+use crate::base::name::ImageName;
+use crate::catalog::{Alias, Image, Model, Root, Row, Version};
+use crate::error::{Error, Result};
+use crate::formats::metadata::Editable;
+use crate::images::leases::{self, refuse_used};
+use crate::images::links::{first_is_default, refuse_default};
+use crate::images::quota::{self, Payer};
+use crate::images::rules::{change_image, live_image, live_version, not_found, put_image, refuse_immutable, refuse_taken};
+use crate::images::views;
+use crate::store::Store;
+
+/// `mkdir MNT/web`.
+pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
+    store.catalog.commit(|change| {
+        refuse_taken(change.model, name.as_str())?;
+        views::refuse_shadow(change.model, name.as_str(), None)?;
+        quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, uid, name.as_str()))?;
+        let serial = change.serial();
+        change.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
+        first_is_default(change, name.as_str(), serial);
+        Ok(serial)
+    })
+}
+
+/// `rmdir MNT/web/1`: into the trash, with its aliases. Gives the version's serial.
+///
+/// Errors: `OnlyVersion`, `VersionIsPinned`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
+pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
+    store.trash_has_changed();
+    let stale = stale_leases(store, image);
+    store.catalog.commit(|change| {
+        let (of, version) = live_version(change.model, image, number)?;
+        refuse_immutable(of)?;
+        if change.model.versions_of(image).count() == 1 {
+            return Err(Error::OnlyVersion { image: of.name.clone(), number });
+        }
+        if of.pinned == Some(number) {
+            return Err(Error::VersionIsPinned { image: of.name.clone(), number });
+        }
+        refuse_dependents(change.model, &[version])?;
+        refuse_used(store, change.model, &[version], &stale)?;
+        let (mut of, mut version) = (of.clone(), version.clone());
+        let serial = version.serial;
+        version.trashed_at = Some(now());
+        version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
+        of.updated_at = now();
+        change.put(Row::Version(version.into()));
+        change.put(Row::Image(of.into()));
+        Ok(serial)
+    })
+}
+
+/// `rmdir MNT/web`: the image with all its versions and aliases, into the trash.
+///
+/// Errors: `ImageIsDefault`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
+pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
+    store.trash_has_changed();
+    let stale = stale_leases(store, serial);
+    store.catalog.commit(|change| {
+        let mut image = live_image(change.model, serial)?.clone();
+        refuse_immutable(&image)?;
+        let versions: Vec<&Version> = change.model.versions_of(serial).collect();
+        refuse_dependents(change.model, &versions)?;
+        refuse_used(store, change.model, &versions, &stale)?;
+        refuse_default(change, &image)?;
+        if change.model.default_image == Some(serial) {
+            change.put(Row::Default { image: None, hidden: false });
+            image.rules.was_default = true;
+        }
+        image.trashed_at = Some(now());
+        image.trash_name = Some(change.model.free_trash_name(&image.name));
+        change.put(Row::Image(image.into()));
+        Ok(())
+    })
+}
+
+/// Takes away an image that a mkdir has made, and that has no version and nothing that somebody has said of it. Gives its
+/// name; none if it is no such image any more.
+///
+/// # Errors
+///
+/// `Catalog`, `Io`.
+pub fn drop_shell(store: &Store, serial: u32) -> Result<Option<String>> {
+    store.catalog.commit(|change| {
+        let Some(image) = change.model.live_image(serial) else { return Ok(None) };
+        let has_versions = change.model.all_versions().any(|version| version.image == serial);
+        if has_versions || image.editable != Editable::new() || image.rules.immutable.is_some() {
+            return Ok(None);
+        }
+        for alias in change.whole.aliases.values().filter(|alias| alias.image == serial) {
+            change.put(Row::DropAlias(alias.serial));
+        }
+        if change.model.default_image == Some(serial) {
+            // As if it had never been: the oldest of the others was the first.
+            let next = change.model.live_images().map(|image| image.serial).find(|other| *other != serial);
+            change.put(Row::Default { image: next, hidden: false });
+        }
+        change.put(Row::DropImage(serial));
+        Ok(Some(image.name.clone()))
+    })
+}
+
+/// Which leases of an image hold nothing, looked at before the catalog is held.
+fn stale_leases(store: &Store, image: u32) -> HashSet<u32> {
+    let links = leases::links(&store.catalog.read(), |version| version.image == image);
+    leases::stale(links)
+}
+
+/// Versions that others are deltas over stay until those are gone; those that go with them do not count.
+fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
+    let path = |v: &Version| format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number);
+    for version in going.iter().filter(|v| !v.facts.uuid.is_empty()) {
+        let others = model.all_versions().filter(|v| model.is_live(v) && !going.iter().any(|g| g.serial == v.serial));
+        let dependents: Vec<String> = others.filter(|v| v.facts.origin == version.facts.uuid).map(path).collect();
+        if !dependents.is_empty() {
+            return Err(Error::HasDependents { what: path(version), dependents: dependents.join(", ") });
+        }
+    }
+    Ok(())
+}
+
+/// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1::web`, too, which binds it to a view.
+///
+/// Errors: `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached;
+/// `ImageIsViewDefault`.
+pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
+    let _held = store.quota.lock();
+    refuse_binding(store, serial, to)?;
+    store.catalog.commit(|change| {
+        let mut image = live_image(change.model, serial)?.clone();
+        refuse_immutable(&image)?;
+        refuse_taken(change.model, to.as_str())?;
+        views::rename(change, &image, to.as_str())?;
+        image.name = to.to_string();
+        image.rules.named_at = Some(now());
+        image.updated_at = now();
+        change.put(Row::Image(image.into()));
+        first_is_default(change, to.as_str(), serial);
+        Ok(())
+    })
+}
+
+/// Refuses to bind an image to a view that has no room for it.
+fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
+    if store.catalog.view().is_some() {
+        return Ok(());
+    }
+    let (payers, versions) = {
+        let whole = store.whole().catalog.read();
+        let new = |name: &str| whole.bound(name).map(|(view, _)| view.to_owned());
+        let Some(image) = whole.live_image(serial) else { return Ok(()) };
+        let payers: Vec<Payer> = match new(to.as_str()) {
+            Some(view) if new(&image.name).as_ref() != Some(&view) => vec![Payer::View(view)],
+            _ => return Ok(()),
+        };
+        quota::refuse_image(store, &whole, &payers)?;
+        (payers, whole.versions_of(serial).map(|v| v.serial).collect::<Vec<_>>())
+    };
+    quota::refuse_restored(store, &payers, &versions)
+}
+
+/// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of an image that
+/// is immutable nothing else changes than that.
+///
+/// Errors: what `change` refuses; `Immutable`, `ImageIsDefault`.
+pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -> Result<Vec<Alias>>) -> Result<()> {
+    store.catalog.commit(|commit| {
+        let before = live_image(commit.model, image)?;
+        let mut image = before.clone();
+        let aliases = change(commit.model, &mut image)?;
+        if before.editable != image.editable || !aliases.is_empty() {
+            refuse_immutable(before)?;
+        }
+        if !image.editable.offer.takes_users() {
+            refuse_default(commit, before)?;
+        }
+        for alias in aliases {
+            commit.put(Row::Alias(alias));
+        }
+        put_image(commit, image);
+        Ok(())
+    })
+}
+
+/// `chmod`, `chown` on an image.
+pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    change_image(store, image, |_, image| {
+        refuse_immutable(image)?;
+        image.mode = mode.map_or(image.mode, |m| m & 0o7777);
+        (image.uid, image.gid) = (uid.unwrap_or(image.uid), gid.unwrap_or(image.gid));
+        Ok(())
+    })
+}
+
+/// `setfacl` on an image: the ACL, and the nine bits of the mode that say the rest of it; none: `setfacl -b`.
+///
+/// Errors: `Immutable`, `NotFound`.
+pub fn set_acl(store: &Store, image: u32, acl: Option<Acl>, bits: Option<u32>) -> Result<()> {
+    change_image(store, image, |_, image| {
+        refuse_immutable(image)?;
+        image.mode = with_bits(image.mode, image.rules.acl.as_ref(), bits);
+        image.rules.acl = acl;
+        Ok(())
+    })
+}
+
+/// `chmod`, `chown` on the mount's root: who may make and delete images.
+pub fn set_root(store: &Store, root: Root) -> Result<()> {
+    store.catalog.commit(|change| {
+        change.put(Row::Root(root));
+        Ok(())
+    })
+}
+
+/// The mode of the image that came as a file with this one: who may read that may enter, as mkdir has it.
+pub fn directory_mode(file: u32) -> u32 {
+    file & 0o666 | (file & 0o444) >> 2 | 0o700
+}
+
+/// `chmod`, `touch` on a receipt. Where its upload made the image, the uploader's chmod is one of the image, too: install
+/// and rsync make a file for themselves alone, and open it to others after the close. Once somebody has chosen the image's
+/// own mode it stays. Gives the image whose mode has changed.
+///
+/// # Errors
+///
+/// `NotFound`.
+pub fn set_receipt(store: &Store, version: u32, uid: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<Option<u32>> {
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+        let Some(receipt) = &mut version.receipt else { return Ok(None) };
+        let before = receipt.mode;
+        receipt.mode = mode.map_or(before, |mode| mode & 0o7777);
+        receipt.mtime = mtime.unwrap_or(receipt.mtime);
+        let (made_image, mode) = (receipt.made_image && version.facts.uid == uid, receipt.mode);
+        let image = change.model.live_image(version.image).filter(|image| {
+            made_image && mode != before && image.mode == directory_mode(before) && refuse_immutable(image).is_ok()
+        });
+        if let Some(image) = image {
+            change.put(Row::Image(Image { mode: directory_mode(mode), ..image.clone() }.into()));
+        }
+        let changed = image.map(|image| image.serial);
+        change.put(Row::Version(version.into()));
+        Ok(changed)
+    })
+}
+
+/// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
+pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option<crate::catalog::Receipt>)) -> Result<()> {
+    store.catalog.commit(|change| {
+        let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+        work(&mut version.receipt);
+        change.put(Row::Version(version.into()));
+        Ok(())
+    })
+}

@@ -1,0 +1,202 @@
+//! mkdir MNT/.imgfs/views/dc1, ln -s ../../../web MNT/.imgfs/views/dc1/: which images a view has.
+//!
+//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is `dc1::web`. What a mount of
+//! a view sees and may change, catalog/lens.rs says.
+
+use crate::base::clock::now;
+use crate::base::name::{ImageName, bound_name};
+use crate::catalog::{Change, Image, Model, Row, Version, View};
+use crate::error::{Error, Result};
+use crate::images::rules::{live_image, not_found};
+use crate::store::Store;
+use crate::store::settings;
+
+/// The longest name of a view: what is bound to it has both names.
+const VIEW_NAME_MAX: usize = 100;
+
+/// `mkdir MNT/.imgfs/views/dc1`.
+///
+/// Errors: `BadName`, `NameTooLong`; `Taken` if there is one, or something else whose name begins so.
+pub fn make(store: &Store, name: &[u8]) -> Result<()> {
+    let name = ImageName::parse(name)?.to_string();
+    if name.contains([':', ',']) || name.len() > VIEW_NAME_MAX {
+        let why = "the name of a view has up to 100 bytes, and no colon or comma";
+        return Err(Error::BadName { name, why });
+    }
+    store.catalog.commit(|change| {
+        let prefix = bound_name(&name, "");
+        if change.model.views.contains_key(&name) {
+            return Err(Error::Taken { name, holder: "there is one already".into() });
+        }
+        if let Some((other, _)) = change.model.all_names().find(|(other, _)| other.starts_with(&prefix)) {
+            return Err(Error::Taken { name, holder: format!("{other} would be in it") });
+        }
+        change.put(Row::view(&name, Some(&View { created_at: now(), ..View::default() })));
+        Ok(())
+    })
+}
+
+/// `rmdir MNT/.imgfs/views/dc1`, once it has no image any more. Its settings go with it.
+///
+/// Errors: `NotEmpty`, `NotFound`.
+pub fn remove(store: &Store, name: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        find(change.model, name)?;
+        let prefix = bound_name(name, "");
+        let has_bound = change.model.all_names().any(|(other, _)| other.starts_with(&prefix));
+        if has_bound || change.model.attached_to(name).next().is_some() {
+            return Err(Error::NotEmpty { what: format!("view {name}") });
+        }
+        for key in change.model.settings.keys().filter(|key| settings::is_of_view(key, name)) {
+            change.put(Row::Setting { key: key.clone(), value: None });
+        }
+        change.put(Row::view(name, None));
+        Ok(())
+    })
+}
+
+/// `ln -s ../../../web MNT/.imgfs/views/dc1/web`: from now on the view shows it.
+///
+/// Errors: `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this name; `OfView` for an
+/// image that is bound to another.
+pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
+    store.catalog.commit(|change| {
+        let (mut view, image) = (find(change.model, name)?.clone(), live_image(change.model, image)?);
+        if let Some((other, _)) = change.model.bound(&image.name) {
+            return Err(if other == name {
+                Error::Taken { name: image.name.clone(), holder: "it is bound to the view already".into() }
+            } else {
+                Error::OfView { image: image.name.clone(), views: format!("view {other}") }
+            });
+        }
+        if link != image.name {
+            let why = format!("the link to {} is called so, too", image.name);
+            return Err(Error::Invalid { what: link.to_owned(), why });
+        }
+        if change.model.named(&bound_name(name, link)).is_some() {
+            return Err(Error::Taken { name: link.to_owned(), holder: "the view has one of its own".into() });
+        }
+        if change.model.view_default(name, &view).is_none() {
+            (view.default_image, view.default_hidden) = (Some(image.serial), false);
+        }
+        view.attached.insert(image.serial);
+        change.put(Row::view(name, Some(&view)));
+        Ok(())
+    })
+}
+
+/// `rm MNT/.imgfs/views/dc1/web`: it shows it no more; the view's aliases to it go, too.
+///
+/// Errors: `NotFound`; `Managed` for what is bound to it; `InUse` while it is used in the view;
+/// `ImageIsViewDefault` while that has others.
+pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
+    store.catalog.commit(|change| {
+        let mut view = find(change.model, name)?.clone();
+        let image = image_in(change.model, name, link).ok_or_else(|| not_found("such image in the view"))?;
+        if change.model.bound(&image.name).is_some() {
+            let why = "it is bound to the view by its name: mv it to another";
+            return Err(Error::Managed { what: link.to_owned(), why });
+        }
+        let prefix = bound_name(name, "");
+        let leases = change.model.versions_of(image.serial).flat_map(|v| change.model.leases_of(v.serial));
+        let holders: Vec<&str> = leases.map(|lease| lease.name.as_str()).filter(|lease| lease.starts_with(&prefix)).collect();
+        if !holders.is_empty() {
+            return Err(Error::InUse { what: link.to_owned(), holders: holders.join(", ") });
+        }
+        if view.default_image == Some(image.serial) {
+            if change.model.images_of_view(name).count() > 1 {
+                return Err(Error::ImageIsViewDefault { image: link.to_owned(), view: name.to_owned() });
+            }
+            view.default_image = None;
+        }
+        view.attached.remove(&image.serial);
+        drop_aliases(change, name, image.serial);
+        change.put(Row::view(name, Some(&view)));
+        Ok(())
+    })
+}
+
+/// What another name of an image means for the views, of the whole store: one that it leaves, one that it is bound to, and those
+/// that have it attached. In a view there are none.
+///
+/// Errors: `OfView`, `Taken`, `ImageIsViewDefault`.
+pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result<()> {
+    let model = change.model;
+    let (old, new) = (model.bound(&image.name).map(|(view, _)| view), model.bound(to).map(|(view, _)| view));
+    refuse_shadow(model, to, Some(image.serial))?;
+    for (name, before) in &model.views {
+        let mut view = before.clone();
+        let is_new = new == Some(name);
+        if view.attached.contains(&image.serial) {
+            if is_new {
+                view.attached.remove(&image.serial);
+            } else if new.is_some() {
+                return Err(Error::OfView { image: image.name.clone(), views: format!("view {name}") });
+            } else if model.named(&bound_name(name, to)).is_some() {
+                let holder = format!("view {name}, which has it attached, has one of its own of that name");
+                return Err(Error::Taken { name: to.to_owned(), holder });
+            }
+        }
+        if old == Some(name) && !is_new {
+            if model.view_default(name, before).is_some_and(|default| default.serial == image.serial) {
+                if model.images_of_view(name).count() > 1 {
+                    return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
+                }
+                view.default_image = None;
+            }
+            drop_aliases(change, name, image.serial);
+        }
+        if view != *before {
+            change.put(Row::view(name, Some(&view)));
+        }
+    }
+    if old != new {
+        for version in model.versions.values().filter(|v| v.image == image.serial && v.trashed_at.is_some()) {
+            let trash_name = Some(model.free_trash_name(&format!("{to}.{}", version.number)));
+            change.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
+        }
+    }
+    Ok(())
+}
+
+/// Drops a view's aliases to an image that it shows no more.
+fn drop_aliases(change: &mut Change<'_>, view: &str, image: u32) {
+    let prefix = bound_name(view, "");
+    let model = change.model;
+    for alias in model.aliases.values().filter(|alias| alias.image == image && alias.name.starts_with(&prefix)) {
+        change.put(Row::DropAlias(alias.serial));
+    }
+}
+
+/// Refuses a name that would hide an image which is attached to the view that the name is bound to; but not that image itself.
+///
+/// Errors: `Taken`.
+pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> Result<()> {
+    let Some((of, shown)) = model.bound(name) else { return Ok(()) };
+    match model.attached_to(of).find(|image| image.name == shown && Some(image.serial) != itself) {
+        Some(_) => Err(Error::Taken { name: name.to_owned(), holder: format!("view {of} has it attached") }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses an alias of a view to what the view does not show.
+///
+/// Errors: `NotFound`, `Taken`.
+pub(crate) fn refuse_alias(model: &Model, name: &str, image: u32) -> Result<()> {
+    refuse_shadow(model, name, None)?;
+    let Some((of, _)) = model.bound(name) else { return Ok(()) };
+    if model.images_of_view(of).any(|(_, shown)| shown.serial == image) {
+        return Ok(());
+    }
+    Err(Error::NotFound { what: format!("such image in view {of}") })
+}
+
+/// The image that a view shows under a name.
+pub fn image_in<'m>(model: &'m Model, name: &'m str, image: &str) -> Option<&'m Image> {
+    model.images_of_view(name).find(|(shown, _)| *shown == image).map(|(_, image)| image)
+}
+
+/// Errors: `NotFound`.
+pub fn find<'m>(model: &'m Model, name: &str) -> Result<&'m View> {
+    model.views.get(name).ok_or_else(|| Error::NotFound { what: format!("view {name}") })
+}

@@ -1,0 +1,401 @@
+//! A store: its catalog, content and trees, locked by the one process that may change it.
+
+mod adopt;
+mod open;
+pub mod progress;
+mod room;
+pub mod settings;
+mod trees;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::base::journal::Journal;
+use crate::base::lock::StoreLock;
+use crate::base::writable::Writable;
+use crate::blob::{BlobStore, IdSet};
+use crate::catalog::{Catalog, Kept, Model, Row, Trashed, Version};
+use crate::error::{Error, Result};
+use crate::formats::metadata::Cost;
+use crate::tree::Tree;
+use progress::Progress;
+use settings::Settings;
+
+/// How the files of trees end: those of versions, and those that are only the base of others.
+pub(crate) const TREE: &str = "tree";
+const BASE: &str = "base";
+/// Those that were put aside.
+const DAMAGED: &str = "damaged";
+/// How exactly the time of a version's last use is noted.
+const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// Everything below a mount: what the store holds, and what of it there is to see.
+pub struct Store {
+    core: Arc<Core>,
+    /// All of it, or what a view shows.
+    pub catalog: Catalog,
+    pub journal: Journal,
+    /// Of a view: the store without it.
+    whole: Option<Arc<Store>>,
+}
+
+impl Deref for Store {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+/// What is the same whatever a mount shows. Lock order: the catalog's, then `slots`, then the blob store's.
+pub struct Core {
+    /// immutable
+    pub dir: PathBuf,
+    settings: RwLock<Settings>,
+    catalog: Catalog,
+    journal: Journal,
+    pub blobs: Arc<BlobStore>,
+    pub writable: Writable,
+    /// Trees that are open, by the serial of their version.
+    slots: RwLock<HashMap<u32, Arc<TreeSlot>>>,
+    /// Trees of kept uploads that were opened, by the serial of their version.
+    kept: RwLock<HashMap<u32, Arc<Tree>>>,
+    /// Versions whose trees were found damaged.
+    hurt: Mutex<BTreeSet<u32>>,
+    /// Whose the store is.
+    owner: u32,
+    /// Held from when a quota is looked at until the row is there.
+    pub(crate) quota: Mutex<()>,
+    /// Held while a tree is packed against another, and while one that may be such a base goes.
+    bases: Mutex<()>,
+    /// One gc at a time.
+    pub(crate) gc: Mutex<()>,
+    /// One repack at a time.
+    pub(crate) repack: Mutex<()>,
+    /// Whether the background leaves content where it is.
+    pub repack_paused: AtomicBool,
+    /// Bytes that emptying the trash would give back, counted when asked after a change.
+    trash_bytes: AtomicU64,
+    trash_changed: AtomicBool,
+    /// What the background has seen in the trash, and since when.
+    pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
+    /// When versions were last used, by their serials, since the daemon began; see last_use.rs.
+    pub(crate) used: Mutex<HashMap<u32, i64>>,
+    /// The background's look at everything that is stored.
+    pub scrub: Progress,
+    /// Whether there may be content that nothing holds.
+    garbage: AtomicBool,
+    /// Held for the life of the process.
+    lock: StoreLock,
+}
+
+/// A tree in use.
+pub struct TreeSlot {
+    pub tree: Tree,
+    /// Inodes of it that the kernel knows. Above 0 its blobs stay, whatever was deleted.
+    lookups: AtomicI64,
+}
+
+impl Store {
+    /// The same store as a view shows it.
+    pub fn through(self: &Arc<Store>, view: &str) -> Arc<Store> {
+        let since = self.catalog.read().views.get(view).map_or(0, |view| view.created_at);
+        let (catalog, journal) = (self.catalog.through(view), self.journal.through(view, since));
+        Arc::new(Store { core: self.core.clone(), catalog, journal, whole: Some(self.clone()) })
+    }
+
+    /// The store without the view.
+    pub fn whole(&self) -> &Store {
+        self.whole.as_deref().unwrap_or(self)
+    }
+
+    /// What only this version holds, of what there is to see.
+    pub fn cost(&self, version: &Version) -> Result<Cost> {
+        let mut others = IdSet::default();
+        let serials: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s != version.serial).collect();
+        for serial in serials {
+            if let Ok(slot) = self.tree(serial) {
+                slot.tree.blobs().for_each(|id| others.insert(id));
+            }
+        }
+        let slot = self.tree(version.serial)?;
+        let kept = self.kept(version.serial).ok();
+        let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
+        for id in slot.tree.blobs().chain(kept.iter().flat_map(|tree| tree.blobs())).filter(|id| !others.contains(*id)) {
+            // What has lost its record takes nothing.
+            let size = self.blobs.record(id).map_or(0, |record| record.size);
+            unique += size;
+            stored += size;
+        }
+        Ok(Cost { unique_bytes: unique, stored_bytes: stored })
+    }
+}
+
+impl Core {
+    /// The user whose the store is: with root the one who has no quota.
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    /// How the store behaves now.
+    pub fn settings(&self) -> Settings {
+        *self.settings.read()
+    }
+
+    /// Chooses a setting, for good; none: as if nobody had.
+    ///
+    /// Errors: `NotFound`, `Invalid`; what the catalog fails with.
+    pub fn choose(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let (name, value) = match text {
+            Some(text) => settings::check(name, text).map(|(name, value)| (name, Some(value)))?,
+            None => (name.to_owned(), None),
+        };
+        self.catalog.commit(|change| {
+            change.put(Row::Setting { key: settings::key(&name), value });
+            Ok(())
+        })?;
+        let mut settings = self.settings.write();
+        settings.forget_given(&name);
+        *settings = settings.with_chosen(&self.catalog.read().settings);
+        Ok(())
+    }
+
+    /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`.
+    pub fn mounted_on(&self, mount_point: &str) -> Result<()> {
+        self.lock.describe(mount_point)
+    }
+
+    /// The tree of a kept upload.
+    ///
+    /// Errors: `NotFound` if it is not kept; `Corrupt` and `Io` if the file is damaged.
+    pub fn kept(&self, serial: u32) -> Result<Arc<Tree>> {
+        if let Some(tree) = self.kept.read().get(&serial) {
+            return Ok(tree.clone());
+        }
+        let (path, digest) = {
+            let model = self.catalog.read();
+            match model.versions.get(&serial) {
+                Some(v) => match &v.facts.kept {
+                    Some(Kept::Stored { tree, .. }) => (self.kept_path(&v.id), *tree),
+                    _ => return Err(Error::NotFound { what: "kept upload".into() }),
+                },
+                None => return Err(Error::NotFound { what: "such version".into() }),
+            }
+        };
+        let tree = Arc::new(Tree::open(&path, &digest)?);
+        Ok(self.kept.write().entry(serial).or_insert(tree).clone())
+    }
+
+    /// The upload is no longer kept: its tree goes when its last reader does.
+    pub fn forget_kept(&self, serial: u32) {
+        self.kept.write().remove(&serial);
+    }
+
+    /// The tree of a version, opened and checked on first use.
+    ///
+    /// Errors: `NotFound`; `Corrupt` and `Io` if the file is damaged.
+    pub fn tree(&self, serial: u32) -> Result<Arc<TreeSlot>> {
+        if let Some(slot) = self.slots.read().get(&serial) {
+            return Ok(slot.clone());
+        }
+        let slot = Arc::new(TreeSlot { tree: self.read_tree(serial)?, lookups: AtomicI64::new(0) });
+        Ok(self.slots.write().entry(serial).or_insert(slot).clone())
+    }
+
+    /// The same from its file, even if it is open.
+    pub fn read_tree(&self, serial: u32) -> Result<Tree> {
+        let (path, digest) = {
+            let model = self.catalog.read();
+            let version = model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
+            (self.tree_path(&version.id), version.tree)
+        };
+        Tree::open(&path, &digest).map_err(|e| self.note_hurt(serial, e))
+    }
+
+    /// Says whose tree is damaged, and keeps the sentence, once.
+    fn note_hurt(&self, serial: u32, e: Error) -> Error {
+        if !e.is_damage() {
+            return e;
+        }
+        let name = self.path_of(&self.catalog.read(), serial);
+        let e = Error::Corrupt { what: format!("the tree of {name}"), why: e.to_string() };
+        if self.hurt.lock().insert(serial) {
+            self.journal.refuse(0, "read", &name, &e);
+        }
+        e
+    }
+
+    /// Versions whose trees are known to be damaged.
+    pub fn hurt_trees(&self) -> Vec<u32> {
+        let model = self.catalog.read();
+        self.hurt.lock().iter().copied().filter(|serial| model.versions.contains_key(serial)).collect()
+    }
+
+    /// A version has another file for a tree: the next look opens that. Inodes of the old one stay counted.
+    pub fn tree_was_replaced(&self, serial: u32) -> Result<()> {
+        let old = self.slots.write().remove(&serial);
+        self.hurt.lock().remove(&serial);
+        let lookups = old.map_or(0, |slot| slot.lookups.load(Ordering::Acquire));
+        self.tree(serial)?.lookups.fetch_add(lookups, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Counts inodes of a tree that the kernel was told of, or (negative) has forgotten.
+    pub fn hold(&self, serial: u32, inodes: i64) {
+        if let Some(slot) = self.slots.read().get(&serial) {
+            slot.lookups.fetch_add(inodes, Ordering::AcqRel);
+        }
+    }
+
+    /// Versions that are gone for good, and of which the kernel still knows inodes.
+    pub fn outlived(&self) -> Vec<(u32, Arc<TreeSlot>)> {
+        let model = self.catalog.read();
+        let slots = self.slots.read();
+        let gone = slots
+            .iter()
+            .filter(|(serial, slot)| slot.lookups.load(Ordering::Acquire) > 0 && !model.versions.contains_key(serial));
+        gone.map(|(serial, slot)| (*serial, slot.clone())).collect()
+    }
+
+    /// Notes which versions are in use, in the times of their trees: what is used is not packed in the background.
+    pub fn note_use(&self) {
+        let now = std::time::SystemTime::now();
+        for slot in self.slots.read().values() {
+            let path = slot.tree.path();
+            let noted = fs::metadata(path).and_then(|meta| meta.modified()).ok().and_then(|at| now.duration_since(at).ok());
+            if slot.lookups.load(Ordering::Acquire) > 0
+                && noted.is_some_and(|ago| ago > NOTE_USE)
+                && let Err(e) = File::open(path).and_then(|file| file.set_modified(now))
+            {
+                log::warn!("cannot note the use of {}: {e}", path.display());
+            }
+        }
+    }
+
+    /// Says that there may be content that nothing holds.
+    pub fn has_garbage(&self) {
+        self.garbage.store(true, Ordering::Release);
+    }
+
+    /// Whether there may be, since the last time this was asked.
+    pub fn take_garbage(&self) -> bool {
+        self.garbage.swap(false, Ordering::AcqRel)
+    }
+
+    /// Closes trees that nobody uses: all that were deleted, and others when there are many.
+    pub fn close_idle_trees(&self, keep: usize) {
+        let model = self.catalog.read();
+        let mut freed = false;
+        self.kept.write().retain(|serial, tree| {
+            let used = Arc::strong_count(tree) > 1;
+            freed |= !used && !model.versions.contains_key(serial);
+            used
+        });
+        let mut slots = self.slots.write();
+        let many = slots.len() > keep;
+        slots.retain(|serial, slot| {
+            let used = slot.lookups.load(Ordering::Acquire) > 0 || Arc::strong_count(slot) > 1;
+            let there = model.versions.contains_key(serial);
+            freed |= !used && !there;
+            used || (there && !many)
+        });
+        if freed {
+            // The last user of a deleted version has gone.
+            self.has_garbage();
+        }
+    }
+
+    /// Every blob that a version, the trash, or an inode the kernel still knows needs.
+    ///
+    /// Errors: any tree that cannot be read, unless fsck --repair has put it aside: then nothing may be swept.
+    pub fn live_blobs(&self) -> Result<IdSet> {
+        let mut live = IdSet::default();
+        let versions: Vec<(u32, PathBuf)> =
+            self.catalog.read().all_versions().map(|v| (v.serial, self.tree_path(&v.id))).collect();
+        for (serial, path) in versions {
+            match self.tree(serial) {
+                Ok(slot) => slot.tree.blobs().for_each(|id| live.insert(id)),
+                Err(_) if self.is_quarantined(&path) => {}
+                // Purged between the two looks: its row is gone, so it counts only if it is held, below.
+                Err(Error::NotFound { .. }) if !self.catalog.read().versions.contains_key(&serial) => {}
+                Err(e) => return Err(e),
+            }
+            match self.kept(serial) {
+                Ok(tree) => tree.blobs().for_each(|id| live.insert(id)),
+                Err(Error::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // What is open stays, although its version is gone.
+        self.slots.read().values().for_each(|slot| slot.tree.blobs().for_each(|id| live.insert(id)));
+        self.kept.read().values().for_each(|tree| tree.blobs().for_each(|id| live.insert(id)));
+        Ok(live)
+    }
+
+    /// Bytes that content and trees take on the disk.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let trees = self.dir.join("trees");
+        let mut total = self.blobs.stored_bytes()?;
+        for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
+            total += entry.and_then(|entry| entry.metadata()).map_or(0, |meta| meta.blocks() * 512);
+        }
+        Ok(total)
+    }
+
+    /// Says that something went into the trash or left it, or that content it shares did.
+    pub fn trash_has_changed(&self) {
+        self.trash_changed.store(true, Ordering::Release);
+    }
+
+    /// Content that only the trash holds, in bytes.
+    pub fn trash_bytes(&self) -> u64 {
+        if self.trash_changed.swap(false, Ordering::AcqRel) {
+            self.count_trash();
+        }
+        self.trash_bytes.load(Ordering::Relaxed)
+    }
+
+    fn count_trash(&self) {
+        let (live, trashed): (Vec<u32>, Vec<u32>) = {
+            let model = self.catalog.read();
+            let (live, trashed): (Vec<&Version>, Vec<&Version>) = model.all_versions().partition(|v| model.is_live(v));
+            (live.iter().map(|v| v.serial).collect(), trashed.iter().map(|v| v.serial).collect())
+        };
+        let mut bytes = 0;
+        if !trashed.is_empty() {
+            let mut seen = IdSet::default();
+            for serial in live {
+                self.tree(serial).into_iter().for_each(|slot| slot.tree.blobs().for_each(|id| seen.insert(id)));
+                self.kept(serial).into_iter().for_each(|kept| kept.blobs().for_each(|id| seen.insert(id)));
+            }
+            for serial in trashed {
+                let Ok(slot) = self.tree(serial) else { continue };
+                let kept = self.kept(serial).ok();
+                bytes += slot.tree.file_size();
+                for id in slot.tree.blobs().chain(kept.iter().flat_map(|kept| kept.blobs())) {
+                    if !seen.contains(id) {
+                        seen.insert(id);
+                        bytes += self.blobs.record(id).map_or(0, |record| record.size);
+                    }
+                }
+            }
+        }
+        self.trash_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What a version is called in messages.
+    pub fn path_of(&self, model: &Model, serial: u32) -> String {
+        match model.versions.get(&serial) {
+            Some(v) => format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number),
+            None => "a deleted version".into(),
+        }
+    }
+}
