@@ -1,4 +1,4 @@
-//! The house: who may use whom. Nobody imports upward.
+//! The house: who may use whom. Nobody imports upward, and no files use one another in a circle.
 
 #[path = "layers/imports.rs"]
 mod imports;
@@ -30,6 +30,11 @@ fn nobody_imports_upward() {
     assert_eq!(house.upward(FLOORS), Vec::<String>::new());
     let knows_blobs = |(from, to): &(&String, &String)| from.starts_with("catalog") && to.starts_with("blob");
     assert_eq!(house.arrows().into_iter().find(knows_blobs), None, "blob and catalog do not know each other");
+}
+
+#[test]
+fn no_files_use_one_another_in_a_circle() {
+    assert_eq!(House::of(&all()).circles(), Vec::new());
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 
 use crate::base::digest::{BlobId, CV_LEN, GROUP};
+use crate::blob::buffer::ReadBuf;
 use crate::blob::container::{Container, Place};
-use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::writer::{Segment, write_with_holes};
 use crate::blob::{BlobStore, OBJECT_MIN};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::base::digest::{BlobId, Content, GROUP, GroupHasher, Outline};
 use crate::base::sys;
+use crate::blob::buffer::ReadBuf;
 use crate::blob::container::Place;
-use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::writer::{WRITEBACK, Writer, in_room, lead_of, write_with_holes};
 use crate::error::{Error, Result};
@@ -35,8 +35,15 @@ enum State {
     Writing { file: File, path: PathBuf, staged: u32, flushed: u64 },
 }
 
+impl Writer {
+    /// Begins content of `size` bytes, at least `OBJECT_MIN`.
+    pub fn begin_large(&mut self, size: u64) -> Large<'_> {
+        Large::begin(self, size)
+    }
+}
+
 impl<'w> Large<'w> {
-    pub(super) fn begin(writer: &'w mut Writer, size: u64) -> Large<'w> {
+    fn begin(writer: &'w mut Writer, size: u64) -> Large<'w> {
         Large { writer, size, taken: 0, group: Vec::new(), hasher: GroupHasher::default(), state: State::Begun }
     }
 

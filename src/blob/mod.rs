@@ -4,6 +4,7 @@
 //! it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to the disk. The layout
 //! of the files is in `format.rs`.
 
+mod buffer;
 mod checked;
 mod compact;
 mod container;
@@ -28,10 +29,10 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, ReentrantMutex, RwLock};
 
+pub use buffer::ReadBuf;
 pub use container::Place;
 pub use large::Large;
 pub use pins::Pins;
-pub use read::ReadBuf;
 pub use reopen::{ContentReader, PieceReader};
 pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use crate::base::delta;
 use crate::base::digest::{BlobId, CV_LEN, Digest};
 use crate::blob::BlobStore;
+use crate::blob::buffer::ReadBuf;
 use crate::blob::container::{Container, Place};
-use crate::blob::read::ReadBuf;
 use crate::error::{Error, Result};
 use crate::format::{PACK_END, PACK_FOOTER_LEN};
 

@@ -5,25 +5,12 @@ use std::sync::Arc;
 
 use crate::base::digest::{BlobId, CV_LEN, Digest, GROUP, Outline};
 use crate::blob::BlobStore;
+use crate::blob::buffer::ReadBuf;
 use crate::blob::container::Place;
 use crate::blob::pack::Use;
 use crate::blob::table::Record;
 use crate::error::{Error, Result};
 use crate::fault;
-
-/// A buffer that reads reuse. Holds the bytes last read.
-#[derive(Default)]
-pub struct ReadBuf {
-    data: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl ReadBuf {
-    pub fn bytes(&self) -> &[u8] {
-        &self.data[self.start..self.end]
-    }
-}
 
 /// Outlines of blobs read lately, so that a random read does not check a whole outline each time.
 #[derive(Default)]

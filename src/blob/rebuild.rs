@@ -7,9 +7,9 @@
 use std::collections::HashMap;
 
 use crate::base::digest::{BlobId, Digest, GROUP, Outline};
+use crate::blob::buffer::ReadBuf;
 use crate::blob::container::{self, Container, Place};
 use crate::blob::pack::{Pack, Use};
-use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::writer::lead_of;
 use crate::blob::{BlobStore, IdSet};

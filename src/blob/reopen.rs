@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::base::digest::{BlobId, Content};
 use crate::blob::BlobStore;
-use crate::blob::read::ReadBuf;
+use crate::blob::buffer::ReadBuf;
 use crate::blob::writer::{Fresh, Writer};
 use crate::error::{Error, Result};
 

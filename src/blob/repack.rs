@@ -14,9 +14,9 @@ use blake3::hazmat::ChainingValue;
 
 use crate::base::delta;
 use crate::base::digest::{BlobId, Digest, GROUP};
+use crate::blob::buffer::ReadBuf;
 use crate::blob::container::{Container, Place};
 use crate::blob::pack::{Base, FRAME_MAX, Frame, check_of};
-use crate::blob::read::ReadBuf;
 use crate::blob::table::Record;
 use crate::blob::{BlobStore, OBJECT_MIN};
 use crate::error::{Error, Result};

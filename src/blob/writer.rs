@@ -11,7 +11,6 @@ use hashbrown::HashTable;
 use crate::base::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, Outline};
 use crate::base::sys;
 use crate::blob::container::{Container, Place};
-use crate::blob::large::Large;
 use crate::blob::pins::Pins;
 use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
@@ -113,11 +112,6 @@ impl Writer {
         let size = content.len() as u64;
         let record = Record { digest, size, place: Place::Segment, offset, container: 0, outline_in: 0, lead };
         Ok(self.add_fresh(record, None))
-    }
-
-    /// Begins content of `size` bytes, at least `OBJECT_MIN`.
-    pub fn begin_large(&mut self, size: u64) -> Large<'_> {
-        Large::begin(self, size)
     }
 
     /// The content with this digest, if the store or this upload has it. Pins it.

@@ -298,3 +298,12 @@ pub struct Cost {
     /// What deleting it would give back, in bytes on the disk: its unique content and its tree.
     pub stored_bytes: u64,
 }
+
+/// The editable keys in a metadata.json that came with an image; what imgfs keeps itself is passed over.
+pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
+    let bad = |why: String| Error::BadMetadata { why };
+    match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
+        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| is_editable(k)).collect()),
+        _ => Err(bad("it is no JSON object".into())),
+    }
+}

@@ -7,8 +7,9 @@ use crate::base::name::{image_stem, parse_number};
 use crate::catalog::{Follows, Image, Model, Named, Version};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::change::refuse_walk;
 use crate::fs::ghost::Object;
+use crate::fs::ghost::refuse_walk;
+use crate::fs::names::label_of;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::Opened;
 use crate::fs::stat::format_of;
@@ -491,11 +492,6 @@ impl ImageFs {
     pub fn close_directory(&self, fh: u64) {
         self.handles.write().remove(&fh);
     }
-}
-
-/// The name of a label, without its `@`.
-pub(super) fn label_of(name: &[u8]) -> Option<&str> {
-    std::str::from_utf8(name).ok()?.strip_prefix('@')
 }
 
 fn default_link(model: &Model, image: &Image) -> Option<Link> {

@@ -7,9 +7,10 @@ use crate::catalog::{Named, Root, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
 use crate::fs::aliases::is_alias_directory;
-use crate::fs::browse::label_of;
 use crate::fs::control::directory_name;
-use crate::fs::ghost::Object;
+use crate::fs::ghost::{Object, refuse_walk};
+use crate::fs::names::label_of;
+use crate::fs::names::text_of;
 use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
@@ -30,15 +31,6 @@ pub struct Changes {
     pub size: Option<u64>,
     /// Nanoseconds since 1970.
     pub mtime: Option<i64>,
-}
-
-pub(super) fn text_of(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// Refuses a part of what this walker was just refused as a whole.
-pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
-    errno.map_or(Ok(()), |errno| Err(Error::Again { errno, sentence: "it is a part of what may not be deleted".into() }))
 }
 
 impl ImageFs {

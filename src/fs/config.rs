@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::fs::change::text_of;
+use crate::fs::names::text_of;
 use crate::fs::node::{NodeId, number_of};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
 use crate::images::views;

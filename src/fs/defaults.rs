@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::formats::metadata::TYPES;
-use crate::fs::change::text_of;
-use crate::fs::links::is_temporary;
+use crate::fs::names::is_temporary;
+use crate::fs::names::text_of;
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::{Caller, DirEntry, ImageFs};
 use crate::images::links;

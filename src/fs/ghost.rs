@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::base::process::born;
+use crate::error::{Error, Result};
 
 /// A walker that was last heard of longer ago has ended, or does something else now.
 const FORGET: Duration = Duration::from_secs(60);
@@ -124,4 +125,9 @@ impl Walkers {
         walk.last = Instant::now();
         Some(walk.object)
     }
+}
+
+/// Refuses a part of what this walker was just refused as a whole.
+pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
+    errno.map_or(Ok(()), |errno| Err(Error::Again { errno, sentence: "it is a part of what may not be deleted".into() }))
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::name::{AliasName, ImageName, Promise, is_ln_temporary, promise_of};
+use crate::base::name::{AliasName, ImageName, Promise, promise_of};
 use crate::catalog::{Named, Trashed};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::fs::aliases::{alias_log, is_alias_directory};
-use crate::fs::browse::label_of;
-use crate::fs::change::text_of;
 use crate::fs::gone::Gone;
+use crate::fs::names::label_of;
+use crate::fs::names::{is_temporary, text_of};
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
 use crate::fs::read::frozen;
 use crate::fs::stale;
@@ -526,9 +526,4 @@ impl ImageFs {
             let _ = std::thread::Builder::new().name("forget".into()).spawn(move || kernel.forget_name(parent, &name));
         }
     }
-}
-
-/// A name that is renamed at once: dotted, or GNU ln's own.
-pub(super) fn is_temporary(name: &[u8]) -> bool {
-    name.starts_with(b".") || std::str::from_utf8(name).is_ok_and(is_ln_temporary)
 }

@@ -44,6 +44,7 @@ mod leases;
 mod links;
 mod mounts;
 mod moved;
+mod names;
 mod node;
 mod queries;
 mod read;

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use crate::catalog::Image;
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::change::text_of;
+use crate::fs::names::text_of;
 use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
 use crate::images::query::{self, Dimension};

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::change::text_of;
-use crate::fs::links::is_temporary;
+use crate::fs::names::is_temporary;
+use crate::fs::names::text_of;
 use crate::fs::node::{Control, Link, NodeId, number_of};
 use crate::fs::{Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};

@@ -1,6 +1,5 @@
 //! Compressed uploads: which compression by magic, and its decoding, member after member.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::FlushDecompress;
@@ -9,9 +8,10 @@ use xz2::stream::{Action, MtStreamBuilder};
 use zstd::stream::raw::Operation;
 
 use crate::error::{Error, Result};
-use crate::formats::tar::{Limits, RATIO_FLOOR, Source};
+use crate::formats::tar::{Limits, Source};
 use crate::ingest::lz4;
 use crate::ingest::pipe::{Pipe, PipeReader};
+use crate::ingest::sink::{OUT, Sink};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
@@ -63,8 +63,6 @@ fn is_lzma(dictionary: u32, size: &[u8]) -> bool {
     plausible && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || (s[5..] == [0; 3] && s[..5] != [0; 5]))
 }
 
-/// Bytes unpacked at a time.
-pub(super) const OUT: usize = 256 * 1024;
 /// Memory from which on a decoder is a *large* one: there is one of them at a time.
 pub(super) const LARGE: u64 = 256 << 20;
 
@@ -318,25 +316,6 @@ fn skip(input: &mut PipeReader, mut len: u64) -> Result<bool> {
 const NEXT_LEN: usize = 8;
 /// Bytes of the longest header of a zstd frame.
 const ZSTD_HEADER: usize = 18;
-
-/// Where unpacked bytes go, measured against what came in.
-pub(super) struct Sink<'p> {
-    output: &'p Pipe,
-    made: u64,
-    ratio: u64,
-}
-
-impl Sink<'_> {
-    /// Passes bytes on that `taken` compressed ones have become so far. False if nobody reads any more.
-    pub(super) fn push(&mut self, bytes: Vec<u8>, taken: u64) -> Result<bool> {
-        self.made += bytes.len() as u64;
-        if self.made > RATIO_FLOOR && self.made / taken.max(1) > self.ratio {
-            let what = "what the compressed stream unpacks to, for each of its bytes,".into();
-            return Err(Error::OverLimit { what, limit: format!("{} (mount -o max_ratio=)", self.ratio) });
-        }
-        Ok(self.output.push(Arc::new(bytes)))
-    }
-}
 
 /// Unpacks one member. False if nobody reads the output any more.
 fn decode_member(codec: Codec, input: &mut PipeReader, sink: &mut Sink<'_>, limits: &Limits) -> Result<bool> {

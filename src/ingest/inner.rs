@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::formats::tar::{Limits, RATIO_FLOOR, Source};
-use crate::ingest::codec::{Codec, LARGE, OUT, log2};
+use crate::ingest::codec::{Codec, LARGE, log2};
+use crate::ingest::sink::OUT;
 
 /// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball. Bounded as uploads are.
 ///

@@ -6,8 +6,8 @@ use std::io::Read;
 
 use crate::error::{Error, Result};
 use crate::formats::tar::Source;
-use crate::ingest::codec::{OUT, Sink};
 use crate::ingest::pipe::PipeReader;
+use crate::ingest::sink::{OUT, Sink};
 
 /// The magic of a legacy frame.
 pub(super) const LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];

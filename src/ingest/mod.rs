@@ -15,12 +15,14 @@
 mod codec;
 mod derive;
 mod detect;
+mod draft;
 mod inner;
 mod kinds;
 mod lz4;
 mod pipe;
 mod publish;
 mod same;
+mod sink;
 pub mod staged;
 mod stored;
 mod unpack;
@@ -34,12 +36,13 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 pub use codec::Codec;
+pub use draft::{Draft, place};
 pub use kinds::oci::lay;
 pub use kinds::payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
 pub use publish::{Published, Source, Target, named, publish, refuse_early};
 pub use same::Incoming;
-pub use unpack::{Draft, Hint, place};
+pub use unpack::Hint;
 
 use crate::base::digest::hex;
 use crate::blob::Writer;

@@ -8,7 +8,6 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -17,6 +16,7 @@ use crate::base::expected::Expected;
 use crate::base::name::Build;
 use crate::error::{Error, Result};
 use crate::formats::imgapi::{self, Manifest};
+use crate::formats::metadata::editable_keys;
 use crate::formats::metadata::{KeepUpload, METADATA_MAX};
 use crate::images::identity::check_identity;
 use crate::images::keep;
@@ -278,14 +278,5 @@ fn fingerprint(metadata: &[u8], rootfs: &File) -> Result<String> {
             0 => return Ok(hex(&hasher.finalize())),
             n => hasher.update(&piece[..n]),
         }
-    }
-}
-
-/// The editable keys in a metadata.json that came with an image; what imgfs keeps itself is passed over.
-pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
-    let bad = |why: String| Error::BadMetadata { why };
-    match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
-        Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| crate::formats::metadata::is_editable(k)).collect()),
-        _ => Err(bad("it is no JSON object".into())),
     }
 }

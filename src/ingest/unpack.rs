@@ -10,19 +10,16 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::base::digest::Content;
 use crate::base::name::means_raw_disk;
-use crate::blob::{OBJECT_MIN, Writer};
-use crate::catalog::VersionFacts;
+use crate::blob::Writer;
 use crate::error::{Error, Result};
-use crate::formats::tar::{self, BLOCK, Entry, Kind, Limits, Reader, Source, Stage};
+use crate::formats::tar::{self, BLOCK, Limits, Reader, Stage};
 use crate::ingest::codec::Codec;
-use crate::ingest::derive;
+use crate::ingest::draft::{Draft, entries, place};
 use crate::ingest::kinds::payload::{self, HEAD, Payload};
 use crate::ingest::kinds::{lxd, oci, qcow2, squashfs};
 use crate::ingest::pipe::PipeReader;
-use crate::tree::recipe::RecipeBuilder;
-use crate::tree::{Builder, Make, Meta, Refused};
+use crate::tree::Builder;
 
 /// What an upload's name says beyond its content.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,54 +52,6 @@ impl Hint {
         }
         (head.len() >= HEAD).then_some(false)
     }
-}
-
-/// A version in the making.
-pub struct Draft {
-    pub writer: Writer,
-    pub builder: Builder,
-    /// Of rootfs.tar, if there is a rootfs.
-    pub tar: Option<RecipeBuilder>,
-    /// Of the upload, if it is not rootfs.tar, and of what that is made of.
-    pub more: Vec<RecipeBuilder>,
-    /// What unpacking found out; sizes and digests of the upload come later.
-    pub facts: VersionFacts,
-}
-
-impl Draft {
-    pub fn new(writer: Writer, builder: Builder) -> Draft {
-        Draft { writer, builder, tar: None, more: Vec::new(), facts: VersionFacts::default() }
-    }
-
-    /// Shows a file that the next recipe makes beside rootfs.
-    pub fn add_made(&mut self, name: &str, recipe: RecipeBuilder) {
-        self.more.push(recipe);
-        let number = self.more.len() as u32;
-        let size = self.more[number as usize - 1].tar_size();
-        let make = Make::File { content: Some(Content::Recipe(number)), size, sparse: None };
-        self.builder.add_beside(name.as_bytes(), &beside_meta(), make);
-    }
-
-    /// Stores a small file and shows it beside rootfs.
-    pub fn add_small(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let content = if bytes.is_empty() { None } else { Some(self.writer.put(bytes)?) };
-        self.builder.add_beside(name.as_bytes(), &beside_meta(), Make::File { content, size: bytes.len() as u64, sparse: None });
-        Ok(())
-    }
-
-    /// Makes rootfs.tar of a rootfs that did not come as one.
-    pub fn derive_tar(&mut self) -> Result<()> {
-        let (recipe, sha256) = derive::rootfs_tar(&self.builder, &mut self.writer)?;
-        self.facts.size = recipe.tar_size();
-        self.facts.digest = format!("sha256:{sha256}");
-        self.tar = Some(recipe);
-        Ok(())
-    }
-}
-
-/// Owner and mode of the files that imgfs puts beside rootfs.
-fn beside_meta() -> Meta {
-    Meta { mode: 0o444, mtime: (crate::base::clock::now().div_euclid(1_000_000_000), 0), ..Meta::default() }
 }
 
 /// Whether an upload may be an LXD image, as far as it has been read; `None` before its first entry.
@@ -204,76 +153,4 @@ fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Pa
     };
     let head = input.peek(HEAD, whole);
     Payload::detect(head).or(hint.unknown)
-}
-
-/// Reads an archive entry by entry: its content is stored, then `put` says where it goes.
-pub fn entries<S: Source>(
-    reader: &mut Reader<S>,
-    writer: &mut Writer,
-    mut put: impl FnMut(Entry, Option<Content>) -> Result<()>,
-) -> Result<()> {
-    let mut buffer = Vec::new();
-    while let Some(entry) = reader.next_entry()? {
-        let content = if entry.packed == 0 { None } else { Some(store_content(reader, writer, &entry, &mut buffer)?) };
-        put(entry, content)?;
-    }
-    Ok(())
-}
-
-/// Puts an entry into the tree.
-///
-/// Errors: `LeavesRoot` and `BadArchive` for one that has no place there.
-pub fn place(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Result<()> {
-    builder.check_heaps()?;
-    let meta = Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs };
-    let (major, minor) = entry.device;
-    let pieces = entry.sparse.as_ref().map(|map| map.pieces.as_slice());
-    let size = entry.sparse.as_ref().map_or(entry.packed, |map| map.size);
-    let placed = match entry.kind {
-        Kind::File => builder.add(&entry.path, &meta, Make::File { content, size, sparse: pieces }),
-        Kind::Directory => builder.add(&entry.path, &meta, Make::Directory),
-        Kind::Symlink => builder.add(&entry.path, &meta, Make::Symlink(&entry.link)),
-        Kind::HardLink => builder.link(&entry.path, &entry.link, &meta),
-        Kind::CharDevice => builder.add(&entry.path, &meta, Make::CharDevice { major, minor }),
-        Kind::BlockDevice => builder.add(&entry.path, &meta, Make::BlockDevice { major, minor }),
-        Kind::Fifo => builder.add(&entry.path, &meta, Make::Fifo),
-    };
-    placed.map_err(|refused| refusal(entry.at, &entry.path, refused))
-}
-
-fn store_content<S: Source>(reader: &mut Reader<S>, writer: &mut Writer, entry: &Entry, buffer: &mut Vec<u8>) -> Result<Content> {
-    let content = if entry.packed >= OBJECT_MIN {
-        let mut large = writer.begin_large(entry.packed);
-        while reader.read(&mut |bytes| large.write(bytes))? {}
-        large.finish()?
-    } else {
-        let size = entry.packed as usize;
-        buffer.clear();
-        let mut whole = None;
-        while reader.read(&mut |bytes| {
-            // Most files arrive in one piece: hash and store them from where they lie.
-            if bytes.len() == size {
-                whole = Some(writer.put(bytes)?);
-            } else {
-                buffer.extend_from_slice(bytes);
-            }
-            Ok(())
-        })? {}
-        match whole {
-            Some(content) => content,
-            None => writer.put(buffer)?,
-        }
-    };
-    reader.content(content, entry.packed);
-    Ok(content)
-}
-
-/// The error for an entry that has no place.
-pub fn refusal(at: u64, path: &[u8], refused: Refused) -> Error {
-    let entry = String::from_utf8_lossy(path).into_owned();
-    if refused.leaves {
-        Error::LeavesRoot { at, entry, why: refused.why }
-    } else {
-        Error::BadArchive { at, entry, why: refused.why }
-    }
 }

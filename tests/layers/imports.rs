@@ -160,7 +160,7 @@ fn tree<'c>(mut rest: &'c str, mut path: Vec<String>, all: &mut Vec<Vec<String>>
         }
         let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
         // `{self, Name}` is the module itself.
-        if end > 0 && !(rest[..end] == *"self" && !path.is_empty()) {
+        if end > 0 && (path.is_empty() || rest[..end] != *"self") {
             path.push(rest[..end].to_owned());
         }
         rest = &rest[end..];

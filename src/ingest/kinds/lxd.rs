@@ -10,10 +10,10 @@ use crate::base::name::{architecture, is_part_of_version};
 use crate::error::{Error, Result};
 use crate::formats::tar::{Limits, Reader};
 use crate::ingest::codec::Codec;
+use crate::ingest::draft::{Draft, entries, place};
 use crate::ingest::inner::{self, ReadSource};
 use crate::ingest::kinds::payload::Payload;
 use crate::ingest::kinds::{qcow2, squashfs};
-use crate::ingest::unpack::{Draft, entries, place};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
 

@@ -12,9 +12,9 @@ use crate::base::name::architecture;
 use crate::error::{Error, Result};
 use crate::formats::tar::{Entry, Limits, Reader};
 use crate::ingest::codec::Codec;
+use crate::ingest::draft::{Draft, entries, place, refusal};
 use crate::ingest::inner::{self, ReadSource};
 use crate::ingest::kinds::lxd::{limited, read_small};
-use crate::ingest::unpack::{Draft, entries, place, refusal};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
 

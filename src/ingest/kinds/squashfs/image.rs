@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Read;
 
 use crate::error::{Error, Result};
-use crate::ingest::kinds::squashfs::layout::Superblock;
+use crate::ingest::kinds::squashfs::superblock::Superblock;
 use crate::ingest::kinds::squashfs::{damaged, le};
 use crate::ingest::stored::Stored;
 use crate::tree::Meta;

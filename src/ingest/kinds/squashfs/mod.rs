@@ -11,6 +11,7 @@
 
 mod image;
 mod layout;
+mod superblock;
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,9 +19,9 @@ use crate::base::digest::Content;
 use crate::blob::OBJECT_MIN;
 use crate::error::{Error, Result};
 use crate::formats::tar::Limits;
+use crate::ingest::draft::{Draft, refusal};
 use crate::ingest::kinds::squashfs::image::{Image, Inode, NONE};
 use crate::ingest::stored::Stored;
-use crate::ingest::unpack::{Draft, refusal};
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Make, Meta};
 

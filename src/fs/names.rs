@@ -1,0 +1,18 @@
+//! What the bytes of a name say.
+
+use crate::base::name::is_ln_temporary;
+
+/// A name as it is shown in messages.
+pub(super) fn text_of(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// The name of a label, without its `@`.
+pub(super) fn label_of(name: &[u8]) -> Option<&str> {
+    std::str::from_utf8(name).ok()?.strip_prefix('@')
+}
+
+/// A name that is renamed at once: dotted, or GNU ln's own.
+pub(super) fn is_temporary(name: &[u8]) -> bool {
+    name.starts_with(b".") || std::str::from_utf8(name).is_ok_and(is_ln_temporary)
+}
