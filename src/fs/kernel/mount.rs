@@ -99,6 +99,9 @@ pub fn mount_nowhere(source: &Path, flags: &Flags) -> Result<(OwnedFd, OwnedFd)>
     Ok((mount, fd.into()))
 }
 
+/// Words of mount(8) about access times that fusermount3 refuses.
+const ABOUT_TIMES: [&str; 4] = ["nodiratime", "relatime", "strictatime", "lazytime"];
+
 fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd> {
     let failed = |why: String| Error::Invalid { what: format!("cannot mount on {}", point.display()), why };
     let (ours, theirs) = UnixStream::pair().map_err(|e| failed(e.to_string()))?;
@@ -106,8 +109,8 @@ fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd>
     if flags.allow_other {
         options.push_str(",allow_other,default_permissions");
     }
-    // An ordinary user gets no others.
-    for word in flags.words().filter(|word| !["nosuid", "nodev"].contains(word)) {
+    // An ordinary user gets no others. What is said about times that imgfs does not keep, the helper does not know.
+    for word in flags.words().filter(|word| !["nosuid", "nodev"].contains(word) && !ABOUT_TIMES.contains(word)) {
         options.push(',');
         options.push_str(word);
     }
