@@ -4,7 +4,7 @@
 use crate::base::acl::{ACCESS, Acl, DEFAULT, with_bits};
 use crate::catalog::Image;
 use crate::error::{Error, Result};
-use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
+use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::stat::version_of;
 use crate::fs::{Caller, ImageFs};
 use crate::images::versions;
@@ -78,9 +78,8 @@ impl ImageFs {
     pub(super) fn acl_value(&self, node: NodeId) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: ACCESS.into() };
         let (rights, most) = match node {
-            NodeId::Root | NodeId::Control(Control::Defaults) => (self.root_rights(), ALL),
-            NodeId::Control(Control::Config | Control::Views) | NodeId::View(_) => (self.admin_rights(0o755), ALL),
-            NodeId::Setting(_) => (self.admin_rights(0o644), 6),
+            NodeId::Root => (self.root_rights(), ALL),
+            NodeId::In(kind, number) => kind.place().rights(self, number).ok_or_else(missing)?,
             NodeId::Image { serial, part, .. } => {
                 let model = self.store.catalog.read();
                 let most = match part {

@@ -11,7 +11,7 @@ use crate::fs::ghost::Object;
 use crate::fs::ghost::refuse_walk;
 use crate::fs::names::label_of;
 use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
-use crate::fs::read::Opened;
+use crate::fs::opened::Opened;
 use crate::fs::stat::format_of;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, DirEntry, Handle, ImageFs, stale};
@@ -47,16 +47,7 @@ impl ImageFs {
             NodeId::Version { serial, part: VersionPart::Dir, incarnation } => {
                 self.lookup_in_version(caller, serial, incarnation, name)
             }
-            NodeId::Control(Control::Trash) => {
-                self.lookup_in_control(caller, parent, name).or_else(|_| self.ghost_named(caller, parent, name))
-            }
-            NodeId::Control(Control::By | Control::Unused | Control::Deprecated) | NodeId::Query { .. } => {
-                self.lookup_query(caller, parent, name)
-            }
-            NodeId::Control(Control::Defaults) => self.lookup_default(name),
-            NodeId::Control(Control::Config) => self.lookup_setting(name),
-            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => self.lookup_alias(parent, name),
-            NodeId::Control(Control::Views) | NodeId::View(_) => self.lookup_view(caller, parent, name),
+            NodeId::In(kind, directory) => kind.place().lookup(self, caller, directory, name),
             NodeId::Control(_) => self.lookup_in_control(caller, parent, name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
@@ -233,7 +224,7 @@ impl ImageFs {
     }
 
     /// A name that is gone for all but the process that deleted what was there, or that moved something to it.
-    fn ghost_named(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+    pub(super) fn ghost_named(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
         if let Some(moved) = self.moved.find(caller.pid, parent, name) {
             return Ok(moved);
         }
@@ -403,13 +394,7 @@ impl ImageFs {
                 }
                 all.push(entry("used_by", part(VersionPart::UsedBy), directory));
             }
-            NodeId::Control(Control::By | Control::Unused | Control::Deprecated) | NodeId::Query { .. } => {
-                self.list_query(caller, node, &mut all)?
-            }
-            NodeId::Control(Control::Defaults) => self.list_defaults(&mut all),
-            NodeId::Control(Control::Config) => self.list_settings(&mut all),
-            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => self.list_aliases(node, &mut all)?,
-            NodeId::Control(Control::Views) | NodeId::View(_) => self.list_views(caller, node, &mut all)?,
+            NodeId::In(kind, directory) => kind.place().list(self, caller, directory, &mut all)?,
             NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),
@@ -426,11 +411,7 @@ impl ImageFs {
                 image.map_or(NodeId::Root, |i| self.image_node(i))
             }
             NodeId::Version { serial, .. } => self.version_node(serial),
-            NodeId::Control(Control::Unused | Control::Deprecated) => NodeId::Control(Control::By),
-            NodeId::Query { value: 0, .. } => NodeId::Control(Control::By),
-            NodeId::View(_) => NodeId::Control(Control::Views),
-            NodeId::AliasDirectory(_) => self.alias_parent(node),
-            NodeId::Query { dimension, .. } => NodeId::Query { dimension, value: 0 },
+            NodeId::In(kind, number) => kind.place().parent(self, number),
             NodeId::Control(c) if c != Control::Dir => NodeId::Control(Control::Dir),
             NodeId::Staging(number) => self.staging_parent(number),
             _ => NodeId::Root,
@@ -456,9 +437,10 @@ impl ImageFs {
     /// Whether a name of a listing leads to what it led to when the directory was opened.
     pub fn still_leads(&self, caller: Caller, directory: NodeId, entry: &DirEntry) -> bool {
         match directory {
-            NodeId::Tree { .. } | NodeId::Query { .. } => true,
+            NodeId::Tree { .. } => true,
+            NodeId::In(kind, _) if !kind.place().changes() => true,
             // What is in the others stays what it is, or leads to a link that does.
-            NodeId::Control(c) if !matches!(c, Control::Trash | Control::Views | Control::Defaults | Control::Aliases) => true,
+            NodeId::Control(_) => true,
             _ => self.lookup(caller, directory, &entry.name).is_ok_and(|node| node == entry.node),
         }
     }

@@ -6,13 +6,13 @@ use crate::base::name::parse_number;
 use crate::catalog::{Named, Root, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
-use crate::fs::aliases::is_alias_directory;
 use crate::fs::control::directory_name;
 use crate::fs::ghost::{Object, refuse_walk};
 use crate::fs::names::label_of;
 use crate::fs::names::text_of;
-use crate::fs::node::{Control, ImagePart, NodeId, VersionPart};
-use crate::fs::read::frozen;
+use crate::fs::node::{ImagePart, NodeId, VersionPart};
+use crate::fs::opened::frozen;
+use crate::fs::places::trash::TRASH;
 use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
@@ -44,15 +44,11 @@ impl ImageFs {
             NodeId::Version { serial, .. } => format!("/{}/{name}", self.store.path_of(&model, serial)),
             NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
             NodeId::Staging(_) => format!("a staging directory's {name}"),
-            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => {
+            NodeId::In(kind, directory) => {
                 drop(model);
-                self.alias_shown(parent, &name)
+                kind.place().path(self, directory, &name)
             }
             NodeId::Control(control) => format!("/.imgfs/{}{name}", directory_name(control)),
-            NodeId::View(_) => {
-                drop(model);
-                format!("/.imgfs/views/{}/{name}", self.view_named(parent).unwrap_or_default())
-            }
             _ => format!("/.imgfs/{name}"),
         }
     }
@@ -92,12 +88,8 @@ impl ImageFs {
                 why: "a tarball copied into the image gets the next one",
             }),
             NodeId::Image { part: ImagePart::Dir, .. } => Err(Error::NoTree { what: text_of(name) }),
-            NodeId::Control(Control::Views) => {
-                let made = self.make_view(caller, name);
-                return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
-            }
-            NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_) => {
-                let made = self.make_alias_directory(parent, name);
+            NodeId::In(kind, directory) => {
+                let made = kind.place().mkdir(self, caller, directory, name);
                 return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
             }
             NodeId::Version { part: VersionPart::UsedBy, .. } => {
@@ -161,11 +153,8 @@ impl ImageFs {
                 }
                 self.delete_version(caller, serial, parent)
             }
-            NodeId::View(_) => self.remove_view(caller, found),
-            NodeId::AliasDirectory(_) => self.remove_alias_directory(found),
-            NodeId::Control(_) | NodeId::Query { .. } => {
-                Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" })
-            }
+            NodeId::In(kind, number) => kind.place().rmdir(self, caller, number),
+            NodeId::Control(_) => Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" }),
             NodeId::Staging(number) => self.remove_staging(number),
             NodeId::Ghost => Ok(()),
             _ => Err(Error::NotDirectory { what: text_of(name) }),
@@ -202,7 +191,7 @@ impl ImageFs {
     /// Deletes an image: into the trash, or out of it for good.
     pub(super) fn delete_image(&self, caller: Caller, serial: u32, parent: NodeId) -> Result<()> {
         let name = self.store.catalog.read().images.get(&serial).ok_or_else(stale)?.name.clone();
-        if parent == NodeId::Control(Control::Trash) {
+        if parent == TRASH {
             self.refuse_trashed(caller, serial, false)?;
             trash::purge(&self.store, Trashed::Image(serial))?;
             self.store.journal.log(caller.uid, "purge", &name, "gone");
@@ -224,7 +213,7 @@ impl ImageFs {
             let version = model.versions.get(&serial).ok_or_else(stale)?;
             (version.image, version.number, self.store.path_of(&model, serial))
         };
-        if parent == NodeId::Control(Control::Trash) {
+        if parent == TRASH {
             self.refuse_trashed(caller, image, true)?;
             trash::purge(&self.store, Trashed::Version(serial))?;
             self.store.journal.log(caller.uid, "purge", &path, "gone");
@@ -271,7 +260,7 @@ impl ImageFs {
         let (object, parent, name) = {
             let model = self.store.catalog.read();
             let place = |trash_name: &Option<String>, live: NodeId, name: String| match trash_name {
-                Some(trash) => (NodeId::Control(Control::Trash), trash.clone()),
+                Some(trash) => (TRASH, trash.clone()),
                 None => (live, name),
             };
             match directory {
@@ -337,15 +326,7 @@ impl ImageFs {
             NodeId::Image { serial, .. } if self.walkers.has_deleted(caller.pid, Object::Image(serial)) => return Ok(()),
             NodeId::Ghost => return Ok(()),
             NodeId::Staging(directory) => return self.unlink_staged(directory, name),
-            NodeId::Control(Control::Defaults) => return self.unlink_default(caller, name),
-            NodeId::Control(Control::Config) => return self.unlink_setting(caller, name),
-            NodeId::View(_) => return self.unlink_from_view(caller, parent, name),
-            _ if is_alias_directory(parent) => return self.unlink_alias(caller, parent, name),
-            NodeId::Control(Control::Failed) => {
-                let known = self.store.journal.forget_failed(&text_of(name));
-                return if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) };
-            }
-            NodeId::Control(Control::Trash) => return self.purge_link(caller, name),
+            NodeId::In(kind, directory) => return kind.place().unlink(self, caller, directory, name),
             NodeId::Control(_) => return Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" }),
             _ => {}
         }
@@ -392,38 +373,6 @@ impl ImageFs {
                 }
                 _ => Err(Error::IsDirectory { what: text_of(name) }),
             },
-        }
-    }
-
-    /// `rm MNT/.imgfs/trash/prod`: a link is gone for good.
-    fn purge_link(&self, caller: Caller, name: &[u8]) -> Result<()> {
-        let name = text_of(name);
-        let what = trash::trashed(&self.store.catalog.read(), &name);
-        let what = what.ok_or_else(|| Error::NotFound { what: name.clone() })?;
-        if let Trashed::Image(_) | Trashed::Version(_) = what {
-            return Err(Error::IsDirectory { what: name });
-        }
-        self.refuse_link(caller, what)?;
-        trash::purge(&self.store, what)?;
-        self.store.journal.log(caller.uid, "purge", &name, "gone");
-        Ok(())
-    }
-
-    /// Refuses to bring back or to end a link in the trash by who may not change what it is of.
-    pub(super) fn refuse_link(&self, caller: Caller, what: Trashed) -> Result<()> {
-        let image = {
-            let model = self.store.catalog.read();
-            match what {
-                Trashed::Default => None,
-                Trashed::Alias(serial) => model.aliases.get(&serial).map(|alias| alias.image),
-                Trashed::Label(serial) => model.labels.get(&serial).map(|label| label.image),
-                Trashed::Version(serial) => model.versions.get(&serial).map(|version| version.image),
-                Trashed::Image(serial) | Trashed::ImageDefault(serial) => Some(serial),
-            }
-        };
-        match image {
-            Some(image) => self.refuse_change(caller, self.store.catalog.read().images.get(&image)),
-            None => self.refuse_default(caller),
         }
     }
 
@@ -494,7 +443,7 @@ impl ImageFs {
         }
         let refused = |e| self.refused(caller, "truncate", &self.path_of(node), e);
         match node {
-            NodeId::Setting(_) => self.truncate_setting(caller, node, size).map_err(refused),
+            NodeId::In(kind, number) => kind.place().truncate(self, caller, number, size).map_err(refused),
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 self.truncate_upload(caller, &upload, size)

@@ -7,12 +7,13 @@ use crate::base::name::{AliasName, ImageName, Promise, promise_of};
 use crate::catalog::{Named, Trashed};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::fs::aliases::{alias_log, is_alias_directory};
 use crate::fs::gone::Gone;
 use crate::fs::names::label_of;
 use crate::fs::names::{is_temporary, text_of};
-use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
-use crate::fs::read::frozen;
+use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
+use crate::fs::opened::frozen;
+use crate::fs::places::aliases::{alias_log, is_directory, name_of_restored};
+use crate::fs::places::trash::TRASH;
 use crate::fs::stale;
 use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs, Kernel, Reply, within};
@@ -132,14 +133,8 @@ impl ImageFs {
         if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
             return self.link_lease(caller, serial, name, target);
         }
-        if parent == NodeId::Control(Control::Defaults) {
-            return self.link_default(caller, name, target);
-        }
-        if is_alias_directory(parent) {
-            return self.link_alias(caller, parent, name, target);
-        }
-        if let NodeId::View(_) = parent {
-            return self.link_into_view(caller, parent, name, target);
+        if let NodeId::In(kind, directory) = parent {
+            return kind.place().symlink(self, caller, directory, name, target);
         }
         let place = self.place_of(parent)?;
         let target_text = std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
@@ -317,7 +312,7 @@ impl ImageFs {
         if let NodeId::Staging(directory) = from.0 {
             return self.rename_staged((directory, &from.1), (to.0, &to.1));
         }
-        if let NodeId::Control(Control::Trash) = from.0 {
+        if from.0 == TRASH {
             return self.restore(caller, node, to);
         }
         match node {
@@ -338,8 +333,7 @@ impl ImageFs {
                 Err(Error::Managed { what: "a version's place".into(), why: "versions do not move" })
             }
             NodeId::Link(link) => self.rename_link(caller, from, to, link),
-            NodeId::AliasLink(_) => self.rename_deep_alias(caller, from, to, false),
-            NodeId::AliasDirectory(_) => self.rename_deep_alias(caller, from, to, true),
+            NodeId::In(kind, number) => kind.place().rename(self, caller, number, from, to),
             NodeId::Receipt(_) => Err(Error::Managed { what: text_of(&from.1), why: "it is the receipt of an upload" }),
             NodeId::Image { part: ImagePart::Metadata, .. } => {
                 Err(Error::Managed { what: "metadata.json".into(), why: "it stays where it is" })
@@ -355,9 +349,7 @@ impl ImageFs {
         let text = self.take_staged_link(from.0, &from.1).ok_or_else(stale)?;
         let target = String::from_utf8(text.clone()).map_err(|_| stale())?;
         let result = match from.0 {
-            NodeId::Control(Control::Defaults) => self.set_type_default(caller, &to.1, &text),
-            NodeId::View(_) => self.attach_to_view(caller, from.0, &to.1, &text),
-            directory if is_alias_directory(directory) => self.switch_alias(caller, directory, &to.1, &text),
+            NodeId::In(kind, directory) => kind.place().switch(self, caller, directory, &to.1, &text),
             NodeId::Root => {
                 let link = links::resolve_root_link(&self.store.catalog.read(), &target, &self.mount.path);
                 link.and_then(|link| {
@@ -456,7 +448,7 @@ impl ImageFs {
                 // It shows under its number, not under the name it was moved to.
                 self.has_moved(caller, to, self.version_node(serial));
             }
-            (NodeId::Link(link @ Link::TrashedAlias(_)), directory) if is_alias_directory(directory) => {
+            (NodeId::Link(link @ Link::TrashedAlias(_)), directory) if is_directory(directory) => {
                 self.restore_link(caller, link, to)?;
                 self.has_moved(caller, to, node);
             }
@@ -478,11 +470,11 @@ impl ImageFs {
     fn restore_link(&self, caller: Caller, link: Link, to: &(NodeId, Vec<u8>)) -> Result<()> {
         match link {
             Link::TrashedAlias(serial) => {
-                if to.0 != NodeId::Root && !is_alias_directory(to.0) {
+                if to.0 != NodeId::Root && !is_directory(to.0) {
                     return Err(Error::Managed { what: "an alias".into(), why: "it comes back into the root of the mount" });
                 }
                 self.refuse_link(caller, Trashed::Alias(serial))?;
-                trash::restore_alias(&self.store, serial, &self.name_of_restored(caller, serial, to)?)
+                trash::restore_alias(&self.store, serial, &name_of_restored(self, caller, serial, to)?)
             }
             Link::TrashedLabel(serial) => {
                 self.refuse_link(caller, Trashed::Label(serial))?;

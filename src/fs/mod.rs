@@ -27,14 +27,11 @@
 
 mod access;
 mod acl;
-mod aliases;
 mod at_label;
 mod browse;
 mod change;
 mod changes;
-mod config;
 mod control;
-mod defaults;
 mod edit;
 mod ghost;
 mod gone;
@@ -46,14 +43,14 @@ mod mounts;
 mod moved;
 mod names;
 mod node;
-mod queries;
+mod opened;
+mod places;
 mod read;
 mod retire;
 mod shells;
 mod staging;
 mod stat;
 mod upload;
-mod views;
 mod xattr;
 
 use std::collections::{BTreeSet, HashMap};
@@ -157,7 +154,7 @@ enum Handle {
     Lease(u32, Mutex<Edit>),
     /// The icon of the image with this serial.
     Icon(u32, crate::images::icons::Form, Mutex<Edit>),
-    Setting(String, Mutex<config::Writing>),
+    Setting(String, Mutex<places::config::Writing>),
     /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is what stat
     /// says, whatever becomes of the version.
     Made {

@@ -4,6 +4,7 @@
 //! target: a link that `ln -sfn` renamed over another is, for the kernel and for us, the same node.
 
 use crate::base::digest::Digest;
+use crate::fs::places::kinds::Kind;
 use crate::tree::NodeIndex;
 
 /// The root of the mount; FUSE's own number.
@@ -35,8 +36,6 @@ pub enum NodeId {
     Upload(u64),
     /// The receipt of a version's upload, from the catalog.
     Receipt(u32),
-    Job(u64),
-    Failed(u64),
     /// A symlink under a temporary name, by its number since the mount.
     StagedLink(u64),
     /// A staging directory, by its number since the mount.
@@ -48,20 +47,9 @@ pub enum NodeId {
     },
     /// Who uses a version: an entry of its `used_by`.
     Lease(u32),
-    /// A directory of `.imgfs/by`, by its place in `Dimension::ALL`; in it that of a value, by a number made of the value,
-    /// which is not 0.
-    Query {
-        dimension: u8,
-        value: u64,
-    },
-    /// A setting, by a number made of its name.
-    Setting(u64),
-    /// A view's directory in `.imgfs/views`, by a number made of its name.
-    View(u64),
-    /// A directory in `.imgfs/aliases`, by a number made of its way from there.
-    AliasDirectory(u64),
-    /// A link in one, by a number made of what it says.
-    AliasLink(u64),
+    /// A directory of `.imgfs` of some kind, or what is in it: the kind gives the number a meaning, and 0 is the directory
+    /// itself. Below 2^56.
+    In(Kind, u64),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
 }
@@ -86,7 +74,7 @@ macro_rules! numbered {
 
 numbered!(
     /// The files and directories of `.imgfs`.
-    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Jobs = 7, Failed = 8, Trash = 9, ById = 10, ByDigest = 11, Log1 = 13, Log2 = 14, Log3 = 15, By = 16, Unused = 17, Defaults = 18, Config = 19, Views = 20, Deprecated = 21, ByUuid = 22, Aliases = 23 }
+    Control { Dir = 2, Readme = 3, Status = 4, Errors = 5, Log = 6, Log1 = 13, Log2 = 14, Log3 = 15 }
 );
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2, Icon = 3 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6, Manifest = 7 });
@@ -124,6 +112,8 @@ pub enum Link {
 }
 
 const KIND: u32 = 56;
+/// From here on the kinds of fs/places are counted.
+const KINDS: u64 = 16;
 /// The numbers that names may have.
 const NAMES: u64 = (1 << 52) - 1;
 
@@ -169,16 +159,10 @@ impl NodeId {
             }
             NodeId::Upload(n) => pack(5, n),
             NodeId::Receipt(serial) => pack(6, u64::from(serial)),
-            NodeId::Job(n) => pack(7, n),
-            NodeId::Failed(n) => pack(8, n & ((1 << KIND) - 1)),
             NodeId::StagedLink(n) => pack(9, n),
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
-            NodeId::Setting(n) => pack(13, n),
-            NodeId::View(n) => pack(14, n),
-            NodeId::AliasDirectory(n) => pack(15, (n & NAMES) << 1),
-            NodeId::AliasLink(n) => pack(15, (n & NAMES) << 1 | 1),
-            NodeId::Query { dimension, value } => pack(12, (value & NAMES) << 4 | u64::from(dimension & 15)),
+            NodeId::In(kind, n) => pack(KINDS + kind.number(), n & ((1 << KIND) - 1)),
             NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
         }
     }
@@ -217,20 +201,13 @@ impl NodeId {
             }
             5 => NodeId::Upload(payload),
             6 => NodeId::Receipt(serial_at(0)?),
-            7 => NodeId::Job(payload),
-            8 => NodeId::Failed(payload),
             9 => NodeId::StagedLink(payload),
             10 => match (serial_at(24)?, (payload & 0xff_ffff) as u32) {
                 (directory, 0) => NodeId::Staging(directory),
                 (directory, file) => NodeId::Staged { directory, file },
             },
             11 => NodeId::Lease(serial_at(0)?),
-            13 => NodeId::Setting(payload),
-            14 => NodeId::View(payload),
-            15 if payload & 1 == 0 => NodeId::AliasDirectory(payload >> 1),
-            15 => NodeId::AliasLink(payload >> 1),
-            12 => NodeId::Query { dimension: (payload & 15) as u8, value: payload >> 4 },
-            _ => return None,
+            kind => NodeId::In(Kind::from_number(kind.checked_sub(KINDS)?)?, payload),
         })
     }
 }
@@ -238,10 +215,11 @@ impl NodeId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::places::kinds::ALL;
 
     #[test]
     fn every_node_has_a_number_of_its_own() {
-        let mut nodes = vec![NodeId::Root, NodeId::Ghost, NodeId::Query { dimension: 4, value: 0 }];
+        let mut nodes = vec![NodeId::Root, NodeId::Ghost];
         nodes.extend((2..24).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
@@ -255,21 +233,14 @@ mod tests {
             nodes.extend([0, 5, (1 << 28) - 1].map(|index| NodeId::Tree { serial, index }));
             nodes.extend([Link::Image(serial), Link::Version(serial), Link::Number(serial)].map(NodeId::Link));
             nodes.extend([Link::Latest(serial), Link::DeepImage(serial), Link::DeepVersion(serial)].map(NodeId::Link));
-            nodes.extend([
-                NodeId::Receipt(serial),
-                NodeId::Lease(serial),
-                NodeId::Upload(serial.into()),
-                NodeId::Job(serial.into()),
-            ]);
+            nodes.extend([NodeId::Receipt(serial), NodeId::Lease(serial), NodeId::Upload(serial.into())]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([Link::DeeperImage(serial), Link::DeepestImage(serial)].map(NodeId::Link));
             nodes.extend([Link::ImageLatest(serial), Link::ImageDefault(serial), Link::Label(serial)].map(NodeId::Link));
             nodes.extend([Link::TrashedAlias(serial), Link::TrashedLabel(serial)].map(NodeId::Link));
             nodes.extend([Link::TrashedDefault(serial), Link::TrashedImageDefault(serial)].map(NodeId::Link));
-            nodes.extend([NodeId::Setting(serial.into()), NodeId::View(serial.into())]);
-            nodes.extend([NodeId::AliasDirectory(serial.into()), NodeId::AliasLink(serial.into())]);
-            nodes.push(NodeId::Query { dimension: 4, value: u64::from(serial) << 20 });
-            nodes.extend([NodeId::StagedLink(serial.into()), NodeId::Failed(serial.into())]);
+            nodes.extend(ALL.iter().flat_map(|(_, kind)| [serial.into(), u64::from(serial) << 28].map(|n| NodeId::In(*kind, n))));
+            nodes.extend([NodeId::StagedLink(serial.into())]);
         }
         let mut seen = std::collections::HashSet::new();
         for node in nodes {

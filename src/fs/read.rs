@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::base::digest::BlobId;
 use crate::base::json;
 use crate::blob::{OBJECT_MIN, ReadBuf};
 use crate::catalog::Kept;
@@ -14,6 +13,7 @@ use crate::formats::metadata::METADATA_MAX;
 use crate::fs::control::log_number;
 use crate::fs::edit::Edit;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
+use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, Handle, ImageFs};
 use crate::images::describe;
@@ -23,27 +23,6 @@ use crate::images::last_use;
 use crate::images::leases;
 use crate::images::manifests;
 use crate::tree::{Bytes, Kind, NodeIndex, Tree};
-
-/// How a file is to be opened.
-#[derive(Clone, Copy, Debug)]
-pub struct OpenMode {
-    pub writes: bool,
-    /// O_TRUNC: what is there is to go first.
-    pub truncates: bool,
-}
-
-/// What an open asks of the kernel's caches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// The content never changes: pages may stay.
-    Lasting,
-    /// The same, of a blob that may be a file of its own.
-    Large(BlobId),
-    /// Every read and write comes here.
-    Direct(u64),
-    /// A handle, with the kernel's cache.
-    Cached(u64),
-}
 
 /// What of a version was to be read.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +64,7 @@ impl ImageFs {
             }
             NodeId::Upload(_) | NodeId::Receipt(_) => self.open_upload(caller, node, mode),
             NodeId::Staged { directory, file } => self.open_staged(directory, file, mode),
-            NodeId::Setting(_) => Ok(Opened::Direct(self.open_setting(caller, node, mode.writes, mode.truncates)?)),
+            NodeId::In(kind, number) => kind.place().open(self, caller, number, mode),
             NodeId::Lease(serial) => Ok(Opened::Direct(self.open_lease(serial, mode.truncates)?)),
             _ if mode.writes => Err(frozen(node)),
             file @ NodeId::Tree { serial, index } => {
@@ -119,7 +98,7 @@ impl ImageFs {
             NodeId::Control(control) if let Some(number) = log_number(control) => {
                 Ok(Opened::Direct(self.open_handle(Handle::Log { number, caller })))
             }
-            NodeId::Control(_) | NodeId::Job(_) | NodeId::Failed(_) => text(self.control_text(caller, node)?),
+            NodeId::Control(_) => text(self.control_text(caller, node)?),
             _ => Err(Error::IsDirectory { what: "it".into() }),
         }
     }
@@ -263,13 +242,5 @@ impl ImageFs {
         } else {
             Some(size)
         })
-    }
-}
-
-/// Writing to what is not writable: inside versions EROFS, elsewhere EPERM.
-pub(super) fn frozen(node: NodeId) -> Error {
-    match node {
-        NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => Error::Frozen { what: "a version".into() },
-        _ => Error::Managed { what: "this file".into(), why: "it is only read" },
     }
 }

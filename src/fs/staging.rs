@@ -23,7 +23,7 @@ use crate::fs::change::Changes;
 use crate::fs::moved::RefusedRename;
 use crate::fs::names::text_of;
 use crate::fs::node::NodeId;
-use crate::fs::read::{OpenMode, Opened};
+use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};

@@ -3,7 +3,7 @@
 use crate::base::json;
 use crate::catalog::{Image, Model, Root, Version};
 use crate::error::{Error, Result};
-use crate::fs::node::{Control, ImagePart, Link, NodeId, VersionPart};
+use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
 use crate::fs::stale;
 use crate::fs::{Attr, Caller, DAEMON, ImageFs};
 use crate::images::describe;
@@ -162,32 +162,10 @@ impl ImageFs {
             NodeId::Lease(serial) => self.lease_attr(serial, own(file, 0, 0)),
             NodeId::Staging(_) | NodeId::Staged { .. } => self.staged_attr(node, own(directory, 0, 0)),
             NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
-            NodeId::Job(_) | NodeId::Failed(_) => {
-                // Its owner's alone.
-                let (uid, text) = self.told_text(node)?;
-                Ok(Attr { uid, ..own(file | 0o400, text.len() as u64, self.root_changed()) })
-            }
-            NodeId::Setting(_) => self.setting_attr(node, own(file, 0, self.root_changed())),
-            NodeId::View(_) => Ok(own(directory | self.admin_rights(0o755).mode, 4096, self.root_changed())),
-            NodeId::Query { .. } => Ok(own(directory | 0o555, 4096, self.root_changed())),
-            NodeId::AliasLink(number) => {
-                let (text, image) = self.alias_link(number)?;
-                let model = self.store.catalog.read();
-                let (uid, gid) = model.images.get(&image).map_or((self.mount.uid, self.mount.gid), |i| (i.uid, i.gid));
-                Ok(Attr { uid, gid, ..own(link, text.len() as u64, self.root_changed()) })
-            }
-            // Whose the root is, that one's are aliases and what is default.
-            NodeId::Control(Control::Defaults | Control::Aliases) | NodeId::AliasDirectory(_) => {
-                let root = self.root();
-                let attr = own(directory | self.root_rights().mode, 4096, self.root_changed());
-                Ok(Attr { uid: root.uid, gid: root.gid, ..attr })
-            }
+            NodeId::In(kind, number) => kind.place().attr(self, number, own(directory, 4096, self.root_changed())),
             NodeId::Control(_) => {
                 let (format, size) = self.control_shape(DAEMON, node)?;
                 let mode = match node {
-                    // Who may bring something back, or end it, imgfs knows.
-                    NodeId::Control(Control::Trash) => directory | 0o777,
-                    NodeId::Control(Control::Config | Control::Views) => directory | self.admin_rights(0o755).mode,
                     _ if format == directory => directory | 0o755,
                     _ => file | 0o444,
                 };
@@ -248,9 +226,9 @@ impl ImageFs {
                 return Ok(slot.tree.symlink(&slot.tree.node(index)?)?.to_vec());
             }
             NodeId::StagedLink(number) => return self.staged_target(number),
-            NodeId::AliasLink(number) => {
+            NodeId::In(kind, number) => {
                 drop(model);
-                return Ok(self.alias_link(number)?.0.into_bytes());
+                return kind.place().readlink(self, number);
             }
             NodeId::Lease(serial) => {
                 drop(model);

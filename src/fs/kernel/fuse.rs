@@ -27,7 +27,7 @@ use crate::fs::kernel::held::Held;
 use crate::fs::kernel::latency::Latency;
 use crate::fs::kernel::passthrough::Backings;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
-use crate::fs::read::{OpenMode, Opened};
+use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel, stale};
 use convert::{
     EMPTY, answer_empty, answer_xattr, caller, errno, errno_of_node, file_attr, file_type, lasting, nanoseconds, node,
@@ -414,8 +414,11 @@ impl Filesystem for Adapter {
             Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
             Err(e) => reply.error(errno_of_node(&e)),
         };
-        let slow =
-            matches!(NodeId::from_ino(ino.0), Some(NodeId::Version { part: VersionPart::Upload, .. } | NodeId::Setting(_)));
+        let slow = match NodeId::from_ino(ino.0) {
+            Some(NodeId::Version { part: VersionPart::Upload, .. }) => true,
+            Some(NodeId::In(kind, _)) => kind.place().opens_slowly(),
+            _ => false,
+        };
         if !mode.writes && !slow {
             return guarded("open", || answer(node(ino).and_then(|id| fs.open(who, id, mode))));
         }

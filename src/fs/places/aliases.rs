@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Control, NodeId, number_of};
-use crate::fs::{Caller, DirEntry, ImageFs, stale};
+use crate::fs::places::{Kind, Named, Place};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::links::{self, LinkTarget, parents, path_of_target};
 
 /// The way from the directory of aliases to the root.
@@ -19,9 +20,23 @@ const UP: &str = "../../";
 /// Directories without an alias that are remembered.
 const EMPTY_MAX: usize = 4096;
 
+/// `.imgfs/aliases`: directories and links, by numbers made of their ways from there and of what they say.
+pub struct Aliases;
+
+/// The bit of a node's number that tells a link from a directory.
+const LINK: u64 = 1;
+
+fn directory_at(path: &str) -> NodeId {
+    NodeId::In(Kind::Aliases, if path.is_empty() { 0 } else { number_of(path) << 1 })
+}
+
+fn link_saying(text: &str) -> NodeId {
+    NodeId::In(Kind::Aliases, number_of(text) << 1 | LINK)
+}
+
 /// Whether this is the directory of aliases, or one in it.
-pub(super) fn is_alias_directory(node: NodeId) -> bool {
-    matches!(node, NodeId::Control(Control::Aliases) | NodeId::AliasDirectory(_))
+pub(in crate::fs) fn is_directory(node: NodeId) -> bool {
+    matches!(node, NodeId::In(Kind::Aliases, number) if number & LINK == 0)
 }
 
 /// What the link of an alias says: the way up to the root, and what it leads to.
@@ -33,223 +48,246 @@ fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-impl ImageFs {
-    /// The directories below `.imgfs/aliases`, by their ways from there.
-    fn alias_directories(&self) -> BTreeSet<String> {
-        let mut all = self.alias_directories.lock().clone();
-        let model = self.store.catalog.read();
-        all.extend(model.aliases_in("").flat_map(|(name, _)| parents(name)).map(str::to_owned));
-        all
-    }
+/// The directories below `.imgfs/aliases`, by their ways from there.
+fn directories(fs: &ImageFs) -> BTreeSet<String> {
+    let mut all = fs.alias_directories.lock().clone();
+    let model = fs.store.catalog.read();
+    all.extend(model.aliases_in("").flat_map(|(name, _)| parents(name)).map(str::to_owned));
+    all
+}
 
-    /// The way from `.imgfs/aliases` to a directory; empty for that itself.
-    fn alias_path(&self, node: NodeId) -> Result<String> {
-        match node {
-            NodeId::Control(Control::Aliases) => Ok(String::new()),
-            NodeId::AliasDirectory(number) => {
-                self.alias_directories().into_iter().find(|path| number_of(path) == number).ok_or_else(stale)
-            }
-            _ => Err(stale()),
+/// The way from `.imgfs/aliases` to a directory; empty for that itself.
+fn path_of(fs: &ImageFs, directory: u64) -> Result<String> {
+    match directory {
+        0 => Ok(String::new()),
+        _ => directories(fs).into_iter().find(|path| number_of(path) << 1 == directory).ok_or_else(stale),
+    }
+}
+
+/// The name that an alias in a directory has.
+fn name_in(fs: &ImageFs, directory: u64, name: &[u8]) -> Result<String> {
+    let name = std::str::from_utf8(name).map_err(|_| Error::NotFound { what: text_of(name) })?;
+    Ok(join(&path_of(fs, directory)?, name))
+}
+
+/// The same, where the directory may be of another kind.
+fn name_at(fs: &ImageFs, at: &Named) -> Result<String> {
+    let NodeId::In(Kind::Aliases, directory) = at.0 else { return Err(stale()) };
+    name_in(fs, directory, &at.1)
+}
+
+/// What a link says, and the image that it leads to. Its number is made of what it says: of two aliases that say the
+/// same, either will do.
+fn link_with(fs: &ImageFs, number: u64) -> Result<(String, u32)> {
+    let model = fs.store.catalog.read();
+    let mut all = model.aliases_in("").filter_map(|(_, alias)| Some((text_of_alias(&model, alias)?, alias.image)));
+    all.find(|(text, _)| number_of(text) << 1 | LINK == number).ok_or_else(stale)
+}
+
+/// The directories of a name stay when its alias goes: BusyBox's ln -sfn removes it before it makes another.
+fn keep_directories(fs: &ImageFs, name: &str) {
+    let mut made = fs.alias_directories.lock();
+    for parent in parents(name) {
+        if made.len() < EMPTY_MAX {
+            made.insert(parent.to_owned());
         }
     }
+}
 
-    /// The name that an alias in a directory has.
-    fn alias_named(&self, parent: NodeId, name: &[u8]) -> Result<String> {
-        let name = std::str::from_utf8(name).map_err(|_| Error::NotFound { what: text_of(name) })?;
-        Ok(join(&self.alias_path(parent)?, name))
+/// What a link in a directory of aliases is to lead to: a way up to the root, and down again, to another alias, too; or
+/// an absolute path into the mount. A bare name is taken for what was meant.
+fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
+    let missing = || Error::NotFound { what: format!("{} to link to", text_of(target)) };
+    let text = std::str::from_utf8(target).map_err(|_| missing())?;
+    let model = fs.store.catalog.read();
+    if text.starts_with('/') {
+        return links::resolve_root_link(&model, text, &fs.mount.path);
+    }
+    let path = path_of(fs, directory)?;
+    let mut at: Vec<&str> = [".imgfs", "aliases"].into_iter().chain(path.split('/').filter(|p| !p.is_empty())).collect();
+    for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." {
+            at.pop().ok_or_else(missing)?;
+        } else {
+            at.push(part);
+        }
+    }
+    match at.as_slice() {
+        [".imgfs", "aliases", name @ ..] => match model.alias_named(&name.join("/")) {
+            Some(alias) => Ok(links::target_of(alias)),
+            None if !text.starts_with("..") => links::resolve_root_link(&model, text, ""),
+            None => Err(missing()),
+        },
+        [".imgfs", ..] => Err(missing()),
+        inside => links::resolve_root_link(&model, &inside.join("/"), ""),
+    }
+}
+
+impl Place for Aliases {
+    fn kind(&self) -> Kind {
+        Kind::Aliases
     }
 
-    pub(super) fn alias_parent(&self, node: NodeId) -> NodeId {
-        let path = self.alias_path(node).unwrap_or_default();
-        path.rsplit_once('/').map_or(NodeId::Control(Control::Aliases), |(up, _)| NodeId::AliasDirectory(number_of(up)))
-    }
-
-    /// How what is in a directory of aliases is called in messages.
-    pub(super) fn alias_shown(&self, parent: NodeId, name: &str) -> String {
-        format!("/.imgfs/aliases/{}", join(&self.alias_path(parent).unwrap_or_default(), name))
-    }
-
-    pub(super) fn lookup_alias(&self, parent: NodeId, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = self.staged_link(parent, name) {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
+        if let Some(staged) = fs.staged_link(NodeId::In(Kind::Aliases, directory), name) {
             return Ok(staged);
         }
-        let full = self.alias_named(parent, name)?;
-        if self.alias_directories().contains(&full) {
-            return Ok(NodeId::AliasDirectory(number_of(&full)));
+        let full = name_in(fs, directory, name)?;
+        if directories(fs).contains(&full) {
+            return Ok(directory_at(&full));
         }
-        let model = self.store.catalog.read();
+        let model = fs.store.catalog.read();
         let text = model.alias_named(&full).and_then(|alias| text_of_alias(&model, alias));
-        text.map(|text| NodeId::AliasLink(number_of(&text))).ok_or(Error::NotFound { what: full })
+        text.map(|text| link_saying(&text)).ok_or(Error::NotFound { what: full })
     }
 
-    pub(super) fn list_aliases(&self, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
-        let path = self.alias_path(node)?;
-        let directories = self.alias_directories();
+    fn list(&self, fs: &ImageFs, _caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+        let path = path_of(fs, directory)?;
+        let directories = directories(fs);
         let here = |full: &str| {
             let rest = if path.is_empty() { full } else { full.strip_prefix(&path)?.strip_prefix('/')? };
             (!rest.contains('/')).then(|| rest.to_owned())
         };
         for full in &directories {
-            let node = NodeId::AliasDirectory(number_of(full));
+            let node = directory_at(full);
             all.extend(here(full).map(|name| DirEntry { name: name.into_bytes(), node, format: libc::S_IFDIR }));
         }
-        let model = self.store.catalog.read();
+        let model = fs.store.catalog.read();
         for (full, alias) in model.aliases_in(&path).filter(|(full, _)| !directories.contains(*full)) {
             let Some((name, text)) = here(full).zip(text_of_alias(&model, alias)) else { continue };
-            let node = NodeId::AliasLink(number_of(&text));
+            let node = link_saying(&text);
             all.push(DirEntry { name: name.into_bytes(), node, format: libc::S_IFLNK });
         }
         Ok(())
     }
 
-    /// What a link says, and the image that it leads to. Its number is made of what it says: of two aliases that say the
-    /// same, either will do.
-    pub(super) fn alias_link(&self, number: u64) -> Result<(String, u32)> {
-        let model = self.store.catalog.read();
-        let mut all = model.aliases_in("").filter_map(|(_, alias)| Some((text_of_alias(&model, alias)?, alias.image)));
-        all.find(|(text, _)| number_of(text) == number).ok_or_else(stale)
+    fn parent(&self, fs: &ImageFs, number: u64) -> NodeId {
+        if number == 0 {
+            return NodeId::Control(Control::Dir);
+        }
+        let path = path_of(fs, number).unwrap_or_default();
+        path.rsplit_once('/').map_or(NodeId::In(Kind::Aliases, 0), |(up, _)| directory_at(up))
+    }
+
+    fn path(&self, fs: &ImageFs, directory: u64, name: &str) -> String {
+        format!("/.imgfs/aliases/{}", join(&path_of(fs, directory).unwrap_or_default(), name))
+    }
+
+    /// An alias belongs to the owner of its image, and a directory to the owner of the root.
+    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+        if number & LINK == 0 {
+            let root = fs.root();
+            return Ok(Attr { mode: libc::S_IFDIR | fs.root_rights().mode, uid: root.uid, gid: root.gid, ..own });
+        }
+        let (text, image) = link_with(fs, number)?;
+        let model = fs.store.catalog.read();
+        let (uid, gid) = model.images.get(&image).map_or((own.uid, own.gid), |i| (i.uid, i.gid));
+        let size = text.len() as u64;
+        Ok(Attr { mode: libc::S_IFLNK | 0o777, links: 1, uid, gid, size, data: size, ..own })
+    }
+
+    fn readlink(&self, fs: &ImageFs, number: u64) -> Result<Vec<u8>> {
+        Ok(link_with(fs, number)?.0.into_bytes())
     }
 
     /// `mkdir -p .imgfs/aliases/centos/6`.
-    pub(super) fn make_alias_directory(&self, parent: NodeId, name: &[u8]) -> Result<NodeId> {
-        let full = self.alias_named(parent, name)?;
+    fn mkdir(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
+        let full = name_in(fs, directory, name)?;
         // What is in it has a longer name.
         AliasName::parse(format!("{full}/x").as_bytes())?;
-        links::refuse_alias_path(&self.store.catalog.read(), &full)?;
-        if self.lookup_alias(parent, name).is_ok() {
+        links::refuse_alias_path(&fs.store.catalog.read(), &full)?;
+        if self.lookup(fs, caller, directory, name).is_ok() {
             return Err(Error::Taken { name: full, holder: "there is one already".into() });
         }
-        let mut made = self.alias_directories.lock();
+        let mut made = fs.alias_directories.lock();
         if made.len() >= EMPTY_MAX {
             let limit = format!("{EMPTY_MAX} directories of aliases");
             return Err(Error::OverLimit { what: "what was made without an alias in it".into(), limit });
         }
-        let number = number_of(&full);
+        let node = directory_at(&full);
         made.insert(full);
-        Ok(NodeId::AliasDirectory(number))
+        Ok(node)
     }
 
     /// `rmdir`: of an empty one.
-    pub(super) fn remove_alias_directory(&self, node: NodeId) -> Result<()> {
-        let path = self.alias_path(node)?;
+    fn rmdir(&self, fs: &ImageFs, _caller: Caller, number: u64) -> Result<()> {
+        if number == 0 {
+            return Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" });
+        }
+        let path = path_of(fs, number)?;
         let below = format!("{path}/");
-        if self.alias_directories().iter().any(|other| other.starts_with(&below))
-            || self.store.catalog.read().aliases_in(&path).next().is_some()
+        if directories(fs).iter().any(|other| other.starts_with(&below))
+            || fs.store.catalog.read().aliases_in(&path).next().is_some()
         {
             return Err(Error::NotEmpty { what: format!(".imgfs/aliases/{path}") });
         }
-        self.alias_directories.lock().remove(&path);
+        fs.alias_directories.lock().remove(&path);
         Ok(())
     }
 
-    /// The directories of a name stay when its alias goes: BusyBox's ln -sfn removes it before it makes another.
-    fn keep_directories(&self, name: &str) {
-        let mut made = self.alias_directories.lock();
-        for parent in parents(name) {
-            if made.len() < EMPTY_MAX {
-                made.insert(parent.to_owned());
-            }
-        }
-    }
-
-    /// What a link in a directory of aliases is to lead to: a way up to the root, and down again, to another alias, too; or
-    /// an absolute path into the mount. A bare name is taken for what was meant.
-    fn alias_target(&self, parent: NodeId, target: &[u8]) -> Result<LinkTarget> {
-        let missing = || Error::NotFound { what: format!("{} to link to", text_of(target)) };
-        let text = std::str::from_utf8(target).map_err(|_| missing())?;
-        let model = self.store.catalog.read();
-        if text.starts_with('/') {
-            return links::resolve_root_link(&model, text, &self.mount.path);
-        }
-        let path = self.alias_path(parent)?;
-        let mut at: Vec<&str> = [".imgfs", "aliases"].into_iter().chain(path.split('/').filter(|p| !p.is_empty())).collect();
-        for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
-            if part == ".." {
-                at.pop().ok_or_else(missing)?;
-            } else {
-                at.push(part);
-            }
-        }
-        match at.as_slice() {
-            [".imgfs", "aliases", name @ ..] => match model.alias_named(&name.join("/")) {
-                Some(alias) => Ok(links::target_of(alias)),
-                None if !text.starts_with("..") => links::resolve_root_link(&model, text, ""),
-                None => Err(missing()),
-            },
-            [".imgfs", ..] => Err(missing()),
-            inside => links::resolve_root_link(&model, &inside.join("/"), ""),
-        }
-    }
-
     /// `ln -s`, and the first half of `ln -sfn`.
-    pub(super) fn link_alias(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
-        let to = self.alias_target(parent, target)?;
+    fn symlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], text: &[u8]) -> Result<NodeId> {
+        let to = target(fs, directory, text)?;
         if is_temporary(name) {
-            return Ok(self.stage_link(caller, parent, name, target));
+            return Ok(fs.stage_link(caller, NodeId::In(Kind::Aliases, directory), name, text));
         }
-        let full = self.alias_named(parent, name)?;
-        if self.store.catalog.read().alias_named(&full).is_some() {
+        let full = name_in(fs, directory, name)?;
+        if fs.store.catalog.read().alias_named(&full).is_some() {
             return Err(Error::Taken { name: full, holder: "there is one already".into() });
         }
-        self.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, target)?;
-        self.root_has_changed();
-        self.lookup_alias(parent, name)
+        fs.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, text)?;
+        fs.root_has_changed();
+        self.lookup(fs, caller, directory, name)
     }
 
     /// The second half of `ln -sfn`.
-    pub(super) fn switch_alias(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<()> {
-        let to = self.alias_target(parent, target)?;
+    fn switch(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], text: &[u8]) -> Result<()> {
+        let to = target(fs, directory, text)?;
         if is_temporary(name) {
-            self.stage_link(caller, parent, name, target);
+            fs.stage_link(caller, NodeId::In(Kind::Aliases, directory), name, text);
             return Ok(());
         }
-        let full = self.alias_named(parent, name)?;
-        self.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, target)
+        let full = name_in(fs, directory, name)?;
+        fs.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, text)
     }
 
     /// `rm`: into the trash.
-    pub(super) fn unlink_alias(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
-        if self.take_staged_link(parent, name).is_some() {
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
+        if fs.take_staged_link(NodeId::In(Kind::Aliases, directory), name).is_some() {
             return Ok(());
         }
-        if let NodeId::AliasDirectory(_) = self.lookup_alias(parent, name)? {
+        if is_directory(self.lookup(fs, caller, directory, name)?) {
             return Err(Error::IsDirectory { what: text_of(name) });
         }
-        let full = self.alias_named(parent, name)?;
-        let serial = self.store.catalog.read().alias_named(&full).map(|alias| alias.serial).ok_or_else(stale)?;
-        self.refuse_alias_change(caller, &full)?;
-        links::drop_alias(&self.store, serial)?;
-        self.keep_directories(&full);
-        self.root_has_changed();
-        self.store.journal.log(caller.uid, "unalias", &alias_log(&full), "dropped");
+        let full = name_in(fs, directory, name)?;
+        let serial = fs.store.catalog.read().alias_named(&full).map(|alias| alias.serial).ok_or_else(stale)?;
+        fs.refuse_alias_change(caller, &full)?;
+        links::drop_alias(&fs.store, serial)?;
+        keep_directories(fs, &full);
+        fs.root_has_changed();
+        fs.store.journal.log(caller.uid, "unalias", &alias_log(&full), "dropped");
         Ok(())
     }
 
     /// `mv` within `.imgfs/aliases`: of an alias, or of a directory with all that is in it.
-    pub(super) fn rename_deep_alias(
-        &self,
-        caller: Caller,
-        from: &(NodeId, Vec<u8>),
-        to: &(NodeId, Vec<u8>),
-        directory: bool,
-    ) -> Result<()> {
-        if !is_alias_directory(to.0) {
+    fn rename(&self, fs: &ImageFs, caller: Caller, number: u64, from: &Named, to: &Named) -> Result<()> {
+        if !is_directory(to.0) {
             return Err(Error::Managed { what: text_of(&from.1), why: "an alias in .imgfs/aliases moves within that" });
         }
-        let (old, new) = (self.alias_named(from.0, &from.1)?, self.alias_named(to.0, &to.1)?);
+        let (old, new) = (name_at(fs, from)?, name_at(fs, to)?);
         for name in [&old, &new] {
-            self.refuse_alias_change(caller, name)?;
+            fs.refuse_alias_change(caller, name)?;
         }
-        if directory {
+        if number & LINK == 0 {
             AliasName::parse(format!("{new}/x").as_bytes())?;
-            let within: Vec<String> = self.store.catalog.read().aliases_in(&old).map(|(name, _)| name.to_owned()).collect();
-            within.iter().try_for_each(|name| self.refuse_alias_change(caller, name))?;
-            if self.alias_directories().iter().any(|other| other.starts_with(&format!("{new}/"))) {
+            let within: Vec<String> = fs.store.catalog.read().aliases_in(&old).map(|(name, _)| name.to_owned()).collect();
+            within.iter().try_for_each(|name| fs.refuse_alias_change(caller, name))?;
+            if directories(fs).iter().any(|other| other.starts_with(&format!("{new}/"))) {
                 return Err(Error::NotEmpty { what: format!(".imgfs/aliases/{new}") });
             }
-            links::rename_alias_directory(&self.store, &old, &new)?;
+            links::rename_alias_directory(&fs.store, &old, &new)?;
             let below = format!("{old}/");
-            let mut made = self.alias_directories.lock();
+            let mut made = fs.alias_directories.lock();
             let moved = |path: &String| match path.strip_prefix(&below) {
                 Some(rest) => format!("{new}/{rest}"),
                 None if *path == old => new.clone(),
@@ -258,39 +296,39 @@ impl ImageFs {
             *made = made.iter().map(moved).chain([new.clone()]).collect();
             drop(made);
         } else {
-            let serial = self.store.catalog.read().alias_named(&old).map(|alias| alias.serial).ok_or_else(stale)?;
+            let serial = fs.store.catalog.read().alias_named(&old).map(|alias| alias.serial).ok_or_else(stale)?;
             let name = AliasName::parse(new.as_bytes())?;
             if !name.as_str().contains('/') {
-                self.refuse_staged(name.as_str(), None)?;
+                fs.refuse_staged(name.as_str(), None)?;
             }
-            links::rename_alias(&self.store, serial, Some(&name))?;
+            links::rename_alias(&fs.store, serial, Some(&name))?;
         }
-        self.keep_directories(&old);
-        self.root_has_changed();
-        self.store.journal.log(caller.uid, "rename", &alias_log(&old), &alias_log(&new));
+        keep_directories(fs, &old);
+        fs.root_has_changed();
+        fs.store.journal.log(caller.uid, "rename", &alias_log(&old), &alias_log(&new));
         Ok(())
-    }
-
-    /// The name under which an alias comes back from the trash: that which it had, if it had slashes and the gesture says
-    /// no other.
-    pub(super) fn name_of_restored(&self, caller: Caller, serial: u32, to: &(NodeId, Vec<u8>)) -> Result<AliasName> {
-        let own = {
-            let model = self.store.catalog.read();
-            let alias = model.aliases.get(&serial).ok_or_else(stale)?;
-            let entry = alias.trashed.as_ref().map(|trash| trash.name.clone());
-            (alias.name.contains('/') && entry.is_some_and(|entry| entry.as_bytes() == to.1)).then(|| alias.name.clone())
-        };
-        let name = match own {
-            Some(name) => name,
-            None if is_alias_directory(to.0) => self.alias_named(to.0, &to.1)?,
-            None => return Ok((&self.new_name(caller, &to.1)?).into()),
-        };
-        self.refuse_binding(caller, &name)?;
-        AliasName::parse(name.as_bytes())
     }
 }
 
+/// The name under which an alias comes back from the trash: that which it had, if it had slashes and the gesture says
+/// no other.
+pub(in crate::fs) fn name_of_restored(fs: &ImageFs, caller: Caller, serial: u32, to: &Named) -> Result<AliasName> {
+    let own = {
+        let model = fs.store.catalog.read();
+        let alias = model.aliases.get(&serial).ok_or_else(stale)?;
+        let entry = alias.trashed.as_ref().map(|trash| trash.name.clone());
+        (alias.name.contains('/') && entry.is_some_and(|entry| entry.as_bytes() == to.1)).then(|| alias.name.clone())
+    };
+    let name = match own {
+        Some(name) => name,
+        None if is_directory(to.0) => name_at(fs, to)?,
+        None => return Ok((&fs.new_name(caller, &to.1)?).into()),
+    };
+    fs.refuse_binding(caller, &name)?;
+    AliasName::parse(name.as_bytes())
+}
+
 /// How the log calls an alias: with slashes its first part is no image's name.
-pub(super) fn alias_log(name: &str) -> String {
+pub(in crate::fs) fn alias_log(name: &str) -> String {
     if name.contains('/') { format!(".imgfs/aliases/{name}") } else { name.to_owned() }
 }

@@ -7,95 +7,159 @@ use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::names::text_of;
 use crate::fs::node::{Control, Link, NodeId, number_of};
-use crate::fs::{Caller, DirEntry, ImageFs, stale};
+use crate::fs::places::{Kind, Place};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::query::{self, Dimension};
 
-fn dimension(n: u8) -> Result<Dimension> {
-    Dimension::ALL.get(usize::from(n)).map(|(_, dimension)| *dimension).ok_or_else(stale)
+/// `.imgfs/by`: a directory a dimension, in it one a value, in it a link an image.
+pub struct By;
+
+/// What a directory shows.
+enum Shows {
+    Dimensions,
+    /// The values of a dimension, by its place in `Dimension::ALL`.
+    Values(u64),
+    /// The images that have a value: the dimension, and a number made of the value.
+    Having(u64, u64),
+    Unused,
+    Deprecated,
 }
 
-impl ImageFs {
-    /// The values that images of a dimension have which this user may read.
-    fn values(&self, caller: Caller, of: Dimension) -> BTreeSet<String> {
-        let model = self.store.catalog.read();
-        let shown = model.live_images().filter(|image| image.editable.offer.is_offered() && self.may(caller, image, READ));
-        shown.flat_map(|image| of.values(image).map(str::to_owned)).collect()
+/// Bits of a directory's number that say which dimension it is of, counted from 1; the rest is its value's.
+const DIMENSION: u32 = 4;
+const UNUSED: u64 = 14;
+const DEPRECATED: u64 = 15;
+
+impl Shows {
+    fn of(number: u64) -> Shows {
+        match (number & ((1 << DIMENSION) - 1), number >> DIMENSION) {
+            (0, _) => Shows::Dimensions,
+            (UNUSED, _) => Shows::Unused,
+            (DEPRECATED, _) => Shows::Deprecated,
+            (dimension, 0) => Shows::Values(dimension - 1),
+            (dimension, value) => Shows::Having(dimension - 1, value),
+        }
     }
 
-    /// Names and serials of the images in a directory of `by`.
-    fn images_in(&self, caller: Caller, of: Dimension, value: u64) -> Vec<(String, u32)> {
-        let model = self.store.catalog.read();
-        let value = model.live_images().flat_map(|image| of.values(image)).find(|v| number_of(v) == value);
-        let found = value.into_iter().flat_map(|value| query::having(&model, of, value));
-        found.filter(|image| self.may(caller, image, READ)).map(|image| (image.name.clone(), image.serial)).collect()
+    fn node(&self) -> NodeId {
+        NodeId::In(Kind::By, match self {
+            Shows::Dimensions => 0,
+            Shows::Values(dimension) => dimension + 1,
+            Shows::Having(dimension, value) => value << DIMENSION | (dimension + 1),
+            Shows::Unused => UNUSED,
+            Shows::Deprecated => DEPRECATED,
+        })
+    }
+}
+
+fn dimension(n: u64) -> Result<Dimension> {
+    Dimension::ALL.get(n as usize).map(|(_, dimension)| *dimension).ok_or_else(stale)
+}
+
+/// The values that images of a dimension have which this user may read.
+fn values(fs: &ImageFs, caller: Caller, of: Dimension) -> BTreeSet<String> {
+    let model = fs.store.catalog.read();
+    let shown = model.live_images().filter(|image| image.editable.offer.is_offered() && fs.may(caller, image, READ));
+    shown.flat_map(|image| of.values(image).map(str::to_owned)).collect()
+}
+
+/// Names and serials of the images that have a value.
+fn having(fs: &ImageFs, caller: Caller, of: Dimension, value: u64) -> Vec<(String, u32)> {
+    let model = fs.store.catalog.read();
+    let value = model.live_images().flat_map(|image| of.values(image)).find(|v| number_of(v) == value);
+    let found = value.into_iter().flat_map(|value| query::having(&model, of, value));
+    found.filter(|image| fs.may(caller, image, READ)).map(|image| (image.name.clone(), image.serial)).collect()
+}
+
+/// The images that nobody uses, or those that are deprecated: names and serials.
+fn found_for(fs: &ImageFs, caller: Caller, deprecated: bool) -> Vec<(String, u32)> {
+    let unused = if deprecated { HashSet::new() } else { query::unused(&fs.store) };
+    let model = fs.store.catalog.read();
+    let is = |i: &&Image| if deprecated { i.editable.offer.deprecated } else { unused.contains(&i.serial) };
+    let shown = model.live_images().filter(|i| is(i) && fs.may(caller, i, READ));
+    shown.map(|image| (image.name.clone(), image.serial)).collect()
+}
+
+/// The links of a directory that has links.
+fn links(fs: &ImageFs, caller: Caller, shows: &Shows) -> Result<Vec<(String, Link)>> {
+    let deeper = |(name, serial)| (name, Link::DeeperImage(serial));
+    Ok(match shows {
+        Shows::Dimensions | Shows::Values(_) => Vec::new(),
+        Shows::Having(of, value) => {
+            let found = having(fs, caller, dimension(*of)?, *value).into_iter();
+            found.map(|(name, serial)| (name, Link::DeepestImage(serial))).collect()
+        }
+        Shows::Unused => found_for(fs, caller, false).into_iter().map(deeper).collect(),
+        Shows::Deprecated => found_for(fs, caller, true).into_iter().map(deeper).collect(),
+    })
+}
+
+impl Place for By {
+    fn kind(&self) -> Kind {
+        Kind::By
     }
 
-    pub(super) fn lookup_query(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
-        match parent {
-            NodeId::Control(Control::By) if text == "unused" => Ok(NodeId::Control(Control::Unused)),
-            NodeId::Control(Control::By) if text == "deprecated" => Ok(NodeId::Control(Control::Deprecated)),
-            NodeId::Control(Control::By) => {
+        match Shows::of(directory) {
+            Shows::Dimensions if text == "unused" => Ok(Shows::Unused.node()),
+            Shows::Dimensions if text == "deprecated" => Ok(Shows::Deprecated.node()),
+            Shows::Dimensions => {
                 let at = Dimension::ALL.iter().position(|(known, _)| *known == text).ok_or_else(missing)?;
-                Ok(NodeId::Query { dimension: at as u8, value: 0 })
+                Ok(Shows::Values(at as u64).node())
             }
-            NodeId::Query { dimension: of, value: 0 } => {
+            Shows::Values(of) => {
                 let kind = dimension(of)?;
-                let value =
-                    self.values(caller, kind).into_iter().find(|value| kind.is_called(value, text)).ok_or_else(missing)?;
-                Ok(NodeId::Query { dimension: of, value: number_of(&value) })
+                let value = values(fs, caller, kind).into_iter().find(|value| kind.is_called(value, text));
+                Ok(Shows::Having(of, number_of(&value.ok_or_else(missing)?)).node())
             }
-            NodeId::Query { dimension: of, value } => {
-                let found = self.images_in(caller, dimension(of)?, value);
-                let image = found.into_iter().find(|(image, _)| image == text).ok_or_else(missing)?;
-                Ok(NodeId::Link(Link::DeepestImage(image.1)))
-            }
-            _ => {
-                let found = self.found_for(caller, parent).into_iter().find(|(image, _)| image == text);
-                found.map(|(_, serial)| NodeId::Link(Link::DeeperImage(serial))).ok_or_else(missing)
+            shows => {
+                let found = links(fs, caller, &shows)?.into_iter().find(|(image, _)| image == text);
+                found.map(|(_, link)| NodeId::Link(link)).ok_or_else(missing)
             }
         }
     }
 
-    /// The images that nobody uses, or those that are deprecated: names and serials.
-    fn found_for(&self, caller: Caller, directory: NodeId) -> Vec<(String, u32)> {
-        let deprecated = directory == NodeId::Control(Control::Deprecated);
-        let unused = if deprecated { HashSet::new() } else { query::unused(&self.store) };
-        let model = self.store.catalog.read();
-        let is = |i: &&Image| if deprecated { i.editable.offer.deprecated } else { unused.contains(&i.serial) };
-        let shown = model.live_images().filter(|i| is(i) && self.may(caller, i, READ));
-        shown.map(|image| (image.name.clone(), image.serial)).collect()
-    }
-
-    pub(super) fn list_query(&self, caller: Caller, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
         let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
-        match node {
-            NodeId::Control(Control::By) => {
+        match Shows::of(directory) {
+            Shows::Dimensions => {
                 for (n, (name, _)) in Dimension::ALL.iter().enumerate() {
-                    add(name, NodeId::Query { dimension: n as u8, value: 0 }, libc::S_IFDIR);
+                    add(name, Shows::Values(n as u64).node(), libc::S_IFDIR);
                 }
-                add("unused", NodeId::Control(Control::Unused), libc::S_IFDIR);
-                add("deprecated", NodeId::Control(Control::Deprecated), libc::S_IFDIR);
+                add("unused", Shows::Unused.node(), libc::S_IFDIR);
+                add("deprecated", Shows::Deprecated.node(), libc::S_IFDIR);
             }
-            NodeId::Query { dimension: of, value: 0 } => {
-                for value in self.values(caller, dimension(of)?) {
+            Shows::Values(of) => {
+                for value in values(fs, caller, dimension(of)?) {
                     if let Some(name) = query::name_of(&value) {
-                        add(&name, NodeId::Query { dimension: of, value: number_of(&value) }, libc::S_IFDIR);
+                        add(&name, Shows::Having(of, number_of(&value)).node(), libc::S_IFDIR);
                     }
                 }
             }
-            NodeId::Query { dimension: of, value } => {
-                for (name, serial) in self.images_in(caller, dimension(of)?, value) {
-                    add(&name, NodeId::Link(Link::DeepestImage(serial)), libc::S_IFLNK);
-                }
-            }
-            _ => {
-                for (name, serial) in self.found_for(caller, node) {
-                    add(&name, NodeId::Link(Link::DeeperImage(serial)), libc::S_IFLNK);
-                }
-            }
+            shows => links(fs, caller, &shows)?.iter().for_each(|(name, link)| add(name, NodeId::Link(*link), libc::S_IFLNK)),
         }
         Ok(())
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn parent(&self, _fs: &ImageFs, number: u64) -> NodeId {
+        match Shows::of(number) {
+            Shows::Dimensions => NodeId::Control(Control::Dir),
+            Shows::Having(dimension, _) => Shows::Values(dimension).node(),
+            _ => Shows::Dimensions.node(),
+        }
+    }
+
+    fn attr(&self, _fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+        let mode = match Shows::of(number) {
+            Shows::Values(_) | Shows::Having(..) => 0o555,
+            _ => 0o755,
+        };
+        Ok(Attr { mode: libc::S_IFDIR | mode, ..own })
     }
 }

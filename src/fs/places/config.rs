@@ -8,7 +8,10 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
+use crate::fs::acl::Shown;
 use crate::fs::node::{NodeId, number_of};
+use crate::fs::places::{Kind, Place};
+use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
 use crate::images::views;
 use crate::store::settings::{self, Settings};
@@ -19,7 +22,7 @@ const TEXT_MAX: usize = 256;
 const ENDING: Duration = Duration::from_secs(1);
 
 /// A setting being written: each write(2) is judged with all that was written before it.
-pub(super) struct Writing {
+pub(in crate::fs) struct Writing {
     text: Vec<u8>,
     /// Nothing was written since it was truncated: at its end it goes back to its default.
     truncated: bool,
@@ -30,90 +33,159 @@ pub(super) struct Writing {
 /// What only who administers the store changes.
 const HERE: &str = ".imgfs/config";
 
-impl ImageFs {
-    /// The settings that are shown: those of all, and those that users have.
-    fn setting_names(&self) -> Vec<String> {
-        let model = self.store.catalog.read();
-        let own =
-            model.settings.keys().filter_map(|key| key.strip_prefix(settings::CONFIG)).filter(|name| !Settings::is_known(name));
-        let mut all: BTreeSet<String> = own.map(str::to_owned).collect();
-        // One that is being made is there for its maker.
-        all.extend(self.handles.read().values().filter_map(|handle| match &**handle {
-            Handle::Setting(name, _) if !Settings::is_known(name) => Some(name.clone()),
-            _ => None,
-        }));
-        Settings::names().map(str::to_owned).chain(all).collect()
+/// `.imgfs/config`: a file a setting. A file's number is made of its name.
+pub struct Config;
+
+fn node_of(name: &str) -> NodeId {
+    NodeId::In(Kind::Config, number_of(name))
+}
+
+/// The settings that are shown: those of all, and those that users have.
+fn names(fs: &ImageFs) -> Vec<String> {
+    let model = fs.store.catalog.read();
+    let own = model.settings.keys().filter_map(|key| key.strip_prefix(settings::CONFIG));
+    let mut all: BTreeSet<String> = own.filter(|name| !Settings::is_known(name)).map(str::to_owned).collect();
+    // One that is being made is there for its maker.
+    all.extend(fs.handles.read().values().filter_map(|handle| match &**handle {
+        Handle::Setting(name, _) if !Settings::is_known(name) => Some(name.clone()),
+        _ => None,
+    }));
+    Settings::names().map(str::to_owned).chain(all).collect()
+}
+
+fn named(fs: &ImageFs, number: u64) -> Result<String> {
+    names(fs).into_iter().find(|name| number_of(name) == number).ok_or_else(stale)
+}
+
+fn text_of_setting(fs: &ImageFs, name: &str) -> Result<String> {
+    let own = fs.store.catalog.read().settings.get(&settings::key(name)).cloned();
+    match own.filter(|_| !Settings::is_known(name)) {
+        Some(text) => Ok(text),
+        None if settings::view_of(name).is_some() => Settings::default().text(settings::kind_of(name)),
+        // A user who has none is bound as all are.
+        None => fs.store.settings().text(settings::kind_of(name)),
+    }
+}
+
+/// Whether somebody has truncated the setting, and not written anything yet.
+fn is_ending(fs: &ImageFs, name: &str) -> bool {
+    let ends = |handle: &Arc<Handle>| matches!(&**handle, Handle::Setting(n, writing) if n == name && writing.lock().truncated);
+    fs.handles.read().values().any(ends)
+}
+
+/// Gives a setting a value; an empty one stands for the default.
+fn choose(fs: &ImageFs, caller: Caller, name: &str, value: &str) -> Result<()> {
+    fs.store.choose(name, Some(value).filter(|value| !value.is_empty()))?;
+    fs.touch_root();
+    if name.ends_with("_group") {
+        fs.forget_rights();
+    }
+    fs.store.journal.log(caller.uid, "config", name, if value.is_empty() { "the default" } else { value });
+    Ok(())
+}
+
+impl Place for Config {
+    fn kind(&self) -> Kind {
+        Kind::Config
     }
 
-    fn setting_named(&self, node: NodeId) -> Result<String> {
-        self.setting_names().into_iter().find(|name| NodeId::Setting(number_of(name)) == node).ok_or_else(stale)
+    fn is_there(&self, fs: &ImageFs) -> bool {
+        fs.store.catalog.view().is_none()
     }
 
-    fn setting_text(&self, name: &str) -> Result<String> {
-        let own = self.store.catalog.read().settings.get(&settings::key(name)).cloned();
-        match own.filter(|_| !Settings::is_known(name)) {
-            Some(text) => Ok(text),
-            None if settings::view_of(name).is_some() => Settings::default().text(settings::kind_of(name)),
-            // A user who has none is bound as all are.
-            None => self.store.settings().text(settings::kind_of(name)),
-        }
-    }
-
-    pub(super) fn lookup_setting(&self, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
         let name = settings::canonical(text).ok_or_else(missing)?;
-        if self.setting_names().contains(&name) { Ok(NodeId::Setting(number_of(&name))) } else { Err(missing()) }
+        if names(fs).contains(&name) { Ok(node_of(&name)) } else { Err(missing()) }
     }
 
-    pub(super) fn list_settings(&self, all: &mut Vec<DirEntry>) {
-        all.extend(self.setting_names().into_iter().map(|name| DirEntry {
-            node: NodeId::Setting(number_of(&name)),
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+        all.extend(names(fs).into_iter().map(|name| DirEntry {
+            node: node_of(&name),
             name: settings::shown(&name).into_bytes(),
             format: libc::S_IFREG,
         }));
+        Ok(())
     }
 
-    pub(super) fn setting_attr(&self, node: NodeId, own: Attr) -> Result<Attr> {
-        let size = self.setting_text(&self.setting_named(node)?)?.len() as u64 + 1;
-        Ok(Attr { mode: libc::S_IFREG | self.admin_rights(0o644).mode & 0o666, size, data: size, ..own })
+    fn changes(&self) -> bool {
+        false
     }
 
-    pub(super) fn open_setting(&self, caller: Caller, node: NodeId, writes: bool, truncates: bool) -> Result<u64> {
-        let name = self.setting_named(node)?;
+    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+        if number == 0 {
+            return Ok(Attr { mode: libc::S_IFDIR | fs.admin_rights(0o755).mode, ..own });
+        }
+        let size = text_of_setting(fs, &named(fs, number)?)?.len() as u64 + 1;
+        Ok(Attr { mode: libc::S_IFREG | fs.admin_rights(0o644).mode & 0o666, links: 1, size, data: size, ..own })
+    }
+
+    fn rights(&self, fs: &ImageFs, number: u64) -> Option<(Shown, u32)> {
+        Some(if number == 0 { (fs.admin_rights(0o755), 7) } else { (fs.admin_rights(0o644), 6) })
+    }
+
+    /// A look waits for the end of a truncation.
+    fn opens_slowly(&self) -> bool {
+        true
+    }
+
+    fn open(&self, fs: &ImageFs, caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
+        if number == 0 {
+            return Err(Error::IsDirectory { what: HERE.into() });
+        }
+        let name = named(fs, number)?;
         let begun = Instant::now();
-        while !writes && self.is_ending(&name) && begun.elapsed() < ENDING {
+        while !mode.writes && is_ending(fs, &name) && begun.elapsed() < ENDING {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let text = format!("{}\n", self.setting_text(&name)?).into_bytes();
-        if !writes {
-            return Ok(self.open_handle(Handle::Text(text)));
+        let text = format!("{}\n", text_of_setting(fs, &name)?).into_bytes();
+        if !mode.writes {
+            return Ok(Opened::Direct(fs.open_handle(Handle::Text(text))));
         }
-        self.refuse_others(caller, HERE)?;
-        let text = if truncates { Vec::new() } else { text };
-        Ok(self.open_handle(Handle::Setting(name, Mutex::new(Writing { text, truncated: truncates, closed: false }))))
-    }
-
-    /// Whether somebody has truncated the setting, and not written anything yet.
-    fn is_ending(&self, name: &str) -> bool {
-        let ends =
-            |handle: &Arc<Handle>| matches!(&**handle, Handle::Setting(n, writing) if n == name && writing.lock().truncated);
-        self.handles.read().values().any(ends)
+        fs.refuse_others(caller, HERE)?;
+        let text = if mode.truncates { Vec::new() } else { text };
+        let writing = Writing { text, truncated: mode.truncates, closed: false };
+        Ok(Opened::Direct(fs.open_handle(Handle::Setting(name, Mutex::new(writing)))))
     }
 
     /// `echo 10G > .imgfs/config/quota.alice`: a bound of one user's.
-    pub(super) fn create_setting(&self, caller: Caller, name: &[u8]) -> Result<(NodeId, u64)> {
-        self.refuse_others(caller, HERE)?;
+    fn create(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<(NodeId, u64)> {
+        fs.refuse_others(caller, HERE)?;
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let name = std::str::from_utf8(name).ok().and_then(settings::canonical).ok_or_else(missing)?;
         if let Some(view) = settings::view_of(&name) {
-            views::find(&self.store.catalog.read(), view)?;
+            views::find(&fs.store.catalog.read(), view)?;
         }
-        let writing = Writing { text: Vec::new(), truncated: false, closed: false };
-        let node = NodeId::Setting(number_of(&name));
-        Ok((node, self.open_handle(Handle::Setting(name, Mutex::new(writing)))))
+        let (node, writing) = (node_of(&name), Writing { text: Vec::new(), truncated: false, closed: false });
+        Ok((node, fs.open_handle(Handle::Setting(name, Mutex::new(writing)))))
     }
 
+    /// `rm`: a user's own bound goes.
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
+        let NodeId::In(_, number) = self.lookup(fs, caller, directory, name)? else { return Err(stale()) };
+        let name = named(fs, number)?;
+        fs.refuse_others(caller, HERE)?;
+        if Settings::is_known(&name) {
+            return Err(Error::Managed { what: format!("the setting {name}"), why: "truncate it: then it is as by default" });
+        }
+        choose(fs, caller, &name, "")
+    }
+
+    /// `truncate -s 0`; `: > FILE` at its end.
+    fn truncate(&self, fs: &ImageFs, caller: Caller, number: u64, size: u64) -> Result<()> {
+        if number == 0 {
+            return Err(frozen(NodeId::In(Kind::Config, 0)));
+        }
+        fs.refuse_others(caller, HERE)?;
+        if size > 0 {
+            return Err(Error::Invalid { what: "a setting".into(), why: "write its value, or truncate it to nothing".into() });
+        }
+        choose(fs, caller, &named(fs, number)?, "")
+    }
+}
+
+impl ImageFs {
     /// `write(2)`: the whole of what was written must be a value.
     pub fn write_setting(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
@@ -133,29 +205,9 @@ impl ImageFs {
         // A shorter value over a longer one is that value.
         text.truncate(text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1));
         let value = String::from_utf8_lossy(&text).trim().to_owned();
-        self.choose_setting(caller, name, &value).map_err(refused)?;
+        choose(self, caller, name, &value).map_err(refused)?;
         writing.text = text;
         Ok(data.len() as u32)
-    }
-
-    /// Nothing is the default.
-    fn choose_setting(&self, caller: Caller, name: &str, value: &str) -> Result<()> {
-        self.store.choose(name, Some(value).filter(|value| !value.is_empty()))?;
-        self.touch_root();
-        if name.ends_with("_group") {
-            self.forget_rights();
-        }
-        self.store.journal.log(caller.uid, "config", name, if value.is_empty() { "the default" } else { value });
-        Ok(())
-    }
-
-    /// `truncate -s 0`; `: > FILE` at its end.
-    pub(super) fn truncate_setting(&self, caller: Caller, node: NodeId, size: u64) -> Result<()> {
-        self.refuse_others(caller, HERE)?;
-        if size > 0 {
-            return Err(Error::Invalid { what: "a setting".into(), why: "write its value, or truncate it to nothing".into() });
-        }
-        self.choose_setting(caller, &self.setting_named(node)?, "")
     }
 
     /// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes on.
@@ -164,7 +216,7 @@ impl ImageFs {
         let Handle::Setting(name, writing) = &*handle else { return Ok(()) };
         let mut writing = writing.lock();
         if writing.truncated && std::mem::replace(&mut writing.closed, true) {
-            self.choose_setting(caller, name, "")?;
+            choose(self, caller, name, "")?;
             writing.truncated = false;
         }
         Ok(())
@@ -175,20 +227,10 @@ impl ImageFs {
         let handle = self.handle(fh);
         if let Ok(Handle::Setting(name, writing)) = handle.as_deref()
             && writing.lock().truncated
-            && let Err(e) = self.choose_setting(caller, name, "")
+            && let Err(e) = choose(self, caller, name, "")
         {
             self.refused(caller, "truncate", &format!(".imgfs/config/{name}"), e);
         }
         self.close_directory(fh);
-    }
-
-    /// `rm`: a user's own bound goes.
-    pub(super) fn unlink_setting(&self, caller: Caller, name: &[u8]) -> Result<()> {
-        let name = self.setting_named(self.lookup_setting(name)?)?;
-        self.refuse_others(caller, HERE)?;
-        if Settings::is_known(&name) {
-            return Err(Error::Managed { what: format!("the setting {name}"), why: "truncate it: then it is as by default" });
-        }
-        self.choose_setting(caller, &name, "")
     }
 }

@@ -4,8 +4,11 @@ use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
-use crate::fs::node::{Control, Link, NodeId, number_of};
-use crate::fs::{Caller, DirEntry, ImageFs, stale};
+use crate::fs::acl::Shown;
+use crate::fs::node::{Link, NodeId, number_of};
+use crate::fs::places::{Kind, Place};
+use crate::fs::opened::frozen;
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};
 use crate::images::{staging, views};
 
@@ -15,102 +18,147 @@ const UP: &str = "../../../";
 /// What only who administers the store changes.
 const HERE: &str = ".imgfs/views";
 
-impl ImageFs {
-    fn view_names(&self) -> Vec<String> {
-        self.store.catalog.read().views.keys().cloned().collect()
+/// `.imgfs/views`: a directory a view, whose number is made of its name; in it a link an image.
+pub struct Views;
+
+fn node_of(name: &str) -> NodeId {
+    NodeId::In(Kind::Views, number_of(name))
+}
+
+fn names(fs: &ImageFs) -> Vec<String> {
+    fs.store.catalog.read().views.keys().cloned().collect()
+}
+
+/// The name of the view whose directory this is.
+fn named(fs: &ImageFs, number: u64) -> Result<String> {
+    names(fs).into_iter().find(|name| number_of(name) == number).ok_or_else(stale)
+}
+
+impl Place for Views {
+    fn kind(&self) -> Kind {
+        Kind::Views
     }
 
-    /// The name of the view whose directory this is.
-    pub(super) fn view_named(&self, node: NodeId) -> Result<String> {
-        self.view_names().into_iter().find(|name| NodeId::View(number_of(name)) == node).ok_or_else(stale)
+    fn is_there(&self, fs: &ImageFs) -> bool {
+        fs.store.catalog.view().is_none()
     }
 
-    pub(super) fn lookup_view(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
-        if parent == NodeId::Control(Control::Views) {
-            let known = self.view_names().iter().any(|view| view == text);
-            return if known { Ok(NodeId::View(number_of(text))) } else { Err(missing()) };
+        if directory == 0 {
+            let known = names(fs).iter().any(|view| view == text);
+            return if known { Ok(node_of(text)) } else { Err(missing()) };
         }
-        if let Some(staged) = self.staged_link(parent, name) {
+        if let Some(staged) = fs.staged_link(NodeId::In(Kind::Views, directory), name) {
             return Ok(staged);
         }
-        let (view, model) = (self.view_named(parent)?, self.store.catalog.read());
-        let found = views::image_in(&model, &view, text).filter(|image| self.may(caller, image, READ));
+        let (view, model) = (named(fs, directory)?, fs.store.catalog.read());
+        let found = views::image_in(&model, &view, text).filter(|image| fs.may(caller, image, READ));
         found.map(|image| NodeId::Link(Link::DeeperImage(image.serial))).ok_or_else(missing)
     }
 
-    pub(super) fn list_views(&self, caller: Caller, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
         let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
-        if node == NodeId::Control(Control::Views) {
-            self.view_names().iter().for_each(|view| add(view, NodeId::View(number_of(view)), libc::S_IFDIR));
+        if directory == 0 {
+            names(fs).iter().for_each(|view| add(view, node_of(view), libc::S_IFDIR));
             return Ok(());
         }
-        let (view, model) = (self.view_named(node)?, self.store.catalog.read());
-        for (name, image) in model.images_of_view(&view).filter(|(_, image)| self.may(caller, image, READ)) {
+        let (view, model) = (named(fs, directory)?, fs.store.catalog.read());
+        for (name, image) in model.images_of_view(&view).filter(|(_, image)| fs.may(caller, image, READ)) {
             add(name, NodeId::Link(Link::DeeperImage(image.serial)), libc::S_IFLNK);
         }
         Ok(())
     }
 
+    fn path(&self, fs: &ImageFs, directory: u64, name: &str) -> String {
+        match directory {
+            0 => format!("/.imgfs/views/{name}"),
+            _ => format!("/.imgfs/views/{}/{name}", named(fs, directory).unwrap_or_default()),
+        }
+    }
+
+    fn attr(&self, fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | fs.admin_rights(0o755).mode, ..own })
+    }
+
+    fn rights(&self, fs: &ImageFs, _number: u64) -> Option<(Shown, u32)> {
+        Some((fs.admin_rights(0o755), 7))
+    }
+
     /// `mkdir .imgfs/views/dc1`.
-    pub(super) fn make_view(&self, caller: Caller, name: &[u8]) -> Result<NodeId> {
-        self.refuse_others(caller, HERE)?;
-        views::make(&self.store, name)?;
-        self.store.journal.log(caller.uid, "view", &text_of(name), "made");
-        Ok(NodeId::View(number_of(&text_of(name))))
+    fn mkdir(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
+        if directory != 0 {
+            return Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" });
+        }
+        fs.refuse_others(caller, HERE)?;
+        views::make(&fs.store, name)?;
+        fs.store.journal.log(caller.uid, "view", &text_of(name), "made");
+        Ok(node_of(&text_of(name)))
     }
 
     /// `rmdir`: not while it is mounted.
-    pub(super) fn remove_view(&self, caller: Caller, node: NodeId) -> Result<()> {
-        self.refuse_others(caller, HERE)?;
-        let name = self.view_named(node)?;
-        let _held = self.mounts.views.lock();
-        if let Some(mounted) = self.mounts.all().iter().find(|fs| fs.store.catalog.view() == Some(&name)) {
+    fn rmdir(&self, fs: &ImageFs, caller: Caller, number: u64) -> Result<()> {
+        if number == 0 {
+            return Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" });
+        }
+        fs.refuse_others(caller, HERE)?;
+        let name = named(fs, number)?;
+        let _held = fs.mounts.views.lock();
+        if let Some(mounted) = fs.mounts.all().iter().find(|fs| fs.store.catalog.view() == Some(&name)) {
             let holders = format!("a mount on {}", mounted.mount.path);
             return Err(Error::InUse { what: format!("view {name}"), holders });
         }
-        views::remove(&self.store, &name)?;
-        self.store.journal.forget_view(&name);
-        self.mounts.forget_view(&name);
-        staging::forget_view(&self.store.dir, &name);
-        self.store.journal.log(caller.uid, "view", &name, "gone");
+        views::remove(&fs.store, &name)?;
+        fs.store.journal.forget_view(&name);
+        fs.mounts.forget_view(&name);
+        staging::forget_view(&fs.store.dir, &name);
+        fs.store.journal.log(caller.uid, "view", &name, "gone");
         Ok(())
     }
 
-    /// `ln -s`, and the first half of `ln -sf`.
-    pub(super) fn link_into_view(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
-        if is_temporary(name) {
-            self.deep_target(UP, target)?;
-            return Ok(self.stage_link(caller, parent, name, target));
+    fn symlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], target: &[u8]) -> Result<NodeId> {
+        let here = NodeId::In(Kind::Views, directory);
+        if directory == 0 {
+            return Err(frozen(here));
         }
-        self.attach_to_view(caller, parent, name, target)?;
-        self.lookup_view(caller, parent, name)
+        if is_temporary(name) {
+            fs.deep_target(UP, target)?;
+            return Ok(fs.stage_link(caller, here, name, target));
+        }
+        self.switch(fs, caller, directory, name, target)?;
+        self.lookup(fs, caller, directory, name)
     }
 
-    pub(super) fn attach_to_view(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<()> {
-        self.refuse_others(caller, HERE)?;
-        let (view, image) = (self.view_named(parent)?, self.deep_target(UP, target)?);
-        views::attach(&self.store, &view, &text_of(name), image)?;
-        self.store.journal.log(caller.uid, "attach", &text_of(name), &format!("to view {view}"));
+    /// The image is attached to the view.
+    fn switch(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], target: &[u8]) -> Result<()> {
+        fs.refuse_others(caller, HERE)?;
+        let (view, image) = (named(fs, directory)?, fs.deep_target(UP, target)?);
+        views::attach(&fs.store, &view, &text_of(name), image)?;
+        fs.store.journal.log(caller.uid, "attach", &text_of(name), &format!("to view {view}"));
         Ok(())
     }
 
-    /// `rm`.
-    pub(super) fn unlink_from_view(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
-        if self.take_staged_link(parent, name).is_some() {
+    /// `rm`: the image is detached from the view.
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
+        if fs.take_staged_link(NodeId::In(Kind::Views, directory), name).is_some() {
             return Ok(());
         }
-        self.lookup_view(caller, parent, name)?;
-        self.refuse_others(caller, HERE)?;
-        let view = self.view_named(parent)?;
-        views::detach(&self.store, &view, &text_of(name))?;
-        self.store.journal.log(caller.uid, "detach", &text_of(name), &format!("from view {view}"));
+        if directory == 0 {
+            return Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" });
+        }
+        self.lookup(fs, caller, directory, name)?;
+        fs.refuse_others(caller, HERE)?;
+        let view = named(fs, directory)?;
+        views::detach(&fs.store, &view, &text_of(name))?;
+        fs.store.journal.log(caller.uid, "detach", &text_of(name), &format!("from view {view}"));
         Ok(())
     }
+}
 
+impl ImageFs {
     /// `status.json` of a view: what it has, and nothing of the rest of the store.
-    pub(super) fn view_status(&self, view: &str) -> Result<serde_json::Value> {
+    pub(in crate::fs) fn view_status(&self, view: &str) -> Result<serde_json::Value> {
         let (bound, used) = self.view_use(view)?;
         let model = self.store.catalog.read();
         let (live, trashed): (Vec<_>, Vec<_>) = model.all_versions().partition(|v| model.is_live(v));
@@ -130,7 +178,7 @@ impl ImageFs {
     }
 
     /// What `df` shows of a view that has a quota: that, and what is left of it. Else there is the disk's, which all share.
-    pub(super) fn view_space(&self, view: &str) -> Result<Option<(u64, u64, u64)>> {
+    pub(in crate::fs) fn view_space(&self, view: &str) -> Result<Option<(u64, u64, u64)>> {
         let (bound, used) = self.view_use(view)?;
         let files = self.store.catalog.read().all_versions().map(|v| v.facts.counts.files).sum();
         Ok((bound.bytes > 0).then(|| (bound.bytes, bound.bytes.saturating_sub(used), files)))

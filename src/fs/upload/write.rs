@@ -10,8 +10,8 @@ use crate::base::clock::now;
 use crate::base::name::{Promise, promise_of};
 use crate::error::{Error, Result};
 use crate::formats::tar;
-use crate::fs::node::{Control, NodeId, VersionPart};
-use crate::fs::read::{OpenMode, Opened};
+use crate::fs::node::{NodeId, VersionPart};
+use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::stale;
 use crate::fs::upload::{Before, Phase, Place, Spool, State, Upload, repeated};
 use crate::fs::{Caller, Handle, ImageFs, Reply};
@@ -36,8 +36,8 @@ impl ImageFs {
         if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
             return self.create_lease(caller, serial, name, mode);
         }
-        if parent == NodeId::Control(Control::Config) {
-            return self.create_setting(caller, name);
+        if let NodeId::In(kind, directory) = parent {
+            return kind.place().create(self, caller, directory, name);
         }
         let place = self.place_of(parent)?;
         let text = std::str::from_utf8(name).map_err(|_| bad_name(name, "it is not UTF-8"))?;
@@ -103,7 +103,7 @@ impl ImageFs {
         match parent {
             NodeId::Root => Ok(Place::Root),
             NodeId::Image { serial, part: ImagePart::Dir, .. } => Ok(Place::Image(serial)),
-            _ => Err(crate::fs::read::frozen(parent)),
+            _ => Err(crate::fs::opened::frozen(parent)),
         }
     }
 

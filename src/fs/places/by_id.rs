@@ -1,0 +1,48 @@
+//! ls .imgfs/by-id/ID: images and versions by what never changes.
+
+use crate::error::{Error, Result};
+use crate::fs::access::READ;
+use crate::fs::names::text_of;
+use crate::fs::node::{Link, NodeId};
+use crate::fs::places::{Kind, Place};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+
+/// `.imgfs/by-id`: a link an image and a version.
+pub struct ById;
+
+impl Place for ById {
+    fn kind(&self) -> Kind {
+        Kind::ById
+    }
+
+    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+        let model = fs.store.catalog.read();
+        if let Some(image) = model.live_images().find(|i| i.id.as_bytes() == name && fs.may(caller, i, READ)) {
+            return Ok(NodeId::Link(Link::DeepImage(image.serial)));
+        }
+        let found = fs.shown_to(caller, &model).find(|v| v.id.as_bytes() == name);
+        found.map(|v| NodeId::Link(Link::DeepVersion(v.serial))).ok_or_else(|| Error::NotFound { what: text_of(name) })
+    }
+
+    fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+        let mut add = |id: &str, link: Link| {
+            all.push(DirEntry { name: id.into(), node: NodeId::Link(link), format: libc::S_IFLNK });
+        };
+        let model = fs.store.catalog.read();
+        for image in model.live_images().filter(|i| fs.may(caller, i, READ)) {
+            add(&image.id, Link::DeepImage(image.serial));
+        }
+        for version in fs.shown_to(caller, &model) {
+            add(&version.id, Link::DeepVersion(version.serial));
+        }
+        Ok(())
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
+    }
+}

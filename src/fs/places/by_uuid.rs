@@ -1,0 +1,39 @@
+//! ls .imgfs/by-uuid/UUID: versions by the uuid of their manifest.
+
+use crate::error::{Error, Result};
+use crate::fs::names::text_of;
+use crate::fs::node::{Link, NodeId};
+use crate::fs::places::{Kind, Place};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+
+/// `.imgfs/by-uuid`: a link a version that came with a manifest.
+pub struct ByUuid;
+
+impl Place for ByUuid {
+    fn kind(&self) -> Kind {
+        Kind::ByUuid
+    }
+
+    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+        let model = fs.store.catalog.read();
+        let found = fs.shown_to(caller, &model).find(|v| !name.is_empty() && v.facts.uuid.as_bytes() == name);
+        found.map(|v| NodeId::Link(Link::DeepVersion(v.serial))).ok_or_else(|| Error::NotFound { what: text_of(name) })
+    }
+
+    fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+        let model = fs.store.catalog.read();
+        for version in fs.shown_to(caller, &model).filter(|v| !v.facts.uuid.is_empty()) {
+            let (name, node) = (version.facts.uuid.clone().into(), NodeId::Link(Link::DeepVersion(version.serial)));
+            all.push(DirEntry { name, node, format: libc::S_IFLNK });
+        }
+        Ok(())
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
+    }
+}

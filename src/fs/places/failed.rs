@@ -1,0 +1,69 @@
+//! cat .imgfs/failed/web.tar: why an upload was refused.
+
+use crate::error::{Error, Result};
+use crate::fs::names::text_of;
+use crate::fs::node::{NodeId, number_of};
+use crate::fs::opened::{OpenMode, Opened, frozen};
+use crate::fs::places::{Kind, Place};
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
+
+/// `.imgfs/failed`: a file an upload that was refused, whose number is made of its name.
+pub struct Failed;
+
+fn node_of(name: &str) -> NodeId {
+    NodeId::In(Kind::Failed, number_of(name))
+}
+
+/// Who began it, and what there is to say.
+fn told(fs: &ImageFs, number: u64) -> Result<(u32, String)> {
+    let name = fs.store.journal.failed_names().into_iter().find(|name| number_of(name) == number);
+    name.and_then(|name| fs.store.journal.failed_text(&name)).ok_or_else(stale)
+}
+
+impl Place for Failed {
+    fn kind(&self) -> Kind {
+        Kind::Failed
+    }
+
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+        let missing = || Error::NotFound { what: text_of(name) };
+        let name = std::str::from_utf8(name).map_err(|_| missing())?;
+        fs.store.journal.failed_text(name).map(|_| node_of(name)).ok_or_else(missing)
+    }
+
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+        all.extend(fs.store.journal.failed_names().into_iter().map(|name| DirEntry {
+            node: node_of(&name),
+            name: name.into(),
+            format: libc::S_IFREG,
+        }));
+        Ok(())
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    /// A file is for whoever began it alone.
+    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+        if number == 0 {
+            return Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own });
+        }
+        let (uid, text) = told(fs, number)?;
+        let size = text.len() as u64;
+        Ok(Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own })
+    }
+
+    fn open(&self, fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
+        match number {
+            _ if mode.writes => Err(frozen(NodeId::In(Kind::Failed, number))),
+            0 => Err(Error::IsDirectory { what: ".imgfs/failed".into() }),
+            _ => Ok(Opened::Direct(fs.open_handle(Handle::Text(told(fs, number)?.1.into_bytes())))),
+        }
+    }
+
+    fn unlink(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<()> {
+        let known = fs.store.journal.forget_failed(&text_of(name));
+        if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) }
+    }
+}

@@ -1,0 +1,60 @@
+//! cat .imgfs/jobs/7.json: what is being done, and what came of it.
+
+use crate::error::{Error, Result};
+use crate::fs::names::text_of;
+use crate::fs::node::{NodeId};
+use crate::fs::opened::{OpenMode, Opened, frozen};
+use crate::fs::places::{Kind, Place};
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
+
+/// `.imgfs/jobs`: a file a job, whose number is the job's, counted from 1.
+pub struct Jobs;
+
+/// Who began it, and what there is to say.
+fn told(fs: &ImageFs, number: u64) -> Result<(u32, String)> {
+    fs.store.journal.job_text(number).ok_or_else(stale)
+}
+
+impl Place for Jobs {
+    fn kind(&self) -> Kind {
+        Kind::Jobs
+    }
+
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+        let missing = || Error::NotFound { what: text_of(name) };
+        let name = std::str::from_utf8(name).map_err(|_| missing())?;
+        let id = name.strip_suffix(".json").and_then(|id| id.parse().ok()).filter(|id| *id > 0).ok_or_else(missing)?;
+        fs.store.journal.job_text(id).map(|_| NodeId::In(Kind::Jobs, id)).ok_or_else(missing)
+    }
+
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+        all.extend(fs.store.journal.job_ids().into_iter().map(|id| DirEntry {
+            name: format!("{id}.json").into(),
+            node: NodeId::In(Kind::Jobs, id),
+            format: libc::S_IFREG,
+        }));
+        Ok(())
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    /// A file is for whoever began it alone.
+    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+        if number == 0 {
+            return Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own });
+        }
+        let (uid, text) = told(fs, number)?;
+        let size = text.len() as u64;
+        Ok(Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own })
+    }
+
+    fn open(&self, fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
+        match number {
+            _ if mode.writes => Err(frozen(NodeId::In(Kind::Jobs, number))),
+            0 => Err(Error::IsDirectory { what: ".imgfs/jobs".into() }),
+            _ => Ok(Opened::Direct(fs.open_handle(Handle::Text(told(fs, number)?.1.into_bytes())))),
+        }
+    }
+}
