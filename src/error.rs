@@ -42,7 +42,9 @@ pub enum Error {
     #[error("{what} should be {wanted}, and is {found}")]
     Mismatch { what: String, wanted: String, found: String },
     /// Another upload has the memory that a large decoder needs.
-    #[error("decoding this {codec} stream takes {need} bytes of memory, and another upload that needs so much is under way")]
+    #[error(
+        "decoding this {codec} stream takes {need} bytes of memory, and another upload that needs so much is under way"
+    )]
     DecoderBusy { codec: &'static str, need: u64 },
     /// Understood, and not taken.
     #[error("{what} is not supported")]
@@ -197,7 +199,10 @@ impl Error {
             | Error::UploadBusy { .. }
             | Error::Locked { .. } => libc::EBUSY,
             Error::Frozen { .. } | Error::Stopped { .. } => libc::EROFS,
-            Error::Managed { .. } | Error::NoTree { .. } | Error::Immutable { .. } | Error::Attached { .. } => libc::EPERM,
+            Error::Managed { .. }
+            | Error::NoTree { .. }
+            | Error::Immutable { .. }
+            | Error::Attached { .. } => libc::EPERM,
             Error::NotYours { .. } => libc::EACCES,
             Error::OverQuota { .. } => libc::EDQUOT,
             Error::NotDirectory { .. } => libc::ENOTDIR,
@@ -208,15 +213,22 @@ impl Error {
             Error::Again { errno, .. } => *errno,
             Error::Stopping | Error::Ended { .. } => libc::ENOTCONN,
             Error::Io { source, .. } => match source.raw_os_error() {
-                Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => e,
+                Some(
+                    e @ (libc::ENOSPC
+                    | libc::EDQUOT
+                    | libc::EROFS
+                    | libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENOMEM),
+                ) => e,
                 // A file missing from our store is damage; the user's file does exist.
                 _ => libc::EIO,
             },
         }
     }
 
-    /// The number a refused mv is told. For EINVAL it would speak of a directory moved into itself, and for EEXIST of a
-    /// name that is taken.
+    /// The number a refused mv is told. For EINVAL it would speak of a directory moved into itself, and for
+    /// EEXIST of a name that is taken.
     pub fn errno_of_mv(&self) -> i32 {
         match self {
             Error::BadName { .. } => libc::EPERM,
@@ -250,17 +262,23 @@ impl Error {
                 "look at it with qemu-img check; qemu-img check -r all, or qemu-img convert, may mend it"
             }
             Error::BadImage { .. } => "make or fetch it again, and check it with unsquashfs",
-            Error::Truncated { .. } => "copy the whole file; an archive made without end marker goes in as .name, then mv",
+            Error::Truncated { .. } => {
+                "copy the whole file; an archive made without end marker goes in as .name, then mv"
+            }
             Error::LeavesRoot { .. } => "make the archive with tar -C ROOT -c .",
             Error::OverLimit { what, limit } => remedy::of_limit(what, limit),
             Error::Mismatch { .. } => "fetch it again, or correct what announces it",
             Error::DecoderBusy { .. } => "copy it again when the other upload is done",
             Error::Unsupported { instead, .. } => instead,
             Error::WriterKilled { .. } => "copy it again",
-            Error::WrittenTwice { .. } => "write the file from its beginning to its end, or copy it from a local file",
+            Error::WrittenTwice { .. } => {
+                "write the file from its beginning to its end, or copy it from a local file"
+            }
             Error::BadName { .. } => "names are 1 to 255 bytes of UTF-8, not starting with . @ or -",
             Error::NameTooLong { .. } => "use a shorter name",
-            Error::Taken { name: what, holder } | Error::NotUnique { what, holder } => remedy::of_taken(what, holder),
+            Error::Taken { name: what, holder } | Error::NotUnique { what, holder } => {
+                remedy::of_taken(what, holder)
+            }
             Error::NotFound { what } => remedy::of_missing(what),
             Error::Ambiguous { .. } => "give more digits of the digest",
             Error::ImageIsTypeDefault { .. } => "switch first: ln -sfn ../../OTHER MNT/.imgfs/defaults/TYPE",
@@ -275,7 +293,9 @@ impl Error {
             Error::HasDependents { .. } => "delete the versions that were made of it first",
             Error::Immutable { .. } => "chattr -i it first, or setfattr -n user.imgfs.immutable -v false",
             Error::OverQuota { .. } => "delete images or versions, or ask who administers the store for more",
-            Error::Attached { .. } => "copy its rootfs.tar in under another name, or change it in the mount of the whole store",
+            Error::Attached { .. } => {
+                "copy its rootfs.tar in under another name, or change it in the mount of the whole store"
+            }
             Error::NotYours { .. } => "ask its owner for chmod or chgrp, or use another name",
             Error::OtherPlace { .. } => "cp it there, and rm it here",
             Error::LookAgain => "do it once more",
@@ -284,7 +304,9 @@ impl Error {
                 "let its users remove their entries of used_by, or set status to deleted: then it goes with the last of them"
             }
             Error::Frozen { .. } => "copy a new tarball into the image: that makes a new version",
-            Error::NoTree { .. } => "copy the tree as one tarball: tar -C TREE -c . > MNT/NAME.tar; a tarball goes in as it is",
+            Error::NoTree { .. } => {
+                "copy the tree as one tarball: tar -C TREE -c . > MNT/NAME.tar; a tarball goes in as it is"
+            }
             Error::Managed { what, why } => remedy::of_managed(what, why),
             Error::UploadBusy { .. } => "wait for it, or copy under another name",
             Error::Invalid { what, why } => remedy::of_invalid(what, why),
@@ -293,8 +315,12 @@ impl Error {
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",
-            Error::Locked { holder, .. } if holder.dying.is_some() => "wait: it ends when its disk answers; see dmesg",
-            Error::Locked { holder, .. } if holder.elsewhere.is_some() => "end that; lsns -t mnt lists mount namespaces",
+            Error::Locked { holder, .. } if holder.dying.is_some() => {
+                "wait: it ends when its disk answers; see dmesg"
+            }
+            Error::Locked { holder, .. } if holder.elsewhere.is_some() => {
+                "end that; lsns -t mnt lists mount namespaces"
+            }
             Error::Locked { holder, .. } if !holder.is_imgfs => "wait for that process to end, or end it",
             Error::Locked { holder, .. } if holder.mounted.is_empty() => "wait for that command to end",
             Error::Locked { .. } => "imgfs umount it first",
@@ -302,7 +328,9 @@ impl Error {
             Error::NotAStore { .. } => "give another --store, or an empty directory",
             Error::FormatLost { .. } => "imgfs fsck --repair writes it again, as this program's",
             Error::Stopped { .. } => "look at the disk (dmesg), then unmount and mount again",
-            Error::Corrupt { .. } => "copy the same upload in again, which heals it; imgfs fsck says what else is damaged",
+            Error::Corrupt { .. } => {
+                "copy the same upload in again, which heals it; imgfs fsck says what else is damaged"
+            }
             Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 "delete images and run imgfs gc --trash, or give the store more room"
             }
@@ -322,8 +350,8 @@ impl Error {
 mod tests {
     use super::*;
 
-    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE; tools copy on EXDEV. The last
-    /// two are meant only where we say so.
+    /// The kernel ends the session on anything over 511, remembers ENOSYS and retries ESTALE; tools copy on
+    /// EXDEV. The last two are meant only where we say so.
     #[test]
     fn no_refusal_uses_an_errno_that_harms_the_mount() {
         let samples = [
@@ -331,8 +359,16 @@ mod tests {
             Error::Catalog("x".into()),
             Error::NameTooLong { len: 300 },
             Error::WriterKilled { name: "x".into() },
-            Error::Io { doing: "read", path: "/x".into(), source: io::Error::from_raw_os_error(libc::ESTALE) },
-            Error::Io { doing: "rename", path: "/x".into(), source: io::Error::from_raw_os_error(libc::EXDEV) },
+            Error::Io {
+                doing: "read",
+                path: "/x".into(),
+                source: io::Error::from_raw_os_error(libc::ESTALE),
+            },
+            Error::Io {
+                doing: "rename",
+                path: "/x".into(),
+                source: io::Error::from_raw_os_error(libc::EXDEV),
+            },
         ];
         for e in samples {
             let n = e.errno();

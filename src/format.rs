@@ -26,8 +26,8 @@
 //!
 //! # Blob table
 //!
-//! Records of 64 bytes; record 0 is the head (`TABLE_MAGIC`), record N the blob with id N. A record of zeros is
-//! free; ids are not given out again. `digest[32] size u48 place u8 algorithm u8 offset u64 container u32
+//! Records of 64 bytes; record 0 is the head (`TABLE_MAGIC`), record N the blob with id N. A record of zeros
+//! is free; ids are not given out again. `digest[32] size u48 place u8 algorithm u8 offset u64 container u32
 //! outline_in u32 lead u32 check u32`; the check is the first 4 bytes of BLAKE3(id, the 60 bytes before).
 //!
 //! # Segment
@@ -36,54 +36,61 @@
 //! digest.rs) right before it, and both begin at multiples of 4096 so that runs of zeros can be holes.
 //! Outlines of objects of the same upload lie among the blobs. Behind them the list of what was stored: an
 //! entry of 68 bytes (id u32, record) a blob, objects of the same upload too; then the footer of 64 bytes:
-//! `SEGMENT_END`, count u64, offset of the list u64, zeros, BLAKE3 of the list. The table can be rebuilt from it.
+//! `SEGMENT_END`, count u64, offset of the list u64, zeros, BLAKE3 of the list. The table can be rebuilt from
+//! it.
 //!
 //! # Pack
 //!
-//! `PACK_MAGIC`, then frames: content of many blobs, back to back, compressed together with zstd. What all frames
-//! unpack to, in their order, is the pack's *stream*; a record's offset is one in it. A blob of up to 1 MiB lies in
-//! one frame, a larger one in several that follow each other. A frame may need *bases*, bytes of other blobs, that it
-//! was compressed against. Behind the frames:
+//! `PACK_MAGIC`, then frames: content of many blobs, back to back, compressed together with zstd. What all
+//! frames unpack to, in their order, is the pack's *stream*; a record's offset is one in it. A blob of up to
+//! 1 MiB lies in one frame, a larger one in several that follow each other. A frame may need *bases*, bytes
+//! of other blobs, that it was compressed against. Behind the frames:
 //!
-//! - the frames, 56 bytes each: offset in the stream u64, bytes of the stream u64, offset in the file u64, bytes in
-//!   the file u32 (0: zeros, and nothing is stored), first base u32, number of bases u32, zeros u32, the first 16
-//!   bytes of BLAKE3 of the bytes in the file;
+//! - the frames, 56 bytes each: offset in the stream u64, bytes of the stream u64, offset in the file u64,
+//!   bytes in the file u32 (0: zeros, and nothing is stored), first base u32, number of bases u32, zeros u32,
+//!   the first 16 bytes of BLAKE3 of the bytes in the file;
 //! - their bases, 16 bytes each: blob u32, bytes u32, offset in the blob u64;
 //! - outlines, 32 bytes a group, of all blobs over 64 KiB;
-//! - the list, for a rebuild of the table: id u32, size u64 of each blob, in the order of the stream, in zstd;
-//! - the footer of 128 bytes: `PACK_END`, then as u64: number of frames, of bases, of values of outlines, offset of
-//!   the frames' table, bytes of the list; zeros; BLAKE3 of the list; BLAKE3 of the tables of frames and bases.
+//! - the list, for a rebuild of the table: id u32, size u64 of each blob, in the order of the stream, in
+//!   zstd;
+//! - the footer of 128 bytes: `PACK_END`, then as u64: number of frames, of bases, of values of outlines,
+//!   offset of the frames' table, bytes of the list; zeros; BLAKE3 of the list; BLAKE3 of the tables of
+//!   frames and bases.
 //!
 //! # Tree
 //!
-//! See tree/mod.rs; at rest, tree/packed.rs. Some are still packed as `PACKED_TREE_MAGIC_1`, then the tree in zstd.
+//! See tree/mod.rs; at rest, tree/packed.rs. Some are still packed as `PACKED_TREE_MAGIC_1`, then the tree in
+//! zstd.
 //!
 //! # Invariants
 //!
 //! 1. Content is durable before the table records that name it, those before the tree, the tree before the
 //!    version's row, the row before the name is seen. Deletion runs backwards.
-//! 2. A table record without a tree that names it may exist (gc frees it); a tree that names a free record may not.
+//! 2. A table record without a tree that names it may exist (gc frees it); a tree that names a free record
+//!    may not.
 //! 3. The content at a record's place has the record's size and digest.
-//! 4. Blob ids, version numbers within an image, and the serials of images and versions are never given out twice.
+//! 4. Blob ids, version numbers within an image, and the serials of images and versions are never given out
+//!    twice.
 //! 5. A tree file has the digest in its version's row; its blob references are within the table.
-//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree whose
-//!    base it is; others are swept.
+//! 6. Every file in `loose/` and `packs/` is named by a record, every file in `trees/` by a row, or by a tree
+//!    whose base it is; others are swept.
 //! 7. Replaying a version's recipe gives bytes with the sha256 in its row.
-//! 8. `default` of the store names an image that exists, `default` of an image a version that does; labels and leases are
-//!    of versions that are there, or in the trash.
+//! 8. `default` of the store names an image that exists, `default` of an image a version that does; labels
+//!    and leases are of versions that are there, or in the trash.
 //! 9. The check of every row in the catalog matches its columns; catalog.rows says the same.
 //! 10. The bases of a frame are blobs that exist, and lie in no frame that has bases itself.
-//! 11. The base of a packed tree is there, as `ID.tree` or, once its version is purged, as `ID.base`, and has none.
+//! 11. The base of a packed tree is there, as `ID.tree` or, once its version is purged, as `ID.base`, and has
+//!     none.
 //! 12. The format file says which format the store has.
 //!
 //! # History
 //!
-//! 1: the first.
-//! 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are read as they are, so
+//! 1: the first. 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are
+//! read as they are, so
 //!    a store of format 1 is taken by writing its new number.
-//! 3: content and trees at rest may be packed.
-//! 4: trees at rest are packed against others; the catalog has a copy.
-//! 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know them would delete
+//! 3: content and trees at rest may be packed. 4: trees at rest are packed against others; the catalog has a
+//! copy. 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know
+//! them would delete
 //!    what is leased.
 //! 6: the catalog has settings that users choose: defaults of types, configuration; images have ACLs.
 //! 7: aliases may follow a link or a label; the trash has links; files are staged as directories are.
@@ -114,8 +121,8 @@ pub const PACKED_TREE_MAGIC_1: &[u8; 16] = b"imgfs ztree 1\n\0\0";
 pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 2\n\0\0\0";
 pub const TREE_MAGIC_1: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 
-/// Makes the directory of a store, if it is not there: for its owner alone, because it holds what in the images only
-/// root may read.
+/// Makes the directory of a store, if it is not there: for its owner alone, because it holds what in the
+/// images only root may read.
 pub fn make_dir(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))
@@ -148,7 +155,8 @@ fn look(dir: &Path) -> Result<Found> {
     // A pipe would be waited for.
     if fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        let number = String::from_utf8_lossy(&bytes).trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok());
+        let number =
+            String::from_utf8_lossy(&bytes).trim().strip_prefix("imgfs ").and_then(|n| n.parse().ok());
         if let Some(number) = number.filter(|n| *n > 0) {
             return Ok(Found::Store(number));
         }
@@ -159,8 +167,12 @@ fn look(dir: &Path) -> Result<Found> {
     }
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let name = entry.map_err(Error::io("list", dir))?.file_name();
-        if !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own) {
-            return Err(Error::NotAStore { store: dir.to_owned(), why: "it holds other files and no format file".into() });
+        if !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own)
+        {
+            return Err(Error::NotAStore {
+                store: dir.to_owned(),
+                why: "it holds other files and no format file".into(),
+            });
         }
     }
     Ok(Found::Empty)
@@ -169,7 +181,9 @@ fn look(dir: &Path) -> Result<Found> {
 fn begins(path: &Path, magic: &[u8]) -> bool {
     use std::io::Read;
     let mut head = vec![0; magic.len()];
-    path.is_file() && fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == magic
+    path.is_file()
+        && fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+        && head == magic
 }
 
 /// Before anything is written into `dir`: that it is a store, or may become one.
@@ -189,8 +203,8 @@ pub fn check(dir: &Path) -> Result<()> {
     }
 }
 
-/// Writes a format file that is lost or damaged again; says whether it was. For fsck --repair. A catalog that is of a
-/// newer format is refused for its schema.
+/// Writes a format file that is lost or damaged again; says whether it was. For fsck --repair. A catalog that
+/// is of a newer format is refused for its schema.
 ///
 /// Errors: as `check`'s.
 pub fn mend(dir: &Path) -> Result<bool> {
@@ -208,8 +222,8 @@ fn write_format(dir: &Path) -> Result<()> {
 ///
 /// Errors: `StoreNewer`; `NotAStore` if it holds other things; `FormatLost`; `Io`.
 ///
-/// A store of an older format becomes one of this; `keep(FORMAT)` keeps what a return to it would need, before
-/// anything is changed.
+/// A store of an older format becomes one of this; `keep(FORMAT)` keeps what a return to it would need,
+/// before anything is changed.
 pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
     make_dir(dir)?;
     match look(dir)? {

@@ -1,5 +1,5 @@
-//! Every kind of archive and compression: rootfs.tar is the input, rootfs/ what GNU tar extracts; or it is refused
-//! whole, with an errno and a sentence.
+//! Every kind of archive and compression: rootfs.tar is the input, rootfs/ what GNU tar extracts; or it is
+//! refused whole, with an errno and a sentence.
 
 mod common;
 
@@ -40,7 +40,10 @@ fn compressed_streams_of_every_shape_are_taken() {
     m.ok(&format!("{SAME} cd $S; zstd -q --long=31 -c < a.tar > long.zst; same long long.zst a.tar"));
     let small = Mount::with(&["max_window=1M"]);
     small.ok("cp $S/a.tar.zst ok.tar");
-    small.refused("zstd -q --long=31 -c < $S/a.tar > $S/long.zst; cp $S/long.zst web.tar.zst", "Argument list too long");
+    small.refused(
+        "zstd -q --long=31 -c < $S/a.tar > $S/long.zst; cp $S/long.zst web.tar.zst",
+        "Argument list too long",
+    );
     assert!(small.errors().contains("max_window"), "{}", small.errors());
     small.refused("xz -9 -c < $S/a.tar > $S/big.xz; cp $S/big.xz web.tar.xz", "Argument list too long");
     for bad in [
@@ -150,7 +153,9 @@ python3 $S/make.py $S"#);
         for suffix in ["", "-one", "-blocked"] {
             // GNU tar 1.34 takes the deletion of a time, as POSIX has it, for a damaged one, and goes on.
             let complains = if name == "global" { "complains" } else { "" };
-            m.ok(&format!("{SAME} same {name}{suffix} $S/{name}{suffix}.tar $S/{name}{suffix}.tar {complains}"));
+            m.ok(&format!(
+                "{SAME} same {name}{suffix} $S/{name}{suffix}.tar $S/{name}{suffix}.tar {complains}"
+            ));
         }
     }
     m.ok("test $(stat -c %u bigid/0/rootfs/big) = 3000000000; test $(stat -c %Y b256/0/rootfs/f) = -16");
@@ -251,7 +256,10 @@ fn limits_of_the_mount_are_kept() {
     m.ok("mkdir -p $S/e; touch $S/e/$(seq -s ' e/' 1 25 | sed 's/^/ /;s/ e.*//'); cd $S/e; for i in $(seq 25); do : > $i; done; tar -C $S/e -cf $S/e.tar .");
     m.refused("cp $S/e.tar web.tar", "Argument list too long");
     m.refused("mkdir -p $S/d/1/2/3/4/5/6/7; tar -C $S/d -cf web.tar .", "");
-    m.refused("head -c 2000000 /dev/zero > $S/z; tar -C $S -cf $S/z.tar z; cp $S/z.tar web.tar", "Argument list too long");
+    m.refused(
+        "head -c 2000000 /dev/zero > $S/z; tar -C $S -cf $S/z.tar z; cp $S/z.tar web.tar",
+        "Argument list too long",
+    );
     m.ok("cp $S/a.tar web.tar");
     assert!(m.errors().lines().all(|l| l.contains("limit")), "{}", m.errors());
 }

@@ -59,7 +59,10 @@ fn a_mounts_option_goes_before_what_was_chosen() {
             "{IMGFS} mount --store store mnt && cat mnt/.imgfs/config/trash; {IMGFS} umount mnt; {IMGFS} mount --store store -o quota=lots mnt"
         ),
     );
-    assert!(ran.out.ends_with("5h\n") && ran.code != 0 && ran.err.contains("quota \"lots\": it takes a number"), "{ran:?}");
+    assert!(
+        ran.out.ends_with("5h\n") && ran.code != 0 && ran.err.contains("quota \"lots\": it takes a number"),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -79,14 +82,22 @@ fn a_mount_is_read_only_and_back_as_mount_says_it() {
     m.ok("cp $S/a.tar web.tar");
     m.unmount();
     m.ok(&format!("cd /; {IMGFS} mount --store $STORE -o ro,noatime,nodiratime,trees=auto $MNT"));
-    m.ok(&format!("{SHOWN}; shown ro noatime; test $(cat web/0/rootfs/etc/motd) = one; cmp $S/a.tar web/0/rootfs.tar"));
+    m.ok(&format!(
+        "{SHOWN}; shown ro noatime; test $(cat web/0/rootfs/etc/motd) = one; cmp $S/a.tar web/0/rootfs.tar"
+    ));
     let read_only = |change: &str| {
         let ran = m.sh(change);
         assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
     };
-    for change in
-        ["cp $S/a.tar b.tar", "mkdir new", "rmdir web", "touch web", "echo 7d > .imgfs/config/trash", "mv web w2", "ln -s web w2"]
-    {
+    for change in [
+        "cp $S/a.tar b.tar",
+        "mkdir new",
+        "rmdir web",
+        "touch web",
+        "echo 7d > .imgfs/config/trash",
+        "mv web w2",
+        "ln -s web w2",
+    ] {
         read_only(change);
     }
     m.ok("test $(ls | wc -l) = 2");
@@ -99,8 +110,12 @@ fn a_mount_is_read_only_and_back_as_mount_says_it() {
         m.ok(&format!("cd /; {IMGFS} umount $MNT"));
         return;
     }
-    m.ok(&format!("{SHOWN}; {IMGFS} mount -o remount,rw .; shown rw noatime; cp $S/a.tar b.tar; test -d b/0"));
-    m.ok(&format!("{SHOWN}; {IMGFS} mount -o remount,ro,noexec,relatime .; shown ro noexec relatime; not shown noatime"));
+    m.ok(&format!(
+        "{SHOWN}; {IMGFS} mount -o remount,rw .; shown rw noatime; cp $S/a.tar b.tar; test -d b/0"
+    ));
+    m.ok(&format!(
+        "{SHOWN}; {IMGFS} mount -o remount,ro,noexec,relatime .; shown ro noexec relatime; not shown noatime"
+    ));
     // In a tree that is mounted, and in one that is mounted later.
     m.ok("ls web/0/rootfs/etc b/0/rootfs/etc > $S/shown; find . > $S/shown; awk -v m=\"$(pwd -P)/\" 'index($2, m) == 1 { n++; if ($4 !~ /noexec/) bad = 1 } END { exit bad || !n }' /proc/mounts");
     read_only("cp $S/a.tar c.tar");

@@ -1,5 +1,5 @@
-//! A bad disk: what is damaged is never served, is named, is healed by a copy in of the same tarball, and harms nobody
-//! else.
+//! A bad disk: what is damaged is never served, is named, is healed by a copy in of the same tarball, and
+//! harms nobody else.
 
 mod common;
 
@@ -20,8 +20,7 @@ fn filled() -> Mount {
 const WHOLE: &str = "cmp $S/a.tar web/0/rootfs.tar && cmp $S/b.tar web/1/rootfs.tar && cmp $S/large.tar big/0/rootfs.tar && \
                      cmp $S/rest0.tar rest/0/rootfs.tar && cmp $S/rest1.tar rest/1/rootfs.tar";
 /// The same tarballs once more.
-const AGAIN: &str =
-    "cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/large.tar big.tar; cp $S/rest0.tar rest.tar; cp $S/rest1.tar rest.tar";
+const AGAIN: &str = "cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/large.tar big.tar; cp $S/rest0.tar rest.tar; cp $S/rest1.tar rest.tar";
 
 /// Ways to damage `$f`.
 const HARM: &[(&str, &str)] = &[
@@ -43,7 +42,11 @@ fn whatever_file_is_damaged_nothing_wrong_is_read_and_a_copy_heals() {
     let all = std::env::var("IMGFS_TORTURE").is_ok();
     for (n, file) in files.lines().enumerate() {
         // Each kind of harm in turn; torture.sh does all.
-        for (harm, how) in HARM.iter().enumerate().filter(|(h, _)| all || h % HARM.len() == n % HARM.len()).map(|(_, harm)| harm)
+        for (harm, how) in HARM
+            .iter()
+            .enumerate()
+            .filter(|(h, _)| all || h % HARM.len() == n % HARM.len())
+            .map(|(_, harm)| harm)
         {
             let what = format!("{file} {harm}");
             let ran = m.sh(&format!("rm -rf $STORE; cp -a $S/good $STORE; f=$STORE/{file}; {how}"));
@@ -78,7 +81,9 @@ fn whatever_file_is_damaged_nothing_wrong_is_read_and_a_copy_heals() {
             // Also while what was damaged is still to be swept.
             m.ok("rm -r .imgfs/trash/*");
             m.fsck();
-            m.ok(&format!("{IMGFS} gc --trash --store $STORE; {WHOLE}; {IMGFS} repack --store $STORE; {WHOLE}"));
+            m.ok(&format!(
+                "{IMGFS} gc --trash --store $STORE; {WHOLE}; {IMGFS} repack --store $STORE; {WHOLE}"
+            ));
             m.fsck();
             m.ok("grep -q '\"ok\"' .imgfs/status.json");
             m.unmount();
@@ -103,7 +108,10 @@ fn repair_puts_back_what_another_copy_has_and_puts_the_rest_aside() {
     let (one, other) = (tree("one"), tree("other"));
     m.unmount();
     assert_eq!(
-        m.sh(&format!("printf wxyz | dd of=$STORE/{one} bs=1 seek=300 conv=notrunc; truncate -s 200 $STORE/{other}")).code,
+        m.sh(&format!(
+            "printf wxyz | dd of=$STORE/{one} bs=1 seek=300 conv=notrunc; truncate -s 200 $STORE/{other}"
+        ))
+        .code,
         0
     );
     let ran = m.sh(&fsck);
@@ -171,13 +179,14 @@ fn the_background_finds_damage_before_a_reader_does() {
     assert!(m.errors().contains("scrub\tweb/0/rootfs/etc/os-release"), "{}", m.errors());
 }
 
-/// From the second open on a large file is read past imgfs: what was behind its content was read, too, and where the file
-/// had become shorter, less, both without an error.
+/// From the second open on a large file is read past imgfs: what was behind its content was read, too, and
+/// where the file had become shorter, less, both without an error.
 #[test]
 fn large_files_are_as_long_as_they_were() {
     let mut m = filled();
     let fsck = format!("{IMGFS} fsck --store $STORE");
-    let look = "cat big/0/rootfs/noise > $S/out 2> $S/err && cmp $S/out $S/t.noise || grep -q 'Input/output' $S/err";
+    let look =
+        "cat big/0/rootfs/noise > $S/out 2> $S/err && cmp $S/out $S/t.noise || grep -q 'Input/output' $S/err";
     assert_eq!(m.sh("tar -xOf $S/large.tar ./noise > $S/t.noise; for f in $STORE/loose/*.obj; do echo junk >> $f; done").code, 0);
     m.mount();
     m.ok(&format!("for n in 1 2 3; do {look} || exit 1; done; test ! -s $S/err"));
@@ -228,7 +237,11 @@ fn files_that_nobody_wrote_do_not_stop_gc() {
 #[test]
 fn what_is_behind_a_pack_or_a_segment_is_not_read() {
     let mut m = filled();
-    assert_eq!(m.sh("for f in $STORE/packs/*.pack $STORE/loose/*.seg; do head -c 3000 /dev/urandom >> $f; done").code, 0);
+    assert_eq!(
+        m.sh("for f in $STORE/packs/*.pack $STORE/loose/*.seg; do head -c 3000 /dev/urandom >> $f; done")
+            .code,
+        0
+    );
     m.mount();
     m.ok(WHOLE);
     m.fsck();

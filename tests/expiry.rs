@@ -25,8 +25,12 @@ fn the_day_that_was_written_reads_back() {
     }
     m.ok("jq '.expires_at=7180531200' web/metadata.json > web/.m; mv web/.m web/metadata.json");
     assert_eq!(m.json("web")["expires_at"], "2197-07-17T00:00:00Z");
-    for (text, unit) in [("+2 weeks", "2 weeks"), ("+30 minutes", "30 minutes"), ("+6 months", "6 months"), ("+1 year", "1 year")]
-    {
+    for (text, unit) in [
+        ("+2 weeks", "2 weeks"),
+        ("+30 minutes", "30 minutes"),
+        ("+6 months", "6 months"),
+        ("+1 year", "1 year"),
+    ] {
         m.ok(&format!(
             "setfattr -n user.imgfs.expires_at -v '{text}' web; t=$(date -u -d $(jq -r .expires_at web/metadata.json) +%s); \
              w=$(date -u -d '+{unit}' +%s); test $((t - w)) -ge -172800 -a $((t - w)) -le 172800"

@@ -79,11 +79,21 @@ fn export_writes_what_the_name_says() {
         export(&m, "vm out.img.zst");
         export(&m, "vm/0 out.raw");
         m.ok("zstd -dqc $S/out.img.zst | cmp - $S/d.img; cmp $S/out.raw $S/d.img");
-        for bad in ["vm out.tar", "web out.qcow2", "gone out.tar", "web/7 out.tar", "web nowhere/out.tar", "web out.tar.lz4"] {
+        for bad in [
+            "vm out.tar",
+            "web out.qcow2",
+            "gone out.tar",
+            "web/7 out.tar",
+            "web nowhere/out.tar",
+            "web out.tar.lz4",
+        ] {
             let ran = m.sh(&format!(
                 "cd $S; rm -f out.*; {IMGFS} export --store $STORE {bad}; code=$?; ls -A | grep -c part; exit $code"
             ));
-            assert!(ran.code == 1 && ran.err.starts_with("imgfs: ") && ran.out.trim() == "0", "{bad}: {ran:?}");
+            assert!(
+                ran.code == 1 && ran.err.starts_with("imgfs: ") && ran.out.trim() == "0",
+                "{bad}: {ran:?}"
+            );
         }
         if mounted {
             m.unmount();

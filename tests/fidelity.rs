@@ -1,5 +1,5 @@
-//! rootfs/ is what GNU tar extracts as root, rootfs.tar is the upload: types, modes, owners, times, links, devices,
-//! xattrs, content. Root only, as the comparison needs real devices and owners.
+//! rootfs/ is what GNU tar extracts as root, rootfs.tar is the upload: types, modes, owners, times, links,
+//! devices, xattrs, content. Root only, as the comparison needs real devices and owners.
 
 mod common;
 
@@ -83,7 +83,9 @@ fn every_kind_of_entry_is_as_tar_extracts_it() {
         ));
     }
     m.ok("busybox tar -C $S/u -cf bb.tar . ; python3 -c \"import tarfile;t=tarfile.open('$S/py.tar','w',format=tarfile.PAX_FORMAT);t.add('$S/u',arcname='r');t.close()\"");
-    m.ok("cp $S/py.tar py.tar; cmp $S/py.tar py/0/rootfs.tar; test -f py/0/rootfs/r/f; test -f bb/0/rootfs/f");
+    m.ok(
+        "cp $S/py.tar py.tar; cmp $S/py.tar py/0/rootfs.tar; test -f py/0/rootfs/r/f; test -f bb/0/rootfs/f",
+    );
     m.fsck();
 }
 
@@ -172,7 +174,8 @@ fn a_real_debian_image_is_kept_exactly() {
     }
     let (first, second) = (m.json("web/0"), m.json("web/1"));
     assert_eq!((&first["os"], &first["release"]), (&"debian".into(), &"bookworm".into()));
-    let (unique, logical) = (second["unique_bytes"].as_u64().unwrap(), first["logical_bytes"].as_u64().unwrap());
+    let (unique, logical) =
+        (second["unique_bytes"].as_u64().unwrap(), first["logical_bytes"].as_u64().unwrap());
     assert!(unique < logical / 4, "versions share their content: {unique} of {logical}");
     m.ok("chroot web/default/rootfs /bin/true; tar c -C web/0/rootfs . | cat | wc -c; rmdir web/0");
     m.fsck();

@@ -105,7 +105,9 @@ fn what_an_older_format_had_is_kept() {
     m.ok("test $(stat -c %s $STORE/catalog.format-3) -gt 4096; test ! -e $STORE/catalog.format-4");
     // The way back: the old number, the old catalog.
     m.unmount();
-    let ran = m.sh("cd $STORE; echo 'imgfs 3' > format; rm catalog.db* catalog.rows; mv catalog.format-3 catalog.db");
+    let ran = m.sh(
+        "cd $STORE; echo 'imgfs 3' > format; rm catalog.db* catalog.rows; mv catalog.format-3 catalog.db",
+    );
     assert_eq!(ran.code, 0, "{ran:?}");
     m.mount();
     m.ok("sha256sum < kin/0/rootfs.tar | grep -q ^e40c6554be");

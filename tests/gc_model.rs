@@ -1,5 +1,5 @@
-//! gc's rules as a model: uploads, deletions and a gc at once, in every order of their steps. The pins are the real
-//! ones, of src/blob/pins.rs; table and rows are sets.
+//! gc's rules as a model: uploads, deletions and a gc at once, in every order of their steps. The pins are
+//! the real ones, of src/blob/pins.rs; table and rows are sets.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -53,8 +53,8 @@ impl Store {
         Arc::new(store)
     }
 
-    /// As blob/writer.rs and ingest/publish.rs: known content is pinned under the table's lock, new content gets a record
-    /// and is pinned, the row comes, and then the pins go.
+    /// As blob/writer.rs and ingest/publish.rs: known content is pinned under the table's lock, new content
+    /// gets a record and is pinned, the row comes, and then the pins go.
     fn upload(&self, content: Option<BlobId>, without: Without) {
         let pins = self.pins.pin();
         let known = {

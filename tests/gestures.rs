@@ -28,7 +28,9 @@ fn cp_adds_an_image_and_its_next_version() {
 fn every_compression_is_taken_by_its_magic() {
     let m = Mount::new();
     for suffix in ["gz", "xz", "bz2", "zst", "lz4"] {
-        m.ok(&format!("cp $S/a.tar.{suffix} img-{suffix}.tar.{suffix}; cmp $S/a.tar img-{suffix}/0/rootfs.tar"));
+        m.ok(&format!(
+            "cp $S/a.tar.{suffix} img-{suffix}.tar.{suffix}; cmp $S/a.tar img-{suffix}/0/rootfs.tar"
+        ));
         let meta = m.json(&format!("img-{suffix}/0"));
         let codec = match suffix {
             "gz" => "gzip",
@@ -43,7 +45,9 @@ fn every_compression_is_taken_by_its_magic() {
     // The suffix lies, the content does not.
     m.ok("cp $S/a.tar.xz lie.tar.gz; cmp $S/a.tar lie/0/rootfs.tar");
     // Several members, streams, frames.
-    for (suffix, tool) in [("gz", "gzip"), ("xz", "xz"), ("bz2", "bzip2"), ("zst", "zstd -q"), ("lz4", "lz4 -q")] {
+    for (suffix, tool) in
+        [("gz", "gzip"), ("xz", "xz"), ("bz2", "bzip2"), ("zst", "zstd -q"), ("lz4", "lz4 -q")]
+    {
         m.ok(&format!(
             "head -c 70000 $S/a.tar | {tool} > $S/two.{suffix}; tail -c +70001 $S/a.tar | {tool} >> $S/two.{suffix};
              cp $S/two.{suffix} two-{suffix}.tar; cmp $S/a.tar two-{suffix}/0/rootfs.tar"
@@ -142,11 +146,17 @@ fn what_is_no_whole_archive_is_refused_and_leaves_nothing() {
             ),
             "Invalid argument",
         );
-        m.refused(&format!("(cat $S/a.tar.{suffix}; echo trailing) > $S/more; cp $S/more web.tar"), "Invalid argument");
+        m.refused(
+            &format!("(cat $S/a.tar.{suffix}; echo trailing) > $S/more; cp $S/more web.tar"),
+            "Invalid argument",
+        );
     }
     assert_eq!(m.ok("ls -A; ls -A .imgfs/trash"), "");
     assert_eq!(m.ok("ls $STORE/loose $STORE/trees $STORE/staging | grep -v : || true").trim(), "");
-    assert!(m.errors().lines().next().unwrap().contains("trailing") || m.errors().contains("something else follows"));
+    assert!(
+        m.errors().lines().next().unwrap().contains("trailing")
+            || m.errors().contains("something else follows")
+    );
 }
 
 #[test]
@@ -208,7 +218,10 @@ EOF"
 fn what_has_no_beginning_is_no_image() {
     let m = Mount::new();
     m.refused("dd if=$S/a.tar of=web.tar bs=1M seek=5 status=none", "Invalid argument");
-    m.refused("(head -c 1024 /dev/zero; cat $S/a.tar) > $S/late.tar; cp $S/late.tar web.tar", "Invalid argument");
+    m.refused(
+        "(head -c 1024 /dev/zero; cat $S/a.tar) > $S/late.tar; cp $S/late.tar web.tar",
+        "Invalid argument",
+    );
     m.refused("python3 -c \"import os; d = open('$S/a.tar', 'rb').read(); os.pwrite(os.open('web.tar', os.O_CREAT | os.O_WRONLY), d[4096:], 4096)\"; not test -e web && false", "");
     assert!(m.errors().contains("was its beginning written?"), "{}", m.errors());
     assert_eq!(m.ok("ls -A"), "");
@@ -239,7 +252,12 @@ fn a_hole_is_refused_or_can_be_left() {
         "too long",
     );
     m.refused("timeout 20 truncate -s 5T web.tar", "");
-    assert_eq!(m.ok("ls -A; tail -n 1 .imgfs/errors | grep -o 'the size of the file.*4398046511104'").lines().count(), 1);
+    assert_eq!(
+        m.ok("ls -A; tail -n 1 .imgfs/errors | grep -o 'the size of the file.*4398046511104'")
+            .lines()
+            .count(),
+        1
+    );
     // The kernel lets nobody die who waits for a close, but for the answer.
     let hole = "import os, sys, time
 fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
@@ -257,8 +275,8 @@ print('closing', flush=True)
     m.fsck();
 }
 
-/// Python opens with O_CLOEXEC: a child's execve closes the upload, and nobody can read the child's stat meanwhile. The
-/// event loop waited for that, and the mount hung.
+/// Python opens with O_CLOEXEC: a child's execve closes the upload, and nobody can read the child's stat
+/// meanwhile. The event loop waited for that, and the mount hung.
 #[test]
 fn a_writer_may_start_programs() {
     let m = Mount::new();
@@ -320,7 +338,9 @@ fn tar_append_over_a_receipt_makes_the_next_version() {
 #[test]
 fn twenty_uploads_at_once() {
     let m = Mount::new();
-    m.ok("for i in $(seq 20); do cp $S/a.tar.zst img$i.tar.zst & done; wait; test $(ls -d img* | wc -l) = 20");
+    m.ok(
+        "for i in $(seq 20); do cp $S/a.tar.zst img$i.tar.zst & done; wait; test $(ls -d img* | wc -l) = 20",
+    );
     m.ok("for i in $(seq 20); do cmp $S/a.tar img$i/0/rootfs.tar || exit 1; done");
     m.ok("for i in $(seq 20); do cp -a $S/a $S/v$i; echo $i > $S/v$i/n; tar -C $S/v$i -cf $S/v$i.tar .; done; for i in $(seq 20); do cp $S/v$i.tar img1/ & done; wait");
     assert_eq!(m.json("img1")["versions"].as_array().unwrap().len(), 21);
@@ -445,8 +465,12 @@ fn aliases_come_go_and_follow_renames() {
     let m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; ln -s web jammy; ln -s web/0 old; ln -s ./web dot");
     assert_eq!(m.ok("readlink jammy old dot; cat old/rootfs/etc/motd"), "web\nweb/0\nweb\none\n");
-    let names: Vec<String> =
-        m.json("web")["aliases"].as_array().unwrap().iter().map(|a| a["name"].as_str().unwrap().to_owned()).collect();
+    let names: Vec<String> = m.json("web")["aliases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a["name"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(names, ["dot", "jammy", "old"]);
     m.ok("id=$(cat web/.id); mv web www; test $(readlink jammy) = www; test $(readlink old) = www/0; test $(readlink default) = www; test $(cat www/.id) = $id; test $(readlink .imgfs/by-id/$id) = ../../www");
     m.ok("rm jammy; mv old older; test $(readlink older) = www/0; not test -e jammy");
@@ -485,7 +509,9 @@ fn a_number_is_never_used_twice() {
 fn recursive_removal_by_every_tool() {
     let m = Mount::new();
     for tool in ["rm -r", "rm -rf", "busybox rm -rf", "find"] {
-        let command = |path: &str| if tool == "find" { format!("find {path} -delete") } else { format!("{tool} {path}") };
+        let command = |path: &str| {
+            if tool == "find" { format!("find {path} -delete") } else { format!("{tool} {path}") }
+        };
         m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; cp $S/c.tar web/");
         let ran = m.sh(&command("web/1"));
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{tool} of a version");
@@ -495,7 +521,9 @@ fn recursive_removal_by_every_tool() {
         m.ok("not test -e web; test \"$(ls -A)\" = ''; test -e .imgfs/trash/web");
         m.ok("rm -r .imgfs/trash/web.1 .imgfs/trash/web; test \"$(ls -A .imgfs/trash)\" = ''");
     }
-    for script in ["python3 -c 'import shutil;shutil.rmtree(\"web\")'", "perl -MFile::Path -e 'rmtree(\"web\")'"] {
+    for script in
+        ["python3 -c 'import shutil;shutil.rmtree(\"web\")'", "perl -MFile::Path -e 'rmtree(\"web\")'"]
+    {
         m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/");
         m.ok(&format!("{script}; not test -e web"));
     }
@@ -506,7 +534,9 @@ fn recursive_removal_by_every_tool() {
 fn a_refused_recursive_removal_leaves_everything_and_says_little() {
     // Into a tree that is a mount of its own the kernel lets nobody write, and says so alone: see trees.rs.
     let m = Mount::with(&["trees=inline"]);
-    m.ok("for i in $(seq 300); do echo $i > $S/a/etc/f$i; done; tar -C $S/a -cf web.tar .; cp $S/b.tar db.tar");
+    m.ok(
+        "for i in $(seq 300); do echo $i > $S/a/etc/f$i; done; tar -C $S/a -cf web.tar .; cp $S/b.tar db.tar",
+    );
     for target in ["web", "web/0"] {
         let ran = m.refused(&format!("rm -r {target}"), "Device or resource busy");
         assert!(ran.err.lines().count() < 12, "{} lines", ran.err.lines().count());
@@ -564,7 +594,10 @@ fn the_trash_gives_back_what_was_deleted() {
     m.ok("mv .imgfs/trash/web.1 web/; test -d web/1; not test -e web/web.1; diff -r $S/b web/1/rootfs; test \"$(ls -A .imgfs/trash)\" = ''");
     m.ok("rm -r web; not test -e prod; mv .imgfs/trash/web .; diff -r $S/b web/1/rootfs; test $(readlink prod) = web; test $(readlink default) = web");
     m.ok("rm -r web; cp $S/a.tar web.tar; rm -r web; ls .imgfs/trash; mv .imgfs/trash/web first; mv .imgfs/trash/web~2 second; test $(ls -d first/? | wc -l) = 3");
-    m.refused("cp $S/a.tar web.tar; cp $S/b.tar web/; rmdir web/1; mv .imgfs/trash/web.1 first/", "Operation not permitted");
+    m.refused(
+        "cp $S/a.tar web.tar; cp $S/b.tar web/; rmdir web/1; mv .imgfs/trash/web.1 first/",
+        "Operation not permitted",
+    );
     m.fsck();
 }
 
@@ -646,7 +679,9 @@ fn metadata_is_edited_in_every_usual_way() {
     m.ok("echo '{\"release\": \"4\"}' > web/metadata.json");
     assert_eq!((m.json("web")["release"].clone(), m.json("web")["os"].clone()), ("4".into(), "plan9".into()));
     m.ok("setfattr -n user.imgfs.description -v 'by xattr' web; test \"$(getfattr --only-values -n user.imgfs.description web)\" = 'by xattr'");
-    m.ok("rsync $S/t.json web/metadata.json 2>/dev/null || true; ls -A web > $S/ls; not grep -q '[.]t$' $S/ls");
+    m.ok(
+        "rsync $S/t.json web/metadata.json 2>/dev/null || true; ls -A web > $S/ls; not grep -q '[.]t$' $S/ls",
+    );
     let text = m.ok("cat web/metadata.json");
     assert!(text.ends_with("}\n") && text.starts_with("{\n  \"id\": "));
 }
@@ -660,7 +695,10 @@ fn bad_edits_are_refused_whole() {
     m.refused("jq '.name=\"x\"' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
     m.refused("jq '.nonsense=1' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
     m.refused("jq '.description=1' web/metadata.json > $S/j; cp $S/j web/metadata.json", "Invalid argument");
-    m.refused("jq '.description=\"y\"|.size=1' web/metadata.json > web/.t; mv web/.t web/metadata.json", "cannot move");
+    m.refused(
+        "jq '.description=\"y\"|.size=1' web/metadata.json > web/.t; mv web/.t web/metadata.json",
+        "cannot move",
+    );
     m.ok("rm web/metadata.json");
     m.refused("echo x > web/0/metadata.json", "Read-only file system");
     assert_eq!(m.ok("cat web/metadata.json"), before);
@@ -720,7 +758,9 @@ fn a_terminated_daemon_unmounts() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar");
     let pid = m.daemon();
-    m.ok(&format!("kill {pid}; for i in $(seq 100); do mountpoint -q $MNT || exit 0; sleep 0.1; done; exit 1"));
+    m.ok(&format!(
+        "kill {pid}; for i in $(seq 100); do mountpoint -q $MNT || exit 0; sleep 0.1; done; exit 1"
+    ));
     m.ok(&format!("for i in $(seq 100); do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.1; done; exit 1"));
     m.mount();
     m.ok("cmp $S/a.tar web/0/rootfs.tar");
@@ -731,13 +771,19 @@ fn commands_work_mounted_and_not() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar db.tar");
     for _ in 0..2 {
-        let (ls, status) = (m.sh(&format!("{IMGFS} ls --store $STORE")), m.sh(&format!("{IMGFS} status --json --store $STORE")));
+        let (ls, status) = (
+            m.sh(&format!("{IMGFS} ls --store $STORE")),
+            m.sh(&format!("{IMGFS} status --json --store $STORE")),
+        );
         assert!(ls.out.contains("web") && ls.out.contains("db"), "{ls:?}");
         assert!(status.out.contains("\"images\": 2"), "{status:?}");
         assert_eq!(m.sh(&format!("{IMGFS} ls --store $STORE --json os=test | jq length")).out, "2\n");
         assert_eq!(m.sh(&format!("{IMGFS} ls --store $STORE os=none")).code, 1);
         assert_eq!(
-            m.sh(&format!("{IMGFS} gc --store $STORE && {IMGFS} repack --store $STORE && {IMGFS} fsck --store $STORE")).code,
+            m.sh(&format!(
+                "{IMGFS} gc --store $STORE && {IMGFS} repack --store $STORE && {IMGFS} fsck --store $STORE"
+            ))
+            .code,
             0
         );
         if m.mnt().join("web").exists() {
@@ -778,11 +824,14 @@ fn two_walkers_leave_it_in_the_trash() {
 fn a_daemon_leaves_alone_what_a_script_has_open() {
     let mut m = Mount::new();
     m.unmount();
-    m.ok(&format!("exec 9> $S/lock; flock 9; {IMGFS} mount --store $STORE $MNT; exec 9>&-; flock -n $S/lock true"));
+    m.ok(&format!(
+        "exec 9> $S/lock; flock 9; {IMGFS} mount --store $STORE $MNT; exec 9>&-; flock -n $S/lock true"
+    ));
     m.ok(&format!("cd $S; {IMGFS} umount $MNT"));
 }
 
-/// The trash was looked at once and emptied then: what had been taken out of it meanwhile was purged with the rest.
+/// The trash was looked at once and emptied then: what had been taken out of it meanwhile was purged with the
+/// rest.
 #[test]
 fn what_leaves_the_trash_while_it_is_emptied_stays() {
     let m = Mount::new();
@@ -794,8 +843,8 @@ fn what_leaves_the_trash_while_it_is_emptied_stays() {
     m.fsck();
 }
 
-/// rm -r named to the kernel what was deleted as it was called when it began, not as it was renamed just before it was
-/// deleted: the new name led into the trash from then on.
+/// rm -r named to the kernel what was deleted as it was called when it began, not as it was renamed just
+/// before it was deleted: the new name led into the trash from then on.
 #[test]
 fn an_image_renamed_while_it_is_removed_has_no_name_left() {
     let m = Mount::new();
@@ -858,22 +907,26 @@ else: raise SystemExit('it was removed')
     }
 }
 
-/// rm -r has the image's directory locked while it removes `.id`, mv has the root's and waits for the image's; the
-/// daemon, which had to tell the kernel about the root, waited for mv before it answered rm: all three for ever.
+/// rm -r has the image's directory locked while it removes `.id`, mv has the root's and waits for the
+/// image's; the daemon, which had to tell the kernel about the root, waited for mv before it answered rm: all
+/// three for ever.
 #[test]
 fn rm_r_and_mv_of_one_image_at_once() {
     let m = Mount::new();
     m.ok("cp $S/c.tar db.tar; for i in $(seq 60); do cp $S/a.tar web.tar; rm -rf web & mv -T web www || true; rmdir web || true; wait; rm -rf web www; test ! -e web -a ! -e www || exit 1; done 2> /dev/null");
 }
 
-/// mv was sent for what rm -r then deleted, and done to what had the name when its turn came: the kernel gave the new name to
-/// the one, imgfs to the other. Found by many hands (round 421).
+/// mv was sent for what rm -r then deleted, and done to what had the name when its turn came: the kernel gave
+/// the new name to the one, imgfs to the other. Found by many hands (round 421).
 #[test]
 fn mv_moves_what_the_kernel_moves() {
     let mut m = Mount::new();
     m.ok("cp $S/d.tar other.tar; ln -sfn other default; cp $S/a.tar web.tar");
     m.unmount();
-    assert_eq!(m.sh(&format!("FAILPOINTS='rename.begun=1*sleep(500)' {IMGFS} mount --store $STORE $MNT")).code, 0);
+    assert_eq!(
+        m.sh(&format!("FAILPOINTS='rename.begun=1*sleep(500)' {IMGFS} mount --store $STORE $MNT")).code,
+        0
+    );
     let ran = m.sh("ls web; python3 - $S/b.tar <<'EOF'
 import os, subprocess, sys, time
 with open('web.tar', 'wb') as upload:
@@ -896,9 +949,9 @@ EOF");
     m.fsck();
 }
 
-/// A listing was of when the directory was opened, and told the kernel of each name what it had led to then, whoever had
-/// been renamed since. It then had two names for one image, and mv from the one to the other did nothing, and said that
-/// all was well. Found by many hands (round 1,190).
+/// A listing was of when the directory was opened, and told the kernel of each name what it had led to then,
+/// whoever had been renamed since. It then had two names for one image, and mv from the one to the other did
+/// nothing, and said that all was well. Found by many hands (round 1,190).
 #[test]
 fn a_listing_tells_the_kernel_nothing_that_is_no_more() {
     let m = Mount::new();
@@ -955,7 +1008,9 @@ fn a_refused_rm_r_of_an_image_takes_nothing() {
 fn a_name_that_was_just_refused_can_be_written_again_at_once() {
     let m = Mount::new();
     // The end of the first comes after its close, maybe between the look-up and the open of the second.
-    let ran = m.sh("for i in $(seq 1000); do echo 'no tar' > b.tar; done 2> $S/said; wc -l < $S/said; head -3 $S/said");
+    let ran = m.sh(
+        "for i in $(seq 1000); do echo 'no tar' > b.tar; done 2> $S/said; wc -l < $S/said; head -3 $S/said",
+    );
     assert!(ran.out.starts_with("0\n"), "{}", ran.out);
 }
 
@@ -998,7 +1053,8 @@ fn what_begins_as_the_newest_version_is_judged_by_its_end() {
     m.fsck();
 }
 
-/// A walker died in the middle, and another process got its number: rmdir of another image was told that there is none.
+/// A walker died in the middle, and another process got its number: rmdir of another image was told that
+/// there is none.
 #[test]
 fn who_has_the_number_of_a_walker_that_died_is_not_taken_for_it() {
     let m = Mount::new();
@@ -1013,7 +1069,8 @@ fn who_has_the_number_of_a_walker_that_died_is_not_taken_for_it() {
     }
 }
 
-/// The name of an upload whose publishing rename was refused could not be used again, nor removed, until the next mount.
+/// The name of an upload whose publishing rename was refused could not be used again, nor removed, until the
+/// next mount.
 #[test]
 fn a_refused_publishing_rename_says_why_and_leaves_a_file_that_can_be_removed() {
     let m = Mount::new();
@@ -1030,14 +1087,16 @@ fn a_refused_publishing_rename_says_why_and_leaves_a_file_that_can_be_removed() 
     m.ok("test $(jq .uploads .imgfs/status.json) = 0; cmp $S/b.tar x/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar");
 }
 
-/// The kernel forgets a name only once it has the directory of the name, which whoever publishes in it holds: for as long `ls`
-/// showed what was in the trash by then. Found by many hands.
+/// The kernel forgets a name only once it has the directory of the name, which whoever publishes in it holds:
+/// for as long `ls` showed what was in the trash by then. Found by many hands.
 #[test]
 fn what_is_deleted_is_gone_at_once_while_somebody_publishes_beside_it() {
     let m = Mount::new();
     m.ok("mkdir $S/l; head -c 30000000 /dev/urandom > $S/l/noise; tar -C $S/l -cf - . | bzip2 -1 > $S/slow.tar.bz2; cp $S/a.tar other.tar");
     for look in ["ls web", "stat web"] {
-        m.ok("cp $S/a.tar web.tar; cp $S/b.tar web/; ls -lR web > /dev/null; mkdir .n; cp $S/slow.tar.bz2 .n/");
+        m.ok(
+            "cp $S/a.tar web.tar; cp $S/b.tar web/; ls -lR web > /dev/null; mkdir .n; cp $S/slow.tar.bz2 .n/",
+        );
         let script = format!(
             "mv .n big & sleep 0.15; rm web/.id; code=seen; {look} > /dev/null 2>&1 || code=gone; echo $code; wait; rm -r big .imgfs/trash/*"
         );

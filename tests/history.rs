@@ -36,7 +36,10 @@ fn changes_says_what_a_version_changed() {
     let names = ["a\nb", "a\\nb"].map(std::ffi::OsString::from);
     let bad = [b"bad\xff", b"bad\xfe"].map(|name| std::os::unix::ffi::OsStringExt::from_vec(name.to_vec()));
     std::fs::create_dir(m.path("src/odd")).unwrap();
-    names.iter().chain(&bad).for_each(|name: &std::ffi::OsString| std::fs::write(m.path("src/odd").join(name), "").unwrap());
+    names
+        .iter()
+        .chain(&bad)
+        .for_each(|name: &std::ffi::OsString| std::fs::write(m.path("src/odd").join(name), "").unwrap());
     m.ok("tar -C $S/odd -cf $S/odd.tar .; mkdir odd; cp $S/1.tar odd/; cp $S/odd.tar odd/");
     let odd = m.ok("grep added odd/1/changes | cut -f 4 | sort; rm -r odd");
     assert_eq!(odd, "rootfs/a\\\\nb\nrootfs/a\\nb\nrootfs/bad\\xfe\nrootfs/bad\\xff\n");
@@ -63,9 +66,15 @@ fn diff_compares_any_two_versions() {
     assert_eq!(diff(&m, "jammy web/@2.0"), CHANGED);
     assert_eq!(diff(&m, "web/1 web/2") + &diff(&m, "other web/0"), "");
     let back = diff(&m, "web other");
-    assert!(back.contains("added\t-\t5\trootfs/etc/gone\n") && back.contains("removed\t4\t-\trootfs/etc/new\n"), "{back}");
+    assert!(
+        back.contains("added\t-\t5\trootfs/etc/gone\n") && back.contains("removed\t4\t-\trootfs/etc/new\n"),
+        "{back}"
+    );
     let json: serde_json::Value = serde_json::from_str(&diff(&m, "--json web/0 web/1")).unwrap();
-    assert_eq!(json[2], serde_json::json!({"change": "removed", "path": "rootfs/etc/gone", "before": 5, "after": null}));
+    assert_eq!(
+        json[2],
+        serde_json::json!({"change": "removed", "path": "rootfs/etc/gone", "before": 5, "after": null})
+    );
     let wrong = m.sh(&format!("{IMGFS} diff --store $STORE web/0 web/7"));
     assert!(wrong.code == 1 && wrong.err.contains("there is no version web/7"), "{wrong:?}");
     // Of a store that is not mounted, too.
@@ -82,7 +91,8 @@ fn files_beside_rootfs_are_compared_too() {
           cp $S/1.tar web.tar; cp $S/2.tar web.tar");
     let changes = m.ok("cat web/1/changes");
     assert!(
-        changes.contains("modified\t37\t38\tmetadata.yaml\n") && changes.contains("removed\t2\t-\ttemplates/gone\n"),
+        changes.contains("modified\t37\t38\tmetadata.yaml\n")
+            && changes.contains("removed\t2\t-\ttemplates/gone\n"),
         "{changes}"
     );
     assert!(!changes.contains("rootfs"), "{changes}");
@@ -95,7 +105,10 @@ fn the_log_is_followed_as_it_grows() {
     m.ok("timeout 20 tail -n 1 -s 0.1 -f .imgfs/log > $S/seen & for i in $(seq 100); do test -s $S/seen && break; sleep 0.05; done; \
           ln -s web alias; mkdir new; rmdir new; for i in $(seq 100); do grep -q delete $S/seen && break; sleep 0.1; done; kill %1");
     let seen = m.ok("cut -f 3- $S/seen");
-    assert_eq!(seen.lines().skip(1).collect::<Vec<_>>(), ["alias\talias\tweb", "mkdir\tnew\tmade", "delete\tnew\tin the trash"]);
+    assert_eq!(
+        seen.lines().skip(1).collect::<Vec<_>>(),
+        ["alias\talias\tweb", "mkdir\tnew\tmade", "delete\tnew\tin the trash"]
+    );
     let before = m.ok("cat .imgfs/log");
     m.remount();
     m.kill();

@@ -1,4 +1,5 @@
-//! Who holds a store, as commands say it; and a daemon that was killed and cannot end, because its disk does not answer.
+//! Who holds a store, as commands say it; and a daemon that was killed and cannot end, because its disk does
+//! not answer.
 
 mod common;
 
@@ -24,8 +25,8 @@ fn a_refusal_names_the_process_that_has_the_lock() {
     m.mount();
 }
 
-/// A copy of a mount in another mount namespace, which each container and many a service has, keeps its daemon: umount
-/// waited for a minute, and the next mount said that the store was mounted where it was not.
+/// A copy of a mount in another mount namespace, which each container and many a service has, keeps its
+/// daemon: umount waited for a minute, and the next mount said that the store was mounted where it was not.
 #[test]
 fn who_has_a_mount_in_another_namespace_is_named() {
     if !as_root() {
@@ -47,7 +48,10 @@ fn who_has_a_mount_in_another_namespace_is_named() {
         "is {{}}used by process {daemon} (imgfs), which still serves what was mounted on {}: process {other} (sleep) has that in a mount namespace",
         point.display()
     );
-    assert!(ran.err.contains(&wanted.replace("{}", "still ")) && ran.err.contains(&wanted.replace("{}", "")), "{ran:?}");
+    assert!(
+        ran.err.contains(&wanted.replace("{}", "still ")) && ran.err.contains(&wanted.replace("{}", "")),
+        "{ran:?}"
+    );
     wait_until_free(&m.path("store"));
     m.mount();
 }
@@ -83,9 +87,10 @@ impl Drop for Disk {
     }
 }
 
-/// Until the disk has answered, the process has the lock: nobody can help it. But whoever is refused is told so, whoever had
-/// asked something of the daemon is answered, and the next mount waits. It was the torture's once failed run: the lock of
-/// a killed daemon was held for over 20 s. And umount said EINVAL, because the guard had been quicker.
+/// Until the disk has answered, the process has the lock: nobody can help it. But whoever is refused is told
+/// so, whoever had asked something of the daemon is answered, and the next mount waits. It was the torture's
+/// once failed run: the lock of a killed daemon was held for over 20 s. And umount said EINVAL, because the
+/// guard had been quicker.
 #[test]
 fn a_killed_daemon_whose_disk_does_not_answer_is_named() {
     if !as_root() {
@@ -95,9 +100,14 @@ fn a_killed_daemon_whose_disk_does_not_answer_is_named() {
     let pid = disk.ok("cat pid").trim().to_owned();
     let client = disk.sh("fsfreeze -f disk; mkdir mnt/new & sleep 0.5; kill -9 $(cat pid); wait $!");
     assert!(client.code != 0 && client.err.contains("cannot create"), "{client:?}");
-    let is_named = |text: &str| text.contains(&format!("process {pid} (imgfs), which is ending: it waits in the kernel (percpu"));
+    let is_named = |text: &str| {
+        text.contains(&format!("process {pid} (imgfs), which is ending: it waits in the kernel (percpu"))
+    };
     let refused = disk.sh("$IMGFS status --store disk/store");
-    assert!(refused.code == 1 && is_named(&refused.err) && refused.err.contains("when its disk answers"), "{refused:?}");
+    assert!(
+        refused.code == 1 && is_named(&refused.err) && refused.err.contains("when its disk answers"),
+        "{refused:?}"
+    );
     // Nobody finds the directory below the mount.
     assert!(disk.sh("ls mnt").err.contains("not connected"));
     let umount = disk.sh("$IMGFS umount mnt");
@@ -114,7 +124,9 @@ fn who_uses_a_detached_mount_of_a_killed_daemon_is_answered() {
     let disk = Disk::new();
     let shown = disk.ok("grep -l fuse_connection /proc/$(cat pid)/fdinfo/* | wc -l");
     if shown.trim() == "0" {
-        return println!("skipped: before Linux 6.16 the kernel does not say which connections a process has");
+        return println!(
+            "skipped: before Linux 6.16 the kernel does not say which connections a process has"
+        );
     }
     let client = disk.sh("W=$PWD; cd mnt; exec 5< web/0/rootfs.tar; umount -l $W/mnt; fsfreeze -f $W/disk; mkdir new & sleep 0.5; kill -9 $(cat $W/pid); wait $!");
     assert!(client.code != 0 && client.err.contains("cannot create"), "{client:?}");

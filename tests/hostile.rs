@@ -37,12 +37,14 @@ fn mutate(random: &mut Random, data: &mut Vec<u8>) {
                 data.splice(to..to, piece);
             }
             4 if len > 8 => {
-                let edge = [0, 1, u64::MAX, i64::MAX as u64, 1 << 32, u64::from(u32::MAX), 1 << 31][random.below(7)];
+                let edge =
+                    [0, 1, u64::MAX, i64::MAX as u64, 1 << 32, u64::from(u32::MAX), 1 << 31][random.below(7)];
                 let at = at.min(len - 8);
                 data[at..at + 8].copy_from_slice(&edge.to_le_bytes());
             }
             5 if len > 12 => {
-                let text = [&b"77777777777\0"[..], b"\x80\xff\xff\xff", b"999", b"-1", b"\0\0\0\0"][random.below(5)];
+                let text =
+                    [&b"77777777777\0"[..], b"\x80\xff\xff\xff", b"999", b"-1", b"\0\0\0\0"][random.below(5)];
                 let at = at.min(len - text.len());
                 data[at..at + text.len()].copy_from_slice(text);
             }

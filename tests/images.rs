@@ -1,4 +1,5 @@
-//! Every kind of image that is no plain tar of a rootfs: LXD and Incus, OCI and docker, disks and file systems.
+//! Every kind of image that is no plain tar of a rootfs: LXD and Incus, OCI and docker, disks and file
+//! systems.
 
 mod common;
 
@@ -18,7 +19,16 @@ fn a_unified_lxd_image_shows_its_parts_and_comes_back_bit_for_bit() {
     ));
     assert_eq!(
         m.ok("ls tiny/0").split_whitespace().collect::<Vec<_>>(),
-        ["image.tar", "metadata.json", "metadata.yaml", "rootfs", "rootfs.tar", "templates", "tiny.tar.xz", "used_by"]
+        [
+            "image.tar",
+            "metadata.json",
+            "metadata.yaml",
+            "rootfs",
+            "rootfs.tar",
+            "templates",
+            "tiny.tar.xz",
+            "used_by"
+        ]
     );
     m.ok("xz -dc $S/u.tar.xz | cmp - tiny/0/image.tar; cmp $S/l/metadata.yaml tiny/0/metadata.yaml; diff -r $S/l/templates tiny/0/templates");
     m.ok("diff -r --no-dereference $S/l/rootfs tiny/0/rootfs; mkdir $S/x; tar -xpf tiny/0/rootfs.tar -C $S/x; diff -r --no-dereference $S/x $S/l/rootfs");
@@ -119,7 +129,9 @@ fn layers_are_put_over_each_other_as_a_container_sees_them() {
         m.ok(&format!(
             "{OCI} oci {kind}; cp $S/{kind}.tar {kind}.tar; cmp $S/{kind}.tar {kind}/0/image.tar; cmp $S/{kind}.tar {kind}.tar"
         ));
-        let found = m.ok(&format!("cd {kind}/0/rootfs; find . -type f -printf '%P ' | tr ' ' '\\n' | sort | tr '\\n' ' '"));
+        let found = m.ok(&format!(
+            "cd {kind}/0/rootfs; find . -type f -printf '%P ' | tr ' ' '\\n' | sort | tr '\\n' ' '"
+        ));
         assert_eq!(found.trim(), "big etc/a etc/b full gone/new h2 lib/new lib/sub/z usr/bin/tool", "{kind}");
         m.ok(&format!("cd {kind}/0/rootfs; test $(cat etc/a) = again; test $(cat h2) = link; test $(stat -c %h h2) = 1; test $(readlink bin) = /usr/bin; test \"$(cat full)\" = 'now a file'"));
         m.ok(&format!(
@@ -152,7 +164,9 @@ fn layers_are_put_over_each_other_as_a_container_sees_them() {
         )
     };
     m.ok(&index(r#".manifests += [.manifests[0] | .annotations["org.opencontainers.image.ref.name"] = "tiny:latest"]"#));
-    m.ok("cp $S/many.tar tags.tar; jq -e '.config.tags == [\"tiny:1\", \"tiny:latest\"]' tags/0/metadata.json");
+    m.ok(
+        "cp $S/many.tar tags.tar; jq -e '.config.tags == [\"tiny:1\", \"tiny:latest\"]' tags/0/metadata.json",
+    );
     m.ok(&index(r#".manifests += [range(1000) as $i | .manifests[0] | .digest = "sha256:" + ("0" * 64)]"#));
     m.refused("cp $S/many.tar x.tar", "Operation not supported");
     m.ok(&format!("{OCI} sed -i \"s/'zstd', '-c'/'zstd', '-c', '--long=31'/\" $S/oci.py; oci oci-zstd"));
@@ -196,13 +210,18 @@ gpt = bytearray(100 * 512); put(gpt, 510, b'\x55\xaa'); put(gpt, 512, b'EFI PART
 END
 python3 $S/fake.py $S";
     m.ok(make);
-    for (file, name) in [("z.zfs", "rootfs.zfs"), ("c.iso", "image.iso"), ("e.erofs", "rootfs.erofs"), ("g.disk", "disk.raw")] {
+    for (file, name) in
+        [("z.zfs", "rootfs.zfs"), ("c.iso", "image.iso"), ("e.erofs", "rootfs.erofs"), ("g.disk", "disk.raw")]
+    {
         m.ok(&format!(
             "cp $S/{file} x.tar; cmp $S/{file} x/latest/{name}; bzip2 -c $S/{file} > y.tar.bz2; cmp $S/{file} y/latest/{name}"
         ));
         if file != "z.zfs" {
             m.refused(&format!("head -c -1000 $S/{file} > $S/cut; cp $S/cut cut.tar"), "Invalid argument");
-            m.refused(&format!("head -c -1000 $S/{file} | gzip > $S/cut.gz; cp $S/cut.gz cut.tar"), "Invalid argument");
+            m.refused(
+                &format!("head -c -1000 $S/{file} | gzip > $S/cut.gz; cp $S/cut.gz cut.tar"),
+                "Invalid argument",
+            );
         }
     }
     m.fsck();

@@ -1,5 +1,5 @@
-//! Damaged disks and file systems: what imgfs takes and refuses of them, compared with what their own tools say.
-//! IMGFS_SEED=N repeats a run; IMGFS_CASES=N makes more of them than 200.
+//! Damaged disks and file systems: what imgfs takes and refuses of them, compared with what their own tools
+//! say. IMGFS_SEED=N repeats a run; IMGFS_CASES=N makes more of them than 200.
 
 mod common;
 
@@ -14,7 +14,8 @@ fn cases() -> usize {
 }
 
 fn have(tools: &[&str]) -> bool {
-    let missing: Vec<_> = tools.iter().filter(|tool| sh(Path::new("/"), &format!("command -v {tool}")).code != 0).collect();
+    let missing: Vec<_> =
+        tools.iter().filter(|tool| sh(Path::new("/"), &format!("command -v {tool}")).code != 0).collect();
     if !missing.is_empty() {
         println!("skipped: there is no {missing:?}");
     }
@@ -42,7 +43,8 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 
 /// `NAME CODE` lines as a map.
 fn codes(text: &str) -> BTreeMap<String, i32> {
-    let pair = |line: &str| line.split_once(' ').map(|(name, code)| (name.to_owned(), code.trim().parse().unwrap()));
+    let pair =
+        |line: &str| line.split_once(' ').map(|(name, code)| (name.to_owned(), code.trim().parse().unwrap()));
     text.lines().filter_map(pair).collect()
 }
 
@@ -52,14 +54,20 @@ fn copied(m: &Mount, suffix: &str) -> BTreeMap<String, Option<String>> {
     let mut found = BTreeMap::new();
     // `.imgfs/errors` holds a thousand.
     for some in names.chunks(500) {
-        let script =
-            format!("for n in {}; do c=0; cp $S/cases/$n $n.{suffix} 2> /dev/null || c=1; echo $n $c; done", some.join(" "));
+        let script = format!(
+            "for n in {}; do c=0; cp $S/cases/$n $n.{suffix} 2> /dev/null || c=1; echo $n $c; done",
+            some.join(" ")
+        );
         let (taken, errors) = (codes(&m.ok(&script)), m.errors());
         for (name, code) in taken {
             let path = format!("/{name}.{suffix}");
             let line = errors.lines().find(|line| line.split('\t').nth(3) == Some(&path));
             let sentence = line.map(|line| line.split('\t').nth(4).unwrap_or_default().to_owned());
-            assert_eq!(sentence.is_some(), code != 0, "{name}: a refusal leaves a sentence, and only a refusal");
+            assert_eq!(
+                sentence.is_some(),
+                code != 0,
+                "{name}: a refusal leaves a sentence, and only a refusal"
+            );
             found.insert(name, sentence);
         }
     }
@@ -144,8 +152,17 @@ fn damage_disk(random: &mut Random, disk: &mut Vec<u8>) -> String {
             let width = if what == "header" { *random.pick(&[4, 8]) } else { 8 };
             let place = at + random.below(len) / width * width;
             let end = disk.len() as u64;
-            let edges =
-                [0, 1, u64::MAX, end, end.next_multiple_of(65536), (end / 2) & !0xffff, 1 << 63 | (end & !511), 1 << 62, 65536];
+            let edges = [
+                0,
+                1,
+                u64::MAX,
+                end,
+                end.next_multiple_of(65536),
+                (end / 2) & !0xffff,
+                1 << 63 | (end & !511),
+                1 << 62,
+                65536,
+            ];
             let edge = *random.pick(&edges);
             if place + width <= disk.len() {
                 disk[place..place + width].copy_from_slice(&edge.to_be_bytes()[8 - width..]);
@@ -170,8 +187,8 @@ fn damage_disk(random: &mut Random, disk: &mut Vec<u8>) -> String {
     }
 }
 
-/// `qemu-img info` opens it and `qemu-img check` finds no error in it (0; 3 is lost room): imgfs takes it. Else imgfs
-/// refuses it.
+/// `qemu-img info` opens it and `qemu-img check` finds no error in it (0; 3 is lost room): imgfs takes it.
+/// Else imgfs refuses it.
 #[test]
 fn qemu_agrees_about_damaged_qcow2_files() {
     if !have(&["qemu-img", "qemu-io", "python3"]) {
@@ -204,23 +221,28 @@ fn qemu_agrees_about_damaged_qcow2_files() {
             (0 | 3, Some(why)) => wrong.push(format!("{case} {how}: qemu-img takes it, imgfs says: {why}")),
             (_, Some(_)) => refused += 1,
             (code, None) => {
-                let said = std::fs::read_to_string(m.path("src").join(format!("said-{case}"))).unwrap_or_default();
+                let said =
+                    std::fs::read_to_string(m.path("src").join(format!("said-{case}"))).unwrap_or_default();
                 wrong.push(format!("{case} {how}: imgfs takes it, qemu-img ends with {code}: {said:.300}"));
             }
         }
     }
-    println!("qcow2: {taken} taken and {refused} refused by both, {stricter} refused by imgfs alone (see is_stricter)");
+    println!(
+        "qcow2: {taken} taken and {refused} refused by both, {stricter} refused by imgfs alone (see is_stricter)"
+    );
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), damage.len(), wrong.join("\n"));
     m.fsck();
 }
 
 /// What qemu-img takes and imgfs refuses, and why:
-/// - A disk whose rest lies in another file, or that needs a secret: a store wants all of it. Where the other file is
-///   not there, both refuse.
-/// - A table that the header names and that ends behind the file: qemu-img reads zeros there, if it is less than a
-///   cluster, and so a disk that is empty from there on.
+/// - A disk whose rest lies in another file, or that needs a secret: a store wants all of it. Where the other
+///   file is not there, both refuse.
+/// - A table that the header names and that ends behind the file: qemu-img reads zeros there, if it is less
+///   than a cluster, and so a disk that is empty from there on.
 fn is_stricter(why: &str) -> bool {
-    ["a backing file", "in another file", "encrypted with AES", "header says"].iter().any(|part| why.contains(part))
+    ["a backing file", "in another file", "encrypted with AES", "header says"]
+        .iter()
+        .any(|part| why.contains(part))
 }
 
 /// File systems of every kind that mksquashfs makes, small ones.
@@ -272,7 +294,8 @@ fn damage_tree(random: &mut Random, image: &mut Vec<u8>) -> String {
 
 /// What unsquashfs takes and imgfs refuses, and why.
 const LENIENT: &[&str] = &[
-    // It does not compare how much a block unpacks to with what the file has, and writes what lay in its memory before.
+    // It does not compare how much a block unpacks to with what the file has, and writes what lay in its
+    // memory before.
     "a block of a file has another length",
     "a fragment is cut off",
     // It reads a block that is too long over what lies behind in its memory.
@@ -289,7 +312,8 @@ const LENIENT: &[&str] = &[
     "0 is not a valid match offset",
 ];
 
-/// unsquashfs ends well: imgfs takes it. It ends badly: imgfs refuses it. Where it only complains, either is right.
+/// unsquashfs ends well: imgfs takes it. It ends badly: imgfs refuses it. Where it only complains, either is
+/// right.
 #[test]
 fn unsquashfs_agrees_about_damaged_squashfs_files() {
     if !have(&["mksquashfs", "unsquashfs", "python3"]) {
@@ -330,7 +354,9 @@ fn unsquashfs_agrees_about_damaged_squashfs_files() {
             (_, Some(_)) => refused += 1,
             // imgfs keeps what lzo has packed, and cannot look into it.
             (_, None) if lzo.contains(case) => unread += 1,
-            (code, None) => wrong.push(format!("{case} {how}: imgfs takes it, unsquashfs ends with {code}: {said:.400}")),
+            (code, None) => {
+                wrong.push(format!("{case} {how}: imgfs takes it, unsquashfs ends with {code}: {said:.400}"))
+            }
         }
     }
     println!(
@@ -353,8 +379,18 @@ fn what_only_begins_like_a_disk_is_refused() {
         assert!(said.contains(part), "{script}: {said}");
     };
     for zeros in [3, 100, 600, 40_000, 3_000_000] {
-        refused(&format!("{{ printf hsqs; head -c {zeros} /dev/zero; }}"), "x.squashfs", "Invalid argument", "");
-        refused(&format!("{{ printf 'QFI\\xfb'; head -c {zeros} /dev/zero; }}"), "x.qcow2", "Invalid argument", "");
+        refused(
+            &format!("{{ printf hsqs; head -c {zeros} /dev/zero; }}"),
+            "x.squashfs",
+            "Invalid argument",
+            "",
+        );
+        refused(
+            &format!("{{ printf 'QFI\\xfb'; head -c {zeros} /dev/zero; }}"),
+            "x.qcow2",
+            "Invalid argument",
+            "",
+        );
         refused(
             &format!("{{ printf 'QFI\\xfb'; head -c {zeros} /dev/zero; }}"),
             "x.img",
@@ -392,7 +428,11 @@ END");
         ("100 00100000", "Invalid argument", "its header has"),
     ] {
         refused(&format!("python3 $S/set.py $S/disk {change}"), "x.qcow2", errno, part);
-        assert!(part != "backing file" || m.errors().lines().next().unwrap().contains("qemu-img convert"), "{}", m.errors());
+        assert!(
+            part != "backing file" || m.errors().lines().next().unwrap().contains("qemu-img convert"),
+            "{}",
+            m.errors()
+        );
     }
     m.ok("python3 $S/set.py $S/disk > $S/x; cp $S/x d.qcow2; cmp $S/x d/0/disk.qcow2");
     // In an image of LXD, too, and in one that comes in two files.

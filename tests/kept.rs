@@ -1,13 +1,18 @@
-//! A copy that exits 0 is there, and one that was refused leaves nothing: each gesture with GNU and BusyBox tools, then an
-//! umount and a kill -9.
+//! A copy that exits 0 is there, and one that was refused leaves nothing: each gesture with GNU and BusyBox
+//! tools, then an umount and a kill -9.
 
 mod common;
 
 use common::Mount;
 
 /// What cp, mv and so on are, by whose they are.
-const TOOLS: [(&str, &str); 2] =
-    [("GNU", ""), ("BusyBox", "for tool in cp mv rm mkdir tar; do eval \"$tool() { busybox $tool \\\"\\$@\\\"; }\"; done; ")];
+const TOOLS: [(&str, &str); 2] = [
+    ("GNU", ""),
+    (
+        "BusyBox",
+        "for tool in cp mv rm mkdir tar; do eval \"$tool() { busybox $tool \\\"\\$@\\\"; }\"; done; ",
+    ),
+];
 
 /// Looks at the mount as it is, after an umount, and after a kill -9.
 #[track_caller]
@@ -92,7 +97,10 @@ fn what_is_staged_survives_and_reads_back() {
             "{tools} mv .web.tar web.tar; mv .b web/; mv db/.next db/x.tar; mv e.tar.part e.tar; rm e.tar.* e.tar~ notes.part .empty; \
              cmp $S/a.tar web/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar; cmp $S/d.tar db/1/rootfs.tar; cmp $S/a.tar e/0/rootfs.tar"
         ));
-        always(&mut m, "test \"$(ls -A | tr '\\n' ' ')\" = 'db default e web '; test -z \"$(ls $STORE/staged)\"");
+        always(
+            &mut m,
+            "test \"$(ls -A | tr '\\n' ' ')\" = 'db default e web '; test -z \"$(ls $STORE/staged)\"",
+        );
     }
 }
 
@@ -147,7 +155,9 @@ fn a_refused_tree_leaves_no_shell_of_an_image() {
         println!("{whose}");
         let mut m = Mount::new();
         m.ok("mkdir -p $S/t/.hid $S/empty $S/mix; echo x > $S/t/.hid/f; mkdir -p $S/t/etc $S/t/usr; echo x > $S/t/etc/motd; echo x > $S/t/README; cp $S/b.tar $S/t/README $S/mix/");
-        for copy in ["cp -r $S/t $MNT/", "cp -a $S/t $MNT/", "cp -a $S/t/etc $MNT/new", "tar xf $S/a.tar -C $MNT"] {
+        for copy in
+            ["cp -r $S/t $MNT/", "cp -a $S/t $MNT/", "cp -a $S/t/etc $MNT/new", "tar xf $S/a.tar -C $MNT"]
+        {
             m.refused(&format!("{tools} {copy}"), "");
             m.ok("test -z \"$(ls)\"");
         }
@@ -171,7 +181,10 @@ fn rsync_brings_the_archives_and_fails_with_the_rest() {
     m.ok("mkdir $S/dd; cp $S/a.tar $S/dd/; gzip -c $S/b.tar > $S/dd/b.tar.gz; echo text > $S/dd/README");
     let ran = m.sh("rsync -a $S/dd/ $MNT/");
     assert!(ran.code == 23 && ran.err.contains("README"), "{ran:?}");
-    always(&mut m, "test \"$(ls -A | tr '\\n' ' ')\" = 'a b default '; cmp $S/a.tar a/0/rootfs.tar; cmp $S/b.tar b/0/rootfs.tar");
+    always(
+        &mut m,
+        "test \"$(ls -A | tr '\\n' ' ')\" = 'a b default '; cmp $S/a.tar a/0/rootfs.tar; cmp $S/b.tar b/0/rootfs.tar",
+    );
     // A whole directory of the kind is an image, or nothing.
     m.ok("mkdir $S/n; echo text > $S/n/README");
     assert_ne!(m.sh("rsync -a $S/n $MNT/").code, 0);
@@ -203,7 +216,8 @@ fn a_chmod_of_the_receipt_reaches_the_image_it_made() {
              install -m 644 $S/a.tar $MNT/k; install -m 600 $S/a.tar $MNT/l; chmod 600 $S/b.tar; cp -p $S/b.tar p.tar; \
              chmod 644 $S/c.tar; cp -p $S/c.tar q.tar; (umask 077; cp $S/c.tar r.tar); chmod 644 r.tar; rsync -p $S/c.tar s.tar"
         ));
-        let modes = "test \"$(stat -c %a i j k l p q r s | tr '\\n' ' ')\" = '755 700 755 700 700 755 755 755 '";
+        let modes =
+            "test \"$(stat -c %a i j k l p q r s | tr '\\n' ' ')\" = '755 700 755 700 700 755 755 755 '";
         always(&mut m, modes);
         // An image that was there keeps its mode, and so does one whose mode somebody has chosen.
         m.ok(&format!("{tools} mkdir -m 700 own; install -m 644 $S/a.tar own.tar; install -m 644 $S/b.tar i.tar.gz; chmod 711 k; chmod 600 i.tar.gz; chmod 750 j; chmod 644 j.tar.gz"));

@@ -10,7 +10,8 @@ use imports::{House, code, sources};
 /// The folders of `src` from the ground up. A file may use its own folder and those before it.
 const FLOORS: &[&str] = &[
     // The files that lie in no folder: errors, the store's format, the places where tests end the process.
-    "", "base", "tree", "formats", "blob", "catalog", "store", "images", "ingest", "care", "fs", "daemon", "cli",
+    "", "base", "tree", "formats", "blob", "catalog", "store", "images", "ingest", "care", "fs", "daemon",
+    "cli",
 ];
 
 /// Files at the root of `src`.
@@ -39,14 +40,16 @@ fn no_files_use_one_another_in_a_circle() {
 
 #[test]
 fn few_files_lie_at_the_root() {
-    let files: Vec<String> = all().into_iter().map(|(path, _)| path).filter(|path| !path.contains('/')).collect();
+    let files: Vec<String> =
+        all().into_iter().map(|(path, _)| path).filter(|path| !path.contains('/')).collect();
     assert!(files.len() <= AT_THE_ROOT, "{files:?}");
 }
 
 /// The two rules above see what they are to see.
 #[test]
 fn what_is_planted_is_found() {
-    let good = [("base/mod.rs", "pub mod name;"), ("base/name.rs", ""), ("store/mod.rs", "use crate::base::name;")];
+    let good =
+        [("base/mod.rs", "pub mod name;"), ("base/name.rs", ""), ("store/mod.rs", "use crate::base::name;")];
     assert!(house(&good).upward(FLOORS).is_empty() && house(&good).circles().is_empty());
     for upward in [
         "use crate::store::Store;",
@@ -60,14 +63,23 @@ fn what_is_planted_is_found() {
         assert_eq!(planted.upward(FLOORS), ["base/name.rs -> store/mod.rs"], "{upward}");
         assert_eq!(planted.circles().len(), 1, "{upward}");
     }
-    let unseen =
-        house(&[good[0], ("base/name.rs", "// use crate::store;\n#[cfg(test)]\nmod tests { use crate::store; }"), good[2]]);
+    let unseen = house(&[
+        good[0],
+        ("base/name.rs", "// use crate::store;\n#[cfg(test)]\nmod tests { use crate::store; }"),
+        good[2],
+    ]);
     assert!(unseen.upward(FLOORS).is_empty());
     // Two files of one folder; a folder's own file may hand on what is in it.
-    let twins = [("fs/mod.rs", "pub use node::Node;\nuse crate::fs::ls::list;"), ("fs/ls.rs", "use crate::fs::Node;")];
+    let twins = [
+        ("fs/mod.rs", "pub use node::Node;\nuse crate::fs::ls::list;"),
+        ("fs/ls.rs", "use crate::fs::Node;"),
+    ];
     assert!(house(&[twins[0], twins[1], ("fs/node.rs", "use super::Node;")]).circles().is_empty());
-    let planted =
-        house(&[twins[0], ("fs/ls.rs", "use super::node::{self, Node};"), ("fs/node.rs", "use crate::fs::{ls, Node};")]);
+    let planted = house(&[
+        twins[0],
+        ("fs/ls.rs", "use super::node::{self, Node};"),
+        ("fs/node.rs", "use crate::fs::{ls, Node};"),
+    ]);
     assert_eq!(planted.circles().iter().map(|c| c.len()).collect::<Vec<_>>(), [2]);
 }
 
@@ -75,8 +87,13 @@ fn what_is_planted_is_found() {
 fn each_foreign_library_has_one_home() {
     for (path, text) in all() {
         let code = code(&text);
-        for (word, home) in [("fuser::", "fs/kernel/fuse"), ("rusqlite", "catalog/"), ("unsafe ", "base/sys.rs")] {
-            assert!(!code.contains(word) || path.starts_with(home), "{path} names {word}, which belongs into {home}");
+        for (word, home) in
+            [("fuser::", "fs/kernel/fuse"), ("rusqlite", "catalog/"), ("unsafe ", "base/sys.rs")]
+        {
+            assert!(
+                !code.contains(word) || path.starts_with(home),
+                "{path} names {word}, which belongs into {home}"
+            );
         }
     }
 }
@@ -91,19 +108,25 @@ fn every_file_says_what_it_is_for_and_stays_readable() {
     }
 }
 
-/// Rows of a table of tests/ that name their test last, as `FILE: function`; a file outside of tests/ begins with `src/`.
+/// Rows of a table of tests/ that name their test last, as `FILE: function`; a file outside of tests/ begins
+/// with `src/`.
 fn rows(table: &str) -> Vec<Vec<String>> {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(table)).unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(table)).unwrap();
     // A bar inside of a cell has a backslash before it.
-    let cells = |row: &str| row.replace("\\|", "\0").split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
-    let mut rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).map(|row| cells(row.trim_matches('|'))).collect();
+    let cells = |row: &str| {
+        row.replace("\\|", "\0").split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let mut rows: Vec<_> =
+        text.lines().filter(|line| line.starts_with("| ")).map(|row| cells(row.trim_matches('|'))).collect();
     rows.retain(|row| row.last().is_some_and(|last| last != "test"));
     rows
 }
 
 fn assert_has_test(row: &[String]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (file, name) = row.last().and_then(|last| last.split_once(": ")).unwrap_or_else(|| panic!("{row:?} names no test"));
+    let (file, name) =
+        row.last().and_then(|last| last.split_once(": ")).unwrap_or_else(|| panic!("{row:?} names no test"));
     let file = if file.starts_with("src/") { root.join(file) } else { root.join("tests").join(file) };
     let text = std::fs::read_to_string(file.with_extension("rs")).unwrap_or_else(|e| panic!("{row:?}: {e}"));
     assert!(text.contains(&format!("#[test]\nfn {name}() ")), "{row:?}: there is no such test");

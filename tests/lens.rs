@@ -1,4 +1,5 @@
-//! Any gestures, in the whole store and in two views of it: what a view shows and changes is its own, and no more.
+//! Any gestures, in the whole store and in two views of it: what a view shows and changes is its own, and no
+//! more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,7 +36,9 @@ fn make(store: &Store, whole: &Store, (_, which, a, b): Gesture) {
         let versions: Vec<Version> = model.versions.values().cloned().collect();
         (pick(&images(&model), a), pick(&versions, a), pick(&images(&model), b))
     };
-    let name = |n: usize| ImageName::parse(["web", "db", "lts", "dc1::web", "dc2::db", "dc1::lts"][n % 6].as_bytes()).unwrap();
+    let name = |n: usize| {
+        ImageName::parse(["web", "db", "lts", "dc1::web", "dc2::db", "dc1::lts"][n % 6].as_bytes()).unwrap()
+    };
     let any = || versions::make_image(store, &name(a), 7, 7, 0o755);
     let image = image.unwrap_or_else(|| any().unwrap_or(0));
     let target = LinkTarget { image: other.unwrap_or(0), number: None, follows: Follows::Image };
@@ -80,10 +83,19 @@ fn make(store: &Store, whole: &Store, (_, which, a, b): Gesture) {
             leases::end(store, lease.unwrap_or(0))
         }
         10 => trash::restore_image(store, image, &name(b)),
-        11 => trash::restore_version(store, version.as_ref().map_or(0, |v| v.serial), version.map_or(0, |v| v.image)).map(drop),
+        11 => trash::restore_version(
+            store,
+            version.as_ref().map_or(0, |v| v.serial),
+            version.map_or(0, |v| v.image),
+        )
+        .map(drop),
         12 => trash::purge(
             store,
-            if b % 2 == 0 { Trashed::Image(image) } else { Trashed::Version(version.map_or(0, |v| v.serial)) },
+            if b % 2 == 0 {
+                Trashed::Image(image)
+            } else {
+                Trashed::Version(version.map_or(0, |v| v.serial))
+            },
         ),
         13 => links::pin(store, image, Some(number)),
         14 => versions::set_owner(store, image, Some(0o700 + (b as u32 % 64)), None, None),
@@ -136,7 +148,9 @@ fn rows(model: &Model) -> BTreeMap<String, String> {
 fn is_own(model: &Model, view: &str, row: &str) -> bool {
     let (kind, serial) = row.split_once(' ').unwrap_or((row, ""));
     let serial: u32 = serial.parse().unwrap_or(0);
-    let bound = |image: u32| model.images.get(&image).is_some_and(|i| model.bound(&i.name).is_some_and(|(of, _)| of == view));
+    let bound = |image: u32| {
+        model.images.get(&image).is_some_and(|i| model.bound(&i.name).is_some_and(|(of, _)| of == view))
+    };
     let prefix = bound_name(view, "");
     match kind {
         "image" => bound(serial),
@@ -144,10 +158,9 @@ fn is_own(model: &Model, view: &str, row: &str) -> bool {
         "label" => model.labels.get(&serial).is_some_and(|l| bound(l.image)),
         // Those of others go with what is bound to it.
         "alias" => model.aliases.get(&serial).is_some_and(|a| a.name.starts_with(&prefix) || bound(a.image)),
-        "lease" => model
-            .leases
-            .get(&serial)
-            .is_some_and(|l| l.name.starts_with(&prefix) || model.versions.get(&l.version).is_some_and(|v| bound(v.image))),
+        "lease" => model.leases.get(&serial).is_some_and(|l| {
+            l.name.starts_with(&prefix) || model.versions.get(&l.version).is_some_and(|v| bound(v.image))
+        }),
         // It goes with the last image.
         "default" => model.default_image.is_none_or(bound),
         _ => row == format!("view.{view}"),

@@ -17,12 +17,15 @@ fn a_script_that_never_ends_fails_and_says_where_it_waits() {
     let failed = catch_unwind(|| {
         let mut command = Command::new("bash");
         // One in the background, one in a process group of its own.
-        command.args(["-c", "mkfifo never; sleep 7777 & echo $! > pid; timeout 7778 cat never"]).current_dir(dir.path());
+        command
+            .args(["-c", "mkfifo never; sleep 7777 & echo $! > pid; timeout 7778 cat never"])
+            .current_dir(dir.path());
         output_within(Duration::from_secs(2), command, dir.path())
     });
     assert!(begun.elapsed() < Duration::from_secs(60));
     let said = *failed.unwrap_err().downcast::<String>().unwrap();
-    for wanted in ["did not end within 2s", "mkfifo never", "(sleep) S", "sleep 7777", "(cat) S", "waits in"] {
+    for wanted in ["did not end within 2s", "mkfifo never", "(sleep) S", "sleep 7777", "(cat) S", "waits in"]
+    {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
     assert!(!as_root() || said.contains("wait_for_partner"), "{said}");

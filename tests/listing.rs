@@ -52,7 +52,13 @@ fn uuids_of_private_images_show_to_nobody_else() {
     announced(&m, "web", "a.tar", A, "1.0.0");
     announced(&m, "open", "b.tar", B, "2.0");
     m.ok("chmod 700 web; chmod 755 open");
-    may(&m, ANNA, &format!("test $(ls .imgfs/by-uuid) = {B}; not test -L .imgfs/by-uuid/{A}; test -d .imgfs/by-uuid/{B}/rootfs"));
+    may(
+        &m,
+        ANNA,
+        &format!(
+            "test $(ls .imgfs/by-uuid) = {B}; not test -L .imgfs/by-uuid/{A}; test -d .imgfs/by-uuid/{B}/rootfs"
+        ),
+    );
 }
 
 #[test]
@@ -60,9 +66,13 @@ fn the_beginning_of_a_fingerprint_finds_an_image() {
     let m = Mount::new();
     m.ok("cp $S/a.tar.gz web.tar.gz; cp $S/b.tar other.tar");
     for file in ["$S/a.tar.gz", "$S/a.tar"] {
-        let found = m.ok(&format!("{IMGFS} ls --store $STORE --json $(sha256sum < {file} | cut -c-9) | jq -r '.[].name'"));
+        let found = m.ok(&format!(
+            "{IMGFS} ls --store $STORE --json $(sha256sum < {file} | cut -c-9) | jq -r '.[].name'"
+        ));
         assert_eq!(found, "web\n", "{file}");
-        let found = m.ok(&format!("{IMGFS} ls --store $STORE --json $(sha256sum < {file} | cut -c-3) | jq -r '.[].name'"));
+        let found = m.ok(&format!(
+            "{IMGFS} ls --store $STORE --json $(sha256sum < {file} | cut -c-3) | jq -r '.[].name'"
+        ));
         assert!(found.contains("web\n"), "{file}: {found}");
     }
 }
@@ -128,7 +138,11 @@ fn columns_are_chosen_by_name_and_by_letter() {
     let letters = ls(&m, "-H -c lLfFpdatse web");
     assert_eq!(
         letters.trim_end(),
-        format!("lts (1 more)\tjammy,lts\t{}\t{digest}\tyes\ta b\t-\tcontainer\t{}\tdefault", &digest[..12], size.trim())
+        format!(
+            "lts (1 more)\tjammy,lts\t{}\t{digest}\tyes\ta b\t-\tcontainer\t{}\tdefault",
+            &digest[..12],
+            size.trim()
+        )
     );
     assert_eq!(ls(&m, "-c lf").lines().next(), Some("ALIAS         FINGERPRINT"));
     let usual = ls(&m, "");
@@ -141,7 +155,11 @@ fn columns_are_chosen_by_name_and_by_letter() {
         ("-s -uploaded,name", "web plain"),
         ("-s clones,name", "plain web"),
     ] {
-        assert_eq!(ls(&m, &format!("-H -o name {sort}")).split_whitespace().collect::<Vec<_>>().join(" "), order, "{sort}");
+        assert_eq!(
+            ls(&m, &format!("-H -o name {sort}")).split_whitespace().collect::<Vec<_>>().join(" "),
+            order,
+            "{sort}"
+        );
     }
     assert_eq!(ls(&m, "--json -s -name | jq -r '.[].name'"), "web\nplain\n");
     for bad in ["-o name,colour", "-o ''", "-s colour", "-c lx"] {
@@ -174,7 +192,10 @@ fn an_ordinary_user_lists_what_a_shared_mount_shows() {
     let digest = m.ok("sha256sum < $S/a.tar | cut -c-10");
     for word in [digest.trim(), "jammy", "name=pub"] {
         let ran = seen_by(&m, ANNA, &format!("--store {store} --json {word}"));
-        assert!(ran.code == 0 && ran.out.contains("\"name\": \"pub\"") && !ran.out.contains("private"), "{word}: {ran:?}");
+        assert!(
+            ran.code == 0 && ran.out.contains("\"name\": \"pub\"") && !ran.out.contains("private"),
+            "{word}: {ran:?}"
+        );
     }
     // The owner of an image sees it; root sees all through the mount, too.
     m.ok("chown 1001 private");

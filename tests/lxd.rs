@@ -35,7 +35,10 @@ impl Lxd {
         let lxd = Lxd(command.spawn().unwrap());
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(60) {
-            let asked = Command::new("timeout").args(["10", "lxc", "query", "/1.0"]).env("LXD_DIR", dir.join("lxd")).output();
+            let asked = Command::new("timeout")
+                .args(["10", "lxc", "query", "/1.0"])
+                .env("LXD_DIR", dir.join("lxd"))
+                .output();
             if asked.is_ok_and(|output| output.status.success()) {
                 return Some(lxd);
             }

@@ -49,7 +49,9 @@ fn what_waits_for_its_other_half_survives() {
     for half in ["file", "manifest"] {
         let other = if half == "file" { "manifest" } else { "file" };
         let mut m = made();
-        m.ok(&format!("{MAKE} mkdir $A; cp $S/$A/{half} $A/; jq -e '.staged | length == 1' .imgfs/status.json"));
+        m.ok(&format!(
+            "{MAKE} mkdir $A; cp $S/$A/{half} $A/; jq -e '.staged | length == 1' .imgfs/status.json"
+        ));
         m.remount();
         m.kill();
         m.mount();
@@ -113,7 +115,10 @@ fn what_imgapi_lets_one_edit_is_edited_and_the_manifest_shows_it() {
         ".acl=[\"me\"]",
         ".owner=\"900cffef-55e3-4e7d-b7ec-ccf439a159e3\"",
     ] {
-        m.refused(&format!("jq '{bad}' web/metadata.json > $S/j; cp $S/j web/metadata.json"), "Invalid argument");
+        m.refused(
+            &format!("jq '{bad}' web/metadata.json > $S/j; cp $S/j web/metadata.json"),
+            "Invalid argument",
+        );
     }
     m.ok("jq '.homepage=null' web/metadata.json > $S/j; cp $S/j web/metadata.json; jq -e '.homepage == \"http://example.com/a\"' web/metadata.json web/0/manifest");
     m.fsck();

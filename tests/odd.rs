@@ -41,7 +41,10 @@ fn a_symlink_that_no_system_can_read_is_refused_by_its_name() {
     for kind in ["gnu", "pax", "lxd", "oci"] {
         m.ok(&format!("python3 $S/links.py {kind} 4095 $S/l.tar; cp $S/l.tar {kind}.tar; test $(readlink {kind}/0/rootfs/etc/far | wc -c) = 4096"));
         for length in [4096, 5000, 70000] {
-            m.refused(&format!("python3 $S/links.py {kind} {length} $S/l.tar; cp $S/l.tar web.tar"), "Invalid argument");
+            m.refused(
+                &format!("python3 $S/links.py {kind} {length} $S/l.tar; cp $S/l.tar web.tar"),
+                "Invalid argument",
+            );
             let said = m.errors().lines().next().unwrap_or_default().to_owned();
             assert!(said.contains("etc/far") && said.contains(&format!("{length} bytes")), "{kind}: {said}");
         }
@@ -58,7 +61,10 @@ fn a_symlink_that_no_system_can_read_is_refused_by_its_name() {
                 "rm -rf $S/e $S/l.sq; mkdir $S/e; mksquashfs $S/e $S/l.sq -quiet -no-progress -noI -p \"etc d 755 0 0\" -p \"etc/far s 777 0 0 $(head -c {length} /dev/zero | tr '\\0' t)\" > /dev/null; "
             )
         };
-        m.ok(&format!("{} cp $S/l.sq sq.squashfs; test $(readlink sq/0/rootfs/etc/far | wc -c) = 4096", make(4095)));
+        m.ok(&format!(
+            "{} cp $S/l.sq sq.squashfs; test $(readlink sq/0/rootfs/etc/far | wc -c) = 4096",
+            make(4095)
+        ));
         m.refused(&format!("{} cp $S/l.sq web.squashfs", make(5000)), "Invalid argument");
         assert!(m.errors().lines().next().unwrap_or_default().contains("etc/far"), "{}", m.errors());
     } else {
@@ -83,7 +89,8 @@ fn padding_behind_a_stream_is_what_its_own_tool_takes() {
                 ));
                 let tool = m.sh(&format!("cd $S; {codec} -dc < p.tar 2> said | cmp - a.tar")).code == 0;
                 let here = m.sh("cp $S/p.tar p.tar");
-                // gzip and bzip2 call what follows zeros garbage and leave it out, so that the archive would be cut.
+                // gzip and bzip2 call what follows zeros garbage and leave it out, so that the archive would
+                // be cut.
                 let taken = tool || (["gzip", "bzip2"].contains(&codec) && between > 0);
                 assert_eq!(here.code == 0, taken, "{codec} {between} {behind}: {here:?}\n{}", m.errors());
                 if taken {
@@ -97,7 +104,10 @@ fn padding_behind_a_stream_is_what_its_own_tool_takes() {
     }
     println!("{cases} kinds of padding");
     // Zeros before the first stream are no padding.
-    m.refused("cd $S; (head -c 4 /dev/zero; cat h.xz t.xz) > p.tar.xz; cp p.tar.xz $MNT/p.tar.xz", "Invalid argument");
+    m.refused(
+        "cd $S; (head -c 4 /dev/zero; cat h.xz t.xz) > p.tar.xz; cp p.tar.xz $MNT/p.tar.xz",
+        "Invalid argument",
+    );
     m.fsck();
 }
 

@@ -27,7 +27,9 @@ fn a_command_whose_reader_has_gone_ends_silently() {
     let said = m.path("said");
     // The reader goes before the command begins, so that its first byte meets nobody.
     let run = |command: &str, streams: &str| {
-        let script = format!("{{ sleep 0.05; {IMGFS} {command} {streams}; c=$?; echo $c > code; }} | true; cat code; rm -f code");
+        let script = format!(
+            "{{ sleep 0.05; {IMGFS} {command} {streams}; c=$?; echo $c > code; }} | true; cat code; rm -f code"
+        );
         let ran = sh(m.dir.path(), &script);
         ran.out.trim().parse::<i32>().unwrap_or_else(|_| panic!("{command} {streams}: {ran:?}"))
     };
@@ -42,7 +44,8 @@ fn a_command_whose_reader_has_gone_ends_silently() {
         run(&command, "2> said");
         let text = std::fs::read_to_string(&said).unwrap();
         assert!(
-            !text.contains("panicked") && (*code == 1) == text.contains("imgfs: ") || command.contains("os=none"),
+            !text.contains("panicked") && (*code == 1) == text.contains("imgfs: ")
+                || command.contains("os=none"),
             "{command}: {text}"
         );
     }

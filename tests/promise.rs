@@ -1,5 +1,5 @@
-//! What is promised when things go wrong: a mistaken rm -r is undone, space comes back, a disk that fails stops what
-//! cannot be trusted and nothing else.
+//! What is promised when things go wrong: a mistaken rm -r is undone, space comes back, a disk that fails
+//! stops what cannot be trusted and nothing else.
 
 mod common;
 
@@ -33,15 +33,20 @@ fn space_comes_back() {
         // The catalog's log grows with what is written, and keeps its size by itself.
         let log = m.path("store/catalog.db-wal");
         for _ in 0..10 {
-            m.ok(&format!("for n in $(seq 150); do ln -sfn 0 web{n}/default; ln -sfn latest web{n}/default; done"));
+            m.ok(&format!(
+                "for n in $(seq 150); do ln -sfn 0 web{n}/default; ln -sfn latest web{n}/default; done"
+            ));
             if log.metadata().unwrap().len() > 1 << 20 {
                 break;
             }
         }
         assert!(log.metadata().unwrap().len() > 1 << 20, "control");
         let full = size(&m);
-        // Three of four versions go: no more than twice what lives stays, and what only the records of it take.
-        m.ok(&format!("rmdir web{n}/0 web{n}/1 web{n}/2; {IMGFS} gc --trash --store $STORE; {IMGFS} gc --store $STORE"));
+        // Three of four versions go: no more than twice what lives stays, and what only the records of it
+        // take.
+        m.ok(&format!(
+            "rmdir web{n}/0 web{n}/1 web{n}/2; {IMGFS} gc --trash --store $STORE; {IMGFS} gc --store $STORE"
+        ));
         let live: u64 = m
             .ok(&format!("stat -c %s web{n}/3/rootfs.tar other{n}/0/rootfs.tar"))
             .lines()
@@ -49,7 +54,9 @@ fn space_comes_back() {
             .sum();
         let left = size(&m);
         assert!(left < 2 * live + (2 << 20), "{left} bytes, {full} before, for {live}");
-        m.ok(&format!("ln -sfn other{n} default; rm -r web{n}; rm -r other{n}; {IMGFS} gc --trash --store $STORE"));
+        m.ok(&format!(
+            "ln -sfn other{n} default; rm -r web{n}; rm -r other{n}; {IMGFS} gc --trash --store $STORE"
+        ));
         let left = size(&m);
         assert!(left < 1 << 20, "{left} bytes are left of nothing");
     }
@@ -81,8 +88,12 @@ fn after_a_failed_sync_nothing_is_written_and_all_is_read() {
     mount_armed(&mut m, "sync.fails=1*return");
     let ran = m.sh("cp $S/c.tar new.tar");
     // Unless the background's gc was the first to see it.
-    assert!(ran.code != 0 && (ran.err.contains("Input/output error") || ran.err.contains("Read-only")), "{ran:?}");
-    for change in ["cp $S/d.tar new.tar", "rmdir web/0", "ln -sfn 0 web/default", "mkdir other", "mv web www"] {
+    assert!(
+        ran.code != 0 && (ran.err.contains("Input/output error") || ran.err.contains("Read-only")),
+        "{ran:?}"
+    );
+    for change in ["cp $S/d.tar new.tar", "rmdir web/0", "ln -sfn 0 web/default", "mkdir other", "mv web www"]
+    {
         let ran = m.sh(change);
         assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
     }
@@ -93,8 +104,8 @@ fn after_a_failed_sync_nothing_is_written_and_all_is_read() {
     m.fsck();
 }
 
-/// The kernel was still to be told that `b` was deleted, and a mv waited in front of that; another `b` came. mv renamed the
-/// new one, and the kernel its old directory: from then on `c` led into the trash.
+/// The kernel was still to be told that `b` was deleted, and a mv waited in front of that; another `b` came.
+/// mv renamed the new one, and the kernel its old directory: from then on `c` led into the trash.
 #[test]
 fn mv_of_a_name_that_rm_r_has_just_left_moves_what_is_there() {
     let mut m = Mount::new();
@@ -137,10 +148,15 @@ fn a_file_system_that_turns_read_only_is_still_read() {
          echo 1 > t/f; tar -C t -cf a.tar .; echo 2 > t/f; tar -C t -cf b.tar .; $IMGFS mount --store disk/store mnt && cp a.tar mnt/web.tar && cp b.tar mnt/web.tar",
     );
     assert_eq!(ran.code, 0, "{ran:?}");
-    let ran =
-        script("name=$(basename $(findmnt -n -o SOURCE disk)); echo 1 > /sys/fs/ext4/$name/trigger_fs_error; not touch disk/x");
+    let ran = script(
+        "name=$(basename $(findmnt -n -o SOURCE disk)); echo 1 > /sys/fs/ext4/$name/trigger_fs_error; not touch disk/x",
+    );
     assert_eq!(ran.code, 0, "{ran:?}");
-    for change in ["echo 3 > t/f; tar -C t -cf c.tar .; cp c.tar mnt/web.tar", "rmdir mnt/web/0", "ln -sfn 0 mnt/web/default"] {
+    for change in [
+        "echo 3 > t/f; tar -C t -cf c.tar .; cp c.tar mnt/web.tar",
+        "rmdir mnt/web/0",
+        "ln -sfn 0 mnt/web/default",
+    ] {
         let ran = script(change);
         assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
     }
@@ -150,7 +166,10 @@ fn a_file_system_that_turns_read_only_is_still_read() {
     assert_eq!(ran.code, 0, "{ran:?}");
     // On a read-only disk there is no daemon; it says why, and what lets one read.
     let ran = script("$IMGFS mount --store disk/store mnt");
-    assert!(ran.code == 1 && ran.err.contains("Read-only file system") && ran.err.contains("overlay"), "{ran:?}");
+    assert!(
+        ran.code == 1 && ran.err.contains("Read-only file system") && ran.err.contains("overlay"),
+        "{ran:?}"
+    );
     let ran = script(
         "mkdir over all; mount -t tmpfs t over; mkdir over/up over/work; mount -t overlay o -o lowerdir=disk,upperdir=over/up,workdir=over/work all; \
          $IMGFS mount --store all/store mnt && cmp a.tar mnt/web/0/rootfs.tar && cmp b.tar mnt/web/1/rootfs.tar && $IMGFS umount mnt && \
@@ -164,7 +183,8 @@ fn a_file_system_that_turns_read_only_is_still_read() {
     assert_eq!(ran.code, 0, "{ran:?}");
 }
 
-/// Not the content, but the directory that it was to be staged in found no room, and nothing was made for that.
+/// Not the content, but the directory that it was to be staged in found no room, and nothing was made for
+/// that.
 #[test]
 fn a_disk_that_only_the_trash_fills_takes_a_copy_of_any_kind() {
     let Some(dir) = Mounts::new() else { return };
@@ -174,12 +194,18 @@ fn a_disk_that_only_the_trash_fills_takes_a_copy_of_any_kind() {
             "dd if=/dev/zero of=disk/fill bs=64K status=none || true; dd if=/dev/zero of=disk/fill2 bs=512 status=none || true",
             "cp a.tar mnt/new.tar",
         ),
-        ("dd if=/dev/zero of=disk/fill bs=64K status=none || true", "cp a.tar mnt/.new.tar; mv mnt/.new.tar mnt/new.tar"),
+        (
+            "dd if=/dev/zero of=disk/fill bs=64K status=none || true",
+            "cp a.tar mnt/.new.tar; mv mnt/.new.tar mnt/new.tar",
+        ),
         (
             "dd if=/dev/zero of=disk/fill bs=64K status=none || true",
             "mkdir mnt/.two; cp a.tar mnt/.two/rootfs.tar; mv mnt/.two mnt/new",
         ),
-        ("mkdir disk/i; (seq 100000 | sed s,^,disk/i/, | xargs touch) 2> /dev/null || true", "cp a.tar mnt/new.tar"),
+        (
+            "mkdir disk/i; (seq 100000 | sed s,^,disk/i/, | xargs touch) 2> /dev/null || true",
+            "cp a.tar mnt/new.tar",
+        ),
     ] {
         let ran = script(&format!(
             "mkdir -p disk mnt t; truncate -s 24M image; mkfs.ext4 -q -F -m 0 -N 200 image; mount -o loop image disk; \
@@ -195,7 +221,8 @@ fn a_disk_that_only_the_trash_fills_takes_a_copy_of_any_kind() {
     }
 }
 
-/// A daemon whose store was moved away began it again, as an empty directory with `staging`, which mount then refused.
+/// A daemon whose store was moved away began it again, as an empty directory with `staging`, which mount then
+/// refused.
 #[test]
 fn a_store_that_is_moved_away_is_not_begun_again_where_it_was() {
     let m = Mount::new();

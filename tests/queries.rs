@@ -21,7 +21,11 @@ fn images_are_found_by_what_they_are() {
     );
     assert_eq!(
         m.ok("ls .imgfs/by/os").split_whitespace().collect::<Vec<_>>(),
-        ["a%2Fb", "debian", "test", "ubuntu"][..].iter().filter(|o| **o != "test").copied().collect::<Vec<_>>()
+        ["a%2Fb", "debian", "test", "ubuntu"][..]
+            .iter()
+            .filter(|o| **o != "test")
+            .copied()
+            .collect::<Vec<_>>()
     );
     m.ok("test \"$(ls .imgfs/by/os/ubuntu)\" = \"$(printf 'focal\\njammy')\"; test $(readlink .imgfs/by/os/ubuntu/jammy) = ../../../../jammy");
     m.ok("cmp .imgfs/by/os/ubuntu/jammy/0/rootfs.tar $S/a.tar; ls .imgfs/by/os/a%2Fb/disk/0 > /dev/null");
@@ -105,8 +109,13 @@ fn ls_filters_as_lxd_does() {
         ("ja", "jammy "),
         ("is_default=true", "jammy "),
     ] {
-        let ran = m.sh(&format!("{IMGFS} ls --store $STORE --json {filters} | jq -r '.[].name' | tr '\\n' ' '"));
+        let ran =
+            m.sh(&format!("{IMGFS} ls --store $STORE --json {filters} | jq -r '.[].name' | tr '\\n' ' '"));
         assert_eq!(ran.out, found, "{filters}: {ran:?}");
-        assert_eq!(m.sh(&format!("{IMGFS} ls --store $STORE {filters}")).code, i32::from(found.is_empty()), "{filters}");
+        assert_eq!(
+            m.sh(&format!("{IMGFS} ls --store $STORE {filters}")).code,
+            i32::from(found.is_empty()),
+            "{filters}"
+        );
     }
 }

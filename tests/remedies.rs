@@ -10,7 +10,8 @@ use common::{IMGFS, Mount, as_root, by, shared};
 /// A refusal: the gesture, what the shell says, and a part of the remedy that fits no other case.
 type Row = (&'static str, &'static str, &'static str);
 
-/// `$S` holds the archives; `web` has the versions 0 and 1, `other` and `two` one each; `default` leads to `web`.
+/// `$S` holds the archives; `web` has the versions 0 and 1, `other` and `two` one each; `default` leads to
+/// `web`.
 const ROWS: &[Row] = &[
     // not a tarball, damaged, truncated, bad JSON, bad name
     ("cp $S/not.tar x.tar", "Invalid argument", "copy the archive, not a text about it"),
@@ -65,7 +66,11 @@ const ROWS: &[Row] = &[
     // names
     ("mv two web", "", "where there is no NEW yet"),
     ("ln -s other default", "No such file", "make what the link is to lead to first"),
-    ("ls .imgfs/by-digest/none || echo 1 > .imgfs/config/foo", "No such file", "ls .imgfs/config shows the settings"),
+    (
+        "ls .imgfs/by-digest/none || echo 1 > .imgfs/config/foo",
+        "No such file",
+        "ls .imgfs/config shows the settings",
+    ),
     ("ln -s nothing alias", "No such file", "make what the link is to lead to first"),
     ("ln -s 9 web/@9", "No such file", "make what the link is to lead to first"),
     ("ln -s ../../nothing .imgfs/defaults/vm", "No such file", "make what the link is to lead to first"),
@@ -104,10 +109,17 @@ fn each_refusal_says_what_to_do_about_it() {
         let before = m.errors();
         let ran = m.sh(gesture);
         let (sentence, remedy) = newest(&m);
-        let says = ran.err.lines().last().unwrap_or_default().rsplit(": ").next().unwrap_or_default().to_owned();
+        let says =
+            ran.err.lines().last().unwrap_or_default().rsplit(": ").next().unwrap_or_default().to_owned();
         println!("{gesture} | {says} | {sentence} | {remedy}");
-        if ran.code == 0 || m.errors() == before || !ran.err.contains(errno) || !remedy.contains(part) || remedy.is_empty() {
-            failed.push(format!("{gesture}: {ran:?}\n  {sentence}\n  {remedy}\n  wanted {errno:?}, {part:?}"));
+        if ran.code == 0
+            || m.errors() == before
+            || !ran.err.contains(errno)
+            || !remedy.contains(part)
+            || remedy.is_empty()
+        {
+            failed
+                .push(format!("{gesture}: {ran:?}\n  {sentence}\n  {remedy}\n  wanted {errno:?}, {part:?}"));
         }
         if part.is_empty() {
             continue;

@@ -20,7 +20,10 @@ tar -C $S/t -cf $S/kin.tar .; cp $S/kin.tar kin.tar
 const SAME: &str = "for n in 0 1 2 3; do cmp $S/v$n.tar web/$n/rootfs.tar; mkdir $S/x; tar -xf $S/v$n.tar -C $S/x; diff -r --no-dereference $S/x web/$n/rootfs; rm -r $S/x; done; cmp $S/kin.tar kin/0/rootfs.tar";
 
 fn size(m: &Mount) -> u64 {
-    m.ok("du -sk $STORE/loose $STORE/packs $STORE/trees | awk '{ n += $1 } END { print n }'").trim().parse().unwrap()
+    m.ok("du -sk $STORE/loose $STORE/packs $STORE/trees | awk '{ n += $1 } END { print n }'")
+        .trim()
+        .parse()
+        .unwrap()
 }
 
 fn repack(m: &Mount) {
@@ -119,7 +122,10 @@ fn a_repack_can_be_killed_and_interrupted() {
     m.fsck();
     m.ok(&format!("{IMGFS} repack --pause --store $STORE; {IMGFS} repack --resume --store $STORE"));
     m.unmount();
-    let ran = common::sh(m.dir.path(), &format!("{IMGFS} repack --pause --store store; {IMGFS} repack --store store"));
+    let ran = common::sh(
+        m.dir.path(),
+        &format!("{IMGFS} repack --pause --store store; {IMGFS} repack --store store"),
+    );
     assert!(ran.err.contains("not mounted") && ran.out.starts_with("moved 0 blobs"), "{ran:?}");
     m.mount();
 }
@@ -156,7 +162,10 @@ fn a_damaged_pack_is_an_error_and_fsck_says_whose() {
     m.refused("cat web/0/rootfs.tar > $S/out", "Input/output error");
     m.ok("grep -q 'a frame does not match its check' .imgfs/errors");
     let ran = m.sh(&format!("{IMGFS} fsck --store $STORE"));
-    assert!(ran.code == 4 && ran.out.contains("invariant 3") && ran.out.contains("it affects web/0"), "{ran:?}");
+    assert!(
+        ran.code == 4 && ran.out.contains("invariant 3") && ran.out.contains("it affects web/0"),
+        "{ran:?}"
+    );
     let ran = m.sh(&format!("rmdir web/0; {IMGFS} fsck --store $STORE"));
     assert!(ran.out.contains("it affects .imgfs/trash/web.0/"), "{ran:?}");
 }

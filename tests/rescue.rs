@@ -103,7 +103,8 @@ fn a_lost_or_damaged_blob_table_is_made_again_of_the_containers() {
     m.ok("mkdir $S/t; for n in $(seq 300); do seq $n 900 > $S/t/f$n; done; seq 400000 > $S/t/large; head -c 3000000 /dev/urandom > $S/t/noise; truncate -s 5M $S/t/holes; cp $S/t/large $S/t/large2; seq 300000 >> $S/t/large2; tar -C $S/t -cf $S/v0.tar .");
     m.ok("cp $S/v0.tar web.tar; for n in $(seq 300); do echo $n >> $S/t/f$n; done; sed -i s/77/88/ $S/t/large; tar -C $S/t -cf $S/v1.tar .; cp $S/v1.tar web.tar; cp $S/a.tar gone.tar; rmdir gone");
     m.ok(&format!("{IMGFS} gc --trash --store $STORE; {IMGFS} repack --store $STORE; cp $S/b.tar more.tar; cp $S/c.tar db.tar; rmdir db; {IMGFS} gc --trash --store $STORE"));
-    const SAME: &str = "cmp $S/v0.tar web/0/rootfs.tar && cmp $S/v1.tar web/1/rootfs.tar && cmp $S/b.tar more/0/rootfs.tar";
+    const SAME: &str =
+        "cmp $S/v0.tar web/0/rootfs.tar && cmp $S/v1.tar web/1/rootfs.tar && cmp $S/b.tar more/0/rootfs.tar";
     m.ok(SAME);
     for loss in [
         "rm blobs",
@@ -125,7 +126,10 @@ fn a_lost_or_damaged_blob_table_is_made_again_of_the_containers() {
     // Zeros look free: gc finds out before it frees anything. Damage does not.
     for (from, what) in [(5, "/dev/zero"), (40, "/dev/zero"), (5, "/dev/urandom")] {
         m.unmount();
-        assert_eq!(m.sh(&format!("dd if={what} of=$STORE/blobs bs=64 seek={from} count=60 conv=notrunc")).code, 0);
+        assert_eq!(
+            m.sh(&format!("dd if={what} of=$STORE/blobs bs=64 seek={from} count=60 conv=notrunc")).code,
+            0
+        );
         m.mount();
         m.ok(&format!("{IMGFS} gc --store $STORE"));
         m.ok(SAME);
@@ -188,11 +192,16 @@ fn a_lost_or_damaged_format_file_is_written_again() {
     ] {
         m.unmount();
         assert_eq!(m.sh(&format!("cd $STORE; {loss}")).code, 0);
-        for command in
-            [mount.clone(), format!("{IMGFS} status --store $STORE"), format!("{IMGFS} export --store $STORE web $S/x.tar")]
-        {
+        for command in [
+            mount.clone(),
+            format!("{IMGFS} status --store $STORE"),
+            format!("{IMGFS} export --store $STORE web $S/x.tar"),
+        ] {
             let ran = m.sh(&command);
-            assert!(ran.code != 0 && ran.err.contains("lost or damaged") && ran.err.contains("fsck --repair"), "{loss}: {ran:?}");
+            assert!(
+                ran.code != 0 && ran.err.contains("lost or damaged") && ran.err.contains("fsck --repair"),
+                "{loss}: {ran:?}"
+            );
         }
         let ran = m.sh(&format!("{IMGFS} fsck --repair --store $STORE"));
         assert!(ran.code == 0 && ran.err.contains("is there again"), "{loss}: {ran:?}");
@@ -234,8 +243,9 @@ time.sleep(60)\" > $S/held & \
     m.mount();
 }
 
-/// Files of the same names made a directory a store that had lost its format file: the repair, as it said, took it, and the
-/// next mount emptied its `staging`. And a mount that was refused left `lock` and `daemon.log`.
+/// Files of the same names made a directory a store that had lost its format file: the repair, as it said,
+/// took it, and the next mount emptied its `staging`. And a mount that was refused left `lock` and
+/// `daemon.log`.
 #[test]
 fn what_is_no_store_is_left_as_it_was() {
     let m = Mount::new();
@@ -245,8 +255,12 @@ fn what_is_no_store_is_left_as_it_was() {
         "python3 -c \"import sqlite3; sqlite3.connect('catalog.db').execute('create table books(t)')\"; mkdir staging loose trees; echo precious > staging/p",
         "head -c 300000 /dev/zero > daemon.log; echo old > daemon.log.1; echo x > x",
     ] {
-        m.ok(&format!("rm -rf $S/other $S/m; mkdir $S/other $S/m; cd $S/other; {make}; cd /; cp -a $S/other $S/before"));
-        for command in ["fsck --repair --store $S/other", "mount --store $S/other $S/m", "gc --store $S/other"] {
+        m.ok(&format!(
+            "rm -rf $S/other $S/m; mkdir $S/other $S/m; cd $S/other; {make}; cd /; cp -a $S/other $S/before"
+        ));
+        for command in
+            ["fsck --repair --store $S/other", "mount --store $S/other $S/m", "gc --store $S/other"]
+        {
             let ran = m.sh(&format!("{IMGFS} {command}"));
             assert!(ran.code != 0 && ran.err.contains("is not an imgfs store"), "{make}: {command}: {ran:?}");
         }

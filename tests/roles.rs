@@ -1,5 +1,5 @@
-//! Who may do what, beyond owner and mode: ACLs, the groups of admins and importers, quotas. README's table of roles, a test
-//! a row. As several users, through one mount.
+//! Who may do what, beyond owner and mode: ACLs, the groups of admins and importers, quotas. README's table
+//! of roles, a test a row. As several users, through one mount.
 
 mod common;
 
@@ -15,7 +15,11 @@ const IMPORTER: User = (1005, 1005, "2001");
 fn an_acl_decides_as_on_any_file_system() {
     let Some(mut m) = shared(&[]) else { return };
     m.ok("chmod 1777 .");
-    may(&m, ANNA, "umask 077; cp $S/a.tar web.tar; setfacl -m u:1002:rx,g:2000:rwx web; stat -c %a web | grep -qx 770");
+    may(
+        &m,
+        ANNA,
+        "umask 077; cp $S/a.tar web.tar; setfacl -m u:1002:rx,g:2000:rwx web; stat -c %a web | grep -qx 770",
+    );
     let id = m.ok("cat web/.id");
     let id = id.trim();
     // What is there, and for every way in.

@@ -1,4 +1,5 @@
-//! Rules around images: immutable ones, leases, labels, retention, described aliases. README's tables, a test a row.
+//! Rules around images: immutable ones, leases, labels, retention, described aliases. README's tables, a test
+//! a row.
 
 mod common;
 
@@ -150,7 +151,13 @@ fn what_is_over_keep_versions_or_its_time_goes_by_itself() {
         "test -e o; setfattr -x user.imgfs.expires_at o; mv .imgfs/trash/p .; setfattr -n user.imgfs.expires_at -v 2199-01-01 p",
     );
     assert_eq!(m.json("p")["expires_at"], "2199-01-01T23:59:59.999999999Z");
-    for bad in ["keep_versions -v 0", "keep_versions -v x", "expires_at -v soon", "status -v gone", "immutable -v maybe"] {
+    for bad in [
+        "keep_versions -v 0",
+        "keep_versions -v x",
+        "expires_at -v soon",
+        "status -v gone",
+        "immutable -v maybe",
+    ] {
         m.refused(&format!("setfattr -n user.imgfs.{bad} web"), "Invalid argument");
     }
 }
@@ -159,7 +166,10 @@ fn what_is_over_keep_versions_or_its_time_goes_by_itself() {
 fn labels_are_version_strings() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; ln -s 0 web/@22.04.5; test $(readlink web/@22.04.5) = 0; cmp $S/a.tar web/@22.04.5/rootfs.tar; ls web | grep -qx @22.04.5");
-    assert_eq!((&m.json("web/0")["labels"], &m.json("web")["versions"][0]["labels"]), (&json!(["22.04.5"]), &json!(["22.04.5"])));
+    assert_eq!(
+        (&m.json("web/0")["labels"], &m.json("web")["versions"][0]["labels"]),
+        (&json!(["22.04.5"]), &json!(["22.04.5"]))
+    );
     let ran = m.sh("ln -sT 1 web/@22.04.5");
     assert!(ran.code != 0 && ran.err.contains("File exists"), "{ran:?}");
     m.refused("ln -s 7 web/@7", "No such file");
@@ -198,8 +208,14 @@ fn aliases_have_descriptions() {
     let wanted = json!([{"name": "jammy", "version": null, "description": "Ubuntu 22.04"}, {"name": "old", "version": 0, "description": "the first"}]);
     assert_eq!((&m.json("web")["aliases"], &m.json("web/0")["aliases"]), (&wanted, &json!([wanted[1]])));
     m.ok("test \"$(getfattr --only-values -n user.imgfs.aliases.jammy web)\" = 'Ubuntu 22.04'; ln -sfn web jammy; mv jammy lts; setfattr -x user.imgfs.aliases.old web");
-    assert_eq!(m.json("web")["aliases"][0], json!({"name": "lts", "version": null, "description": "Ubuntu 22.04"}));
-    m.refused("jq '.aliases[0].name=\"x\"' web/metadata.json > $S/m; cat $S/m > web/metadata.json", "Invalid argument");
+    assert_eq!(
+        m.json("web")["aliases"][0],
+        json!({"name": "lts", "version": null, "description": "Ubuntu 22.04"})
+    );
+    m.refused(
+        "jq '.aliases[0].name=\"x\"' web/metadata.json > $S/m; cat $S/m > web/metadata.json",
+        "Invalid argument",
+    );
     m.refused("jq '.aliases=[]' web/metadata.json > $S/m; cat $S/m > web/metadata.json", "Invalid argument");
 }
 

@@ -15,7 +15,16 @@ fn with_two() -> Mount {
 #[test]
 fn a_file_copied_into_the_root_is_an_image_named_by_the_file() {
     let m = Mount::new();
-    for name in ["a.tar", "b.tar.gz", "c.tgz", "d.tar.xz", "e.TXZ", "bionic:android11:amd64.tar", "sp ace.tar", "f.x.tar"] {
+    for name in [
+        "a.tar",
+        "b.tar.gz",
+        "c.tgz",
+        "d.tar.xz",
+        "e.TXZ",
+        "bionic:android11:amd64.tar",
+        "sp ace.tar",
+        "f.x.tar",
+    ] {
         m.ok(&format!("cp $S/a.tar './{name}'"));
     }
     assert_eq!(m.ok("ls"), "a\nb\nbionic:android11:amd64\nc\nd\ndefault\ne\nf.x\nsp ace\n");
@@ -49,7 +58,10 @@ fn mkdir_makes_an_image_to_be_filled() {
     m.ok("mkdir web; cp $S/a.tar web/");
     let fresh = Mount::new();
     fresh.ok("mkdir web");
-    assert_eq!((fresh.json("web")["status"].clone(), m.json("web")["status"].clone()), ("pending".into(), "active".into()));
+    assert_eq!(
+        (fresh.json("web")["status"].clone(), m.json("web")["status"].clone()),
+        ("pending".into(), "active".into())
+    );
 }
 
 #[test]
@@ -63,7 +75,10 @@ fn a_staging_directory_is_published_by_mv() {
 fn ln_sfn_on_default_switches_the_default_image() {
     let m = with_two();
     m.ok("ln -sfn db default; test $(readlink default) = db");
-    assert_eq!((m.json("db")["is_default"].clone(), m.json("web")["is_default"].clone()), (true.into(), false.into()));
+    assert_eq!(
+        (m.json("db")["is_default"].clone(), m.json("web")["is_default"].clone()),
+        (true.into(), false.into())
+    );
 }
 
 #[test]
@@ -88,7 +103,9 @@ fn mv_renames_an_image_and_everything_follows() {
 #[test]
 fn rmdir_and_rm_r_delete_versions_and_images() {
     let m = with_two();
-    m.ok("rmdir web/0; rm -r db; ls -A .imgfs/trash > $S/t; test \"$(cat $S/t | tr '\\n' ' ')\" = 'db web.0 '");
+    m.ok(
+        "rmdir web/0; rm -r db; ls -A .imgfs/trash > $S/t; test \"$(cat $S/t | tr '\\n' ' ')\" = 'db web.0 '",
+    );
     m.ok("rm -r web; test \"$(ls)\" = ''");
 }
 
@@ -122,7 +139,12 @@ fn df_counts_what_the_trash_holds_as_free() {
     let m = Mount::new();
     m.ok("head -c 40M /dev/urandom > $S/a/big; tar -C $S/a -cf big.tar .; sync");
     // Against the disk's own: others write to it meanwhile.
-    let free = || m.ok("df -k --output=avail . $STORE | tail -2").split_whitespace().map(|n| n.parse::<i64>().unwrap()).collect();
+    let free = || {
+        m.ok("df -k --output=avail . $STORE | tail -2")
+            .split_whitespace()
+            .map(|n| n.parse::<i64>().unwrap())
+            .collect()
+    };
     let before: Vec<i64> = free();
     m.ok("rmdir big");
     let after: Vec<i64> = free();
@@ -131,7 +153,8 @@ fn df_counts_what_the_trash_holds_as_free() {
 
 // ---- stories of the systems that imgfs replaces
 
-/// Anbox: add, default, show; update; delete a version, never the last; delete the default only when another is.
+/// Anbox: add, default, show; update; delete a version, never the last; delete the default only when another
+/// is.
 #[test]
 fn anbox_stories_run_as_they_are_told() {
     let m = Mount::new();
@@ -139,8 +162,15 @@ fn anbox_stories_run_as_they_are_told() {
         m.ok(&format!("cp $S/a.tar.xz $S/anbox-lxd-bionic_1.7_amd64.tar.xz; {tool}cp $S/anbox-lxd-bionic_1.7_amd64.tar.xz bionic.tar.xz; test $(readlink default) = bionic; test -d bionic/0"));
         let meta = m.json("bionic");
         let version = &meta["versions"][0];
-        assert!(meta["id"].as_str().is_some_and(|id| id.len() == 20) && meta["status"] == "active" && meta["is_default"] == true);
-        assert!(version["size"].as_u64() > Some(0) && version["created_at"].as_str().is_some_and(|t| t.ends_with('Z')));
+        assert!(
+            meta["id"].as_str().is_some_and(|id| id.len() == 20)
+                && meta["status"] == "active"
+                && meta["is_default"] == true
+        );
+        assert!(
+            version["size"].as_u64() > Some(0)
+                && version["created_at"].as_str().is_some_and(|t| t.ends_with('Z'))
+        );
         m.ok(&format!("{tool}cp $S/b.tar bionic.tar; test -d bionic/1; {tool}rmdir bionic/0"));
         m.refused(&format!("{tool}rmdir bionic/1"), "Device or resource busy");
         m.ok(&format!("{tool}cp $S/c.tar nougat.tar"));
@@ -170,7 +200,10 @@ fn what_is_no_tarball_or_no_name_is_einval() {
     m.ok("rmdir default.tar 2>/dev/null; true");
     assert_eq!(m.ok("ls -AR ."), before);
     let sentence = m.errors();
-    assert!(sentence.contains("at byte") && sentence.contains("is not a tarball: it begins like text"), "{sentence}");
+    assert!(
+        sentence.contains("at byte") && sentence.contains("is not a tarball: it begins like text"),
+        "{sentence}"
+    );
 }
 
 #[test]
@@ -185,8 +218,14 @@ fn names_over_255_bytes_are_too_long() {
 #[test]
 fn bombs_over_the_limits_are_too_big() {
     let m = Mount::with(&["max_size=1000000,max_entries=4"]);
-    m.refused("head -c 3000000 /dev/zero > $S/a/z; tar -C $S/a -c . | zstd -q > z.tar.zst", "Argument list too long");
-    m.refused("mkdir -p $S/e/1/2/3/4/5; tar -C $S/e -cf $S/e.tar .; cp $S/e.tar e.tar", "Argument list too long");
+    m.refused(
+        "head -c 3000000 /dev/zero > $S/a/z; tar -C $S/a -c . | zstd -q > z.tar.zst",
+        "Argument list too long",
+    );
+    m.refused(
+        "mkdir -p $S/e/1/2/3/4/5; tar -C $S/e -cf $S/e.tar .; cp $S/e.tar e.tar",
+        "Argument list too long",
+    );
     assert_eq!(m.ok("ls -A"), "");
 }
 
@@ -199,7 +238,8 @@ fn a_full_disk_is_said_and_the_space_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let small = dir.path().join("small");
     std::fs::create_dir(&small).unwrap();
-    let ran = common::sh(dir.path(), "mount -t tmpfs -o size=12m imgfs-test small && mkdir small/store mnt src");
+    let ran =
+        common::sh(dir.path(), "mount -t tmpfs -o size=12m imgfs-test small && mkdir small/store mnt src");
     assert_eq!(ran.code, 0, "{ran:?}");
     let ran = common::sh(
         dir.path(),

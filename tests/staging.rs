@@ -18,7 +18,9 @@ fn a_staging_directory_is_published_by_its_rename() {
     // Nothing, or too much, in it: refused whole, and it stays as it was.
     m.refused("mkdir .e; mv -T .e empty", "Bad message");
     m.refused("cp $S/a.tar $S/b.tar .e/; mv -T .e two", "Bad message");
-    m.ok("ls .e | wc -l | grep -q 2; test ! -e two; rm .e/b.tar; mv -T .e one; cmp $S/a.tar one/0/rootfs.tar");
+    m.ok(
+        "ls .e | wc -l | grep -q 2; test ! -e two; rm .e/b.tar; mv -T .e one; cmp $S/a.tar one/0/rootfs.tar",
+    );
     m.refused("mkdir .e; cp $S/not.tar .e/; mv -T .e two", "Bad message");
     m.refused("cp $S/cut.tar .e/not.tar; mv -T .e two", "Bad message");
     m.refused("mkdir .e/sub", "Operation not supported");
@@ -47,19 +49,30 @@ fn what_was_announced_must_hold() {
             "setfattr -n user.imgfs.expect -v sha256:$sum .s/a.tar.gz; getfattr -d .s/a.tar.gz | grep -q $sum",
             "setfattr -n user.imgfs.expect -v sha256:$bad .s/a.tar.gz",
         ),
-        ("sha1sum < $S/a.tar.gz | cut -c-40 > .s/a.tar.gz.sha1", "setfattr -n user.imgfs.expect -v sha1:${bad:0:40} .s/a.tar.gz"),
+        (
+            "sha1sum < $S/a.tar.gz | cut -c-40 > .s/a.tar.gz.sha1",
+            "setfattr -n user.imgfs.expect -v sha1:${bad:0:40} .s/a.tar.gz",
+        ),
     ] {
         m.refused(&format!("{sums}; mkdir .s; cp $S/a.tar.gz .s/; {wrong}; mv .s web"), "Bad message");
         m.ok(&format!(
             "test ! -e web; rm -r .s; {sums}; mkdir .s; cp $S/a.tar.gz .s/; {make}; mv .s web; rm -r web; rm -r .imgfs/trash/web*"
         ));
     }
-    m.refused("mkdir .s; cp $S/a.tar .s/; setfattr -n user.imgfs.expect -v banana .s/a.tar", "Invalid argument");
+    m.refused(
+        "mkdir .s; cp $S/a.tar .s/; setfattr -n user.imgfs.expect -v banana .s/a.tar",
+        "Invalid argument",
+    );
     m.refused("echo banana > .s/SHA256SUMS; mv .s web", "Bad message");
     m.ok("rm -r .s");
     // Of an upload under a dotted name, too; what is announced needs no end marker.
-    m.ok(&format!("{sums}; cp $S/a.tar.gz .x; setfattr -n user.imgfs.expect -v $sum .x; mv .x web.tar.gz; ls web/0"));
-    m.refused(&format!("{sums}; cp $S/b.tar .x; setfattr -n user.imgfs.expect -v $sum .x; mv .x web.tar.gz"), "Bad message");
+    m.ok(&format!(
+        "{sums}; cp $S/a.tar.gz .x; setfattr -n user.imgfs.expect -v $sum .x; mv .x web.tar.gz; ls web/0"
+    ));
+    m.refused(
+        &format!("{sums}; cp $S/b.tar .x; setfattr -n user.imgfs.expect -v $sum .x; mv .x web.tar.gz"),
+        "Bad message",
+    );
     m.ok("test ! -e web/1; rm -f .x");
     m.fsck();
 }
@@ -76,7 +89,16 @@ fn a_split_lxd_image_is_two_files() {
     m.ok(&format!("{SPLIT} mkdir .s; cp $S/root.tar.gz $S/meta.tar.xz .s/; mv .s tiny"));
     assert_eq!(
         m.ok("ls tiny/0").split_whitespace().collect::<Vec<_>>(),
-        ["meta.tar.xz", "metadata.json", "metadata.yaml", "root.tar.gz", "rootfs", "rootfs.tar", "templates", "used_by"]
+        [
+            "meta.tar.xz",
+            "metadata.json",
+            "metadata.yaml",
+            "root.tar.gz",
+            "rootfs",
+            "rootfs.tar",
+            "templates",
+            "used_by"
+        ]
     );
     m.ok("cmp $S/meta.tar.xz tiny/0/meta.tar.xz; diff -r $S/r tiny/0/rootfs; gzip -dc $S/root.tar.gz | cmp - tiny/0/rootfs.tar; diff -r $S/t/templates tiny/0/templates");
     m.ok("fp=$(cat $S/meta.tar.xz $S/root.tar.gz | sha256sum | cut -c-64); test $(jq -r .fingerprint tiny/0/metadata.json) = $fp; test .imgfs/by-digest/${fp:0:12} -ef tiny/0");
@@ -101,7 +123,9 @@ manifest() { # UUID FILE [ORIGIN]
   jq -n --arg u $1 --arg s $(sha1sum < $2 | cut -c-40) --argjson z $(stat -c %s $2) --arg o "$3" '{v:2,uuid:$u,owner:"86055c40-2547-11e2-8a6b-4bb37edc84ba",name:"base",version:"1.0.0",type:"zone-dataset",os:"smartos",description:"d",tags:{role:"db"},files:[{sha1:$s,size:$z,compression:"gzip"}],requirements:{networks:[{name:"net0",description:"public"}]}} + (if $o == "" then {} else {origin:$o} end)'; }
 A=15963d90-61d7-4664-87a6-f56b16492d5a; B=900cffef-55e3-4e7d-b7ec-ccf439a159e3
 "#;
-    m.ok("head -c 5000 /dev/urandom | gzip > $S/base.zfs.gz; head -c 6000 /dev/urandom | gzip > $S/inc.zfs.gz");
+    m.ok(
+        "head -c 5000 /dev/urandom | gzip > $S/base.zfs.gz; head -c 6000 /dev/urandom | gzip > $S/inc.zfs.gz",
+    );
     m.ok(&format!("{make} mkdir .i; cp $S/base.zfs.gz .i/; manifest $A $S/base.zfs.gz > .i/base.imgmanifest; mv .i base; gzip -dc $S/base.zfs.gz | cmp - base/0/file; jq -e '.requirements.networks[0].name == \"net0\"' base/0/manifest"));
     let version = m.json("base/0");
     assert_eq!(
@@ -110,7 +134,9 @@ A=15963d90-61d7-4664-87a6-f56b16492d5a; B=900cffef-55e3-4e7d-b7ec-ccf439a159e3
     );
     // The same uuid again, another file than announced, an origin that is not there: refused.
     m.refused(
-        &format!("{make} mkdir .i; cp $S/inc.zfs.gz .i/; manifest $A $S/inc.zfs.gz > .i/x.imgmanifest; mv .i again"),
+        &format!(
+            "{make} mkdir .i; cp $S/inc.zfs.gz .i/; manifest $A $S/inc.zfs.gz > .i/x.imgmanifest; mv .i again"
+        ),
         "Name not unique",
     );
     m.refused(&format!("{make} manifest $B $S/base.zfs.gz > .i/x.imgmanifest; mv .i again"), "Bad message");
@@ -119,11 +145,16 @@ A=15963d90-61d7-4664-87a6-f56b16492d5a; B=900cffef-55e3-4e7d-b7ec-ccf439a159e3
         "No such file",
     );
     m.refused(
-        &format!("{make} manifest $B $S/inc.zfs.gz | jq 'del(.name) + {{foo:1}}' > .i/x.imgmanifest; mv .i again"),
+        &format!(
+            "{make} manifest $B $S/inc.zfs.gz | jq 'del(.name) + {{foo:1}}' > .i/x.imgmanifest; mv .i again"
+        ),
         "Bad message",
     );
     let errors = m.errors();
-    assert!(errors.lines().next().unwrap().contains("name") && errors.lines().next().unwrap().contains("foo"), "{errors}");
+    assert!(
+        errors.lines().next().unwrap().contains("name") && errors.lines().next().unwrap().contains("foo"),
+        "{errors}"
+    );
     // A delta keeps what it is over.
     m.ok(&format!("{make} manifest $B $S/inc.zfs.gz $A > .i/x.imgmanifest; mv .i inc; jq -e '.origin' inc/0/metadata.json; ln -sfn inc default"));
     m.refused("rmdir base", "busy");
@@ -223,8 +254,8 @@ fn a_staging_directory_is_published_right_after_its_last_close() {
     m.ok("(exec 7> $S/pipe; mkdir .s; cp $S/a.tar .s/a.tar; exec 8>> .s/a.tar; (sleep 0.3; exec 8>&-) & exec 8>&-; mv .s web); cmp $S/a.tar web/0/rootfs.tar; wait");
 }
 
-/// Only what one system call can do is a rename: mv copies a file out of a staging directory, and rsync is told why it
-/// cannot move one in.
+/// Only what one system call can do is a rename: mv copies a file out of a staging directory, and rsync is
+/// told why it cannot move one in.
 #[test]
 fn a_file_is_moved_out_of_a_staging_directory_by_copying() {
     let m = Mount::new();

@@ -10,9 +10,13 @@ fn a_disk_is_for_virtual_machines_and_has_a_virtual_size() {
     m.ok("qemu-img create -q -f qcow2 $S/q.qcow2 7M; cp $S/q.qcow2 vm.qcow2; truncate -s 3M $S/r.img; cp $S/r.img raw.img; cp $S/a.tar web.tar");
     m.ok("(printf '\\0\\0\\0\\0\\0\\0\\0\\0\\254\\313\\272\\365\\2\\0\\0\\0'; head -c 5000 /dev/zero) | gzip > $S/d.zvol.gz; cp $S/d.zvol.gz vol.zvol.gz");
     m.ok("mkdir .z; head -c 4000 /dev/urandom > .z/file; jq -n --arg s $(sha1sum < .z/file | cut -c-40) '{v:2,uuid:\"900cffef-55e3-4e7d-b7ec-ccf439a159e3\",owner:\"86055c40-2547-11e2-8a6b-4bb37edc84ba\",name:\"win\",version:\"1\",type:\"zvol\",os:\"windows\",nic_driver:\"virtio\",disk_driver:\"virtio\",cpu_type:\"host\",image_size:20480,published_at:\"2014-02-03T04:05:06Z\",files:[{sha1:$s,size:4000,compression:\"none\"}]}' > .z/manifest; mv .z win");
-    for (image, kind, size) in
-        [("vm", "vm", 7 << 20), ("raw", "vm", 3 << 20), ("web", "container", 0), ("vol", "vm", 0), ("win", "vm", 20480_u64 << 20)]
-    {
+    for (image, kind, size) in [
+        ("vm", "vm", 7 << 20),
+        ("raw", "vm", 3 << 20),
+        ("web", "container", 0),
+        ("vol", "vm", 0),
+        ("win", "vm", 20480_u64 << 20),
+    ] {
         assert_eq!(m.json(image)["type"], kind, "{image}");
         assert_eq!(m.json(&format!("{image}/0"))["virtual_size"].as_u64().unwrap_or(0), size, "{image}");
     }
@@ -51,7 +55,8 @@ fn each_state_offers_what_it_says() {
     m.ok(states);
     m.remount();
     m.ok(states);
-    // Hidden and deprecated images are used as before; a disabled one takes no new users, and keeps those that it has.
+    // Hidden and deprecated images are used as before; a disabled one takes no new users, and keeps those
+    // that it has.
     m.ok("touch hid/0/used_by/a dep/0/used_by/a; rm hid/0/used_by/a");
     m.refused("touch dis/0/used_by/a", "not permitted");
     m.refused("ln -sfn dis default", "not permitted");
@@ -72,7 +77,10 @@ fn an_image_has_an_icon() {
     m.ok("cmp $S/p.png web/icon.png; cp $S/s.svg web/icon.svg; not test -e web/icon.png; cmp $S/s.svg web/icon.svg; rsync $S/j.jpg web/icon.jpg; cmp $S/j.jpg web/icon.jpg; mv $S/p.png web/icon.png; test $(stat -c %s web/icon.png) = 12; mv web web2; test -e web2/icon.png");
     for (script, why) in [
         ("cp $S/s.svg web2/icon.png", "Invalid argument"),
-        ("(printf '\\211PNG\\r\\n\\032\\n'; head -c 140000 /dev/zero) > $S/big; cp $S/big web2/icon.png", "too long"),
+        (
+            "(printf '\\211PNG\\r\\n\\032\\n'; head -c 140000 /dev/zero) > $S/big; cp $S/big web2/icon.png",
+            "too long",
+        ),
     ] {
         m.refused(script, why);
     }

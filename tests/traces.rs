@@ -1,6 +1,8 @@
-//! Every gesture has a defined answer: what 94 ordinary commands send to the mount, and the same with BusyBox.
+//! Every gesture has a defined answer: what 94 ordinary commands send to the mount, and the same with
+//! BusyBox.
 //!
-//! Before each: images `img` (two versions, the default), `other` and `u` (uploaded as `u.tar`), alias `alias`.
+//! Before each: images `img` (two versions, the default), `other` and `u` (uploaded as `u.tar`), alias
+//! `alias`.
 
 mod common;
 
@@ -155,7 +157,12 @@ fn perform(gestures: &[Gesture]) {
         }
         let checked = m.sh(&format!("set -e; {check}"));
         if checked.code != 0 {
-            wrong.push(format!("{title}: after `{command}`, `{check}` does not hold: {}{} {}", ran.err, checked.err, m.errors()));
+            wrong.push(format!(
+                "{title}: after `{command}`, `{check}` does not hold: {}{} {}",
+                ran.err,
+                checked.err,
+                m.errors()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), gestures.len(), wrong.join("\n"));

@@ -23,7 +23,11 @@ fn the_first_look_goes_into_the_mount() {
     if !as_root() {
         return;
     }
-    for look in ["tar -C $M/web/0/rootfs -cf $S/x.tar .", "cd $M/web/0/rootfs; tar -cf $S/x.tar .", "cp -a web/0/rootfs $S/x"] {
+    for look in [
+        "tar -C $M/web/0/rootfs -cf $S/x.tar .",
+        "cd $M/web/0/rootfs; tar -cf $S/x.tar .",
+        "cp -a web/0/rootfs $S/x",
+    ] {
         let m = fresh();
         assert_eq!(mounted(&m), 0, "nobody looked yet");
         m.ok(&format!("M=$PWD; {look}; mountpoint -q $M/web/0/rootfs"));
@@ -40,7 +44,9 @@ fn nothing_is_written_into_a_mounted_tree() {
     }
     let m = fresh();
     m.ok("ls web/0/rootfs");
-    for gesture in ["touch web/0/rootfs/x", "rm -rf web/0/rootfs/*", "chmod 700 web/0/rootfs", "mkdir web/0/rootfs/d"] {
+    for gesture in
+        ["touch web/0/rootfs/x", "rm -rf web/0/rootfs/*", "chmod 700 web/0/rootfs", "mkdir web/0/rootfs/d"]
+    {
         // The kernel itself says so.
         let ran = m.sh(gesture);
         assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{ran:?}");
@@ -62,7 +68,9 @@ fn what_is_deleted_is_no_longer_mounted_and_who_stands_in_it_goes_on() {
         "python3 -c \"import shutil; shutil.rmtree('web/0')\"",
     ] {
         let m = fresh();
-        m.ok(&format!("M=$PWD; cd web/0/rootfs; (cd $M; {delete}); test ! -e $M/web/0; diff -r --no-dereference . $S/a"));
+        m.ok(&format!(
+            "M=$PWD; cd web/0/rootfs; (cd $M; {delete}); test ! -e $M/web/0; diff -r --no-dereference . $S/a"
+        ));
         m.ok("ls web/1/rootfs; ls .imgfs/trash/web.0/rootfs | cmp - <(ls $S/a)");
         assert_eq!(mounted(&m), 1, "{delete}");
         // It comes back, is mounted again, and the image goes with all its mounts.
@@ -101,7 +109,8 @@ fn who_deletes_never_waits_for_the_directory_that_it_has_locked() {
         "for t in .imgfs/trash/*; do mv $t web/ || mv $t www/; done",
         "cat {web,www}/[0-9]*/rootfs/etc/motd",
     ];
-    let all: String = turns.iter().map(|turn| format!("(for i in $(seq 60); do {turn}; done) > $S/out 2>&1 & ")).collect();
+    let all: String =
+        turns.iter().map(|turn| format!("(for i in $(seq 60); do {turn}; done) > $S/out 2>&1 & ")).collect();
     m.ok(&format!("cat > $S/turns << 'END'\n{all}wait\nEND\ntimeout -s KILL 300 bash $S/turns"));
     m.ok("mv -T www web || test -e web; diff -r --no-dereference site/0/rootfs $S/c");
     m.fsck();
@@ -160,8 +169,9 @@ fn readers_go_on_while_versions_come_and_go() {
     m.fsck();
 }
 
-/// find compares what stat said of a directory with where `..` leads: a tree that was mounted after the one and before the
-/// other ended it. And a second look more than two seconds later mounted trees again that umount had just unmounted.
+/// find compares what stat said of a directory with where `..` leads: a tree that was mounted after the one
+/// and before the other ended it. And a second look more than two seconds later mounted trees again that
+/// umount had just unmounted.
 #[test]
 fn walkers_find_one_device_in_a_tree_and_nobody_keeps_the_mount_busy() {
     if !as_root() {
@@ -229,7 +239,8 @@ fn copies_are_those_of_trees_that_are_not_mounted() {
         return;
     }
     let mut m = fresh();
-    // latest, default and used_by are as old as the mount; of all but files rsync minds no less than a second.
+    // latest, default and used_by are as old as the mount; of all but files rsync minds no less than a
+    // second.
     let copy = "mkdir $S/$K; cp -a web/1/rootfs $S/$K/cp; rsync -aHAX web $S/$K/rsync; \
         pax='tar --xattrs --pax-option=delete=atime,delete=ctime'; $pax -cf $S/$K/rootfs.tar web/1/rootfs; \
         $pax --mtime=@0 -cf $S/$K/image.tar web; $pax --mtime=@0 -cf $S/$K/all.tar --exclude=.imgfs .; \

@@ -1,5 +1,5 @@
-//! Mounts of an ordinary user, through fusermount3. Root starts them with setpriv; an ordinary user's run of these
-//! tests is one anyway.
+//! Mounts of an ordinary user, through fusermount3. Root starts them with setpriv; an ordinary user's run of
+//! these tests is one anyway.
 
 mod common;
 
@@ -116,9 +116,15 @@ fn an_image_belongs_to_who_made_it() {
     ] {
         may_not(&m, BERT, denied, "Permission denied");
     }
-    for denied in
-        ["rmdir pub", "rm -r pub", "mv pub other", "chmod 777 pub", "chown 1002 pub", "ln -sfn pub default", "rm default"]
-    {
+    for denied in [
+        "rmdir pub",
+        "rm -r pub",
+        "mv pub other",
+        "chmod 777 pub",
+        "chown 1002 pub",
+        "ln -sfn pub default",
+        "rm default",
+    ] {
         let ran = by(&m, BERT, denied);
         assert_ne!(ran.code, 0, "{denied}");
     }
@@ -189,10 +195,19 @@ fn what_is_private_is_so_for_every_way_in() {
     may_not(&m, BERT, "rm -r .imgfs/trash/web.0", "");
     may_not(&m, BERT, "mv .imgfs/trash/web.0 pub/", "");
     may(&m, ANNA, "mv .imgfs/trash/web.0 web/; chmod 755 web");
-    may(&m, BERT, &format!("test -d .imgfs/by-id/{id}/0; cat web/0/rootfs/etc/motd; test -e web.tar; grep -q web/0 .imgfs/log"));
+    may(
+        &m,
+        BERT,
+        &format!(
+            "test -d .imgfs/by-id/{id}/0; cat web/0/rootfs/etc/motd; test -e web.tar; grep -q web/0 .imgfs/log"
+        ),
+    );
     // In a user namespace of its own nobody is more than outside.
     may_not(&m, BERT, "chmod 700 $MNT/pub", "");
-    let inside = format!("unshare -U -r bash -c 'cat {0}/pub/0/rootfs/etc/motd && ! rmdir {0}/pub'", m.mnt().display());
+    let inside = format!(
+        "unshare -U -r bash -c 'cat {0}/pub/0/rootfs/etc/motd && ! rmdir {0}/pub'",
+        m.mnt().display()
+    );
     let ran = by(&m, BERT, &inside);
     assert!(ran.code == 0 || ran.err.contains("unshare"), "{ran:?}");
 }
@@ -231,7 +246,8 @@ fn in_a_user_namespace_one_is_who_one_is_outside() {
         let ran = by(&m, ANNA, &within(denied));
         assert_ne!(ran.code, 0, "{denied}: {ran:?}");
     }
-    // Nobody else's namespace sees what is private; a group of one's own outside still counts, though it has no number inside.
+    // Nobody else's namespace sees what is private; a group of one's own outside still counts, though it has
+    // no number inside.
     assert_ne!(by(&m, BERT, &within("ls mine")).code, 0);
     m.ok("chmod 750 mine");
     may(&m, CLEO, &within("ls mine; cat mine/0/rootfs/etc/motd"));

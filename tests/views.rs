@@ -1,5 +1,5 @@
-//! mkdir .imgfs/views/dc1, ln -s ../../../web into it, imgfs mount -o view=dc1: what a view shows, what it may change, and
-//! that nothing of the rest can be seen in it.
+//! mkdir .imgfs/views/dc1, ln -s ../../../web into it, imgfs mount -o view=dc1: what a view shows, what it
+//! may change, and that nothing of the rest can be seen in it.
 
 mod common;
 
@@ -106,7 +106,10 @@ fn a_view_shows_what_is_attached_and_no_more() {
     m.refused("rm .imgfs/views/dc1/web", "busy");
     view.ok(&m, "ln -sfn copy default");
     m.ok("test $(readlink default) = web; rm .imgfs/views/dc1/web");
-    view.ok(&m, "! test -e web; test $(readlink default) = copy; ls .imgfs/by/type/container | grep -qx copy");
+    view.ok(
+        &m,
+        "! test -e web; test $(readlink default) = copy; ls .imgfs/by/type/container | grep -qx copy",
+    );
     m.refused("rmdir .imgfs/views/dc1", "busy");
     m.ok("! rmdir .imgfs/views/none 2> /dev/null");
     m.ok("rmdir .imgfs/views/dc2");
@@ -141,7 +144,8 @@ fn what_is_attached_is_not_changed_through_the_view() {
         view.refused(&m, script, why);
     }
     m.ok("test $(ls web | grep -cx '[0-9]*') = 2; test $(readlink web/default) = latest; test $(stat -c %a web) = 755");
-    // It may be used from there, by a name of the view's own; the other users are not told, and hold it as well.
+    // It may be used from there, by a name of the view's own; the other users are not told, and hold it as
+    // well.
     m.ok("touch web/1/used_by/app");
     view.ok(&m, "touch web/1/used_by/app; echo mine > web/1/used_by/db; ls web/1/used_by | tr '\\n' ' ' | grep -qx 'app db '");
     m.ok("ls web/1/used_by | tr '\\n' ' ' | grep -qx 'app dc1::app dc1::db '");
@@ -247,7 +251,10 @@ fn a_view_has_a_quota_that_df_shows() {
     let (m, view) = with_view();
     m.refused("echo 1M > .imgfs/config/view.none.quota", "No such file");
     m.ok("echo 120K > .imgfs/config/view.dc1.quota; echo 2 > .imgfs/config/view.dc1.quota_images; cat .imgfs/config/view.dc1.quota | grep -qx 120K");
-    view.ok(&m, "df --output=size -k . | tail -1 | grep -qx ' *120'; test $(df --output=used -k . | tail -1) = 0");
+    view.ok(
+        &m,
+        "df --output=size -k . | tail -1 | grep -qx ' *120'; test $(df --output=used -k . | tail -1) = 0",
+    );
     m.ok("test $(df --output=size -k . | tail -1) -gt 120");
     // What is attached is not counted.
     view.ok(&m, "head -c 60000 /dev/urandom > $S/noise; tar -C $S -cf $S/n.tar noise; cp $S/n.tar one.tar; test $(df --output=used -k . | tail -1) -ge 58");
@@ -415,7 +422,8 @@ fn one_more_mount_takes_nothing_from_those_that_are_there() {
     m.fsck();
 }
 
-/// Trees are mounts on a connection of their own, which outlives that of the whole store for who stands in one.
+/// Trees are mounts on a connection of their own, which outlives that of the whole store for who stands in
+/// one.
 #[test]
 fn who_stands_in_a_tree_when_the_whole_store_is_unmounted_goes_on() {
     if !as_root() {
@@ -460,7 +468,9 @@ fn names_in_a_view_are_names_and_nobody_elses() {
     m.ok("mv web dc1::web");
     m.refused("rm .imgfs/views/dc1/web", "not permitted");
     view.ok(&m, "ln -sfn own default; test $(readlink lts) = web");
-    m.ok("mv dc1::web web; ! test -L dc1::lts; ! test -e .imgfs/views/dc1/web; mkdir dc1::lts; rmdir dc1::lts");
+    m.ok(
+        "mv dc1::web web; ! test -L dc1::lts; ! test -e .imgfs/views/dc1/web; mkdir dc1::lts; rmdir dc1::lts",
+    );
     // The default of a view is not freed while there are others; with the last it goes, and the next is it.
     m.ok("ln -s ../../../web .imgfs/views/dc1/web");
     m.refused("mv dc1::own own", "busy");
@@ -548,7 +558,11 @@ fn a_view_is_no_way_around_permissions() {
     may_not(&m, BERT, "ls .imgfs/views/dc1 | grep -q secret", "");
     let view = ViewMount::new(&m, "dc1", ",allow_other");
     let there = view.point.display().to_string();
-    may(&m, BERT, &format!("cd {there}; cat open/0/rootfs/etc/motd; touch open/0/used_by/b; rm open/0/used_by/b"));
+    may(
+        &m,
+        BERT,
+        &format!("cd {there}; cat open/0/rootfs/etc/motd; touch open/0/used_by/b; rm open/0/used_by/b"),
+    );
     may_not(&m, BERT, &format!("cd {there}; ls secret"), "Permission denied");
     let id = m.ok("cat secret/0/.id");
     may_not(&m, BERT, &format!("cd {there}; ls .imgfs/by-id/{id}"), "No such file");

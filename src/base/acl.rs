@@ -1,6 +1,7 @@
 //! setfacl -m u:anna:rwx MNT/web: what an ACL adds to a mode.
 //!
-//! As in acl(5): the mode's group bits are the mask, which bounds what named users, named groups and the group get.
+//! As in acl(5): the mode's group bits are the mask, which bounds what named users, named groups and the
+//! group get.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +67,9 @@ impl Acl {
                 return Err(bad("an entry is there twice"));
             }
         }
-        let (Some(owner), Some(group), Some(other)) = (owner, group, other) else { return Err(bad("an entry is missing")) };
+        let (Some(owner), Some(group), Some(other)) = (owner, group, other) else {
+            return Err(bad("an entry is missing"));
+        };
         let named = !acl.users.is_empty() || !acl.groups.is_empty();
         let bits = |middle: u32| owner << 6 | middle << 3 | other;
         match mask {
@@ -76,7 +79,8 @@ impl Acl {
         }
     }
 
-    /// The value of the xattr, for a file with this mode. `most` bounds all permissions, as of a file that nobody writes.
+    /// The value of the xattr, for a file with this mode. `most` bounds all permissions, as of a file that
+    /// nobody writes.
     pub fn value(&self, mode: u32, most: u32) -> Vec<u8> {
         let entry = |tag: u16, id: u32, rights: u32| (tag, id, (rights & most & 7) as u16);
         let mut entries = vec![entry(USER_OBJ, NO_ID, mode >> 6)];
@@ -92,14 +96,18 @@ impl Acl {
         self.users.values_mut().chain(self.groups.values_mut()).chain([&mut self.group]).for_each(work);
     }
 
-    /// What somebody has who is not the owner: by name, or by groups, of which `is_in` tells, or as all others.
+    /// What somebody has who is not the owner: by name, or by groups, of which `is_in` tells, or as all
+    /// others.
     pub fn rights(&self, mode: u32, uid: u32, gid: u32, is_in: impl Fn(u32) -> bool, want: u32) -> bool {
         let allows = |rights: u32| rights & (mode >> 3) & want == want;
         if let Some(rights) = self.users.get(&uid) {
             return allows(*rights);
         }
         let own = is_in(gid).then_some(self.group);
-        let mut of_groups = own.into_iter().chain(self.groups.iter().filter(|(gid, _)| is_in(**gid)).map(|(_, r)| *r)).peekable();
+        let mut of_groups = own
+            .into_iter()
+            .chain(self.groups.iter().filter(|(gid, _)| is_in(**gid)).map(|(_, r)| *r))
+            .peekable();
         if of_groups.peek().is_some() {
             return of_groups.any(allows);
         }
@@ -144,7 +152,8 @@ mod tests {
     #[test]
     fn who_has_what_is_as_acl_5_says() {
         let acl = Acl { users: [(7, 6)].into(), groups: [(9, 5), (10, 2)].into(), group: 4 };
-        let may = |uid: u32, groups: &[u32], want: u32| acl.rights(0o751, uid, 3, |g| groups.contains(&g), want);
+        let may =
+            |uid: u32, groups: &[u32], want: u32| acl.rights(0o751, uid, 3, |g| groups.contains(&g), want);
         // The mask is r-x: a named user's w is not had.
         assert!(may(7, &[], 4) && !may(7, &[], 2) && !may(7, &[9], 1));
         assert!(may(1, &[3], 4) && !may(1, &[3], 1) && may(1, &[3, 9], 1) && !may(1, &[10], 2));

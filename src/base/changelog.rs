@@ -1,4 +1,5 @@
-//! tail -f .imgfs/log: a line a change. It, and what the daemon has to say, in files that are put aside when they are long.
+//! tail -f .imgfs/log: a line a change. It, and what the daemon has to say, in files that are put aside when
+//! they are long.
 
 use std::fs::File;
 use std::io::Write;
@@ -101,7 +102,10 @@ impl ChangeLog {
         let path = self.path(n);
         let file = File::open(&path).map_err(Error::io("open", &path))?;
         let begin = out.len();
-        out.resize(begin + usize::try_from(self.len(n).saturating_sub(offset)).unwrap_or(usize::MAX).min(most), 0);
+        out.resize(
+            begin + usize::try_from(self.len(n).saturating_sub(offset)).unwrap_or(usize::MAX).min(most),
+            0,
+        );
         let read = file.read_at(&mut out[begin..], offset).map_err(Error::io("read", &path))?;
         out.truncate(begin + read);
         Ok(())

@@ -8,15 +8,17 @@ pub fn time(nanoseconds: i64) -> Value {
 }
 
 pub fn time_text(nanoseconds: i64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).map_or_else(|_| "unknown".into(), |t| t.to_string())
+    jiff::Timestamp::from_nanosecond(i128::from(nanoseconds))
+        .map_or_else(|_| "unknown".into(), |t| t.to_string())
 }
 
 /// What `parse_time` understands, for whom it refuses.
 pub const TIMES: &str = "is a day (2027-01-31: to its end, UTC), a time (2027-01-31 10:00, 2027-01-31T10:00:00Z), a while from \
     now on (+2 weeks, +12 hours) or seconds since 1970 (1801526400)";
 
-/// Reads a time: as RFC 3339 writes it; a date, whose last moment in UTC is meant; a date and a time in UTC; a while from now
-/// on, `+2 weeks`; seconds since 1970, `@1801526400`, also without the `@` from nine digits on. Gives nanoseconds since 1970.
+/// Reads a time: as RFC 3339 writes it; a date, whose last moment in UTC is meant; a date and a time in UTC;
+/// a while from now on, `+2 weeks`; seconds since 1970, `@1801526400`, also without the `@` from nine digits
+/// on. Gives nanoseconds since 1970.
 pub fn parse_time(text: &str) -> Option<i64> {
     let text = text.trim();
     let at = match text.parse::<jiff::Timestamp>() {
@@ -35,7 +37,10 @@ fn parse_loose_time(text: &str) -> Option<jiff::Timestamp> {
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
         // 20270131 may be meant for a day.
         let clear = digits.len() < text.len() || digits.len() >= 9;
-        return clear.then(|| digits.parse().ok()).flatten().and_then(|n| jiff::Timestamp::from_second(n).ok());
+        return clear
+            .then(|| digits.parse().ok())
+            .flatten()
+            .and_then(|n| jiff::Timestamp::from_second(n).ok());
     }
     let civil = match text.contains(':') {
         true => text.parse::<DateTime>().ok()?,
@@ -80,7 +85,9 @@ pub fn duration(text: &str) -> Option<u64> {
 pub fn duration_text(seconds: u64) -> String {
     // A day is more often called 24 hours.
     let units = [(86400, "d"), (3600, "h"), (60, "m")];
-    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit) && seconds != 86400);
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit) && seconds != 86400);
     match whole {
         Some((unit, name)) => format!("{}{name}", seconds / unit),
         None if seconds == 86400 => "24h".into(),
@@ -113,14 +120,31 @@ mod tests {
         ] {
             assert_eq!(parse_time(text).map(time_text).as_deref(), Some(shown), "{text}");
         }
-        for (text, days) in [("+2 weeks", 14), ("+1 day", 1), ("+36hours", 1), ("+3d", 3), ("+ 90 minutes", 0), ("+1 month", 28)]
-        {
+        for (text, days) in [
+            ("+2 weeks", 14),
+            ("+1 day", 1),
+            ("+36hours", 1),
+            ("+3d", 3),
+            ("+ 90 minutes", 0),
+            ("+1 month", 28),
+        ] {
             let ahead = parse_time(text).map_or(0, |at| at - now()) / 86_400_000_000_000 + 1;
             assert!((days..=days + 4).contains(&ahead), "{text}: {ahead}");
         }
-        for text in
-            ["soon", "", "+", "+2", "+2 moons", "20270131", "5", "31.01.2027", "2027-02-30", "10:00", "@", "+99999999999 years"]
-        {
+        for text in [
+            "soon",
+            "",
+            "+",
+            "+2",
+            "+2 moons",
+            "20270131",
+            "5",
+            "31.01.2027",
+            "2027-02-30",
+            "10:00",
+            "@",
+            "+99999999999 years",
+        ] {
             assert_eq!(parse_time(text), None, "{text}");
         }
     }

@@ -26,7 +26,12 @@ pub fn pack(content: &[u8], base: &[u8], level: i32) -> Result<Vec<u8>> {
 /// Unpacks what was compressed against `base` and is `size` bytes long. `out` is used again.
 ///
 /// Errors: why not.
-pub fn unpack(packed: &[u8], base: &[u8], size: usize, mut out: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+pub fn unpack(
+    packed: &[u8],
+    base: &[u8],
+    size: usize,
+    mut out: Vec<u8>,
+) -> std::result::Result<Vec<u8>, String> {
     let failed = |code| get_error_name(code).to_owned();
     let mut context = DCtx::create();
     context.set_parameter(DParameter::WindowLogMax(31)).map_err(failed)?;

@@ -165,7 +165,18 @@ mod tests {
     #[test]
     fn groups_merge_to_the_ordinary_blake3() {
         let content: Vec<u8> = (0..20 * GROUP + 17).map(|i| (i / 7 % 251) as u8).collect();
-        for len in [0, 1, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP, 3 * GROUP, 5 * GROUP + 1, 16 * GROUP, content.len()] {
+        for len in [
+            0,
+            1,
+            GROUP - 1,
+            GROUP,
+            GROUP + 1,
+            2 * GROUP,
+            3 * GROUP,
+            5 * GROUP + 1,
+            16 * GROUP,
+            content.len(),
+        ] {
             let part = &content[..len];
             let (digest, outline) = hash(part);
             assert_eq!(digest, Digest::of(part), "length {len}");

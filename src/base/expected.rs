@@ -1,4 +1,5 @@
-//! What was announced of an upload: by `user.imgfs.expect`, a sidecar, a manifest. It is published only if it holds.
+//! What was announced of an upload: by `user.imgfs.expect`, a sidecar, a manifest. It is published only if it
+//! holds.
 
 use std::fmt;
 
@@ -30,7 +31,10 @@ impl Expected {
                 _ => {}
             }
         }
-        Err(Error::Invalid { what: format!("{text:?}"), why: "what is expected is sha256:HEX or sha1:HEX".into() })
+        Err(Error::Invalid {
+            what: format!("{text:?}"),
+            why: "what is expected is sha256:HEX or sha1:HEX".into(),
+        })
     }
 
     /// Errors: `Mismatch`.
@@ -42,7 +46,8 @@ impl Expected {
         if wanted == found {
             return Ok(());
         }
-        let found = if let Expected::Sha256(_) = self { format!("sha256:{found}") } else { format!("sha1:{found}") };
+        let found =
+            if let Expected::Sha256(_) = self { format!("sha256:{found}") } else { format!("sha1:{found}") };
         Err(Error::Mismatch { what: what.into(), wanted: self.to_string(), found })
     }
 }

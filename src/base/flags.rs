@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use rustix::mount::{MountAttrFlags, MountFlags};
 use serde::{Deserialize, Serialize};
 
-/// The words of mount(8) that the kernel keeps for every mount: the one that sets a flag, the one that takes it back.
+/// The words of mount(8) that the kernel keeps for every mount: the one that sets a flag, the one that takes
+/// it back.
 ///
 /// Source: mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS; mount(2).
 const WORDS: &[(&str, &str, MountFlags)] = &[
@@ -58,7 +59,9 @@ impl Flags {
 
     /// Takes a word of mount(8); false: it is none.
     pub fn hear(&mut self, word: &str) -> bool {
-        let Some((on, ..)) = WORDS.iter().find(|(on, off, _)| [*on, *off].contains(&word)) else { return false };
+        let Some((on, ..)) = WORDS.iter().find(|(on, off, _)| [*on, *off].contains(&word)) else {
+            return false;
+        };
         if *on != word {
             self.set.remove(*on);
             return true;
@@ -116,6 +119,9 @@ mod tests {
         }
         assert!(!flags.hear("trash"));
         assert_eq!(flags.words().collect::<Vec<_>>(), ["nosuid", "ro", "strictatime"]);
-        assert_eq!(Flags::shown("ro,nosuid,noatime,rw,user_id=0").words().collect::<Vec<_>>(), ["noatime", "nosuid", "ro"]);
+        assert_eq!(
+            Flags::shown("ro,nosuid,noatime,rw,user_id=0").words().collect::<Vec<_>>(),
+            ["noatime", "nosuid", "ro"]
+        );
     }
 }

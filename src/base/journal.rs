@@ -20,8 +20,8 @@ const KEPT: usize = 1000;
 /// A job that came no further for this long stands still: its client is stopped, or waits itself.
 const STANDING: Duration = Duration::from_secs(10);
 
-/// What happened, or what of it a view is told: there a record's path begins with the view's name, as that of what is bound
-/// to it does.
+/// What happened, or what of it a view is told: there a record's path begins with the view's name, as that of
+/// what is bound to it does.
 #[derive(Clone)]
 pub struct Journal {
     all: Arc<All>,
@@ -55,7 +55,8 @@ struct Refusal {
 impl Refusal {
     fn is_like(&self, other: &Refusal) -> bool {
         let (a, b) = (self, other);
-        a.gesture == "read" && (a.uid, a.gesture, &a.path, &a.sentence) == (b.uid, b.gesture, &b.path, &b.sentence)
+        a.gesture == "read"
+            && (a.uid, a.gesture, &a.path, &a.sentence) == (b.uid, b.gesture, &b.path, &b.sentence)
     }
 }
 
@@ -177,8 +178,14 @@ impl Journal {
     /// Keeps a refusal for `.imgfs/errors`.
     pub fn refuse(&self, uid: u32, gesture: &'static str, path: &str, error: &Error) {
         log::warn!("{gesture} {path}: {error}");
-        let refusal =
-            Refusal { at: now(), uid, gesture, path: self.stored(path), sentence: error.to_string(), remedy: error.remedy() };
+        let refusal = Refusal {
+            at: now(),
+            uid,
+            gesture,
+            path: self.stored(path),
+            sentence: error.to_string(),
+            remedy: error.remedy(),
+        };
         let mut all = self.all.refusals.lock();
         // Who reads on, or asks twice, is told once.
         if let Some(last) = all.front_mut().filter(|last| last.is_like(&refusal)) {
@@ -195,7 +202,14 @@ impl Journal {
         for r in self.all.refusals.lock().iter() {
             // What others are refused is theirs.
             let Some(path) = self.done_here(&r.path) else { continue };
-            let line = [time_text(r.at), r.uid.to_string(), r.gesture.into(), path.into(), r.sentence.clone(), r.remedy.into()];
+            let line = [
+                time_text(r.at),
+                r.uid.to_string(),
+                r.gesture.into(),
+                path.into(),
+                r.sentence.clone(),
+                r.remedy.into(),
+            ];
             let _ = writeln!(text, "{}", line.map(|f| escape(&f)).join("\t"));
         }
         text
@@ -223,7 +237,13 @@ impl Journal {
     }
 
     pub fn job_ids(&self) -> Vec<u64> {
-        self.all.jobs.lock().values().filter(|job| self.shown(&job.name).is_some()).map(|job| job.id).collect()
+        self.all
+            .jobs
+            .lock()
+            .values()
+            .filter(|job| self.shown(&job.name).is_some())
+            .map(|job| job.id)
+            .collect()
     }
 
     /// Whose a job is, and its JSON.
@@ -285,7 +305,8 @@ impl Journal {
     /// Whether the log of changes, or the `n`th that was put aside, is there.
     pub fn has_log(&self, n: u32) -> bool {
         // That others have filled one is theirs to know.
-        self.all.changes.has(n) && (n == 0 || self.view.is_none() || self.log_text(n).is_ok_and(|text| !text.is_empty()))
+        self.all.changes.has(n)
+            && (n == 0 || self.view.is_none() || self.log_text(n).is_ok_and(|text| !text.is_empty()))
     }
 
     /// The log itself, where all of it is told; it can be read from any offset.
@@ -323,5 +344,7 @@ impl Journal {
 
 /// Names come from users: no control character reaches a terminal or splits a line.
 pub fn escape(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
 }

@@ -28,12 +28,19 @@ impl StoreLock {
     /// Errors: `Locked` with the holder's process and mount point.
     pub fn take(dir: &Path) -> Result<StoreLock> {
         let path = dir.join("lock");
-        let file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
         let begun = Instant::now();
         let taken = loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < LOOKING => std::thread::sleep(LOOKING / 50),
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < LOOKING => {
+                    std::thread::sleep(LOOKING / 50)
+                }
                 taken => break taken,
             }
         };
@@ -48,7 +55,8 @@ impl StoreLock {
     pub fn describe(&self, mounted: &str) -> Result<()> {
         let text = format!("{}\n{mounted}\n", std::process::id());
         // Written first and shortened then: whoever reads meanwhile finds a holder.
-        let written = self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
+        let written =
+            self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
         written.map_err(Error::io("write", &self.path))
     }
 
@@ -71,12 +79,14 @@ impl Holder {
     /// The refusal that names it, and why it is still there.
     pub fn refuses(mut self, store: &Path) -> Error {
         if !self.mounted.is_empty() && !self.is_mounted_for("self") {
-            self.elsewhere = self.namespace().or_else(|| Some("it ends, or somebody has a file of that open".into()));
+            self.elsewhere =
+                self.namespace().or_else(|| Some("it ends, or somebody has a file of that open".into()));
         }
         Error::Locked { store: store.to_owned(), holder: Box::new(self) }
     }
 
-    /// What keeps a daemon whose mount is not here any more: a process that has it in another mount namespace.
+    /// What keeps a daemon whose mount is not here any more: a process that has it in another mount
+    /// namespace.
     pub fn namespace(&self) -> Option<String> {
         if self.mounted.is_empty() || self.is_mounted_for("self") {
             return None;
@@ -92,7 +102,8 @@ impl Holder {
         list.lines().any(|line| line.contains(" fuse.imgfs ") && line.split(' ').nth(4) == Some(&point))
     }
 
-    /// The file may have been copied with its store, or be locked by a backup's script: the kernel knows better.
+    /// The file may have been copied with its store, or be locked by a backup's script: the kernel knows
+    /// better.
     fn of(file: &File) -> Holder {
         let mut text = String::new();
         let mut from = file;
@@ -118,7 +129,8 @@ fn escaped(path: &str) -> String {
 /// The process that has locked a file. Source: proc(5), locks and fdinfo.
 fn locker(file: &File) -> Option<u32> {
     let meta = file.metadata().ok()?;
-    let device = format!("{:02x}:{:02x}:{}", rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()), meta.ino());
+    let device =
+        format!("{:02x}:{:02x}:{}", rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()), meta.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
     // Some file systems give files other device numbers than the lists have.
     let (held, inode) = (|| locks.lines().filter_map(parse_flock), format!(":{}", meta.ino()));
@@ -154,9 +166,11 @@ fn waits_dying(pid: u32) -> Option<String> {
     if !matches!(process::state(&directory), Some('Z' | 'X')) {
         return None;
     }
-    let threads = fs::read_dir(directory.join("task")).into_iter().flatten().flatten().map(|task| task.path());
-    let stuck =
-        threads.filter(|task| process::state(task) == Some('D')).find_map(|task| fs::read_to_string(task.join("wchan")).ok());
+    let threads =
+        fs::read_dir(directory.join("task")).into_iter().flatten().flatten().map(|task| task.path());
+    let stuck = threads
+        .filter(|task| process::state(task) == Some('D'))
+        .find_map(|task| fs::read_to_string(task.join("wchan")).ok());
     Some(stuck.filter(|place| place != "0").unwrap_or_else(|| "it does not say where".into()))
 }
 
@@ -170,8 +184,8 @@ fn parse_lock(text: &str) -> (u32, String) {
 mod tests {
     use super::*;
 
-    /// Right after an umount the guard of the daemon that was looked whether it still held the lock: a command that came
-    /// in that moment was told that the daemon was there.
+    /// Right after an umount the guard of the daemon that was looked whether it still held the lock: a
+    /// command that came in that moment was told that the daemon was there.
     #[test]
     fn who_looks_at_the_lock_does_not_keep_it_from_being_taken() {
         let dir = tempfile::tempdir().unwrap();
@@ -193,13 +207,18 @@ mod tests {
         let line = "12: FLOCK  ADVISORY  WRITE 3874 fe:00:10141700 0 EOF";
         assert_eq!(parse_flock(line), Some((3874, "fe:00:10141700".into())));
         assert_eq!(parse_flock(&format!("lock:\t{line}")), parse_flock(line));
-        for other in ["12: -> FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF", "1: POSIX  ADVISORY  WRITE 9 fe:00:1 0 EOF", "", "FLOCK"] {
+        for other in [
+            "12: -> FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF",
+            "1: POSIX  ADVISORY  WRITE 9 fe:00:1 0 EOF",
+            "",
+            "FLOCK",
+        ] {
             assert_eq!(parse_flock(other), None);
         }
     }
 
-    /// The store of a daemon that was killed said that a process held it which was long gone: the one that had written
-    /// its number into the file last.
+    /// The store of a daemon that was killed said that a process held it which was long gone: the one that
+    /// had written its number into the file last.
     #[test]
     fn the_holder_is_who_has_the_lock_and_not_who_wrote_the_file() {
         let dir = tempfile::tempdir().unwrap();

@@ -10,7 +10,8 @@ pub const NAME_MAX: usize = 255;
 /// The endings of archives, matched without regard to case; some say how they are compressed, too.
 const ARCHIVE_SUFFIXES: &[&str] = &[".tar", ".tgz", ".txz", ".tlz", ".tbz2", ".tbz", ".tzst", ".ova"];
 
-/// The endings of disks, file system images and streams of zfs. The content decides: a qcow2 may be called disk.vmdk.
+/// The endings of disks, file system images and streams of zfs. The content decides: a qcow2 may be called
+/// disk.vmdk.
 const PAYLOAD_SUFFIXES: &[&str] = &[
     ".qcow2",
     ".img",
@@ -80,20 +81,25 @@ impl fmt::Display for ImageName {
 pub struct AliasName(String);
 
 impl AliasName {
-    /// Checks each part. Of several, the parts behind the first may be any file's name: LXD has `ubuntu/22.04/default`.
+    /// Checks each part. Of several, the parts behind the first may be any file's name: LXD has
+    /// `ubuntu/22.04/default`.
     ///
     /// # Errors
     ///
     /// `NameTooLong`, `BadName`.
     pub fn parse(name: &[u8]) -> Result<AliasName> {
-        let Some(at) = name.iter().position(|byte| *byte == b'/') else { return Ok((&ImageName::parse(name)?).into()) };
+        let Some(at) = name.iter().position(|byte| *byte == b'/') else {
+            return Ok((&ImageName::parse(name)?).into());
+        };
         let bad = |why| Error::BadName { name: String::from_utf8_lossy(name).into_owned(), why };
         if name.len() > NAME_MAX {
             return Err(Error::NameTooLong { len: name.len() });
         }
         ImageName::parse(&name[..at])?;
         let text = std::str::from_utf8(name).map_err(|_| bad("it is not UTF-8"))?;
-        if text.split('/').any(|part| part.is_empty() || part.starts_with('.')) || text.chars().any(char::is_control) {
+        if text.split('/').any(|part| part.is_empty() || part.starts_with('.'))
+            || text.chars().any(char::is_control)
+        {
             return Err(bad("a part of it is empty, starts with a dot or has a control character"));
         }
         Ok(AliasName(text.to_owned()))
@@ -116,7 +122,8 @@ impl From<&AliasName> for AliasName {
     }
 }
 
-/// Between the name of a view and that of what is bound to it. Names with one colon are Anbox's: `bionic:android11:amd64`.
+/// Between the name of a view and that of what is bound to it. Names with one colon are Anbox's:
+/// `bionic:android11:amd64`.
 pub const OF_VIEW: &str = "::";
 
 /// The name that something of a view has in the store: `dc1::web`.
@@ -127,7 +134,10 @@ pub fn bound_name(view: &str, name: &str) -> String {
 /// Parses a version number as its directory is called: decimal, no sign, no leading zero.
 pub fn parse_number(name: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(name).ok()?;
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) || (text.len() > 1 && text.starts_with('0')) {
+    if text.is_empty()
+        || !text.bytes().all(|b| b.is_ascii_digit())
+        || (text.len() > 1 && text.starts_with('0'))
+    {
         return None;
     }
     text.parse().ok()
@@ -136,14 +146,15 @@ pub fn parse_number(name: &[u8]) -> Option<u32> {
 /// What a new file's name says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise<'n> {
-    /// An upload for the image of this name: the file's name without every ending that says how an image is packed.
-    /// In an image the name says nothing.
+    /// An upload for the image of this name: the file's name without every ending that says how an image is
+    /// packed. In an image the name says nothing.
     Upload(&'n str),
     /// A temporary name: the file is staged until a rename gives it another one.
     Staged,
 }
 
-/// Reads a new file's name. `web.tar.xz` and `web` are uploads for `web`; `.web.tar.xz.Ab12` and `web.tar.part` are staged.
+/// Reads a new file's name. `web.tar.xz` and `web` are uploads for `web`; `.web.tar.xz.Ab12` and
+/// `web.tar.part` are staged.
 pub fn promise_of(name: &str) -> Promise<'_> {
     if name.starts_with('.') || strip(name, TEMPORARY_SUFFIXES).is_some() {
         return Promise::Staged;
@@ -151,16 +162,20 @@ pub fn promise_of(name: &str) -> Promise<'_> {
     Promise::Upload(image_stem(name))
 }
 
-/// The image that a file name means: `web` for `web.tar.xz`, `web.qcow2`, `web.img.zst`, `web.tar.gz.1` and `web`.
+/// The image that a file name means: `web` for `web.tar.xz`, `web.qcow2`, `web.img.zst`, `web.tar.gz.1` and
+/// `web`.
 pub fn image_stem(name: &str) -> &str {
     let name = unrotated(name);
     strip_packing(name).unwrap_or(name)
 }
 
-/// `web.tar.gz` for `web.tar.gz.1`: logrotate and savelog number what they put aside. A number alone says nothing.
+/// `web.tar.gz` for `web.tar.gz.1`: logrotate and savelog number what they put aside. A number alone says
+/// nothing.
 fn unrotated(name: &str) -> &str {
-    let is_number = |number: &str| (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
-    let rotated = name.rsplit_once('.').filter(|(rest, number)| is_number(number) && strip_packing(rest).is_some());
+    let is_number =
+        |number: &str| (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+    let rotated =
+        name.rsplit_once('.').filter(|(rest, number)| is_number(number) && strip_packing(rest).is_some());
     rotated.map_or(name, |(rest, _)| rest)
 }
 
@@ -190,10 +205,14 @@ pub fn parse_build(stem: &str) -> Option<(&str, Build)> {
     good.then(|| (name, Build { label: Some(version.to_owned()), architecture: Some(arch) }))
 }
 
-/// Whether a name says that its bytes are a disk image, whatever they look like. rsync's `.vm.img.gz.Ab12Cd` does, too.
+/// Whether a name says that its bytes are a disk image, whatever they look like. rsync's `.vm.img.gz.Ab12Cd`
+/// does, too.
 pub fn means_raw_disk(name: &str) -> bool {
     if let Some(temporary) = name.strip_prefix('.') {
-        return temporary.split('.').skip(1).any(|part| part.eq_ignore_ascii_case("img") || part.eq_ignore_ascii_case("raw"));
+        return temporary
+            .split('.')
+            .skip(1)
+            .any(|part| part.eq_ignore_ascii_case("img") || part.eq_ignore_ascii_case("raw"));
     }
     let name = unrotated(name);
     strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".img", ".raw"]).is_some()
@@ -240,7 +259,10 @@ pub fn architecture(word: &str) -> Option<&'static str> {
         ("mips", &[]),
     ];
     let lower = word.to_ascii_lowercase();
-    KNOWN.iter().find(|(name, others)| *name == lower || others.contains(&lower.as_str())).map(|(name, _)| *name)
+    KNOWN
+        .iter()
+        .find(|(name, others)| *name == lower || others.contains(&lower.as_str()))
+        .map(|(name, _)| *name)
 }
 
 /// Whether a file of this name in a version could only be one of imgfs's own.
@@ -258,7 +280,9 @@ pub fn is_part_of_version(name: &str) -> bool {
         "file",
     ];
     ours.contains(&name)
-        || [".", "disk.", "image.iso", "rootfs.squashfs", "rootfs.erofs", "rootfs.zfs"].iter().any(|p| name.starts_with(p))
+        || [".", "disk.", "image.iso", "rootfs.squashfs", "rootfs.erofs", "rootfs.zfs"]
+            .iter()
+            .any(|p| name.starts_with(p))
 }
 
 /// A new id: 20 characters of `0-9a-v`, 100 random bits, safe in URLs and file names.
@@ -275,7 +299,9 @@ mod tests {
 
     #[test]
     fn names_follow_the_contract() {
-        for good in ["web", "bionic:android11:amd64", "a b", "ü", "0", "x.tar", "a%2Fb", "default.~1~", "Default"] {
+        for good in
+            ["web", "bionic:android11:amd64", "a b", "ü", "0", "x.tar", "a%2Fb", "default.~1~", "Default"]
+        {
             assert!(ImageName::parse(good.as_bytes()).is_ok(), "{good}");
         }
         for bad in ["", ".x", "@x", "-x", "default", "latest", "a/b", "a\nb", "a\u{7f}b", "a\u{85}b"] {
@@ -311,7 +337,9 @@ mod tests {
         ] {
             assert_eq!(promise_of(name), Promise::Upload(image), "{name}");
         }
-        for staged in [".web.tar.xz.x1", ".x", "web.tar.xz.part", "web.tar~", "web.tar.aria2", "W.TMP", "a.crdownload"] {
+        for staged in
+            [".web.tar.xz.x1", ".x", "web.tar.xz.part", "web.tar~", "web.tar.aria2", "W.TMP", "a.crdownload"]
+        {
             assert_eq!(promise_of(staged), Promise::Staged, "{staged}");
         }
         assert!(
@@ -326,7 +354,9 @@ mod tests {
     #[test]
     fn a_file_name_says_which_build_it_is() {
         let read = |stem| {
-            parse_build(stem).map(|(name, b)| (name.to_owned(), b.label.unwrap_or_default(), b.architecture.unwrap_or_default()))
+            parse_build(stem).map(|(name, b)| {
+                (name.to_owned(), b.label.unwrap_or_default(), b.architecture.unwrap_or_default())
+            })
         };
         let is = |name: &str, version: &str, arch| Some((name.to_owned(), version.to_owned(), arch));
         assert_eq!(read("anbox-lxd-bionic_1.7_amd64"), is("anbox-lxd-bionic", "1.7", "x86_64"));

@@ -5,11 +5,15 @@ use std::path::Path;
 
 /// The processes that are shown here.
 pub fn all() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// A field of a `stat` file, counted from the state, which is 0. The name before it may hold anything, but it ends at the
-/// last parenthesis.
+/// A field of a `stat` file, counted from the state, which is 0. The name before it may hold anything, but it
+/// ends at the last parenthesis.
 pub fn field(stat: &str, n: usize) -> Option<&str> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(n)
 }

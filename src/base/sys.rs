@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 /// Maps a file of ours for reading.
 ///
-/// The files mapped are a store's trees, or what they unpack to, and its blob table: written once or appended to by
-/// the one process that holds the store's lock, and never made shorter while mapped.
+/// The files mapped are a store's trees, or what they unpack to, and its blob table: written once or appended
+/// to by the one process that holds the store's lock, and never made shorter while mapped.
 pub fn map(file: &File, path: &Path) -> Result<Mmap> {
     // SAFETY: a mapped file must not shrink or change under its readers. Trees are never written after their
     // rename; table records are only rewritten under the table's write lock; neither is ever truncated.
@@ -26,8 +26,8 @@ pub fn start_writeback(file: &File, offset: u64, len: u64) {
     unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Keeps files that whoever started this program left open (`flock 9`, a pipe) from programs that it starts in turn: a
-/// daemon would hold them open, and locked, for as long as it runs.
+/// Keeps files that whoever started this program left open (`flock 9`, a pipe) from programs that it starts
+/// in turn: a daemon would hold them open, and locked, for as long as it runs.
 pub fn keep_inherited_files() {
     // SAFETY: marks descriptors, by number; closes none, and touches no memory of ours.
     unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
@@ -40,7 +40,8 @@ pub fn leave_mount_namespace() -> rustix::io::Result<()> {
     // SAFETY: takes a number, and shares no less memory and no fewer descriptors with the other threads.
     match unsafe { libc::unshare(libc::CLONE_NEWNS) } {
         0 => Ok(()),
-        _ => Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)),
+        _ => Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
+            .unwrap_or(rustix::io::Errno::IO)),
     }
 }
 
@@ -74,8 +75,8 @@ pub fn is_there_for(uid: u32, gid: u32, path: &Path) -> Option<bool> {
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let path = path.to_owned();
     let look = move || {
-        // SAFETY: calls that take numbers and concern this thread alone, which ends with this function. Where they are
-        // refused, the thread looks as the daemon's own user, who is no other.
+        // SAFETY: calls that take numbers and concern this thread alone, which ends with this function. Where
+        // they are refused, the thread looks as the daemon's own user, who is no other.
         unsafe {
             libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>());
             libc::setfsgid(gid);

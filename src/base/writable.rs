@@ -1,8 +1,8 @@
 //! What every change asks first: whether the store may still be written.
 //!
-//! A sync that failed is not tried again as if it had not: the kernel says so once, drops what it could not write, and
-//! the next sync succeeds. After that nobody knows what the disk holds, so nothing is written any more until the store
-//! is opened again; reading goes on.
+//! A sync that failed is not tried again as if it had not: the kernel says so once, drops what it could not
+//! write, and the next sync succeeds. After that nobody knows what the disk holds, so nothing is written any
+//! more until the store is opened again; reading goes on.
 
 use std::io;
 use std::path::Path;
@@ -39,7 +39,11 @@ impl Writable {
 
     /// The outcome of a sync of `path`: a failure stops all writing.
     pub fn synced(&self, path: &Path, outcome: io::Result<()>) -> Result<()> {
-        let outcome = if fault::leaves_out("sync.fails") { Err(io::Error::from_raw_os_error(libc::EIO)) } else { outcome };
+        let outcome = if fault::leaves_out("sync.fails") {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        } else {
+            outcome
+        };
         outcome.map_err(Error::io("sync", path)).inspect_err(|e| self.stop(e))
     }
 }

@@ -1,4 +1,5 @@
-//! Which large blobs were read and found right since the store was opened: the kernel may read those by itself.
+//! Which large blobs were read and found right since the store was opened: the kernel may read those by
+//! itself.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -44,8 +45,8 @@ impl Checked {
 }
 
 impl BlobStore {
-    /// The file that holds just this blob, if all of it has been checked since the store was opened. Not if its length
-    /// is another than the blob's: whoever reads the file itself would see that.
+    /// The file that holds just this blob, if all of it has been checked since the store was opened. Not if
+    /// its length is another than the blob's: whoever reads the file itself would see that.
     pub fn checked_object(&self, id: BlobId) -> Option<File> {
         let record = self.record(id).ok()?;
         if record.place != Place::Object || !self.checked.lock().whole.contains(id) {

@@ -1,4 +1,5 @@
-//! Loose content on the move: out of segments that are mostly gaps, and out of packs where an image is to be fast.
+//! Loose content on the move: out of segments that are mostly gaps, and out of packs where an image is to be
+//! fast.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -58,8 +59,8 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Writes content to a new segment, that of large blobs in packs to objects, and points the records there. Of
-    /// objects only the outline moves.
+    /// Writes content to a new segment, that of large blobs in packs to objects, and points the records
+    /// there. Of objects only the outline moves.
     fn move_loose(&self, blobs: Vec<(BlobId, Record)>, next_container: &mut u32) -> Result<()> {
         let number = *next_container;
         *next_container += 1;
@@ -112,7 +113,9 @@ impl BlobStore {
     fn write_object(&self, id: BlobId, record: &Record) -> Result<PathBuf> {
         let path = self.staging.join(format!("compact-{:08x}.object", record.container));
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        self.each_piece(id, record.size, &mut ReadBuf::default(), |at, bytes| write_with_holes(&file, &path, bytes, at, None))?;
+        self.each_piece(id, record.size, &mut ReadBuf::default(), |at, bytes| {
+            write_with_holes(&file, &path, bytes, at, None)
+        })?;
         file.set_len(record.size).and_then(|()| file.sync_data()).map_err(Error::io("write", &path))?;
         Ok(path)
     }

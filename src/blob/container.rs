@@ -1,4 +1,5 @@
-//! A file that holds content: under `loose/` a segment of small blobs or one large blob, under `packs/` a pack.
+//! A file that holds content: under `loose/` a segment of small blobs or one large blob, under `packs/` a
+//! pack.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,8 +16,8 @@ pub enum Place {
     Segment,
     /// A file of its own; its outline lies in the segment `outline_in`, at the record's offset.
     Object,
-    /// In a pack, at the record's offset of what its frames unpack to; its outline begins with the pack's value
-    /// number `outline_in`.
+    /// In a pack, at the record's offset of what its frames unpack to; its outline begins with the pack's
+    /// value number `outline_in`.
     Pack,
 }
 

@@ -1,4 +1,5 @@
-//! Journeys 1 and 2, when a disk is bad: which content is known to be damaged. A copy in of the same content heals it.
+//! Journeys 1 and 2, when a disk is bad: which content is known to be damaged. A copy in of the same content
+//! heals it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use crate::blob::{BlobStore, IdSet};
 use crate::error::{Error, Result};
 use crate::format::write_durably;
 
-/// What was found damaged and not healed since. Kept in STORE/damaged, an id a line, so that a healing copy may come
-/// after the next mount; what that file does not say is found again when it is read.
+/// What was found damaged and not healed since. Kept in STORE/damaged, an id a line, so that a healing copy
+/// may come after the next mount; what that file does not say is found again when it is read.
 pub(super) struct Damage {
     path: PathBuf,
     ids: Mutex<BTreeSet<BlobId>>,
@@ -82,7 +83,9 @@ impl BlobStore {
     /// Objects whose files go on behind their blobs, and the length that they should have. For fsck.
     pub fn overlong_objects(&self) -> Vec<(PathBuf, u64)> {
         let objects = self.records().into_iter().filter(|(_, record)| record.place == Place::Object);
-        let objects = objects.map(|(_, record)| (self.dir.join(Container::name_of(record.container, record.place)), record.size));
+        let objects = objects.map(|(_, record)| {
+            (self.dir.join(Container::name_of(record.container, record.place)), record.size)
+        });
         objects.filter(|(path, size)| path.metadata().is_ok_and(|meta| meta.len() > *size)).collect()
     }
 

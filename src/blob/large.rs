@@ -44,7 +44,14 @@ impl Writer {
 
 impl<'w> Large<'w> {
     fn begin(writer: &'w mut Writer, size: u64) -> Large<'w> {
-        Large { writer, size, taken: 0, group: Vec::new(), hasher: GroupHasher::default(), state: State::Begun }
+        Large {
+            writer,
+            size,
+            taken: 0,
+            group: Vec::new(),
+            hasher: GroupHasher::default(),
+            state: State::Begun,
+        }
     }
 
     /// Takes the next bytes; no more than `size` in all.
@@ -119,7 +126,8 @@ impl<'w> Large<'w> {
         let staged = self.writer.objects;
         self.writer.objects += 1;
         let path = self.writer.object_path(staged);
-        let create = || File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path));
+        let create =
+            || File::options().write(true).create_new(true).open(&path).map_err(Error::io("create", &path));
         let file = in_room(self.writer.store.room.get(), create)?;
         Ok(State::Writing { file, path, staged, flushed: 0 })
     }
@@ -144,7 +152,9 @@ impl<'w> Large<'w> {
         }
         let (digest, outline) = self.hasher.finish();
         match self.state {
-            State::Begun => Err(Error::Invalid { what: "a large blob".into(), why: "it has no content".into() }),
+            State::Begun => {
+                Err(Error::Invalid { what: "a large blob".into(), why: "it has no content".into() })
+            }
             State::Matching { id, .. } => Ok(Content::Known(id)),
             State::Writing { file, path, staged, .. } => {
                 if let Some(known) = self.writer.known(&digest) {
@@ -154,7 +164,15 @@ impl<'w> Large<'w> {
                 file.set_len(self.size).map_err(Error::io("write", &path))?;
                 let offset = self.writer.segment()?.append_outline(&outline)?;
                 let lead = lead_of(&outline.0[0]);
-                let record = Record { digest, size: self.size, place: Place::Object, offset, container: 0, outline_in: 0, lead };
+                let record = Record {
+                    digest,
+                    size: self.size,
+                    place: Place::Object,
+                    offset,
+                    container: 0,
+                    outline_in: 0,
+                    lead,
+                };
                 Ok(self.writer.add_fresh(record, Some(staged)))
             }
         }

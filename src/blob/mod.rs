@@ -1,8 +1,8 @@
 //! Content: every file of every image, once, under the BLAKE3 of its bytes.
 //!
-//! `Writer` takes content in *loose* and drops what is known, `BlobStore::read` gives it back checked, `repack` moves
-//! it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to the disk. The layout
-//! of the files is in `format.rs`.
+//! `Writer` takes content in *loose* and drops what is known, `BlobStore::read` gives it back checked,
+//! `repack` moves it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to
+//! the disk. The layout of the files is in `format.rs`.
 
 mod buffer;
 mod checked;

@@ -159,11 +159,13 @@ impl Pack {
         let rows = [(frames, FRAME_LEN), (bases, BASE_LEN), (outlines, CV_LEN)];
         let [frames_len, bases_len, outlines_len] = rows.map(|(n, row)| n.saturating_mul(row as u64));
         let outlines_at = tables_at.checked_add(frames_len).and_then(|at| at.checked_add(bases_len));
-        let whole = outlines_at.and_then(|at| at.checked_add(outlines_len)).is_some_and(|end| end <= footer_at);
+        let whole =
+            outlines_at.and_then(|at| at.checked_add(outlines_len)).is_some_and(|end| end <= footer_at);
         let (true, Some(outlines_at)) = (whole, outlines_at) else {
             return Err(bad("it does not end as a pack"));
         };
-        let mut tables = vec![0; usize::try_from(outlines_at - tables_at).map_err(|_| bad("it is too long"))?];
+        let mut tables =
+            vec![0; usize::try_from(outlines_at - tables_at).map_err(|_| bad("it is too long"))?];
         container.read_exact_at(&mut tables, tables_at)?;
         if Digest::of(&tables).0 != footer[96..] {
             return Err(bad("its tables do not match their digest"));
@@ -183,7 +185,8 @@ impl Pack {
     fn check(&self) -> Result<()> {
         let mut at = 0;
         for frame in &self.frames {
-            let bases = self.bases.get(frame.bases.0 as usize..).and_then(|rest| rest.get(..frame.bases.1 as usize));
+            let bases =
+                self.bases.get(frame.bases.0 as usize..).and_then(|rest| rest.get(..frame.bases.1 as usize));
             let sizes = bases.map(|bases| bases.iter().map(|base| u64::from(base.len)).sum::<u64>());
             let sane = frame.from == at
                 && frame.from.checked_add(frame.size).is_some()
@@ -227,8 +230,10 @@ impl Pack {
     /// Errors: `Corrupt`, `Io`.
     pub fn list(&self) -> Result<Vec<(BlobId, u64)>> {
         let (at, len, digest) = self.list;
-        let packed_len =
-            usize::try_from(len).ok().filter(|_| at >= self.outlines_at).ok_or_else(|| self.corrupt("its list is damaged"))?;
+        let packed_len = usize::try_from(len)
+            .ok()
+            .filter(|_| at >= self.outlines_at)
+            .ok_or_else(|| self.corrupt("its list is damaged"))?;
         let mut packed = vec![0; packed_len];
         self.container.read_exact_at(&mut packed, at)?;
         if Digest::of(&packed) != digest {
@@ -294,7 +299,8 @@ impl FrameCache {
                 && let Some(oldest) = inner.slots.pop_front()
             {
                 held -= oldest.size;
-                let buffer = Arc::into_inner(oldest.content).and_then(|content| Arc::into_inner(content.into_inner()?));
+                let buffer = Arc::into_inner(oldest.content)
+                    .and_then(|content| Arc::into_inner(content.into_inner()?));
                 inner.spare = buffer.unwrap_or_default();
             }
             Slot { key, size, read: false, content: Content::default() }
@@ -325,8 +331,8 @@ impl BlobStore {
         Ok(self.packs.lock().entry(number).or_insert(opened).clone())
     }
 
-    /// Unpacks a frame that somebody who reads on will want, while the one before is being taken away. Threads that
-    /// answered a read come here: several unpack at once.
+    /// Unpacks a frame that somebody who reads on will want, while the one before is being taken away.
+    /// Threads that answered a read come here: several unpack at once.
     pub fn read_ahead(&self) {
         let Some((number, n)) = self.frames.inner.lock().ahead.pop_front() else { return };
         if let Ok(pack) = self.pack(number)
@@ -360,7 +366,8 @@ impl BlobStore {
             return Ok(content.clone());
         }
         let unpacked = delta::unpack(&pack.packed(frame)?, &base, size, self.frames.take_spare());
-        let unpacked = Arc::new(unpacked.map_err(|why| pack.corrupt(&format!("a frame cannot be unpacked: {why}")))?);
+        let unpacked =
+            Arc::new(unpacked.map_err(|why| pack.corrupt(&format!("a frame cannot be unpacked: {why}")))?);
         *content = Some(unpacked.clone());
         Ok(unpacked)
     }
@@ -370,14 +377,23 @@ impl BlobStore {
         let mut buf = ReadBuf::default();
         let bytes = self.read_as(base.id, base.offset, base.len as usize, &mut buf, Use::Base)?;
         if bytes.len() != base.len as usize {
-            return Err(Error::Corrupt { what: format!("blob {}", base.id), why: "it is shorter than a frame needs".into() });
+            return Err(Error::Corrupt {
+                what: format!("blob {}", base.id),
+                why: "it is shorter than a frame needs".into(),
+            });
         }
         out.extend_from_slice(bytes);
         Ok(())
     }
 
     /// Fills `out` with what the stream of a pack has from `from` on.
-    pub(super) fn read_stream(&self, number: u32, mut from: u64, mut out: &mut [u8], used: Use) -> Result<()> {
+    pub(super) fn read_stream(
+        &self,
+        number: u32,
+        mut from: u64,
+        mut out: &mut [u8],
+        used: Use,
+    ) -> Result<()> {
         let pack = self.pack(number)?;
         for n in pack.frames_of(from, from + out.len() as u64) {
             let frame = &pack.frames[n];

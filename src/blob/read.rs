@@ -35,16 +35,24 @@ impl Outlines {
 impl BlobStore {
     /// Reads up to `len` bytes of a blob's content from `offset` on; shorter only at the end, empty past it.
     ///
-    /// What is read is checked first. Loose: against the blob's digest, whole up to 64 KiB, by groups of 64 KiB
-    /// above. In a pack: against the check of its frame.
-    /// Errors: `Corrupt`, `Io`.
+    /// What is read is checked first. Loose: against the blob's digest, whole up to 64 KiB, by groups of 64
+    /// KiB above. In a pack: against the check of its frame. Errors: `Corrupt`, `Io`.
     pub fn read<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf) -> Result<&'b [u8]> {
         self.read_as(id, offset, len, buf, Use::Read)
     }
 
     /// The same, for what it is read for.
-    pub(super) fn read_as<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf, used: Use) -> Result<&'b [u8]> {
-        let mut read = |store: &BlobStore| store.read_record(id, |record| store.read_there(id, record, offset, len, buf, used));
+    pub(super) fn read_as<'b>(
+        &self,
+        id: BlobId,
+        offset: u64,
+        len: usize,
+        buf: &'b mut ReadBuf,
+        used: Use,
+    ) -> Result<&'b [u8]> {
+        let mut read = |store: &BlobStore| {
+            store.read_record(id, |record| store.read_there(id, record, offset, len, buf, used))
+        };
         let mut outcome = read(self);
         if outcome.is_err() && self.mend_record(id) {
             outcome = read(self);
@@ -69,7 +77,14 @@ impl BlobStore {
         }
     }
 
-    fn read_packed(&self, record: &Record, offset: u64, len: usize, buf: &mut ReadBuf, used: Use) -> Result<()> {
+    fn read_packed(
+        &self,
+        record: &Record,
+        offset: u64,
+        len: usize,
+        buf: &mut ReadBuf,
+        used: Use,
+    ) -> Result<()> {
         let span = usize::try_from(record.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
         if buf.data.len() < span {
             buf.data.resize(span, 0);
@@ -94,7 +109,14 @@ impl BlobStore {
         }
     }
 
-    fn read_checked(&self, id: BlobId, record: &Record, offset: u64, len: usize, buf: &mut ReadBuf) -> Result<()> {
+    fn read_checked(
+        &self,
+        id: BlobId,
+        record: &Record,
+        offset: u64,
+        len: usize,
+        buf: &mut ReadBuf,
+    ) -> Result<()> {
         let end = record.size.min(offset.saturating_add(len as u64));
         (buf.start, buf.end) = (0, 0);
         if offset >= end {
@@ -103,7 +125,8 @@ impl BlobStore {
         // Widen to whole groups; a blob of one group is read whole.
         let group = GROUP as u64;
         let (from, to) = (offset / group * group, record.size.min(end.div_ceil(group) * group));
-        let span = usize::try_from(to - from).map_err(|_| Error::OverLimit { what: "a read".into(), limit: "memory".into() })?;
+        let span = usize::try_from(to - from)
+            .map_err(|_| Error::OverLimit { what: "a read".into(), limit: "memory".into() })?;
         if buf.data.len() < span {
             buf.data.resize(span, 0);
         }
@@ -143,7 +166,8 @@ impl BlobStore {
                 return self.keep_outline(id, record, outline);
             }
             Place::Segment => {
-                let at = record.offset.checked_sub((count * CV_LEN) as u64).ok_or_else(|| damaged(id, record))?;
+                let at =
+                    record.offset.checked_sub((count * CV_LEN) as u64).ok_or_else(|| damaged(id, record))?;
                 (record.container, at)
             }
             Place::Object => (record.outline_in, record.offset),
@@ -206,7 +230,10 @@ impl BlobStore {
         while at < size {
             let bytes = self.read(id, at, 1 << 20, buf)?;
             if bytes.is_empty() {
-                return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its record says".into() });
+                return Err(Error::Corrupt {
+                    what: format!("blob {id}"),
+                    why: "it is shorter than its record says".into(),
+                });
             }
             take(at, bytes)?;
             at += bytes.len() as u64;
@@ -238,5 +265,8 @@ impl BlobStore {
 }
 
 fn damaged(id: BlobId, record: &Record) -> Error {
-    Error::Corrupt { what: format!("blob {id} ({})", record.digest.hex()), why: "its bytes do not match its digest".into() }
+    Error::Corrupt {
+        what: format!("blob {id} ({})", record.digest.hex()),
+        why: "its bytes do not match its digest".into(),
+    }
 }

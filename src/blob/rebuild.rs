@@ -1,8 +1,8 @@
-//! imgfs mount and gc, when the blob table has lost records: they are found again in the lists that segments and packs
-//! end with.
+//! imgfs mount and gc, when the blob table has lost records: they are found again in the lists that segments
+//! and packs end with.
 //!
-//! A list may be older than the truth: content that has moved since is still listed where it was. So what was found
-//! is read, and of several places the first counts whose content is good.
+//! A list may be older than the truth: content that has moved since is still listed where it was. So what was
+//! found is read, and of several places the first counts whose content is good.
 
 use std::collections::HashMap;
 
@@ -27,8 +27,9 @@ impl BlobStore {
         wanted.iter().filter(|id| table.find(*id).is_none()).collect()
     }
 
-    /// Finds lost records again: all that are listed, lead to good content, and are not there. No id below `bound`, or
-    /// that is listed, will be given out. What was free and is found is freed again by the next sweep.
+    /// Finds lost records again: all that are listed, lead to good content, and are not there. No id below
+    /// `bound`, or that is listed, will be given out. What was free and is found is freed again by the next
+    /// sweep.
     ///
     /// Errors: `Io`. Damage of a container loses what only it had.
     pub fn rebuild(&self, bound: BlobId) -> Result<()> {
@@ -65,8 +66,8 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Finds a single record that is lost, with all others that are, unless that was tried before. Says whether there is
-    /// one now.
+    /// Finds a single record that is lost, with all others that are, unless that was tried before. Says
+    /// whether there is one now.
     pub(super) fn mend_record(&self, id: BlobId) -> bool {
         let missing = || self.table.read().find(id).is_none();
         if self.is_damaged(id) || !missing() {
@@ -92,7 +93,12 @@ impl BlobStore {
         let (mut buf, mut healed) = (ReadBuf::default(), Vec::new());
         for &id in damaged {
             let Ok(old) = self.record(id) else { continue };
-            for other in found.get(&id).into_iter().flatten().filter(|r| (r.container, r.offset) != (old.container, old.offset)) {
+            for other in found
+                .get(&id)
+                .into_iter()
+                .flatten()
+                .filter(|r| (r.container, r.offset) != (old.container, old.offset))
+            {
                 if (other.digest == UNKNOWN || other.digest == old.digest)
                     && self.try_record(id, &Record { digest: old.digest, ..*other }, &mut buf)?
                 {
@@ -119,7 +125,9 @@ impl BlobStore {
                 Place::Pack => self.pack(number).and_then(|pack| pack_list(&pack, number)),
             };
             match list {
-                Ok(list) => list.into_iter().for_each(|(id, record)| found.entry(id).or_default().push(record)),
+                Ok(list) => {
+                    list.into_iter().for_each(|(id, record)| found.entry(id).or_default().push(record))
+                }
                 Err(e @ Error::Io { .. }) => return Err(e),
                 Err(e) => log::error!("{e}"),
             }
@@ -127,14 +135,16 @@ impl BlobStore {
         Ok(found)
     }
 
-    /// Puts a record into the table if the content it leads to is good. Not before: a guess that a crash leaves there
-    /// would count as found.
+    /// Puts a record into the table if the content it leads to is good. Not before: a guess that a crash
+    /// leaves there would count as found.
     fn try_record(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<bool> {
         let digest = match self.digest_there(id, record, buf) {
             Ok(digest) => digest,
             Err(Error::Corrupt { .. }) => return Ok(false),
             // Its container is gone.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(false);
+            }
             Err(e) => return Err(e),
         };
         let good = record.digest == UNKNOWN || record.digest == digest;
@@ -150,7 +160,10 @@ impl BlobStore {
         while at < record.size {
             self.read_there(id, record, at, 1 << 20, buf, Use::Read)?;
             if buf.bytes().is_empty() {
-                return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its record says".into() });
+                return Err(Error::Corrupt {
+                    what: format!("blob {id}"),
+                    why: "it is shorter than its record says".into(),
+                });
             }
             hasher.update(buf.bytes());
             at += buf.bytes().len() as u64;
@@ -161,13 +174,15 @@ impl BlobStore {
     /// What a segment was written with.
     fn segment_list(&self, number: u32) -> Result<Vec<(BlobId, Record)>> {
         let segment = Container::open(&self.dir, number, Place::Segment)?;
-        let bad = || Error::Corrupt { what: segment.path.display().to_string(), why: "its list is damaged".into() };
+        let bad =
+            || Error::Corrupt { what: segment.path.display().to_string(), why: "its list is damaged".into() };
         let len = segment.file.metadata().map_err(Error::io("stat", &segment.path))?.len();
         let footer_at = len.checked_sub(SEGMENT_FOOTER_LEN as u64).ok_or_else(bad)?;
         let mut footer = [0; SEGMENT_FOOTER_LEN];
         segment.read_exact_at(&mut footer, footer_at)?;
         let list_at = u64::from_le_bytes(footer[24..32].try_into().map_err(|_| bad())?);
-        let size = footer_at.checked_sub(list_at).and_then(|size| usize::try_from(size).ok()).ok_or_else(bad)?;
+        let size =
+            footer_at.checked_sub(list_at).and_then(|size| usize::try_from(size).ok()).ok_or_else(bad)?;
         let mut list = vec![0; size];
         segment.read_exact_at(&mut list, list_at)?;
         if !footer.starts_with(SEGMENT_END) || footer[32..] != Digest::of(&list).0 {
@@ -189,7 +204,10 @@ fn pack_list(pack: &Pack, number: u32) -> Result<Vec<(BlobId, Record)>> {
         let outlined = size > GROUP as u64;
         let outline_in = u32::try_from(value).unwrap_or(u32::MAX);
         let lead = if outlined { pack.outline(outline_in, 1)?.first().map_or(0, lead_of) } else { 0 };
-        found.push((id, Record { digest: UNKNOWN, size, place: Place::Pack, offset, container: number, outline_in, lead }));
+        found.push((
+            id,
+            Record { digest: UNKNOWN, size, place: Place::Pack, offset, container: number, outline_in, lead },
+        ));
         offset += size;
         value += if outlined { Outline::len_for(size) } else { 0 };
     }

@@ -42,14 +42,18 @@ impl Writer {
         Ok(ContentReader { from, at: 0, size })
     }
 
-    /// Opens what was stored in pieces (offset, content, length), to read it again at random while more is stored.
+    /// Opens what was stored in pieces (offset, content, length), to read it again at random while more is
+    /// stored.
     ///
     /// Errors: `Io`; `Corrupt` for what lies in no segment.
     pub fn open_pieces(&mut self, pieces: impl Iterator<Item = (u64, Content, u64)>) -> Result<PieceReader> {
         let segment = match &mut self.segment {
             Some(segment) => {
                 segment.write_buffer()?;
-                Some((File::open(&segment.path).map_err(Error::io("open", &segment.path))?, segment.path.clone()))
+                Some((
+                    File::open(&segment.path).map_err(Error::io("open", &segment.path))?,
+                    segment.path.clone(),
+                ))
             }
             None => None,
         };
@@ -66,7 +70,14 @@ impl Writer {
             Ok((from, len, at))
         };
         let pieces = pieces.map(place).collect::<Result<Vec<_>>>()?;
-        Ok(PieceReader { store: self.store.clone(), segment, pieces, at: 0, piece: None, buf: ReadBuf::default() })
+        Ok(PieceReader {
+            store: self.store.clone(),
+            segment,
+            pieces,
+            at: 0,
+            piece: None,
+            buf: ReadBuf::default(),
+        })
     }
 }
 
@@ -160,7 +171,8 @@ impl std::io::Read for PieceReader {
                 let bytes = self.load(n).map_err(|e| std::io::Error::other(e.to_string()))?;
                 self.piece = Some((n, bytes));
             }
-            let bytes = self.piece.as_ref().and_then(|(_, bytes)| bytes.get(skip as usize..skip as usize + take));
+            let bytes =
+                self.piece.as_ref().and_then(|(_, bytes)| bytes.get(skip as usize..skip as usize + take));
             out[..take].copy_from_slice(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?);
         }
         self.at += take as u64;

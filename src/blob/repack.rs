@@ -1,8 +1,10 @@
-//! imgfs repack: content moves from where it came to rest, into packs, compressed together and against older versions.
+//! imgfs repack: content moves from where it came to rest, into packs, compressed together and against older
+//! versions.
 //!
-//! A pack is written whole and made durable, then the records of its blobs point there, then the old places are
-//! given back (invariant 1). A crash before the records leaves a pack that nothing names; the next sweep removes it.
-//! Readers look a record up for each read, and again if the read failed and the record changed: they notice nothing.
+//! A pack is written whole and made durable, then the records of its blobs point there, then the old places
+//! are given back (invariant 1). A crash before the records leaves a pack that nothing names; the next sweep
+//! removes it. Readers look a record up for each read, and again if the read failed and the record changed:
+//! they notice nothing.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -51,19 +53,27 @@ pub struct Move {
 }
 
 impl BlobStore {
-    /// Moves blobs into packs, in this order; those with a base behind the others. `go_on` is told the bytes that were
-    /// just packed and says whether to go on; what is done then stays. `threads` compress at once.
+    /// Moves blobs into packs, in this order; those with a base behind the others. `go_on` is told the bytes
+    /// that were just packed and says whether to go on; what is done then stays. `threads` compress at once.
     ///
     /// The caller pins the blobs and their bases. Errors: `Corrupt` for what cannot be read, `Io`.
-    pub fn pack_all(self: &Arc<Self>, moves: &[Move], shape: &Shape, threads: usize, go_on: &dyn Fn(u64) -> bool) -> Result<()> {
+    pub fn pack_all(
+        self: &Arc<Self>,
+        moves: &[Move],
+        shape: &Shape,
+        threads: usize,
+        go_on: &dyn Fn(u64) -> bool,
+    ) -> Result<()> {
         // What serves as a base is not compressed against another.
         let packs = self.all_packs()?;
-        let in_use = packs.values().flat_map(|pack| pack.frames.iter().flat_map(|frame| pack.bases_of(frame)));
+        let in_use =
+            packs.values().flat_map(|pack| pack.frames.iter().flat_map(|frame| pack.bases_of(frame)));
         let mut plain: HashSet<BlobId> = in_use.map(|base| base.id).collect();
         plain.extend(moves.iter().filter_map(|m| m.base));
         let (deltas, plains): (Vec<&Move>, Vec<&Move>) =
             moves.iter().partition(|m| m.base.is_some_and(|base| base != m.id) && !plain.contains(&m.id));
-        let all: Vec<Move> = plains.iter().map(|m| Move { base: None, ..**m }).chain(deltas.into_iter().copied()).collect();
+        let all: Vec<Move> =
+            plains.iter().map(|m| Move { base: None, ..**m }).chain(deltas.into_iter().copied()).collect();
         let mut rest = &all[..];
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -82,7 +92,13 @@ impl BlobStore {
     }
 
     /// Writes one pack and points the records there. False if it was told to stop.
-    fn write_pack(self: &Arc<Self>, moves: &[Move], shape: &Shape, threads: usize, go_on: &dyn Fn(u64) -> bool) -> Result<bool> {
+    fn write_pack(
+        self: &Arc<Self>,
+        moves: &[Move],
+        shape: &Shape,
+        threads: usize,
+        go_on: &dyn Fn(u64) -> bool,
+    ) -> Result<bool> {
         let mut writer = PackWriter::create(self, *shape, threads)?;
         for m in moves {
             // Freed meanwhile: nothing to move.
@@ -111,7 +127,13 @@ impl BlobStore {
                 && record.digest == blob.digest
             {
                 let place = Place::Pack;
-                let here = Record { place, offset: blob.offset, container: number, outline_in: blob.outline, ..record };
+                let here = Record {
+                    place,
+                    offset: blob.offset,
+                    container: number,
+                    outline_in: blob.outline,
+                    ..record
+                };
                 changes.push((blob.id, Some(here)));
             }
         }
@@ -141,7 +163,8 @@ impl BlobStore {
             let frames = pack.frames_of(record.offset, record.offset + record.size);
             for n in frames.clone() {
                 let frame = &pack.frames[n];
-                let (from, to) = (record.offset.max(frame.from), (record.offset + record.size).min(frame.end()));
+                let (from, to) =
+                    (record.offset.max(frame.from), (record.offset + record.size).min(frame.end()));
                 *live.entry((record.container, n)).or_default() += to - from;
             }
             places.push((*id, record.container, frames));
@@ -149,7 +172,8 @@ impl BlobStore {
         let mut thin = HashSet::new();
         for (id, container, mut frames) in places {
             let pack = &packs[&container];
-            if frames.any(|n| live.get(&(container, n)).is_some_and(|bytes| bytes * 2 < pack.frames[n].size)) {
+            if frames.any(|n| live.get(&(container, n)).is_some_and(|bytes| bytes * 2 < pack.frames[n].size))
+            {
                 thin.insert(id);
             }
         }
@@ -208,7 +232,12 @@ impl<'s> PackWriter<'s> {
     fn create(store: &'s Arc<BlobStore>, shape: Shape, threads: usize) -> Result<PackWriter<'s>> {
         let path = store.staging.join("pack");
         let _ = fs::remove_file(&path);
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
         file.write_all_at(PACK_MAGIC, 0).map_err(Error::io("write", &path))?;
         Ok(PackWriter {
             store,
@@ -235,7 +264,13 @@ impl<'s> PackWriter<'s> {
         if record.size > GROUP as u64 {
             self.outlines.extend_from_slice(&self.store.outline(id, record)?.0);
         }
-        self.blobs.push(Packed { id, digest: record.digest, size: record.size, offset: self.stream, outline });
+        self.blobs.push(Packed {
+            id,
+            digest: record.digest,
+            size: record.size,
+            offset: self.stream,
+            outline,
+        });
         Ok(())
     }
 
@@ -277,7 +312,8 @@ impl<'s> PackWriter<'s> {
             } else {
                 (at.saturating_sub(frame / 2).min(of_base - frame), (at + frame + frame / 2).min(of_base))
             };
-            let part = Base { id: base, len: u32::try_from(to - from).map_err(|_| too_large())?, offset: from };
+            let part =
+                Base { id: base, len: u32::try_from(to - from).map_err(|_| too_large())?, offset: from };
             if part.len > 0 {
                 self.store.append_base(&part, &mut self.open.base_bytes)?;
                 self.open.bases.push(part);
@@ -295,11 +331,15 @@ impl<'s> PackWriter<'s> {
         Ok(())
     }
 
-    /// Appends up to `room` bytes of a blob to the open frame; long zeros become a frame of their own. Gives how many.
+    /// Appends up to `room` bytes of a blob to the open frame; long zeros become a frame of their own. Gives
+    /// how many.
     fn append(&mut self, id: BlobId, at: u64, room: u64) -> Result<u64> {
         let bytes = self.store.read(id, at, OBJECT_MIN as usize, &mut self.buf)?;
         if bytes.is_empty() {
-            return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its record says".into() });
+            return Err(Error::Corrupt {
+                what: format!("blob {id}"),
+                why: "it is shorter than its record says".into(),
+            });
         }
         if bytes.len() >= GROUP && bytes.iter().all(|b| *b == 0) {
             let zeros = bytes.len() as u64;
@@ -338,7 +378,10 @@ impl<'s> PackWriter<'s> {
         let shape = &self.shape;
         let packed: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
             let workers: Vec<_> = batch.iter().map(|draft| scope.spawn(move || draft.pack(shape))).collect();
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(compression("a thread stopped")))).collect()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|_| Err(compression("a thread stopped"))))
+                .collect()
         });
         let ends = batch.iter().skip(1).map(|draft| draft.from).chain([self.open.from]);
         for ((draft, packed), end) in batch.iter().zip(packed).zip(ends) {
@@ -371,12 +414,21 @@ impl<'s> PackWriter<'s> {
         tables.extend(self.bases.iter().flat_map(Base::encode));
         let digest = Digest::of(&tables);
         tables.extend(self.outlines.iter().flatten());
-        let list: Vec<u8> =
-            self.blobs.iter().flat_map(|blob| blob.id.to_le_bytes().into_iter().chain(blob.size.to_le_bytes())).collect();
+        let list: Vec<u8> = self
+            .blobs
+            .iter()
+            .flat_map(|blob| blob.id.to_le_bytes().into_iter().chain(blob.size.to_le_bytes()))
+            .collect();
         let list = zstd::bulk::compress(&list, self.shape.level).map_err(|e| compression(&e.to_string()))?;
         let mut footer = [0; PACK_FOOTER_LEN];
         footer[..16].copy_from_slice(PACK_END);
-        let numbers = [self.frames.len() as u64, self.bases.len() as u64, self.outlines.len() as u64, self.at, list.len() as u64];
+        let numbers = [
+            self.frames.len() as u64,
+            self.bases.len() as u64,
+            self.outlines.len() as u64,
+            self.at,
+            list.len() as u64,
+        ];
         for (n, number) in numbers.into_iter().enumerate() {
             footer[16 + n * 8..24 + n * 8].copy_from_slice(&number.to_le_bytes());
         }

@@ -1,7 +1,7 @@
 //! gc's lower half: blobs that no tree names become free, and their space goes back to the disk.
 //!
-//! Deletion in reverse (invariant 1): the caller has removed the rows and trees; records go next, durably, then
-//! the bytes. A crash between leaves files or ranges that no record names; the next sweep finds them.
+//! Deletion in reverse (invariant 1): the caller has removed the rows and trees; records go next, durably,
+//! then the bytes. A crash between leaves files or ranges that no record names; the next sweep finds them.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -44,7 +44,9 @@ impl IdSet {
 
     /// Ascending.
     pub fn iter(&self) -> impl Iterator<Item = BlobId> + '_ {
-        (0..).zip(&self.words).flat_map(|(n, word)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| n * 64 + bit))
+        (0..).zip(&self.words).flat_map(|(n, word)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| n * 64 + bit)
+        })
     }
 
     pub fn contains(&self, id: BlobId) -> bool {
@@ -134,10 +136,16 @@ impl BlobStore {
                     let from = record.offset.saturating_sub(outline);
                     extents.entry(record.container).or_default().push((from, record.offset + record.size));
                 }
-                Place::Pack => extents.entry(record.container).or_default().push((record.offset, record.offset + record.size)),
+                Place::Pack => extents
+                    .entry(record.container)
+                    .or_default()
+                    .push((record.offset, record.offset + record.size)),
                 Place::Object => {
                     extents.entry(record.container).or_default();
-                    extents.entry(record.outline_in).or_default().push((record.offset, record.offset + outline));
+                    extents
+                        .entry(record.outline_in)
+                        .or_default()
+                        .push((record.offset, record.offset + outline));
                 }
             }
         }
@@ -168,8 +176,16 @@ impl BlobStore {
         }
     }
 
-    /// Gives back what is dead in a container that holds something alive; says whether that went into a new one.
-    fn shrink(&self, number: u32, place: Place, live: &mut [(u64, u64)], all: bool, next_container: &mut u32) -> Result<bool> {
+    /// Gives back what is dead in a container that holds something alive; says whether that went into a new
+    /// one.
+    fn shrink(
+        &self,
+        number: u32,
+        place: Place,
+        live: &mut [(u64, u64)],
+        all: bool,
+        next_container: &mut u32,
+    ) -> Result<bool> {
         match place {
             Place::Object => {}
             Place::Pack => {
@@ -187,10 +203,12 @@ impl BlobStore {
         Ok(false)
     }
 
-    /// Every pack, open, but for those whose tables are damaged: nothing can be read from them, so they need nothing.
+    /// Every pack, open, but for those whose tables are damaged: nothing can be read from them, so they need
+    /// nothing.
     pub(super) fn all_packs(&self) -> Result<HashMap<u32, Arc<Pack>>> {
         let mut open = HashMap::new();
-        for (number, _) in container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack) {
+        for (number, _) in container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack)
+        {
             match self.pack(number) {
                 Ok(pack) => drop(open.insert(number, pack)),
                 Err(e @ Error::Corrupt { .. }) => log::error!("{e}"),
@@ -209,8 +227,13 @@ impl BlobStore {
         }
         // Frames that follow each other go together, so that no page stays for its two halves.
         let mut at = 0;
-        let mut live: Vec<(u64, u64)> =
-            pack.frames.iter().zip(used).filter(|(_, used)| *used).map(|(f, _)| (f.at, f.at + u64::from(f.len))).collect();
+        let mut live: Vec<(u64, u64)> = pack
+            .frames
+            .iter()
+            .zip(used)
+            .filter(|(_, used)| *used)
+            .map(|(f, _)| (f.at, f.at + u64::from(f.len)))
+            .collect();
         live.push(pack.frames.last().map_or((0, 0), |last| (last.at + u64::from(last.len), u64::MAX)));
         let file = pack.container.to_punch()?;
         for (from, to) in live {
@@ -226,7 +249,8 @@ impl BlobStore {
         let stat = |c: &Container| c.file.metadata().map_err(Error::io("stat", &c.path));
         let meta = stat(&segment)?;
         let live_bytes: u64 = live.iter().map(|(from, to)| to - from).sum();
-        let wasted = |blocks: u64| (blocks * 512).saturating_sub(live_bytes + (live.len() * SEGMENT_ENTRY_LEN) as u64);
+        let wasted =
+            |blocks: u64| (blocks * 512).saturating_sub(live_bytes + (live.len() * SEGMENT_ENTRY_LEN) as u64);
         // The list at the end may have an entry for each blob that ever lived here.
         let slack = 64 * 1024 + live_bytes / 8;
         if all {
@@ -297,7 +321,8 @@ impl BlobStore {
 
 /// Blobs that frames with something alive in them are compressed against.
 fn bases_of(packs: &HashMap<u32, Arc<Pack>>, live: impl Iterator<Item = (BlobId, Record)>) -> IdSet {
-    let mut used: HashMap<u32, Vec<bool>> = packs.iter().map(|(n, pack)| (*n, vec![false; pack.frames.len()])).collect();
+    let mut used: HashMap<u32, Vec<bool>> =
+        packs.iter().map(|(n, pack)| (*n, vec![false; pack.frames.len()])).collect();
     for (_, record) in live.filter(|(_, record)| record.is_packed()) {
         if let (Some(pack), Some(used)) = (packs.get(&record.container), used.get_mut(&record.container)) {
             used[pack.frames_of(record.offset, record.offset + record.size)].fill(true);

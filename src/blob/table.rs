@@ -56,7 +56,8 @@ impl Record {
     /// Reads a stored record back; `None` if it is free, torn or damaged.
     pub fn decode(id: BlobId, raw: &[u8]) -> Option<Record> {
         let u32_at = |at: usize| Some(u32::from_le_bytes(raw.get(at..at + 4)?.try_into().ok()?));
-        if raw.len() != RECORD_LEN || raw[39] != ALGORITHM_BLAKE3 || raw[60..] != record_check(id, &raw[..60]) {
+        if raw.len() != RECORD_LEN || raw[39] != ALGORITHM_BLAKE3 || raw[60..] != record_check(id, &raw[..60])
+        {
             return None;
         }
         let mut size = [0u8; 8];
@@ -120,7 +121,8 @@ impl Table {
 
     /// One more than the highest id; torn records at the end count, so that no id is given out twice.
     pub fn len(&self) -> u32 {
-        u32::try_from(self.map.len().div_ceil(RECORD_LEN)).expect("the table is bounded when records are appended")
+        u32::try_from(self.map.len().div_ceil(RECORD_LEN))
+            .expect("the table is bounded when records are appended")
     }
 
     fn raw(&self, id: BlobId) -> &[u8] {
@@ -134,7 +136,10 @@ impl Table {
     }
 
     pub fn get(&self, id: BlobId) -> Result<Record> {
-        self.find(id).ok_or_else(|| Error::Corrupt { what: format!("blob {id}"), why: "its record is missing or damaged".into() })
+        self.find(id).ok_or_else(|| Error::Corrupt {
+            what: format!("blob {id}"),
+            why: "its record is missing or damaged".into(),
+        })
     }
 
     /// All records, in order of id.
@@ -160,7 +165,9 @@ impl Table {
         for (i, record) in records.iter().enumerate() {
             raw.extend_from_slice(&record.encode(first + i as u32));
         }
-        self.file.write_all_at(&raw, u64::from(first) * RECORD_LEN as u64).map_err(Error::io("write", &self.path))?;
+        self.file
+            .write_all_at(&raw, u64::from(first) * RECORD_LEN as u64)
+            .map_err(Error::io("write", &self.path))?;
         self.sync()?;
         self.map = sys::map(&self.file, &self.path)?;
         if let Some(mut index) = self.index.take() {
@@ -189,7 +196,9 @@ impl Table {
         }
         for (id, record) in changes {
             let raw = record.map_or([0u8; RECORD_LEN], |r| r.encode(*id));
-            self.file.write_all_at(&raw, u64::from(*id) * RECORD_LEN as u64).map_err(Error::io("write", &self.path))?;
+            self.file
+                .write_all_at(&raw, u64::from(*id) * RECORD_LEN as u64)
+                .map_err(Error::io("write", &self.path))?;
         }
         Ok(())
     }
@@ -251,15 +260,18 @@ impl Table {
     /// A blob of this size whose first group begins alike: what a large upload may turn out to be.
     pub fn by_lead(&self, size: u64, lead: u32) -> Option<(BlobId, Record)> {
         let index = self.index.as_ref()?;
-        let id =
-            *index.by_lead.find(lead_key(size, lead), |&id| self.find(id).is_some_and(|r| r.size == size && r.lead == lead))?;
+        let id = *index.by_lead.find(lead_key(size, lead), |&id| {
+            self.find(id).is_some_and(|r| r.size == size && r.lead == lead)
+        })?;
         Some((id, self.find(id)?))
     }
 }
 
 impl Index {
     fn insert(&mut self, table: &Table, id: BlobId, record: &Record) {
-        self.by_digest.insert_unique(digest_key(&record.digest), id, |&i| table.find(i).map_or(0, |r| digest_key(&r.digest)));
+        self.by_digest.insert_unique(digest_key(&record.digest), id, |&i| {
+            table.find(i).map_or(0, |r| digest_key(&r.digest))
+        });
         if record.lead != 0 {
             self.by_lead.insert_unique(lead_key(record.size, record.lead), id, |&i| {
                 table.find(i).map_or(0, |r| lead_key(r.size, r.lead))

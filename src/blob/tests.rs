@@ -49,8 +49,15 @@ fn content_comes_back_and_is_stored_once() {
     let (_dir, store) = store();
     let mut sparse = noise(9, 3_000_000);
     sparse[100_000..2_000_000].fill(0);
-    let contents =
-        [noise(1, 1), noise(2, 5000), noise(3, 65536), noise(4, 65537), noise(5, 900_000), noise(6, 1_500_000), sparse];
+    let contents = [
+        noise(1, 1),
+        noise(2, 5000),
+        noise(3, 65536),
+        noise(4, 65537),
+        noise(5, 900_000),
+        noise(6, 1_500_000),
+        sparse,
+    ];
     let mut writer = store.writer("a").unwrap();
     let puts: Vec<_> = contents.iter().map(|c| put(&mut writer, c)).collect();
     for (content, first) in contents.iter().zip(&puts) {
@@ -167,7 +174,8 @@ fn two_generations() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let mut sparse = noise(9, 3_000_000);
     sparse[100_000..2_000_000].fill(0);
     let sizes = [1, 5000, 65536, 65537, 299_999, 300_000, 300_001, 900_000, 2_500_000];
-    let old: Vec<Vec<u8>> = sizes.iter().map(|n| noise(*n as u64, *n)).chain([sparse, vec![0; 1_200_000]]).collect();
+    let old: Vec<Vec<u8>> =
+        sizes.iter().map(|n| noise(*n as u64, *n)).chain([sparse, vec![0; 1_200_000]]).collect();
     let mut new = old.clone();
     for content in &mut new {
         let middle = content.len() / 2;
@@ -183,7 +191,8 @@ fn packed_content_is_the_same_and_smaller_and_may_come_out_again() {
     let (olds, news) = (store_all(&store, "a", &old), store_all(&store, "b", &new));
     let loose = store.stored_bytes().unwrap();
     let moves: Vec<Move> = olds.iter().map(|id| Move { id: *id, base: None }).collect();
-    let deltas: Vec<Move> = news.iter().zip(&olds).map(|(id, base)| Move { id: *id, base: Some(*base) }).collect();
+    let deltas: Vec<Move> =
+        news.iter().zip(&olds).map(|(id, base)| Move { id: *id, base: Some(*base) }).collect();
     pack(&store, &moves);
     let plain = store.stored_bytes().unwrap();
     pack(&store, &deltas);
@@ -219,7 +228,10 @@ fn what_a_frame_needs_outlives_its_own_version() {
     let (old, new) = two_generations();
     let (olds, news) = (store_all(&store, "a", &old), store_all(&store, "b", &new));
     pack(&store, &olds.iter().map(|id| Move { id: *id, base: None }).collect::<Vec<_>>());
-    pack(&store, &news.iter().zip(&olds).map(|(id, base)| Move { id: *id, base: Some(*base) }).collect::<Vec<_>>());
+    pack(
+        &store,
+        &news.iter().zip(&olds).map(|(id, base)| Move { id: *id, base: Some(*base) }).collect::<Vec<_>>(),
+    );
     let mut live = IdSet::default();
     news.iter().for_each(|id| live.insert(*id));
     store.sweep(store.begin_mark(), &live).unwrap();
@@ -246,7 +258,8 @@ fn a_frame_that_is_mostly_dead_is_packed_anew() {
     kept.iter().for_each(|i| live.insert(ids[*i]));
     store.sweep(store.begin_mark(), &live).unwrap();
     let thin = store.thinly_packed().unwrap();
-    let again: Vec<Move> = kept.iter().filter(|i| thin.contains(&ids[**i])).map(|i| Move { id: ids[*i], base: None }).collect();
+    let again: Vec<Move> =
+        kept.iter().filter(|i| thin.contains(&ids[**i])).map(|i| Move { id: ids[*i], base: None }).collect();
     assert!(!again.is_empty() && again.len() < 15, "{}", again.len());
     pack(&store, &again);
     assert!(store.stored_bytes().unwrap() < before / 3);
@@ -255,8 +268,9 @@ fn a_frame_that_is_mostly_dead_is_packed_anew() {
     }
 }
 
-/// What a frame is compressed against may lie in more frames than are kept. They drove it out while it was unpacked, and it
-/// was unpacked anew for each of its blobs, and they for it (44 s instead of 5 for a `cat` of 162 MiB).
+/// What a frame is compressed against may lie in more frames than are kept. They drove it out while it was
+/// unpacked, and it was unpacked anew for each of its blobs, and they for it (44 s instead of 5 for a `cat`
+/// of 162 MiB).
 #[test]
 fn a_frame_is_kept_although_its_bases_are_not() {
     let (dir, store) = store();
@@ -289,9 +303,13 @@ fn damage_in_a_pack_is_an_error_never_other_bytes() {
     let (old, new) = two_generations();
     let (olds, news) = (store_all(&store, "a", &old), store_all(&store, "b", &new));
     pack(&store, &olds.iter().map(|id| Move { id: *id, base: None }).collect::<Vec<_>>());
-    pack(&store, &news.iter().zip(&olds).map(|(id, base)| Move { id: *id, base: Some(*base) }).collect::<Vec<_>>());
+    pack(
+        &store,
+        &news.iter().zip(&olds).map(|(id, base)| Move { id: *id, base: Some(*base) }).collect::<Vec<_>>(),
+    );
     drop(store);
-    let packs: Vec<_> = std::fs::read_dir(dir.path().join("packs")).unwrap().map(|e| e.unwrap().path()).collect();
+    let packs: Vec<_> =
+        std::fs::read_dir(dir.path().join("packs")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(packs.len(), 2);
     for path in packs {
         let good = std::fs::read(&path).unwrap();

@@ -89,7 +89,15 @@ impl BlobStore {
         let dir = self.staging.join(name);
         // Not the directories above it: a store that was moved away is not begun again where it was.
         in_room(self.room.get(), || make_subdir(&dir))?;
-        Ok(Writer { store: self.clone(), pins, dir, segment: None, fresh: Vec::new(), by_digest: HashTable::new(), objects: 0 })
+        Ok(Writer {
+            store: self.clone(),
+            pins,
+            dir,
+            segment: None,
+            fresh: Vec::new(),
+            by_digest: HashTable::new(),
+            objects: 0,
+        })
     }
 }
 
@@ -110,13 +118,16 @@ impl Writer {
         }
         let offset = segment.append(content)?;
         let size = content.len() as u64;
-        let record = Record { digest, size, place: Place::Segment, offset, container: 0, outline_in: 0, lead };
+        let record =
+            Record { digest, size, place: Place::Segment, offset, container: 0, outline_in: 0, lead };
         Ok(self.add_fresh(record, None))
     }
 
     /// The content with this digest, if the store or this upload has it. Pins it.
     pub(super) fn known(&self, digest: &Digest) -> Option<Content> {
-        if let Some(&n) = self.by_digest.find(digest_key(digest), |&n| self.fresh[n as usize].record.digest == *digest) {
+        if let Some(&n) =
+            self.by_digest.find(digest_key(digest), |&n| self.fresh[n as usize].record.digest == *digest)
+        {
             return Some(Content::Fresh(n));
         }
         let table = self.store.table.read();
@@ -130,7 +141,8 @@ impl Writer {
         let n = u32::try_from(self.fresh.len()).expect("bounded by the entry limit, far below 2^31");
         self.fresh.push(Fresh { record, staged, forgotten: false });
         let fresh = &self.fresh;
-        self.by_digest.insert_unique(digest_key(&record.digest), n, |&i| digest_key(&fresh[i as usize].record.digest));
+        self.by_digest
+            .insert_unique(digest_key(&record.digest), n, |&i| digest_key(&fresh[i as usize].record.digest));
         Content::Fresh(n)
     }
 
@@ -163,7 +175,8 @@ impl Writer {
         self.dir.join(format!("object-{staged}"))
     }
 
-    /// Makes all content durable and known (invariant 1, first half): content, names of the files, table records.
+    /// Makes all content durable and known (invariant 1, first half): content, names of the files, table
+    /// records.
     ///
     /// Errors: `Io`. Nothing is known of the upload then; stray files are swept.
     pub fn seal(mut self) -> Result<Sealed> {
@@ -184,7 +197,8 @@ impl Writer {
     }
 
     fn seal_locked(&mut self, store: &BlobStore, next_container: &mut u32) -> Result<Sealed> {
-        // Another upload may have brought the same content meanwhile: then its copy counts, and ours is dropped.
+        // Another upload may have brought the same content meanwhile: then its copy counts, and ours is
+        // dropped.
         let mut ids = vec![0; self.fresh.len()];
         {
             let table = store.table.read();
@@ -213,7 +227,10 @@ impl Writer {
                     record.container = *next_container;
                     record.outline_in = segment_number;
                     *next_container += 1;
-                    renames.push((self.object_path(staged), store.dir.join(Container::name_of(record.container, Place::Object))));
+                    renames.push((
+                        self.object_path(staged),
+                        store.dir.join(Container::name_of(record.container, Place::Object)),
+                    ));
                 }
                 None => record.container = segment_number,
             }
@@ -229,10 +246,12 @@ impl Writer {
         }
         // A segment always exists here: a fresh object has put its outline there.
         let segment = self.segment.as_mut().expect("fresh content lies in a segment, or its outline does");
-        let entries: Vec<(BlobId, Record)> = kept.iter().zip(records).map(|(&i, record)| (ids[i], record)).collect();
+        let entries: Vec<(BlobId, Record)> =
+            kept.iter().zip(records).map(|(&i, record)| (ids[i], record)).collect();
         segment.finish(&entries)?;
         fault::reached("seal.listed");
-        renames.push((segment.path.clone(), store.dir.join(Container::name_of(segment_number, Place::Segment))));
+        renames
+            .push((segment.path.clone(), store.dir.join(Container::name_of(segment_number, Place::Segment))));
         for (from, to) in &renames {
             fs::rename(from, to).map_err(Error::io("rename", from))?;
         }
@@ -267,7 +286,14 @@ impl Drop for Writer {
 impl Segment {
     /// Begins a segment. With `room`, a full disk is asked for more before a write fails.
     pub fn create(path: PathBuf, room: Option<MakeRoom>) -> Result<Segment> {
-        let create = || File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io("create", &path));
+        let create = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .map_err(Error::io("create", &path))
+        };
         let file = in_room(room.as_ref(), create)?;
         Ok(Segment { file, path, buffer: SEGMENT_MAGIC.to_vec(), at: 0, flushed: 0, room })
     }
@@ -296,7 +322,10 @@ impl Segment {
     /// Appends content; gives its offset. Whole pages of zeros of what begins on a page border become holes.
     pub fn append(&mut self, content: &[u8]) -> Result<u64> {
         let offset = self.end();
-        if content.len() > GROUP && offset.is_multiple_of(PAGE as u64) && content.chunks_exact(PAGE).any(is_zero) {
+        if content.len() > GROUP
+            && offset.is_multiple_of(PAGE as u64)
+            && content.chunks_exact(PAGE).any(is_zero)
+        {
             self.write_buffer()?;
             write_with_holes(&self.file, &self.path, content, self.at, self.room.as_ref())?;
             self.at += content.len() as u64;
@@ -355,7 +384,10 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Does what takes room on the disk; a full one is given as many chances as room can be made on it.
-pub fn with_room<T>(mut make_room: impl FnMut() -> Result<bool>, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn with_room<T>(
+    mut make_room: impl FnMut() -> Result<bool>,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
     loop {
         match attempt() {
             Err(e) if e.is_no_space() && make_room()? => {}
@@ -374,7 +406,13 @@ fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeR
 }
 
 /// Writes at `at`, a page border, leaving whole pages of zeros out.
-pub(super) fn write_with_holes(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {
+pub(super) fn write_with_holes(
+    file: &File,
+    path: &Path,
+    bytes: &[u8],
+    at: u64,
+    room: Option<&MakeRoom>,
+) -> Result<()> {
     let mut from = 0;
     while from < bytes.len() {
         let page = |i: usize| &bytes[i..bytes.len().min(i + PAGE)];

@@ -1,5 +1,5 @@
-//! imgfs fsck: every numbered invariant of `format.rs`, checked; what is wrong, and what it affects. With --repair, what
-//! another copy in the store can give is put back, and the rest is put aside.
+//! imgfs fsck: every numbered invariant of `format.rs`, checked; what is wrong, and what it affects. With
+//! --repair, what another copy in the store can give is put back, and the rest is put aside.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -25,7 +25,8 @@ pub struct Finding {
 ///
 /// Errors: only what keeps it from looking at all; damage is a finding.
 pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Finding>> {
-    // What is due to go, as damaged content that has just been healed, is not of interest. What keeps it here is found.
+    // What is due to go, as damaged content that has just been healed, is not of interest. What keeps it here
+    // is found.
     let _ = gc::run_if_due(store);
     let mut found = Vec::new();
     let mut say = |invariant: u8, what: String| found.push(Finding { invariant, what });
@@ -42,7 +43,8 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     let mut records = store.blobs.records();
     // As they lie, so that a frame is unpacked once.
     records.sort_unstable_by_key(|(_, record)| (record.container, record.offset));
-    let total = records.iter().map(|(_, r)| r.size).sum::<u64>() + versions.iter().map(|v| v.facts.size).sum::<u64>();
+    let total =
+        records.iter().map(|(_, r)| r.size).sum::<u64>() + versions.iter().map(|v| v.facts.size).sum::<u64>();
     let mut done = 0;
 
     // Blobs first: a damaged one is named once, with all that it affects.
@@ -99,7 +101,10 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
                 let wanted = &version.facts.upload_sha256;
                 match export::sha256(store, &kept, crate::images::keep::RECIPE) {
                     Ok(found) if found == *wanted => {}
-                    Ok(found) => say(7, format!("{name}: its kept upload has sha256 {found}, and the catalog says {wanted}")),
+                    Ok(found) => say(
+                        7,
+                        format!("{name}: its kept upload has sha256 {found}, and the catalog says {wanted}"),
+                    ),
                     Err(e) => say(7, format!("{name}: its kept upload: {e}")),
                 }
             }
@@ -173,7 +178,11 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
     if again > 0 {
         done.push(format!("{again} blobs were found again in other copies"));
     }
-    done.extend(heal::heal_from_twins(store)?.into_iter().map(|name| format!("{name}: its tree is there again, from a copy")));
+    done.extend(
+        heal::heal_from_twins(store)?
+            .into_iter()
+            .map(|name| format!("{name}: its tree is there again, from a copy")),
+    );
     fault::reached("repair.healed");
     for (path, size) in store.blobs.overlong_objects() {
         let file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
@@ -186,7 +195,9 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
     }
     fault::reached("repair.aside");
     match gc::run(store) {
-        Ok(swept) if swept.blobs > 0 => done.push(format!("{} blobs that belong to nothing were removed", swept.blobs)),
+        Ok(swept) if swept.blobs > 0 => {
+            done.push(format!("{} blobs that belong to nothing were removed", swept.blobs))
+        }
         Ok(_) => {}
         Err(e) => done.push(format!("gc was not possible: {e}")),
     }
@@ -195,8 +206,8 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
     Ok(Repaired { done, left })
 }
 
-/// Trees that cannot be read and that no copy heals are put aside, so that gc can go on; so are kept uploads, whose
-/// versions go on without.
+/// Trees that cannot be read and that no copy heals are put aside, so that gc can go on; so are kept uploads,
+/// whose versions go on without.
 fn put_aside(store: &Store) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
@@ -205,7 +216,9 @@ fn put_aside(store: &Store) -> Result<Vec<String>> {
         let path = store.tree_path(&version.id);
         if store.tree(version.serial).is_err_and(|e| e.is_damage()) && !store.is_quarantined(&path) {
             store.quarantine(&path)?;
-            done.push(format!("{name}: its tree was put aside; a copy of the same upload into it brings it back"));
+            done.push(format!(
+                "{name}: its tree was put aside; a copy of the same upload into it brings it back"
+            ));
         }
         if store.kept(version.serial).is_err_and(|e| e.is_damage()) {
             store.catalog.commit(|change| {
@@ -264,13 +277,21 @@ fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {
     for version in model.all_versions() {
         match model.images.get(&version.image) {
             Some(image) if version.number < image.next_number && version.serial < model.next_serial => {}
-            _ => say(4, format!("version {} of image {} has a number that was not given out", version.number, version.image)),
+            _ => say(
+                4,
+                format!(
+                    "version {} of image {} has a number that was not given out",
+                    version.number, version.image
+                ),
+            ),
         }
     }
     // Also those in the trash.
     let there: HashSet<(u32, u32)> = model.all_versions().map(|v| (v.image, v.number)).collect();
     for alias in model.aliases.values() {
-        if !model.images.contains_key(&alias.image) || alias.number.is_some_and(|n| !there.contains(&(alias.image, n))) {
+        if !model.images.contains_key(&alias.image)
+            || alias.number.is_some_and(|n| !there.contains(&(alias.image, n)))
+        {
             say(8, format!("the alias {} leads nowhere", alias.name));
         }
     }
@@ -287,7 +308,16 @@ fn lost_leases(model: &Model) -> impl Iterator<Item = &Lease> {
 }
 
 /// Checks that a recipe makes what the catalog says.
-fn replay(store: &Store, tree: &crate::tree::Tree, recipe: u32, digest: &str) -> std::result::Result<(), String> {
+fn replay(
+    store: &Store,
+    tree: &crate::tree::Tree,
+    recipe: u32,
+    digest: &str,
+) -> std::result::Result<(), String> {
     let found = format!("sha256:{}", export::sha256(store, tree, recipe).map_err(|e| e.to_string())?);
-    if found == digest { Ok(()) } else { Err(format!("recipe {recipe} makes {found}, and the catalog says {digest}")) }
+    if found == digest {
+        Ok(())
+    } else {
+        Err(format!("recipe {recipe} makes {found}, and the catalog says {digest}"))
+    }
 }

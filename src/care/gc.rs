@@ -20,7 +20,10 @@ pub fn run(store: &Store) -> Result<Swept> {
         // What fsck --repair has looked for everywhere is lost.
         if !store.blobs.missing(&live).iter().all(|id| store.blobs.is_damaged(*id)) {
             let what = store.dir.join("blobs").display().to_string();
-            return Err(Error::Corrupt { what, why: "records that versions need are lost: imgfs fsck says which".into() });
+            return Err(Error::Corrupt {
+                what,
+                why: "records that versions need are lost: imgfs fsck says which".into(),
+            });
         }
     }
     store.blobs.forget_damage(&live);
@@ -36,7 +39,8 @@ pub fn run(store: &Store) -> Result<Swept> {
     Ok(swept)
 }
 
-/// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came back.
+/// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came
+/// back.
 pub fn make_room(store: &Store) -> Result<bool> {
     let store = store.whole();
     while trash::purge_oldest(store)? {

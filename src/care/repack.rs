@@ -1,4 +1,5 @@
-//! imgfs repack, and the same in the background: what is at rest moves into packs, what is to be fast comes out.
+//! imgfs repack, and the same in the background: what is at rest moves into packs, what is to be fast comes
+//! out.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,8 +17,8 @@ use crate::formats::metadata::Storage;
 use crate::store::{Store, TreeSlot};
 use crate::tree::{Bytes, Form, Kind, NodeIndex, ROOT, Tree, form_of};
 
-/// In the background, content of `auto` images is packed when its version has rested for so long: the one that
-/// `default` leads to, and others.
+/// In the background, content of `auto` images is packed when its version has rested for so long: the one
+/// that `default` leads to, and others.
 const REST_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
 const REST: Duration = Duration::from_secs(3600);
 /// Older versions that are asked for what a file resembles.
@@ -45,24 +46,36 @@ pub struct Repacked {
     pub bytes: u64,
 }
 
-/// Carries out a repack as a job, if there is anything to do: nice, and giving way to uploads. `listen` is told bytes
-/// done and bytes in all, and says whether to go on; what is done then stays.
+/// Carries out a repack as a job, if there is anything to do: nice, and giving way to uploads. `listen` is
+/// told bytes done and bytes in all, and says whether to go on; what is done then stays.
 ///
 /// Errors: `Io`. What was moved stays moved. Content that cannot be read stays where it is.
-pub fn run(store: &Store, what: What, threads: usize, mut listen: impl FnMut(u64, u64) -> bool) -> Result<Repacked> {
+pub fn run(
+    store: &Store,
+    what: What,
+    threads: usize,
+    mut listen: impl FnMut(u64, u64) -> bool,
+) -> Result<Repacked> {
     // One at a time: two would pack the same.
     let _one = store.repack.lock();
     loop {
         let known = store.blobs.damaged().len();
         match attempt(store, what, threads, &mut listen) {
-            Err(e) if e.is_damage() && store.blobs.damaged().len() > known => log::error!("{e}: packing without it"),
+            Err(e) if e.is_damage() && store.blobs.damaged().len() > known => {
+                log::error!("{e}: packing without it")
+            }
             done => return done,
         }
     }
 }
 
 /// Ends at content that cannot be read, which is known to be damaged from then on.
-fn attempt(store: &Store, what: What, threads: usize, listen: &mut dyn FnMut(u64, u64) -> bool) -> Result<Repacked> {
+fn attempt(
+    store: &Store,
+    what: What,
+    threads: usize,
+    listen: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Repacked> {
     let pins = store.blobs.pin();
     let versions = in_order(store);
     if what == What::Rested && !may_find(store, &versions)? {
@@ -99,8 +112,14 @@ fn attempt(store: &Store, what: What, threads: usize, listen: &mut dyn FnMut(u64
     done
 }
 
-/// Moves content, whose blobs the caller pins. `go_on` is told bytes done and bytes in all, and says whether to go on.
-fn carry_out(store: &Store, plan: &Plan, threads: usize, go_on: &dyn Fn(u64, u64) -> bool) -> Result<Repacked> {
+/// Moves content, whose blobs the caller pins. `go_on` is told bytes done and bytes in all, and says whether
+/// to go on.
+fn carry_out(
+    store: &Store,
+    plan: &Plan,
+    threads: usize,
+    go_on: &dyn Fn(u64, u64) -> bool,
+) -> Result<Repacked> {
     let size = |id: BlobId| store.blobs.record(id).map_or(0, |record| record.size);
     let total = plan.moves().map(|m| size(m.id)).chain(plan.loosen.iter().map(|id| size(*id))).sum();
     let done = AtomicU64::new(0);
@@ -175,7 +194,9 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
         };
         let set = match storage {
             Storage::Fast => Some(&mut fast),
-            Storage::Auto if what == What::Rested && !has_rested(store, version, *is_default) => Some(&mut stays),
+            Storage::Auto if what == What::Rested && !has_rested(store, version, *is_default) => {
+                Some(&mut stays)
+            }
             Storage::Auto => Some(&mut auto),
             Storage::Small => None,
         };
@@ -203,12 +224,23 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
     let mut planner = Planner { store, wanted, deltas: IdSet::default(), moves: Vec::new() };
     for (n, (version, slot)) in trees.iter().enumerate() {
         let before = &trees[..n];
-        let own: Vec<&Tree> =
-            before.iter().rev().filter(|(of, _)| of.image == version.image).map(|(_, s)| &s.tree).take(REFERENCES).collect();
-        let references = if own.is_empty() { most_alike(&slot.tree, before).into_iter().collect() } else { own };
+        let own: Vec<&Tree> = before
+            .iter()
+            .rev()
+            .filter(|(of, _)| of.image == version.image)
+            .map(|(_, s)| &s.tree)
+            .take(REFERENCES)
+            .collect();
+        let references =
+            if own.is_empty() { most_alike(&slot.tree, before).into_iter().collect() } else { own };
         if !slot.tree.is_packed() && !stay(slot) {
             let bases = references.iter().map(|tree| tree.path().to_owned()).collect();
-            plan.trees.push(TreeMove { serial: version.serial, digest: version.tree, slot: slot.clone(), bases });
+            plan.trees.push(TreeMove {
+                serial: version.serial,
+                digest: version.tree,
+                slot: slot.clone(),
+                bases,
+            });
         }
         planner.version(&slot.tree, &references)?;
         for mut m in planner.moves.drain(..) {
@@ -224,15 +256,16 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
     Ok(plan)
 }
 
-/// Every version, oldest image first, oldest version first; how its image is to be stored, and whether it is the
-/// image's default.
+/// Every version, oldest image first, oldest version first; how its image is to be stored, and whether it is
+/// the image's default.
 fn in_order(store: &Store) -> Vec<(Version, Storage, bool)> {
     let model = store.catalog.read();
     let mut versions: Vec<_> = model.all_versions().cloned().collect();
     versions.sort_by_key(|v| (v.image, v.number));
     let of = |version: Version| {
         let image = model.images.get(&version.image);
-        let is_default = image.and_then(|image| model.default_version(image)).is_some_and(|v| v.serial == version.serial);
+        let is_default =
+            image.and_then(|image| model.default_version(image)).is_some_and(|v| v.serial == version.serial);
         (version, image.map_or(Storage::Auto, |image| image.editable.storage), is_default)
     };
     versions.into_iter().map(of).collect()
@@ -268,7 +301,8 @@ struct Planner<'s> {
 
 /// A directory in references.
 type Beside<'t> = Vec<(&'t Tree, NodeIndex)>;
-/// What a file may resemble where its path says nothing: the blobs of a reference by the stems of their files' names.
+/// What a file may resemble where its path says nothing: the blobs of a reference by the stems of their
+/// files' names.
 type Names = HashMap<Vec<u8>, BlobId>;
 
 impl Planner<'_> {

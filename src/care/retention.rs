@@ -1,4 +1,5 @@
-//! keep_versions, expires_at, expires_unused, status deleted: what the daemon deletes by itself. It goes into the trash, as all else does.
+//! keep_versions, expires_at, expires_unused, status deleted: what the daemon deletes by itself. It goes into
+//! the trash, as all else does.
 
 use crate::base::clock::now;
 use crate::catalog::{Image, Model, Version};
@@ -17,7 +18,8 @@ pub enum Due {
     Version(u32, &'static str),
 }
 
-/// What is to go now. Whether it may, the deletion says: what is default, leased, pinned, an origin or immutable stays.
+/// What is to go now. Whether it may, the deletion says: what is default, leased, pinned, an origin or
+/// immutable stays.
 pub fn due(store: &Store) -> Vec<Due> {
     let stale = leases::stale(leases::links(&store.catalog.read(), |_| true));
     let (model, at) = (store.catalog.read(), now());

@@ -1,4 +1,5 @@
-//! The background's slow look at everything that is stored: damage is found before somebody needs what it hit.
+//! The background's slow look at everything that is stored: damage is found before somebody needs what it
+//! hit.
 
 use crate::base::clock::now;
 use crate::base::digest::BlobId;
@@ -19,7 +20,9 @@ pub fn step(store: &Store) {
         return;
     }
     if !state.is_running() {
-        let trees: u64 = store.tree_files().map_or(0, |all| all.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum());
+        let trees: u64 = store
+            .tree_files()
+            .map_or(0, |all| all.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum());
         let bytes_total = trees + store.blobs.records().iter().map(|(_, record)| record.size).sum::<u64>();
         state = Look { started_at: Some(now()), bytes_total, ..Look::default() };
     }
@@ -30,7 +33,8 @@ pub fn step(store: &Store) {
         budget = budget.saturating_sub(bytes.max(1));
         budget > 0
     };
-    let versions: Vec<u32> = store.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s >= state.next_version).collect();
+    let versions: Vec<u32> =
+        store.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s >= state.next_version).collect();
     for serial in versions {
         let tree = store.read_tree(serial);
         state.next_version = serial + 1;

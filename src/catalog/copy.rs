@@ -5,9 +5,9 @@
 //! CHECK 7 {"next_serial":12,"rows":[{"Image":{...}},{"DropVersion":3}]}
 //! ```
 //!
-//! A line a commit, with its number, appended and synced after SQLite's own; CHECK is BLAKE3 of what follows it, in
-//! hex. When the file has grown to several times what it takes to say everything, it is written anew, as one line. A
-//! line that is torn is the last, of a commit that nobody was told of.
+//! A line a commit, with its number, appended and synced after SQLite's own; CHECK is BLAKE3 of what follows
+//! it, in hex. When the file has grown to several times what it takes to say everything, it is written anew,
+//! as one line. A line that is torn is the last, of a commit that nobody was told of.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -95,7 +95,8 @@ impl Copy {
         self.file = None;
         let line = line_of(model.commit, model.next_serial, &model.rows());
         write_durably(&self.path, [ROWS_MAGIC.as_bytes(), line.as_bytes()].concat().as_slice())?;
-        self.file = Some(File::options().append(true).open(&self.path).map_err(Error::io("open", &self.path))?);
+        self.file =
+            Some(File::options().append(true).open(&self.path).map_err(Error::io("open", &self.path))?);
         self.size = (ROWS_MAGIC.len() + line.len()) as u64;
         self.whole = self.size;
         Ok(())
@@ -103,7 +104,8 @@ impl Copy {
 }
 
 fn line_of(commit: u64, next_serial: u32, rows: &[Row]) -> String {
-    let json = serde_json::to_string(&LineOf { next_serial, rows }).expect("plain structs of text and numbers");
+    let json =
+        serde_json::to_string(&LineOf { next_serial, rows }).expect("plain structs of text and numbers");
     let text = format!("{commit} {json}");
     format!("{} {text}\n", blake3::hash(text.as_bytes()).to_hex())
 }
@@ -132,7 +134,9 @@ pub fn last_commit(path: &Path) -> Result<Option<u64>> {
     loop {
         let from = size.saturating_sub(tail);
         let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut bytes)).map_err(Error::io("read", path))?;
+        file.seek(SeekFrom::Start(from))
+            .and_then(|_| file.read_to_end(&mut bytes))
+            .map_err(Error::io("read", path))?;
         let before = bytes.len().saturating_sub(1);
         match bytes[..before].iter().rposition(|b| *b == b'\n') {
             Some(at) => return Ok(parse(&bytes[at + 1..]).map(|(commit, _)| commit)),
@@ -157,7 +161,8 @@ pub fn read(path: &Path) -> Result<Said> {
     let mut said = Said { model: Model::default(), whole: text.starts_with(ROWS_MAGIC.as_bytes()) };
     let mut lines = text.split_inclusive(|b| *b == b'\n').skip(1).peekable();
     while let Some(line) = lines.next() {
-        let parsed = parse(line).and_then(|(commit, json)| Some((commit, serde_json::from_str::<Line>(json).ok()?)));
+        let parsed =
+            parse(line).and_then(|(commit, json)| Some((commit, serde_json::from_str::<Line>(json).ok()?)));
         let Some((commit, line)) = parsed else {
             said.whole &= lines.peek().is_none() && !line.ends_with(b"\n");
             break;

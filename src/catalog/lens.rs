@@ -7,8 +7,9 @@
 //! lts, dc2::web                                  not there
 //! ```
 //!
-//! What reads through a lens finds nothing else in the model; what is committed through one is checked and named here, on its
-//! way to the rows. So a gesture needs not know that it is made in a view, and cannot forget it.
+//! What reads through a lens finds nothing else in the model; what is committed through one is checked and
+//! named here, on its way to the rows. So a gesture needs not know that it is made in a view, and cannot
+//! forget it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -77,12 +78,14 @@ impl Model {
         })
     }
 
-    /// The live images that are attached to a view, and that it shows: none that was bound to another meanwhile, and none of a
-    /// name that something of the view's own has.
+    /// The live images that are attached to a view, and that it shows: none that was bound to another
+    /// meanwhile, and none of a name that something of the view's own has.
     pub fn attached_to<'m>(&'m self, view: &'m str) -> impl Iterator<Item = &'m Image> {
         let attached = self.views.get(view).into_iter().flat_map(|view| &view.attached);
         let live = attached.filter_map(|serial| self.live_image(*serial));
-        live.filter(move |image| self.bound(&image.name).is_none() && self.named(&bound_name(view, &image.name)).is_none())
+        live.filter(move |image| {
+            self.bound(&image.name).is_none() && self.named(&bound_name(view, &image.name)).is_none()
+        })
     }
 
     /// All that a view shows, by their names in it.
@@ -101,7 +104,11 @@ impl Model {
     ///
     /// Errors: `Attached`.
     pub fn refuse_attached(&self, image: &Image) -> Result<()> {
-        if self.attached.contains(&image.serial) { Err(Error::Attached { image: image.name.clone() }) } else { Ok(()) }
+        if self.attached.contains(&image.serial) {
+            Err(Error::Attached { image: image.name.clone() })
+        } else {
+            Ok(())
+        }
     }
 
     /// The model that a view shows; of one that is not there any more, an empty one.
@@ -109,11 +116,13 @@ impl Model {
         let mut seen = Model::default();
         (seen.next_serial, seen.blobs, seen.commit) = (self.next_serial, self.blobs, self.commit);
         let Some(view) = self.views.get(name) else { return seen };
-        let own = |stored: &str| self.bound(stored).filter(|(of, _)| *of == name).map(|(_, name)| name.to_owned());
+        let own =
+            |stored: &str| self.bound(stored).filter(|(of, _)| *of == name).map(|(_, name)| name.to_owned());
         let shown = |trash: &str| own(trash).unwrap_or_else(|| trash.to_owned());
         let in_trash = |stored: &Option<String>| stored.as_deref().map(shown);
-        let link_in_trash =
-            |stored: &Option<InTrash>| stored.as_ref().map(|trash| InTrash { at: trash.at, name: shown(&trash.name) });
+        let link_in_trash = |stored: &Option<InTrash>| {
+            stored.as_ref().map(|trash| InTrash { at: trash.at, name: shown(&trash.name) })
+        };
         for image in self.images.values() {
             let Some(shown) = own(&image.name) else { continue };
             // What is in the trash since before is of another view of this name, or of none.
@@ -138,7 +147,11 @@ impl Model {
         }
         for alias in self.aliases.values().filter(|alias| images.contains(&alias.image)) {
             if let Some(name) = own(&alias.name) {
-                seen.apply(Row::Alias(Alias { name, trashed: link_in_trash(&alias.trashed), ..alias.clone() }));
+                seen.apply(Row::Alias(Alias {
+                    name,
+                    trashed: link_in_trash(&alias.trashed),
+                    ..alias.clone()
+                }));
             }
         }
         for label in self.labels.values().filter(|label| images.contains(&label.image)) {
@@ -150,7 +163,11 @@ impl Model {
         for lease in self.leases.values() {
             let Some(version) = seen.versions.get(&lease.version) else { continue };
             // Of an image of others, who of them uses it is theirs to know.
-            let name = if seen.attached.contains(&version.image) { own(&lease.name) } else { Some(lease.name.clone()) };
+            let name = if seen.attached.contains(&version.image) {
+                own(&lease.name)
+            } else {
+                Some(lease.name.clone())
+            };
             if let Some(name) = name {
                 seen.apply(Row::Lease(Lease { name, ..lease.clone() }.into()));
             }
@@ -158,7 +175,8 @@ impl Model {
         let default = view.default_image.filter(|image| seen.live_image(*image).is_some());
         seen.apply(Row::Default { image: default, hidden: view.default_hidden });
         seen.settings.clone_from(&view.settings);
-        let icons = self.settings.iter().filter(|(key, _)| icon_of(key).is_some_and(|image| images.contains(&image)));
+        let icons =
+            self.settings.iter().filter(|(key, _)| icon_of(key).is_some_and(|image| images.contains(&image)));
         seen.settings.extend(icons.map(|(key, value)| (key.clone(), value.clone())));
         seen.root.clone_from(&view.root);
         seen
@@ -166,7 +184,8 @@ impl Model {
 }
 
 impl Catalog {
-    /// Up to format 6 what is bound to a view was named with one colon, `dc1:web`. Gives all of it the names of today, once.
+    /// Up to format 6 what is bound to a view was named with one colon, `dc1:web`. Gives all of it the names
+    /// of today, once.
     ///
     /// # Errors
     ///
@@ -178,9 +197,9 @@ impl Catalog {
         self.commit(|change| {
             let model = change.model;
             let renamed = |name: &str| {
-                let (view, rest) = name
-                    .split_once(':')
-                    .filter(|(view, rest)| model.views.contains_key(*view) && !rest.starts_with(':') && name.len() < NAME_MAX)?;
+                let (view, rest) = name.split_once(':').filter(|(view, rest)| {
+                    model.views.contains_key(*view) && !rest.starts_with(':') && name.len() < NAME_MAX
+                })?;
                 Some(bound_name(view, rest))
             };
             let or_same = |name: &str| renamed(name).unwrap_or_else(|| name.to_owned());
@@ -230,7 +249,8 @@ impl Lens {
 
     /// The rows of the store that these rows of the view are.
     ///
-    /// Errors: `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`, `NameTooLong`.
+    /// Errors: `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`,
+    /// `NameTooLong`.
     pub(super) fn stored(&self, whole: &Model, seen: &Model, rows: Vec<Row>) -> Result<Vec<Row>> {
         let missing = |what: &str| Error::NotFound { what: format!("{what} in this view") };
         let before = whole.views.get(&self.view).ok_or_else(|| missing("image any more"))?;
@@ -263,7 +283,8 @@ impl Lens {
                 }
                 Row::Version(mut version) => {
                     bound(version.image)?;
-                    version.trash_name = version.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
+                    version.trash_name =
+                        version.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
                     Row::Version(version)
                 }
                 Row::Alias(mut alias) => {
@@ -319,7 +340,10 @@ impl Lens {
                     Row::Setting { key, value }
                 }
                 Row::Setting { key, .. } if !key.starts_with("default.") => {
-                    return Err(Error::Managed { what: format!("the setting {key}"), why: "it is the store's" });
+                    return Err(Error::Managed {
+                        what: format!("the setting {key}"),
+                        why: "it is the store's",
+                    });
                 }
                 Row::Setting { key, value } => {
                     match value {
@@ -341,13 +365,16 @@ impl Lens {
     }
 }
 
-/// Refuses a name that in the store is that of what the view does not see: an alias to an image that is not attached.
+/// Refuses a name that in the store is that of what the view does not see: an alias to an image that is not
+/// attached.
 fn refuse_unseen(whole: &Model, seen: &Model, name: &str, is: Named) -> Result<()> {
     match whole.named(name) {
         Some(Named::Image(serial)) if seen.images.contains_key(&serial) => Ok(()),
         // One that is replaced goes by the same change.
         Some(Named::Alias(serial)) if seen.aliases.contains_key(&serial) => Ok(()),
-        Some(found) if found != is => Err(Error::Taken { name: name.to_owned(), holder: "there is one already".into() }),
+        Some(found) if found != is => {
+            Err(Error::Taken { name: name.to_owned(), holder: "there is one already".into() })
+        }
         _ => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
 //! The catalog: images, versions, their aliases, labels and leases, and settings, in SQLite and in memory.
 //!
-//! Readers see the `Model` in memory. A change is a list of `Row`s that a verb works out from the model; `commit`
-//! writes it in one transaction, and only then does the model change: one gesture, one transaction. All rows are in a
-//! second file as well, of which a lost or damaged catalog.db is made again.
+//! Readers see the `Model` in memory. A change is a list of `Row`s that a verb works out from the model;
+//! `commit` writes it in one transaction, and only then does the model change: one gesture, one transaction.
+//! All rows are in a second file as well, of which a lost or damaged catalog.db is made again.
 
 mod copy;
 mod lens;
@@ -24,7 +24,8 @@ pub use lens::View;
 pub use model::{DEFAULT_HIDDEN, Model, Named, Trashed, default_key};
 use reserve::Reserve;
 pub use rows::{
-    Alias, Follows, Image, Immutable, InTrash, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version, VersionFacts,
+    Alias, Follows, Image, Immutable, InTrash, Kept, Label, Lease, LeaseFacts, Receipt, Root, Rules, Version,
+    VersionFacts,
 };
 
 use crate::base::writable::Writable;
@@ -32,7 +33,8 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{sync_dir, write_durably};
 
-/// A file that is there from when a catalog is made again without all its rows until trees that lack them have some.
+/// A file that is there from when a catalog is made again without all its rows until trees that lack them
+/// have some.
 const REBUILDING: &str = "rebuilding";
 
 /// One row's new state.
@@ -134,8 +136,8 @@ pub enum Opened {
 }
 
 impl Catalog {
-    /// Opens the catalog in `dir`, or makes a new one. One that is lost, damaged, or behind its copy is put aside and
-    /// made again. `has_content`: there are trees, so an empty catalog is a lost one.
+    /// Opens the catalog in `dir`, or makes a new one. One that is lost, damaged, or behind its copy is put
+    /// aside and made again. `has_content`: there are trees, so an empty catalog is a lost one.
     ///
     /// Errors: `Catalog`, `Io`.
     pub fn open(dir: &Path, has_content: bool, writable: &Writable) -> Result<(Catalog, Opened)> {
@@ -151,13 +153,17 @@ impl Catalog {
         let copied = copy::last_commit(&copy)?;
         let (db, model, opened) = match stored {
             // The copy is written last: one that is ahead saw commits that SQLite has lost.
-            Ok((db, model)) if (there || !has_content) && copied.is_none_or(|commit| commit <= model.commit) => {
+            Ok((db, model))
+                if (there || !has_content) && copied.is_none_or(|commit| commit <= model.commit) =>
+            {
                 (db, model, Opened::Sound)
             }
             Err(e) if !matches!(e, Error::Corrupt { .. }) => return Err(e),
             stored => {
-                let why =
-                    stored.map_or_else(|e| e.to_string(), |_| format!("{} is lost, or older than its copy", path.display()));
+                let why = stored.map_or_else(
+                    |e| e.to_string(),
+                    |_| format!("{} is lost, or older than its copy", path.display()),
+                );
                 rebuild(&path, &copy, &why)?
             }
         };
@@ -193,8 +199,8 @@ impl Catalog {
         }
     }
 
-    /// Keeps a copy of the catalog of a store of an older format, as `catalog.format-N`. One that cannot be read has a
-    /// copy of its own, or none.
+    /// Keeps a copy of the catalog of a store of an older format, as `catalog.format-N`. One that cannot be
+    /// read has a copy of its own, or none.
     ///
     /// Errors: `Io`, `Catalog`.
     pub fn keep(dir: &Path, format: u32) -> Result<()> {
@@ -274,7 +280,8 @@ impl Catalog {
         Ok(result)
     }
 
-    /// Gives back the room of a log that has grown, and sets the reserve aside, if it is not and there is room now.
+    /// Gives back the room of a log that has grown, and sets the reserve aside, if it is not and there is
+    /// room now.
     pub fn tidy(&self) {
         if let Err(e) = self.all.files.lock().db.shrink_log() {
             // The next commit says so where it matters.
@@ -319,8 +326,10 @@ fn differ(a: &Model, b: &Model) -> bool {
 /// Puts what is left of catalog.db aside, and makes it again of the copy.
 fn rebuild(path: &Path, copy: &Path, why: &str) -> Result<(sqlite::Db, Model, Opened)> {
     log::error!("{why}: it is made again of {}", copy.display());
-    let aside =
-        (0..).map(|n| path.with_extension(format!("damaged-{n}"))).find(|aside| !aside.exists()).expect("numbers do not end");
+    let aside = (0..)
+        .map(|n| path.with_extension(format!("damaged-{n}")))
+        .find(|aside| !aside.exists())
+        .expect("numbers do not end");
     for ending in ["", "-wal", "-shm"] {
         let with = |path: &Path| {
             let mut name = path.as_os_str().to_owned();
@@ -328,13 +337,16 @@ fn rebuild(path: &Path, copy: &Path, why: &str) -> Result<(sqlite::Db, Model, Op
             PathBuf::from(name)
         };
         match std::fs::rename(with(path), with(&aside)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("put aside", path)(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("put aside", path)(e));
+            }
             _ => {}
         }
     }
     sync_dir(path.parent().unwrap_or(Path::new("/")))?;
     fault::reached("rebuild.aside");
-    let said = if copy.exists() { copy::read(copy)? } else { copy::Said { model: Model::default(), whole: false } };
+    let said =
+        if copy.exists() { copy::read(copy)? } else { copy::Said { model: Model::default(), whole: false } };
     if !said.whole {
         write_durably(&path.with_file_name(REBUILDING), b"")?;
     }

@@ -44,8 +44,8 @@ pub struct Model {
     /// Labels by image and name, leases by version and name.
     label_names: BTreeMap<(u32, String), u32>,
     lease_names: BTreeMap<(u32, String), u32>,
-    /// Live names of the root, and what has each: an image goes before aliases, a newer alias before an older one. What comes
-    /// back from the trash may find its name taken.
+    /// Live names of the root, and what has each: an image goes before aliases, a newer alias before an older
+    /// one. What comes back from the trash may find its name taken.
     names: BTreeMap<String, BTreeSet<Named>>,
     /// Live versions: (image, number) to serial.
     numbers: BTreeMap<(u32, u32), u32>,
@@ -144,13 +144,16 @@ impl Model {
         }
     }
 
-    /// The default image of its type that has been chosen, or else the store's if that is of the type, or the oldest that is
-    /// offered.
+    /// The default image of its type that has been chosen, or else the store's if that is of the type, or the
+    /// oldest that is offered.
     pub fn default_of(&self, kind: &str) -> Option<&Image> {
         let fits = |image: &&Image| image.editable.kind == kind && image.editable.offer.is_offered();
         let chosen = self.settings.get(&default_key(kind)).and_then(|serial| serial.parse().ok());
         let live = |serial: u32| self.live_image(serial).filter(fits);
-        chosen.and_then(live).or_else(|| self.default_image.and_then(live)).or_else(|| self.live_images().find(fits))
+        chosen
+            .and_then(live)
+            .or_else(|| self.default_image.and_then(live))
+            .or_else(|| self.live_images().find(fits))
     }
 
     /// Whether a version can be seen: neither it nor its image is in the trash.
@@ -161,7 +164,8 @@ impl Model {
     /// The live aliases that lead to an image or one of its versions, by name.
     pub fn aliases_of(&self, image: u32) -> Vec<&Alias> {
         let live = |a: &&Alias| self.named(&a.name) == Some(Named::Alias(a.serial));
-        let mut found: Vec<&Alias> = self.aliases.values().filter(|a| a.image == image).filter(live).collect();
+        let mut found: Vec<&Alias> =
+            self.aliases.values().filter(|a| a.image == image).filter(live).collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         found
     }
@@ -199,14 +203,24 @@ impl Model {
 
     /// What is in the trash: name, since when, and what it is.
     pub fn trash(&self) -> impl Iterator<Item = (String, i64, Trashed)> {
-        let images = self.images.values().filter_map(|i| Some((i.trash_name.clone()?, i.trashed_at?, Trashed::Image(i.serial))));
-        let versions =
-            self.versions.values().filter_map(|v| Some((v.trash_name.clone()?, v.trashed_at?, Trashed::Version(v.serial))));
-        let aliases = self.aliases.values().filter_map(|a| Some((a.trashed.as_ref()?, Trashed::Alias(a.serial))));
-        let labels = self.labels.values().filter_map(|l| Some((l.trashed.as_ref()?, Trashed::Label(l.serial))));
+        let images = self
+            .images
+            .values()
+            .filter_map(|i| Some((i.trash_name.clone()?, i.trashed_at?, Trashed::Image(i.serial))));
+        let versions = self
+            .versions
+            .values()
+            .filter_map(|v| Some((v.trash_name.clone()?, v.trashed_at?, Trashed::Version(v.serial))));
+        let aliases =
+            self.aliases.values().filter_map(|a| Some((a.trashed.as_ref()?, Trashed::Alias(a.serial))));
+        let labels =
+            self.labels.values().filter_map(|l| Some((l.trashed.as_ref()?, Trashed::Label(l.serial))));
         let links = aliases.chain(labels).map(|(trash, what)| (trash.name.clone(), trash.at, what));
-        let hidden = self.live_images().filter_map(|i| Some((i, i.rules.default_hidden_at.filter(|_| i.default_hidden)?)));
-        let hidden = hidden.map(|(i, at)| (format!("{}.default", i.name), at, Trashed::ImageDefault(i.serial)));
+        let hidden = self
+            .live_images()
+            .filter_map(|i| Some((i, i.rules.default_hidden_at.filter(|_| i.default_hidden)?)));
+        let hidden =
+            hidden.map(|(i, at)| (format!("{}.default", i.name), at, Trashed::ImageDefault(i.serial)));
         let default = self.default_hidden_at().map(|at| ("default".to_owned(), at, Trashed::Default));
         images.chain(versions).chain(links).chain(hidden).chain(default)
     }
@@ -238,7 +252,10 @@ impl Model {
         let aliases = self.aliases.values().map(|alias| Row::Alias(alias.clone()));
         let labels = self.labels.values().map(|label| Row::Label(label.clone()));
         let leases = self.leases.values().map(|lease| Row::Lease(lease.clone().into()));
-        let settings = self.settings.iter().map(|(key, value)| Row::Setting { key: key.clone(), value: Some(value.clone()) });
+        let settings = self
+            .settings
+            .iter()
+            .map(|(key, value)| Row::Setting { key: key.clone(), value: Some(value.clone()) });
         let default = Row::Default { image: self.default_image, hidden: self.default_hidden };
         images
             .chain(versions)

@@ -1,4 +1,5 @@
-//! Journey 4, rmdir, on a full disk: space set aside, because the catalog needs room to note that something is gone.
+//! Journey 4, rmdir, on a full disk: space set aside, because the catalog needs room to note that something
+//! is gone.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

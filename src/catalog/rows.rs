@@ -43,7 +43,8 @@ pub struct Rules {
     /// What there is beside the mode, whose group bits are its mask then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acl: Option<Acl>,
-    /// When the image got the name that it has, if not when it was made: what was said of the name before is not of it.
+    /// When the image got the name that it has, if not when it was made: what was said of the name before is
+    /// not of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named_at: Option<i64>,
     /// The image was the store's default when it was deleted, and nobody has chosen another since.
@@ -52,7 +53,8 @@ pub struct Rules {
     /// When `rm web/default` hid the link, while the trash shows that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_hidden_at: Option<i64>,
-    /// When a file of a version was last opened, or a version leased, of an image that goes when nobody uses it.
+    /// When a file of a version was last opened, or a version leased, of an image that goes when nobody uses
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<i64>,
 }
@@ -118,7 +120,8 @@ pub struct VersionFacts {
     /// What it came as, if not as a tar of its rootfs: `lxd`, `oci`, `docker`, `qcow2`, `raw` and so on.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub format: String,
-    /// Bytes and sha256 of what was uploaded, unpacked, where that is not rootfs.tar: of image.tar or the disk image.
+    /// Bytes and sha256 of what was uploaded, unpacked, where that is not rootfs.tar: of image.tar or the
+    /// disk image.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub image_size: u64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -148,8 +151,8 @@ pub struct VersionFacts {
     pub uuid: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
-    /// The manifest that announced it, as version 2 of IMGAPI's form; empty for none, and for versions of before format 7,
-    /// which have it as a file in their tree.
+    /// The manifest that announced it, as version 2 of IMGAPI's form; empty for none, and for versions of
+    /// before format 7, which have it as a file in their tree.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub manifest: String,
     /// How the upload can be had as it came, if it was compressed.
@@ -173,7 +176,8 @@ impl VersionFacts {
         if self.image_digest.is_empty() { &self.digest } else { &self.image_digest }
     }
 
-    /// The recipe of what was uploaded, unpacked: of rootfs.tar, or number 1 where that was made of it or is not there.
+    /// The recipe of what was uploaded, unpacked: of rootfs.tar, or number 1 where that was made of it or is
+    /// not there.
     pub fn as_it_came(&self) -> u32 {
         u32::from(!self.image_digest.is_empty())
     }
@@ -273,8 +277,8 @@ pub struct Root {
     pub acl: Option<Acl>,
 }
 
-/// A version string, as `@22.04.5` in an image leads to a version. Of one name there is one in an image; it shows as long
-/// as its version does.
+/// A version string, as `@22.04.5` in an image leads to a version. Of one name there is one in an image; it
+/// shows as long as its version does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Label {
     pub serial: u32,

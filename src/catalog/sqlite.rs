@@ -12,7 +12,8 @@ use crate::catalog::rows::{Alias, Image, Label, Lease, Rules, Version};
 use crate::error::{Error, Result};
 
 /// What leads to the schema this program writes; how many of them were done is kept in SQLite's user_version.
-const SCHEMAS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const SCHEMAS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 const IMAGE: &str = "serial, id, name, uid, gid, mode, next_number, pinned, default_hidden, editable, created_at, updated_at, trashed_at, trash_name, rules";
 const VERSION: &str = "serial, image, number, id, tree, facts, receipt, created_at, trashed_at, trash_name";
@@ -29,8 +30,8 @@ const TOTAL: &str = "total";
 pub struct Db {
     path: PathBuf,
     connection: Connection,
-    /// The checks of all rows, but for its own, one XORed with the other: SQLite does not notice that a flipped bit in
-    /// the count of a page's rows hides one of them.
+    /// The checks of all rows, but for its own, one XORed with the other: SQLite does not notice that a
+    /// flipped bit in the count of a page's rows hides one of them.
     total: u128,
 }
 
@@ -79,26 +80,30 @@ impl Db {
 
     /// Reads everything, checking every row and that none is missing.
     ///
-    /// False beside what was read: there is no total, as before format 4, and whether it is whole only the copy says.
-    /// Errors: `Corrupt`.
+    /// False beside what was read: there is no total, as before format 4, and whether it is whole only the
+    /// copy says. Errors: `Corrupt`.
     pub fn load(&mut self) -> Result<(Model, bool)> {
         let mut model = Model::default();
         let (mut total, mut said) = (0, None);
         for (row, sum) in self.rows("setting", "key, value")? {
             if let [Value::Text(key), Value::Text(value)] = &row[..] {
                 if key == TOTAL {
-                    said = Some(u128::from_str_radix(value, 16).map_err(|_| self.bad("setting", "the total"))?);
+                    said =
+                        Some(u128::from_str_radix(value, 16).map_err(|_| self.bad("setting", "the total"))?);
                     continue;
                 }
                 total ^= sum;
                 match key.as_str() {
                     "commit" => model.commit = value.parse().map_err(|_| self.bad("setting", "a number"))?,
                     "blobs" => model.blobs = value.parse().map_err(|_| self.bad("setting", "a number"))?,
-                    "next_serial" => model.next_serial = value.parse().map_err(|_| self.bad("setting", "a number"))?,
+                    "next_serial" => {
+                        model.next_serial = value.parse().map_err(|_| self.bad("setting", "a number"))?
+                    }
                     "default_image" => model.default_image = value.parse().ok(),
                     "default_hidden" => model.default_hidden = value == "1",
                     "root" => {
-                        let root = serde_json::from_str(value).map_err(|_| self.bad("setting", "the root"))?;
+                        let root =
+                            serde_json::from_str(value).map_err(|_| self.bad("setting", "the root"))?;
                         model.apply(Row::Root(root));
                     }
                     key if key.contains('.') => {
@@ -135,7 +140,10 @@ impl Db {
         }
         model.next_serial = model.next_serial.max(1);
         if said.is_some_and(|said| said != total) {
-            return Err(Error::Corrupt { what: self.path.display().to_string(), why: "rows are missing".into() });
+            return Err(Error::Corrupt {
+                what: self.path.display().to_string(),
+                why: "rows are missing".into(),
+            });
         }
         self.total = total;
         // Nothing was ever written to an empty one.
@@ -143,7 +151,10 @@ impl Db {
     }
 
     fn bad(&self, table: &str, what: &str) -> Error {
-        Error::Corrupt { what: format!("{} (table {table})", self.path.display()), why: format!("{what} makes no sense") }
+        Error::Corrupt {
+            what: format!("{} (table {table})", self.path.display()),
+            why: format!("{what} makes no sense"),
+        }
     }
 
     /// All rows of a table, with their checks, which hold.
@@ -174,7 +185,8 @@ impl Db {
         // What a row adds to the total now.
         let adds = |table: &str, key: &str, value: &Value| -> Result<u128> {
             let sql = format!("SELECT sum FROM {table} WHERE {key} = ?");
-            let sum: Option<Vec<u8>> = transaction.prepare_cached(&sql)?.query_row([value], |row| row.get(0)).optional()?;
+            let sum: Option<Vec<u8>> =
+                transaction.prepare_cached(&sql)?.query_row([value], |row| row.get(0)).optional()?;
             Ok(sum.and_then(|sum| Some(u128::from_be_bytes(sum.try_into().ok()?))).unwrap_or(0))
         };
         let drop_where = |table: &str, key: &str, value: &Value| -> Result<()> {
@@ -185,19 +197,28 @@ impl Db {
         let drop_row = |table: &str, serial: u32| drop_where(table, "serial", &integer(serial));
         let put = |table: &str, columns: &str, values: Vec<Value>| -> Result<()> {
             let marks = vec!["?"; values.len() + 1].join(", ");
-            let update =
-                columns.split(", ").skip(1).chain(["sum"]).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
+            let update = columns
+                .split(", ")
+                .skip(1)
+                .chain(["sum"])
+                .map(|c| format!("{c} = excluded.{c}"))
+                .collect::<Vec<_>>()
+                .join(", ");
             let key = columns.split(", ").next().unwrap_or_default();
             let sum = sum_of(table, &values);
             if values[0] != Value::Text(TOTAL.into()) {
                 total.set(total.get() ^ adds(table, key, &values[0])? ^ sum);
             }
             let sum = Value::Blob(sum.to_be_bytes().to_vec());
-            let sql = format!("INSERT INTO {table} ({columns}, sum) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {update}");
+            let sql = format!(
+                "INSERT INTO {table} ({columns}, sum) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {update}"
+            );
             transaction.prepare_cached(&sql)?.execute(params_from_iter(values.into_iter().chain([sum])))?;
             Ok(())
         };
-        let setting = |key: &str, value: String| put("setting", "key, value", vec![Value::Text(key.into()), Value::Text(value)]);
+        let setting = |key: &str, value: String| {
+            put("setting", "key, value", vec![Value::Text(key.into()), Value::Text(value)])
+        };
         for row in rows {
             match row {
                 Row::Image(image) => put("image", IMAGE, image_values(image))?,
@@ -229,7 +250,8 @@ impl Db {
         Ok(())
     }
 
-    /// Moves what SQLite's log holds into the database, and cuts the log off if it has grown: it keeps its size otherwise.
+    /// Moves what SQLite's log holds into the database, and cuts the log off if it has grown: it keeps its
+    /// size otherwise.
     pub fn shrink_log(&self) -> Result<()> {
         let log = self.path.with_extension("db-wal");
         if log.metadata().is_ok_and(|meta| meta.len() > LOG) {
@@ -264,13 +286,16 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let temporary = to.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
     Connection::open(from)?.backup("main", &temporary, None::<fn(rusqlite::backup::Progress)>)?;
-    std::fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("sync", &temporary))?;
+    std::fs::File::open(&temporary)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("sync", &temporary))?;
     std::fs::rename(&temporary, to).map_err(Error::io("rename", &temporary))
 }
 
 /// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
 fn sum_of(table: &str, values: &[Value]) -> u128 {
-    // Columns that were added later count up to the last that holds something: rows of before keep their checks.
+    // Columns that were added later count up to the last that holds something: rows of before keep their
+    // checks.
     let added = match table {
         "alias" => 3,
         "image" | "label" => 1,

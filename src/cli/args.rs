@@ -38,7 +38,8 @@ impl StoreArg {
             return Ok("/var/lib/imgfs".into());
         }
         let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-        let data = data.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")));
+        let data =
+            data.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")));
         let missing = || Error::Invalid {
             what: "the default store".into(),
             why: "neither XDG_DATA_HOME nor HOME is set: give --store".into(),
@@ -51,7 +52,9 @@ impl StoreArg {
 pub struct MountArgs {
     #[command(flatten)]
     pub store: StoreArg,
-    /// Options: view=NAME, ro, allow_other, noacl, suid, dev, noexec, noatime and their like, remount, threads=N, latency=auto|off, passthrough=auto|off, trees=auto|mounted|inline; any setting of .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
+    /// Options: view=NAME, ro, allow_other, noacl, suid, dev, noexec, noatime and their like, remount,
+    /// threads=N, latency=auto|off, passthrough=auto|off, trees=auto|mounted|inline; any setting of
+    /// .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in front, log to standard error
@@ -109,7 +112,9 @@ pub enum Command {
     #[command(after_help = "Exit status: 0 mounted, 1 refused or failed, 2 wrong usage.")]
     Mount(MountArgs),
     /// Unmount, and wait until the daemon has ended
-    #[command(after_help = "Exit status: 0 unmounted, 1 refused (something is open there) or failed, 2 wrong usage.")]
+    #[command(
+        after_help = "Exit status: 0 unmounted, 1 refused (something is open there) or failed, 2 wrong usage."
+    )]
     Umount {
         /// Detach at once, even if files are open
         #[arg(short, long)]
@@ -138,8 +143,10 @@ pub enum Command {
     #[command(after_help = LS_HELP)]
     Ls(LsArgs),
     /// Show what differs between two versions: IMAGE/NUMBER, IMAGE/@LABEL, IMAGE or an alias
-    #[command(after_help = "A line is: added, removed or modified; bytes before and after; path. No content is read.\n\
-        Exit status: 0 shown, 1 failed, 2 wrong usage.")]
+    #[command(
+        after_help = "A line is: added, removed or modified; bytes before and after; path. No content is read.\n\
+        Exit status: 0 shown, 1 failed, 2 wrong usage."
+    )]
     Diff {
         #[command(flatten)]
         store: StoreArg,
@@ -166,9 +173,11 @@ pub enum Command {
         json: bool,
     },
     /// Write what a version holds into a file, compressed as its name says
-    #[command(after_help = "FILE ends in .tar, .qcow2, .raw, .squashfs and so on, or that and .gz, .bz2, .xz or .zst.\n\
+    #[command(
+        after_help = "FILE ends in .tar, .qcow2, .raw, .squashfs and so on, or that and .gz, .bz2, .xz or .zst.\n\
         What came compressed so, and was kept (keep_upload), is written bit for bit.\n\
-        Exit status: 0 written, 1 failed, 2 wrong usage.")]
+        Exit status: 0 written, 1 failed, 2 wrong usage."
+    )]
     Export {
         #[command(flatten)]
         store: StoreArg,
@@ -251,7 +260,12 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
     for option in options() {
         let (key, value) = option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v)));
         let bad = |why: &str| Error::Invalid { what: format!("-o {option}"), why: why.into() };
-        let number = || value.and_then(|v| v.parse::<u64>().ok()).filter(|n| *n > 0).ok_or_else(|| bad("it takes a number"));
+        let number = || {
+            value
+                .and_then(|v| v.parse::<u64>().ok())
+                .filter(|n| *n > 0)
+                .ok_or_else(|| bad("it takes a number"))
+        };
         // Whether it is the first of two words.
         let either = |first: &str, second: &str| match value {
             Some(v) if v == first => Ok(true),
@@ -264,7 +278,9 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             "acl" => parsed.flags.noacl = false,
             "remount" => {}
             "view" => {
-                parsed.view = Some(value.filter(|v| !v.is_empty()).ok_or_else(|| bad("it takes the name of a view"))?.into())
+                parsed.view = Some(
+                    value.filter(|v| !v.is_empty()).ok_or_else(|| bad("it takes the name of a view"))?.into(),
+                )
             }
             "threads" => parsed.threads = number()?.min(64) as usize,
             "latency" => parsed.latency = either("auto", "off")?,
@@ -281,8 +297,8 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
                 parsed.settings.give(key, value.unwrap_or_default()).map_err(|e| bad(&e.to_string()))?
             }
             _ if value.is_none() && parsed.flags.hear(key) => parsed.words.push(key.to_owned()),
-            "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "owner" | "group" | "nofail" | "_netdev"
-            | "silent" | "loud" => {}
+            "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "owner" | "group" | "nofail"
+            | "_netdev" | "silent" | "loud" => {}
             // What a remount is told of the mount that is there.
             "user_id" | "group_id" | "default_permissions" | "fsname" | "subtype" if parsed.remount => {}
             _ if key.starts_with("x-") || key == "comment" => {}
@@ -314,7 +330,9 @@ pub fn from_umount(arguments: Vec<OsString>) -> Vec<OsString> {
     while let Some(argument) = rest.next() {
         match argument.to_str() {
             Some("-N" | "-t") => drop(rest.next()),
-            Some(flags) if flags.starts_with('-') => ours.extend(flags.contains('l').then(|| "--lazy".into())),
+            Some(flags) if flags.starts_with('-') => {
+                ours.extend(flags.contains('l').then(|| "--lazy".into()))
+            }
             _ => ours.push(argument),
         }
     }
@@ -358,11 +376,21 @@ mod tests {
 
     #[test]
     fn options_of_mount_and_fstab_are_understood() {
-        let parsed = parse_options(&["rw,allow_other,trash=7d".into(), "max_size=5G,x-systemd.automount".into()]).unwrap();
+        let parsed =
+            parse_options(&["rw,allow_other,trash=7d".into(), "max_size=5G,x-systemd.automount".into()])
+                .unwrap();
         assert!(parsed.flags.allow_other);
         assert_eq!(parsed.flags.bits(), Flags::default().bits());
         assert_eq!((parsed.settings.trash_seconds, parsed.settings.limits.tar_size), (7 * 86400, 5 << 30));
-        for bad in ["trash=soon", "trash", "threads=0", "max_size=-1", "max_size=1X", "max_window=99999999999T", "magic"] {
+        for bad in [
+            "trash=soon",
+            "trash",
+            "threads=0",
+            "max_size=-1",
+            "max_size=1X",
+            "max_window=99999999999T",
+            "magic",
+        ] {
             assert!(parse_options(&[bad.into()]).is_err(), "{bad}");
         }
     }
@@ -376,6 +404,9 @@ mod tests {
         let undone = words(&["umount.fuse.imgfs", "/mnt", "-vl"]);
         assert!(called_by_umount(&undone));
         assert_eq!(from_umount(undone), words(&["imgfs", "umount", "/mnt", "--lazy"]));
-        assert_eq!(from_mount(called), words(&["imgfs", "mount", "-o", "rw,allow_other", "--store", "/srv/store", "/mnt"]));
+        assert_eq!(
+            from_mount(called),
+            words(&["imgfs", "mount", "-o", "rw,allow_other", "--store", "/srv/store", "/mnt"])
+        );
     }
 }

@@ -54,8 +54,8 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
             Some(_) => {}
         }
         match socket::ask(&dir, &request, progress) {
-            // The daemon ended before it answered: then it is done here. Not what takes long, which whoever ended the
-            // daemon wants to end, too.
+            // The daemon ended before it answered: then it is done here. Not what takes long, which whoever
+            // ended the daemon wants to end, too.
             Err(Error::Io { .. } | Error::Stopping) if soon(|| StoreLock::holder(&dir).is_none()) => {
                 if !looks_only {
                     return Err(Error::Ended { store: dir });
@@ -87,7 +87,8 @@ pub fn progress_bar(what: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}").expect("a constant template");
+    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}")
+        .expect("a constant template");
     ProgressBar::no_length().with_message(what).with_style(style)
 }
 
@@ -96,7 +97,9 @@ pub(super) fn unexpected() -> Error {
 }
 
 pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
-    let Answer::Document { document } = perform(store, Request::Status, "status")? else { return Err(unexpected()) };
+    let Answer::Document { document } = perform(store, Request::Status, "status")? else {
+        return Err(unexpected());
+    };
     if json {
         println!("{document:#}");
         return Ok(ExitCode::SUCCESS);
@@ -117,7 +120,11 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
     println!("on disk     {} ({}x less)", bytes(number("stored_bytes")), document["dedup_ratio"]);
     println!("trash       {}", bytes(number("trash_bytes")));
     if document["health"] != "ok" {
-        println!("damaged     {} blobs, {} trees: see imgfs fsck", number("damaged_blobs"), number("damaged_trees"));
+        println!(
+            "damaged     {} blobs, {} trees: see imgfs fsck",
+            number("damaged_blobs"),
+            number("damaged_trees")
+        );
     }
     if let Some(why) = document["read_only"].as_str() {
         println!("read-only   {why}");
@@ -126,7 +133,9 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
 }
 
 pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<ExitCode> {
-    let Answer::Document { document } = perform(store, Request::Diff { old, new }, "diff")? else { return Err(unexpected()) };
+    let Answer::Document { document } = perform(store, Request::Diff { old, new }, "diff")? else {
+        return Err(unexpected());
+    };
     if json {
         println!("{document:#}");
     } else {
@@ -137,7 +146,9 @@ pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<Ex
 }
 
 pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {
-    let Answer::Checked(Repaired { done, left: findings }) = perform(store, Request::Fsck { repair }, "fsck")? else {
+    let Answer::Checked(Repaired { done, left: findings }) =
+        perform(store, Request::Fsck { repair }, "fsck")?
+    else {
         return Err(unexpected());
     };
     if json {
@@ -148,7 +159,10 @@ pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {
         for finding in &findings {
             println!("invariant {}: {}", finding.invariant, finding.what);
         }
-        println!("{}", if findings.is_empty() { "clean".into() } else { format!("{} problems", findings.len()) });
+        println!(
+            "{}",
+            if findings.is_empty() { "clean".into() } else { format!("{} problems", findings.len()) }
+        );
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(4) })
 }
@@ -167,10 +181,13 @@ pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
             let why = "the store is not mounted: nothing runs in the background".into();
             return Err(Error::Invalid { what: "--pause or --resume".into(), why });
         }
-        let Answer::Done = perform(store, Request::Pause { pause }, "repack")? else { return Err(unexpected()) };
+        let Answer::Done = perform(store, Request::Pause { pause }, "repack")? else {
+            return Err(unexpected());
+        };
         return Ok(ExitCode::SUCCESS);
     }
-    let Answer::Repacked { before, after, blobs, bytes: moved } = perform(store, Request::Repack, "repack")? else {
+    let Answer::Repacked { before, after, blobs, bytes: moved } = perform(store, Request::Repack, "repack")?
+    else {
         return Err(unexpected());
     };
     println!("moved {blobs} blobs, {}; on disk {}, before {}", bytes(moved), bytes(after), bytes(before));
@@ -179,7 +196,9 @@ pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
 
 pub fn man() -> Result<ExitCode> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(Error::io("write", Path::new("the page")))?;
+    clap_mangen::Man::new(Cli::command())
+        .render(&mut page)
+        .map_err(Error::io("write", Path::new("the page")))?;
     print!("{}", String::from_utf8_lossy(&page));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,5 @@
-//! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with progress. Into a
-//! directory: the upload as it came, under its own name, and its manifest or LXD metadata.
+//! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with
+//! progress. Into a directory: the upload as it came, under its own name, and its manifest or LXD metadata.
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -48,7 +48,9 @@ enum From {
 impl From {
     fn size(&self) -> Result<u64> {
         match self {
-            From::File(file) => file.metadata().map(|m| m.len()).map_err(Error::io("read", Path::new("the version"))),
+            From::File(file) => {
+                file.metadata().map(|m| m.len()).map_err(Error::io("read", Path::new("the version")))
+            }
             From::Recipe { slot, recipe, .. } => Ok(slot.tree.recipe(*recipe)?.tar_size),
             From::Kept { tree, .. } => Ok(tree.recipe(keep::RECIPE)?.tar_size),
         }
@@ -63,7 +65,9 @@ impl From {
                 out.truncate(n);
                 Ok(())
             }
-            From::Recipe { store, slot, recipe, reader } => reader.read(store, &slot.tree, *recipe, at, PIECE, out),
+            From::Recipe { store, slot, recipe, reader } => {
+                reader.read(store, &slot.tree, *recipe, at, PIECE, out)
+            }
             From::Kept { store, tree, reader } => reader.read(store, tree, keep::RECIPE, at, PIECE, out),
         }
     }
@@ -112,7 +116,13 @@ fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
     })
 }
 
-pub fn export(store: &StoreArg, version: &str, file: &Path, level: Option<u32>, rootfs: bool) -> Result<ExitCode> {
+pub fn export(
+    store: &StoreArg,
+    version: &str,
+    file: &Path,
+    level: Option<u32>,
+    rootfs: bool,
+) -> Result<ExitCode> {
     let dir = store.dir()?;
     let mounted = StoreLock::holder(&dir).map(|holder| holder.mounted).filter(|mounted| !mounted.is_empty());
     if file.is_dir() {
@@ -127,7 +137,12 @@ pub fn export(store: &StoreArg, version: &str, file: &Path, level: Option<u32>, 
 }
 
 /// Writes the upload as it came, under its own name, into a directory, and its manifest beside it.
-fn export_under_its_name(store: &Path, mounted: Option<&Path>, version: &str, directory: &Path) -> Result<ExitCode> {
+fn export_under_its_name(
+    store: &Path,
+    mounted: Option<&Path>,
+    version: &str,
+    directory: &Path,
+) -> Result<ExitCode> {
     // Of a store that nobody has mounted, which is held from here to the end.
     let held = match mounted {
         Some(_) => None,
@@ -186,7 +201,10 @@ fn metadata_tarball(store: &Store, serial: u32) -> Result<Vec<u8>> {
     while (bytes.len() as u64) < size {
         let piece = store.blobs.read(blob, bytes.len() as u64, PIECE, &mut buffer)?;
         if piece.is_empty() {
-            return Err(Error::Corrupt { what: "the metadata tarball".into(), why: "it is too short".into() });
+            return Err(Error::Corrupt {
+                what: "the metadata tarball".into(),
+                why: "it is too short".into(),
+            });
         }
         bytes.extend_from_slice(piece);
     }
@@ -201,18 +219,31 @@ fn as_it_came(store: &Arc<Store>, serial: u32) -> Result<From> {
     match &version.facts.kept {
         Some(Kept::Stored { .. }) => Ok(From::Kept { tree: store.kept(serial)?, store, reader }),
         Some(Kept::Made { method }) => Ok(From::File(keep::remake(&store, serial, method)?)),
-        None => Ok(From::Recipe { slot: store.tree(serial)?, recipe: version.facts.as_it_came(), store, reader }),
+        None => {
+            Ok(From::Recipe { slot: store.tree(serial)?, recipe: version.facts.as_it_came(), store, reader })
+        }
     }
 }
 
 /// Writes all of it beside the file, and renames it: a reader never sees half of it.
-fn write_whole(mut from: From, version: &str, file: &Path, method: Option<Method>, as_it_came: bool) -> Result<ExitCode> {
+fn write_whole(
+    mut from: From,
+    version: &str,
+    file: &Path,
+    method: Option<Method>,
+    as_it_came: bool,
+) -> Result<ExitCode> {
     let size = from.size()?;
-    let bar = if std::io::stderr().is_terminal() { progress_bar("export") } else { indicatif::ProgressBar::hidden() };
+    let bar = if std::io::stderr().is_terminal() {
+        progress_bar("export")
+    } else {
+        indicatif::ProgressBar::hidden()
+    };
     bar.set_length(size);
     let partial = partial_name(file);
     let written = write(&mut from, size, method.filter(|_| !as_it_came), &partial, &bar);
-    let renamed = written.and_then(|n| std::fs::rename(&partial, file).map(|()| n).map_err(Error::io("rename", &partial)));
+    let renamed = written
+        .and_then(|n| std::fs::rename(&partial, file).map(|()| n).map_err(Error::io("rename", &partial)));
     bar.finish_and_clear();
     let written = renamed.inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
     let how = if as_it_came { ", as it came" } else { "" };
@@ -227,7 +258,13 @@ fn partial_name(file: &Path) -> PathBuf {
     file.with_file_name(name)
 }
 
-fn write(from: &mut From, size: u64, method: Option<Method>, path: &Path, bar: &indicatif::ProgressBar) -> Result<u64> {
+fn write(
+    from: &mut From,
+    size: u64,
+    method: Option<Method>,
+    path: &Path,
+    bar: &indicatif::ProgressBar,
+) -> Result<u64> {
     let failed = || Error::io("write", path);
     let out = File::create(path).map_err(failed())?;
     let mut piece = Vec::new();
@@ -236,7 +273,10 @@ fn write(from: &mut From, size: u64, method: Option<Method>, path: &Path, bar: &
     while at < size {
         from.read(at, &mut piece)?;
         if piece.is_empty() {
-            return Err(Error::Corrupt { what: "the version".into(), why: format!("it ends at byte {at} of {size}") });
+            return Err(Error::Corrupt {
+                what: "the version".into(),
+                why: format!("it ends at byte {at} of {size}"),
+            });
         }
         match &mut compressor {
             Some(compressor) => compressor.write_all(&piece),
@@ -254,16 +294,23 @@ fn write(from: &mut From, size: u64, method: Option<Method>, path: &Path, bar: &
 }
 
 /// Reads through the daemon that has the store.
-fn from_mount(mounted: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs: bool) -> Result<(From, bool)> {
+fn from_mount(
+    mounted: &Path,
+    version: &str,
+    wish: &Wish,
+    level: Option<u32>,
+    rootfs: bool,
+) -> Result<(From, bool)> {
     let name = version.trim_matches('/');
-    // An alias with slashes goes before a version of the same path; images and versions have an `.id`, directories of
-    // aliases have none.
+    // An alias with slashes goes before a version of the same path; images and versions have an `.id`,
+    // directories of aliases have none.
     let deep = mounted.join(".imgfs/aliases").join(name);
     let mut dir = if name.contains('/') && deep.join(".id").exists() { deep } else { mounted.join(name) };
     if dir.join("latest").exists() {
         dir.push("default");
     }
-    let listed = std::fs::read_dir(&dir).map_err(|_| Error::NotFound { what: format!("version {version}") })?;
+    let listed =
+        std::fs::read_dir(&dir).map_err(|_| Error::NotFound { what: format!("version {version}") })?;
     let names: Vec<String> = listed.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     let kept = kept_in(&names, wish, level, rootfs);
     let as_it_came = kept.is_some();
@@ -284,7 +331,13 @@ fn kept_in(names: &[String], wish: &Wish, level: Option<u32>, rootfs: bool) -> O
 }
 
 /// Reads a store that nobody has mounted.
-fn from_store(dir: &Path, version: &str, wish: &Wish, level: Option<u32>, rootfs: bool) -> Result<(From, bool)> {
+fn from_store(
+    dir: &Path,
+    version: &str,
+    wish: &Wish,
+    level: Option<u32>,
+    rootfs: bool,
+) -> Result<(From, bool)> {
     format::check(dir)?;
     let store = Store::open(dir, Settings::default())?;
     let found = find_version(&store.catalog.read(), version)?;

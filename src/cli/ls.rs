@@ -73,7 +73,8 @@ impl Cell {
 impl Listed<'_> {
     fn of(image: &Value) -> Listed<'_> {
         let default = |version: &&Value| version["number"] == image["default_version"];
-        let version = image["versions"].as_array().into_iter().flatten().find(default).unwrap_or(&Value::Null);
+        let version =
+            image["versions"].as_array().into_iter().flatten().find(default).unwrap_or(&Value::Null);
         Listed { image, version }
     }
 
@@ -82,7 +83,12 @@ impl Listed<'_> {
     }
 
     fn aliases(&self) -> Vec<&str> {
-        self.image["aliases"].as_array().into_iter().flatten().filter_map(|alias| alias["name"].as_str()).collect()
+        self.image["aliases"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|alias| alias["name"].as_str())
+            .collect()
     }
 
     fn words(list: &Value) -> Vec<&str> {
@@ -165,7 +171,9 @@ const COLUMNS: &[Column] = &[
     column(&["clones"], None, "CLONES", |l| Cell::number(Some(l.users().len() as u64))),
     column(&["immutable"], None, "IMMUTABLE", |l| Cell::yes(l.image["immutable"] == true)),
     column(&["default"], None, "DEFAULT", |l| Cell::yes(l.image["is_default"] == true)),
-    column(&["public"], Some('p'), "PUBLIC", |l| Cell::text(if l.image["public"] == true { "yes" } else { "no" })),
+    column(&["public"], Some('p'), "PUBLIC", |l| {
+        Cell::text(if l.image["public"] == true { "yes" } else { "no" })
+    }),
     column(&["description"], Some('d'), "DESCRIPTION", |l| l.word("description")),
     column(&["aliases"], Some('L'), "ALIASES", |l| Cell::text(l.aliases().join(","))),
     column(&["alias"], Some('l'), "ALIAS", |l| Cell::text(l.shortest_alias())),
@@ -174,7 +182,9 @@ const COLUMNS: &[Column] = &[
     column(&["expires", "expires_at"], None, "EXPIRES", |l| Cell::time(&l.image["expires_at"])),
     column(&["uploaded"], Some('u'), "UPLOADED", |l| Cell::time(&l.version["created_at"])),
     column(&["project"], Some('e'), "PROJECT", |l| Cell::text(l.project())),
-    column(&["versions"], None, "VERSIONS", |l| Cell::number(Some(l.image["versions"].as_array().map_or(0, Vec::len) as u64))),
+    column(&["versions"], None, "VERSIONS", |l| {
+        Cell::number(Some(l.image["versions"].as_array().map_or(0, Vec::len) as u64))
+    }),
     column(&["latest"], None, "LATEST", |l| Cell::number(l.image["latest_version"].as_u64())),
 ];
 
@@ -193,7 +203,8 @@ fn columns(text: &str) -> Result<Vec<&'static Column>> {
     for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         match column_named(name) {
             Some(column) => all.push(column),
-            None => all.extend(name.chars().map(lettered).collect::<Option<Vec<_>>>().ok_or_else(|| unknown(name))?),
+            None => all
+                .extend(name.chars().map(lettered).collect::<Option<Vec<_>>>().ok_or_else(|| unknown(name))?),
         }
     }
     if all.is_empty() { Err(unknown(text)) } else { Ok(all) }
@@ -202,7 +213,10 @@ fn columns(text: &str) -> Result<Vec<&'static Column>> {
 fn unknown(name: &str) -> Error {
     let names: Vec<&str> = COLUMNS.iter().map(|column| column.names[0]).collect();
     let letters: String = COLUMNS.iter().filter_map(|column| column.letter).collect();
-    let why = format!("there is none of that name, but {}; and, as lxc has them, the letters {letters}", names.join(", "));
+    let why = format!(
+        "there is none of that name, but {}; and, as lxc has them, the letters {letters}",
+        names.join(", ")
+    );
     Error::Invalid { what: format!("the column {name:?}"), why }
 }
 
@@ -235,18 +249,23 @@ pub fn ls(args: &LsArgs) -> Result<ExitCode> {
     let shown = columns(args.columns.as_deref().unwrap_or(USUAL))?;
     let images = through::images(args)?;
     let wanted: Vec<Filter> = args.filters.iter().map(|text| Filter::parse(text)).collect();
-    let mut found: Vec<Value> = images.into_iter().filter(|image| wanted.iter().all(|filter| filter.matches(image))).collect();
+    let mut found: Vec<Value> =
+        images.into_iter().filter(|image| wanted.iter().all(|filter| filter.matches(image))).collect();
     if let Some(keys) = &args.sort {
         sort(&mut found, keys)?;
     }
-    let code = if found.is_empty() && !args.filters.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    let code =
+        if found.is_empty() && !args.filters.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS };
     if args.json {
         println!("{:#}", Value::Array(found));
         return Ok(code);
     }
     // Where somebody has chosen the columns, each has a word, so that they can be counted.
-    let or_dash = |text: String| if text.is_empty() && (args.columns.is_some() || args.bare) { "-".into() } else { text };
-    let cells = |image: &Value| shown.iter().map(|column| (column.cell)(&Listed::of(image))).collect::<Vec<Cell>>();
+    let or_dash = |text: String| {
+        if text.is_empty() && (args.columns.is_some() || args.bare) { "-".into() } else { text }
+    };
+    let cells =
+        |image: &Value| shown.iter().map(|column| (column.cell)(&Listed::of(image))).collect::<Vec<Cell>>();
     if args.bare {
         for image in &found {
             let plain = |cell: Cell| escape(&or_dash(cell.plain.unwrap_or(cell.text)));
@@ -271,11 +290,15 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
-        let letters: Vec<&str> = columns("lLfFpdatsue").unwrap().iter().map(|column| column.names[0]).collect();
+        let letters: Vec<&str> =
+            columns("lLfFpdatsue").unwrap().iter().map(|column| column.names[0]).collect();
         assert_eq!(letters.len(), 11);
         assert_eq!(columns("os,type").unwrap().len(), 2);
         let refusal = columns("name,colour").map(|_| ()).unwrap_err().to_string();
-        assert!(refusal.contains("\"colour\"") && names.iter().all(|n| COLUMNS.iter().any(|c| c.names.contains(n))));
+        assert!(
+            refusal.contains("\"colour\"")
+                && names.iter().all(|n| COLUMNS.iter().any(|c| c.names.contains(n)))
+        );
         assert!(refusal.contains("fingerprint, ") && columns("").is_err());
     }
 
@@ -287,8 +310,11 @@ mod tests {
             image("b", 1_000, "2026-01-01T00:00:00.1Z"),
             image("c", 900, "2025-01-01T00:00:00Z"),
         ];
-        let names = |all: &[Value]| all.iter().map(|i| i["name"].as_str().unwrap_or_default()).collect::<String>();
-        for (keys, order) in [("published", "cba"), ("-published", "abc"), ("size,-name", "cab"), ("-size,name", "bac")] {
+        let names =
+            |all: &[Value]| all.iter().map(|i| i["name"].as_str().unwrap_or_default()).collect::<String>();
+        for (keys, order) in
+            [("published", "cba"), ("-published", "abc"), ("size,-name", "cab"), ("-size,name", "bac")]
+        {
             sort(&mut all, keys).unwrap();
             assert_eq!(names(&all), order, "{keys}");
         }

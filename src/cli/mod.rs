@@ -53,7 +53,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Ls(args) => ls::ls(&args),
         Command::Diff { store, json, old, new } => commands::diff(&store, json, old, new),
         Command::Fsck { store, repair, json } => commands::fsck(&store, repair, json),
-        Command::Export { store, level, rootfs, version, file } => export::export(&store, &version, &file, level, rootfs),
+        Command::Export { store, level, rootfs, version, file } => {
+            export::export(&store, &version, &file, level, rootfs)
+        }
         Command::Gc { store, trash } => commands::gc(&store, trash),
         Command::Repack { store, pause, resume } => commands::repack(&store, pause, resume),
         Command::Completions { shell } => {

@@ -55,7 +55,12 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     }
     let options = daemon::Options {
         store,
-        mount: MountRequest { point: arguments.point.clone(), view: parsed.view, flags: parsed.flags, own_word: false },
+        mount: MountRequest {
+            point: arguments.point.clone(),
+            view: parsed.view,
+            flags: parsed.flags,
+            own_word: false,
+        },
         settings: parsed.settings,
         threads: parsed.threads,
         latency: parsed.latency,
@@ -78,7 +83,8 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
         }
     };
     // A mount that is refused leaves nothing, no log either.
-    let may_begin = || daemon::prepare_point(&options.mount.point).and_then(|_| format::refuse_others(&options.store));
+    let may_begin =
+        || daemon::prepare_point(&options.mount.point).and_then(|_| format::refuse_others(&options.store));
     if let Err(e) = may_begin() {
         report(&format!("error {e}\n{}", e.remedy()));
         return Ok(ExitCode::from(1));
@@ -94,19 +100,27 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     }
 }
 
-/// One more mount by the daemon that holds the store; gives its line. None: it has the whole store mounted already, or
-/// does not answer, as who tries to hold the store will be told.
+/// One more mount by the daemon that holds the store; gives its line. None: it has the whole store mounted
+/// already, or does not answer, as who tries to hold the store will be told.
 fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<String>> {
     let point = std::path::absolute(point).map_err(Error::io("find", point))?;
     let own_word = parsed.settings.given().next().is_some() || parsed.trees == TreesAs::Mounted;
-    let request = MountRequest { point: point.clone(), view: parsed.view.clone(), flags: parsed.flags.clone(), own_word };
+    let request = MountRequest {
+        point: point.clone(),
+        view: parsed.view.clone(),
+        flags: parsed.flags.clone(),
+        own_word,
+    };
     match socket::ask(store, &Request::Mount(request), |_, _| true) {
         Ok(Answer::Document { document }) => {
-            // Answers now: the first stat goes through the daemon. It may be of a user who lets nobody else in.
+            // Answers now: the first stat goes through the daemon. It may be of a user who lets nobody else
+            // in.
             let _ = std::fs::metadata(&point);
             Ok(Some(document.as_str().unwrap_or_default().to_owned()))
         }
-        Ok(Answer::Failed { why }) => Err(Error::Invalid { what: format!("cannot mount on {}", point.display()), why }),
+        Ok(Answer::Failed { why }) => {
+            Err(Error::Invalid { what: format!("cannot mount on {}", point.display()), why })
+        }
         Ok(Answer::Held) => Ok(None),
         _ => {
             // It is ending, or was killed: then the store is free soon.
@@ -114,7 +128,8 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
             loop {
                 match StoreLock::holder(store) {
                     None => return Ok(None),
-                    // Its disk may be long in answering. Whoever tries to hold the store meanwhile waits for the disk, too.
+                    // Its disk may be long in answering. Whoever tries to hold the store meanwhile waits for
+                    // the disk, too.
                     Some(holder) if holder.dying.is_some() && begun.elapsed() > END => {
                         return Err(holder.refuses(store));
                     }
@@ -197,7 +212,10 @@ fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> 
             Ok(ExitCode::from(1))
         }
         _ => {
-            eprintln!("imgfs: the daemon ended before it was ready: see {}", store.join("daemon.log").display());
+            eprintln!(
+                "imgfs: the daemon ended before it was ready: see {}",
+                store.join("daemon.log").display()
+            );
             Ok(ExitCode::from(1))
         }
     }
@@ -209,10 +227,13 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     let staged = if dead { Vec::new() } else { staged_in(&mounted.source) };
     match mount::unmount(&mounted.point, lazy || dead) {
         // Somebody else was first.
-        Err(_) if dead && mount::mounted_on(&mounted.point).is_none_or(|now| now.device != mounted.device) => {}
+        Err(_)
+            if dead && mount::mounted_on(&mounted.point).is_none_or(|now| now.device != mounted.device) => {}
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             let point = mounted.point.display();
-            eprintln!("imgfs: {point} is in use: somebody works there or has a file open (fuser -vm {point})");
+            eprintln!(
+                "imgfs: {point} is in use: somebody works there or has a file open (fuser -vm {point})"
+            );
             eprintln!("imgfs: end that, or detach it with imgfs umount --lazy {point}");
             return Ok(ExitCode::from(1));
         }
@@ -229,7 +250,8 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     }
     // Whoever mounts or copies the store next shall find it free.
     let begun = Instant::now();
-    let daemon = || StoreLock::holder(&mounted.source).filter(|holder| Path::new(&holder.mounted) == mounted.point);
+    let daemon =
+        || StoreLock::holder(&mounted.source).filter(|holder| Path::new(&holder.mounted) == mounted.point);
     while let Some(mut holder) = daemon() {
         let why = if holder.dying.is_none() && begun.elapsed() > KEPT { holder.namespace() } else { None };
         if why.is_some() || begun.elapsed() > END {
@@ -242,14 +264,23 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is staged in a store that is mounted: until when it is kept, and its path and size. Nothing if its daemon does not
-/// answer.
+/// What is staged in a store that is mounted: until when it is kept, and its path and size. Nothing if its
+/// daemon does not answer.
 fn staged_in(store: &Path) -> Vec<String> {
-    let Ok(Answer::Document { document }) = socket::ask(store, &Request::Staged, |_, _| true) else { return Vec::new() };
+    let Ok(Answer::Document { document }) = socket::ask(store, &Request::Staged, |_, _| true) else {
+        return Vec::new();
+    };
     let all = document.as_array().cloned().unwrap_or_default();
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
     let day = |entry: &Value| text(entry, "goes_at").chars().take(10).collect::<String>();
     all.iter()
-        .map(|entry| format!("{}: {} ({})", day(entry), text(entry, "path"), bytes(entry["bytes"].as_u64().unwrap_or(0))))
+        .map(|entry| {
+            format!(
+                "{}: {} ({})",
+                day(entry),
+                text(entry, "path"),
+                bytes(entry["bytes"].as_u64().unwrap_or(0))
+            )
+        })
         .collect()
 }

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::fs::kernel::mount::{self, Mounted};
 use crate::store::settings::Settings;
 
-/// Changes the flags that the kernel keeps of the mount on `point`. Only they can change: what else is given has to be
-/// as it is, since mount(8) repeats what fstab and the mount say.
+/// Changes the flags that the kernel keeps of the mount on `point`. Only they can change: what else is given
+/// has to be as it is, since mount(8) repeats what fstab and the mount say.
 ///
 /// Errors: `NotMounted`; `Invalid` for what cannot change; `Io`: only root may.
 pub fn remount(point: &Path, parsed: &Parsed) -> Result<()> {

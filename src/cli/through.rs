@@ -1,6 +1,7 @@
 //! imgfs ls --mount MNT: images as a mount shows them, for who may not open the store.
 //!
-//! The kernel asks the daemon for each file, as the user who lists: what that one may not read is passed over.
+//! The kernel asks the daemon for each file, as the user who lists: what that one may not read is passed
+//! over.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -34,7 +35,9 @@ pub fn images(args: &LsArgs) -> Result<Vec<Value>> {
 fn chosen_mount(args: &LsArgs) -> Result<Option<PathBuf>> {
     if let Some(point) = &args.mount {
         let mounted = mounted_on(point).filter(|mounted| is_whole_mount(&mounted.point));
-        return mounted.map(|_| Some(point.clone())).ok_or_else(|| Error::NotMounted { point: point.clone() });
+        return mounted
+            .map(|_| Some(point.clone()))
+            .ok_or_else(|| Error::NotMounted { point: point.clone() });
     }
     let dir = args.store.dir()?;
     if mounted_on(&dir).is_some_and(|mounted| is_whole_mount(&mounted.point)) {
@@ -71,7 +74,9 @@ fn readable(of: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     points.dedup();
     // A tree that is mounted in a mount is none, whatever is in it.
     let outer = points.clone();
-    points.retain(|point| !outer.iter().any(|other| other != point && point.starts_with(other)) && is_whole_mount(point));
+    points.retain(|point| {
+        !outer.iter().any(|other| other != point && point.starts_with(other)) && is_whole_mount(point)
+    });
     points
 }
 
@@ -94,7 +99,8 @@ fn read(point: &Path) -> Result<Vec<Value>> {
         for version in image["versions"].as_array_mut().into_iter().flatten() {
             let path = format!("{name}/{}", version["number"]);
             let holders = fs::read_dir(point.join(&path).join("used_by")).into_iter().flatten().flatten();
-            let mut holders: Vec<String> = holders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+            let mut holders: Vec<String> =
+                holders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
             holders.sort();
             version["used_by"] = holders.into();
             version["sha256"] = digests.get(&path).into_iter().flatten().cloned().map(Value::from).collect();

@@ -1,9 +1,9 @@
 //! What becomes of clients when the daemon is killed: a process beside it that ends what the kernel cannot.
 //!
-//! A thread that tells the kernel to forget a name may wait for a directory whose holder waits for the daemon. If the
-//! daemon is killed then, that thread never ends, the connection stays, and so do all clients, for ever. The guard is told
-//! by the kernel when the daemon's first thread ends, and ends the connections of one that is dying; the clients get
-//! ENOTCONN then, as from any dead daemon.
+//! A thread that tells the kernel to forget a name may wait for a directory whose holder waits for the
+//! daemon. If the daemon is killed then, that thread never ends, the connection stays, and so do all clients,
+//! for ever. The guard is told by the kernel when the daemon's first thread ends, and ends the connections of
+//! one that is dying; the clients get ENOTCONN then, as from any dead daemon.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -26,7 +26,10 @@ const LOOK: Duration = Duration::from_millis(50);
 pub fn start(store: &Path) -> Result<()> {
     let program = std::env::current_exe().map_err(Error::io("find", Path::new("imgfs")))?;
     let mut command = Command::new(&program);
-    command.args(["guard", "--daemon", &std::process::id().to_string(), "--store"]).arg(store).current_dir("/");
+    command
+        .args(["guard", "--daemon", &std::process::id().to_string(), "--store"])
+        .arg(store)
+        .current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().map(drop).map_err(Error::io("start", &program))
 }

@@ -57,7 +57,8 @@ pub struct Options {
 struct Daemon {
     store: Arc<Store>,
     mounts: Arc<Mounts>,
-    /// The file system of the whole store, which cares for all of it, mounted or not; there once `run` has made it.
+    /// The file system of the whole store, which cares for all of it, mounted or not; there once `run` has
+    /// made it.
     whole: Mutex<Option<Arc<ImageFs>>>,
     threads: usize,
     passthrough: bool,
@@ -68,7 +69,8 @@ struct Daemon {
     stopping: AtomicBool,
 }
 
-/// A mount that is served. One may end, with files that were open for long, after another was made in its place.
+/// A mount that is served. One may end, with files that were open for long, after another was made in its
+/// place.
 #[derive(Clone)]
 struct Served {
     id: u64,
@@ -77,7 +79,8 @@ struct Served {
     view: Option<String>,
 }
 
-/// Mounts, calls `ready` with a line for the user, and serves until the mount and all that were made beside it are gone.
+/// Mounts, calls `ready` with a line for the user, and serves until the mount and all that were made beside
+/// it are gone.
 ///
 /// Errors: what keeps it from starting, or broke the connection to the kernel.
 pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
@@ -88,7 +91,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     let point = prepare_point(&options.mount.point)?;
     let store = Store::open(&options.store, options.settings)?;
     let weak = Arc::downgrade(&store);
-    store.blobs.when_full(Arc::new(move || weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))));
+    store.blobs.when_full(Arc::new(move || {
+        weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))
+    }));
     staging::prepare(&store.dir)?;
     clean_up(&store.dir);
     let daemon = Arc::new(Daemon {
@@ -107,7 +112,8 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     let mounter = move |request| weak.upgrade().ok_or(Error::Stopping)?.mount_beside(request);
     let (id, fs) = daemon.file_system(&point, &options.mount)?;
     if options.mount.view.is_some() {
-        *daemon.whole.lock() = Some(ImageFs::new(daemon.store.clone(), MountPoint::default(), &daemon.mounts));
+        *daemon.whole.lock() =
+            Some(ImageFs::new(daemon.store.clone(), MountPoint::default(), &daemon.mounts));
     }
     socket::listen(daemon.store.clone(), Arc::new(mounter))?;
     let trees = daemon.trees(&fs, &point, options)?;
@@ -166,7 +172,10 @@ impl Daemon {
             None => {
                 if let Some(other) = served.iter().find(|other| other.view.is_none()) {
                     let mounted = other.point.display().to_string();
-                    return Err(Error::Locked { store: self.store.dir.clone(), holder: Box::new(Holder::ours(mounted)) });
+                    return Err(Error::Locked {
+                        store: self.store.dir.clone(),
+                        holder: Box::new(Holder::ours(mounted)),
+                    });
                 }
                 let fs = ImageFs::new(self.store.clone(), mount, &self.mounts);
                 *self.whole.lock() = Some(fs.clone());
@@ -184,7 +193,8 @@ impl Daemon {
         Ok((id, fs))
     }
 
-    /// Writes into the lock where the store is mounted; after the last, where it was: who waits for its end looks there.
+    /// Writes into the lock where the store is mounted; after the last, where it was: who waits for its end
+    /// looks there.
     fn say_where(&self) -> Result<()> {
         let point = self.served.lock().first().map(|first| first.point.display().to_string());
         point.map_or(Ok(()), |point| self.store.mounted_on(&point))
@@ -225,13 +235,19 @@ impl Daemon {
         start: impl FnOnce() -> Result<()>,
         ready: impl FnOnce(&str),
     ) -> Result<()> {
-        let mounted = mount::mount(point, &self.store.dir, &request.flags).and_then(|fd| start().map(|()| fd));
+        let mounted =
+            mount::mount(point, &self.store.dir, &request.flags).and_then(|fd| start().map(|()| fd));
         let served = mounted.and_then(|fd| {
             let line = {
                 let model = fs.store.catalog.read();
-                let (images, versions) = (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
+                let (images, versions) =
+                    (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
                 let what = request.view.as_ref().map_or(String::new(), |view| format!("view {view} of "));
-                format!("{} shows {what}{} ({images} images, {versions} versions)", point.display(), self.store.dir.display())
+                format!(
+                    "{} shows {what}{} ({images} images, {versions} versions)",
+                    point.display(),
+                    self.store.dir.display()
+                )
             };
             let serving = self.serving(Plane::All { passthrough: self.passthrough }, &request.flags);
             let served = fuse::serve(fs, fd, serving, || {
@@ -263,7 +279,8 @@ impl Daemon {
         let (id, fs) = self.file_system(&point, &request)?;
         if request.own_word {
             self.forget(id);
-            let why = "the store is mounted already, and how it behaves is its daemon's: see .imgfs/config".into();
+            let why =
+                "the store is mounted already, and how it behaves is its daemon's: see .imgfs/config".into();
             return Err(Error::Invalid { what: "a setting for one more mount".into(), why });
         }
         let (tell, told) = mpsc::sync_channel(1);
@@ -280,7 +297,8 @@ impl Daemon {
     }
 }
 
-/// Takes away what a daemon leaves in the store beside content: the way to it, and what older ones mounted there.
+/// Takes away what a daemon leaves in the store beside content: the way to it, and what older ones mounted
+/// there.
 fn clean_up(store: &Path) {
     if let Err(e) = attach::clear(store) {
         log::error!("{e}");
@@ -291,7 +309,10 @@ fn clean_up(store: &Path) {
 /// Serves the trees on a connection of their own.
 fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving) -> Result<JoinHandle<()>> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::Invalid { what: "-o trees=mounted".into(), why: "only root may mount them".into() });
+        return Err(Error::Invalid {
+            what: "-o trees=mounted".into(),
+            why: "only root may mount them".into(),
+        });
     }
     let (mount, fd) = mount::mount_nowhere(&fs.store.dir, flags)?;
     let served = fs.clone();
@@ -302,7 +323,8 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
     };
     let thread = std::thread::Builder::new().name("trees".into()).spawn(work);
     let thread = thread.map_err(Error::io("start a thread for", Path::new("trees")))?;
-    let device = rustix::fs::fstat(&mount).map(|stat| (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)));
+    let device = rustix::fs::fstat(&mount)
+        .map(|stat| (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)));
     if let Ok((major, minor)) = device {
         mount::raise_readahead(&format!("{major}:{minor}"));
     }
@@ -379,7 +401,9 @@ fn start_proving(daemon: &Arc<Daemon>) -> Result<()> {
 fn start_packing(daemon: &Arc<Daemon>) -> Result<()> {
     let daemon = daemon.clone();
     let work = move || {
-        let go_on = || !daemon.stopping.load(Ordering::Acquire) && !daemon.store.repack_paused.load(Ordering::Acquire);
+        let go_on = || {
+            !daemon.stopping.load(Ordering::Acquire) && !daemon.store.repack_paused.load(Ordering::Acquire)
+        };
         let mut next = Instant::now();
         while !daemon.stopping.load(Ordering::Acquire) {
             std::thread::sleep(TICK);
@@ -412,7 +436,8 @@ fn start_scrub(daemon: &Arc<Daemon>) -> Result<()> {
 
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
 fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
     let daemon = daemon.clone();
     let work = move || {
         if let Some(signal) = signals.forever().next() {

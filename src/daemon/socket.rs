@@ -1,6 +1,7 @@
 //! Commands beside a mount: asked of the daemon that holds the store, over its socket.
 //!
-//! A line of JSON is the request; lines of JSON come back, `Progress` any number of times, then one of the others.
+//! A line of JSON is the request; lines of JSON come back, `Progress` any number of times, then one of the
+//! others.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -86,7 +87,8 @@ pub enum Answer {
         bytes: u64,
     },
     Done,
-    /// An upload as it came: its version's serial, where it is below the mount, its name, the version's manifest.
+    /// An upload as it came: its version's serial, where it is below the mount, its name, the version's
+    /// manifest.
     Came {
         serial: u32,
         path: PathBuf,
@@ -117,7 +119,9 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             Answer::Swept { purged, blobs: swept.blobs, bytes: swept.bytes }
         }
         Request::Fsck { repair: true } => Answer::Checked(fsck::repair(store, progress)?),
-        Request::Fsck { repair: false } => Answer::Checked(Repaired { done: Vec::new(), left: fsck::check(store, progress)? }),
+        Request::Fsck { repair: false } => {
+            Answer::Checked(Repaired { done: Vec::new(), left: fsck::check(store, progress)? })
+        }
         Request::Repack => {
             let before = store.stored_bytes()?;
             gc::run(store)?;
@@ -144,7 +148,10 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             let mut images: Vec<_> = model.live_images().collect();
             images.sort_by(|a, b| a.name.cmp(&b.name));
             Answer::Document {
-                document: images.into_iter().map(|image| crate::images::describe::listed(&model, image)).collect(),
+                document: images
+                    .into_iter()
+                    .map(|image| crate::images::describe::listed(&model, image))
+                    .collect(),
             }
         }
     })
@@ -161,7 +168,11 @@ fn came(store: &Store, version: &str) -> Result<Answer> {
     let inside = keep::came_as(store, &found)?;
     let path = PathBuf::from(store.path_of(&model, found.serial)).join(inside);
     let manifest = manifests::shown(&model, &found);
-    let metadata = if found.facts.format == "lxd" { keep::metadata_tarball(&store.tree(found.serial)?.tree)? } else { None };
+    let metadata = if found.facts.format == "lxd" {
+        keep::metadata_tarball(&store.tree(found.serial)?.tree)?
+    } else {
+        None
+    };
     let name = found.facts.upload_name.clone();
     Ok(Answer::Came { serial: found.serial, path, name, manifest, metadata: metadata.map(|(name, ..)| name) })
 }
@@ -176,7 +187,8 @@ pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> 
     writeln!(stream, "{line}").map_err(Error::io("write to", &path))?;
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(Error::io("read from", &path))?;
-        let bad = |e: serde_json::Error| Error::Invalid { what: "the daemon's answer".into(), why: e.to_string() };
+        let bad =
+            |e: serde_json::Error| Error::Invalid { what: "the daemon's answer".into(), why: e.to_string() };
         match serde_json::from_str(&line).map_err(bad)? {
             Answer::Progress { done, total } if progress(done, total) => {}
             Answer::Progress { .. } => break,
@@ -201,10 +213,16 @@ pub fn listen(store: Arc<Store>, mounter: Mounter) -> Result<()> {
                 continue;
             };
             let (store, mounter) = (store.clone(), mounter.clone());
-            let _ = std::thread::Builder::new().name("control".into()).spawn(move || answer(&store, &mounter, stream));
+            let _ = std::thread::Builder::new()
+                .name("control".into())
+                .spawn(move || answer(&store, &mounter, stream));
         }
     };
-    std::thread::Builder::new().name("listen".into()).spawn(served).map(drop).map_err(Error::io("listen on", &path))
+    std::thread::Builder::new()
+        .name("listen".into())
+        .spawn(served)
+        .map(drop)
+        .map_err(Error::io("listen on", &path))
 }
 
 fn answer(store: &Store, mounter: &Mounter, stream: UnixStream) {
@@ -213,7 +231,8 @@ fn answer(store: &Store, mounter: &Mounter, stream: UnixStream) {
     if BufReader::new(stream).read_line(&mut line).is_err() {
         return;
     }
-    let mut send = |answer: &Answer| writeln!(out, "{}", serde_json::to_string(answer).expect("a plain enum"));
+    let mut send =
+        |answer: &Answer| writeln!(out, "{}", serde_json::to_string(answer).expect("a plain enum"));
     let Ok(request) = serde_json::from_str(&line) else {
         let _ = send(&Answer::Failed { why: "the request is not understood".into() });
         return;

@@ -12,10 +12,11 @@ pub struct Holder {
     /// Where the store is mounted; empty while a mount begins, for a command, and for what is no imgfs.
     pub mounted: String,
     pub is_imgfs: bool,
-    /// Why a daemon goes on whose mount is not here any more; asked for a refusal only, because it takes a while.
+    /// Why a daemon goes on whose mount is not here any more; asked for a refusal only, because it takes a
+    /// while.
     pub elsewhere: Option<String>,
-    /// Where a process waits in the kernel that was killed, or is at its end, and cannot go before that answers: the
-    /// disk, mostly.
+    /// Where a process waits in the kernel that was killed, or is at its end, and cannot go before that
+    /// answers: the disk, mostly.
     pub dying: Option<String>,
 }
 
@@ -28,7 +29,9 @@ impl fmt::Display for Holder {
         }
         match (&self.dying, &self.elsewhere) {
             (Some(place), _) => write!(f, ", which is ending: it waits in the kernel ({place})"),
-            (None, Some(why)) => write!(f, ", which still serves what was mounted on {}: {why}", self.mounted),
+            (None, Some(why)) => {
+                write!(f, ", which still serves what was mounted on {}: {why}", self.mounted)
+            }
             (None, None) if self.mounted.is_empty() => Ok(()),
             (None, None) => write!(f, ", mounted on {}", self.mounted),
         }

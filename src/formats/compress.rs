@@ -1,7 +1,8 @@
-//! imgfs export FILE.tar.zst, and uploads that can be made again: how a stream was compressed, and doing it so.
+//! imgfs export FILE.tar.zst, and uploads that can be made again: how a stream was compressed, and doing it
+//! so.
 //!
-//! A compressor is a function of its input, its library and a few parameters. Those that are common are tried until
-//! the same bytes come out; then the parameters stand for the bytes. (The idea is pristine-tar's.)
+//! A compressor is a function of its input, its library and a few parameters. Those that are common are tried
+//! until the same bytes come out; then the parameters stand for the bytes. (The idea is pristine-tar's.)
 
 use std::io::{self, Write};
 
@@ -21,7 +22,8 @@ pub enum Method {
     Bzip2 {
         level: u32,
     },
-    /// `preset` as liblzma counts, with its bit for *extreme*; `block`: bytes of a block, 0 for one block in all.
+    /// `preset` as liblzma counts, with its bit for *extreme*; `block`: bytes of a block, 0 for one block in
+    /// all.
     Xz {
         preset: u32,
         check: u8,
@@ -41,7 +43,8 @@ const EXTREME: u32 = 1 << 31;
 /// Dictionaries of xz's presets 0 to 9, as powers of two.
 const XZ_DICTIONARIES: [u32; 10] = [18, 20, 21, 22, 22, 23, 23, 24, 25, 26];
 /// Levels of zstd, the likeliest first.
-const ZSTD_LEVELS: [i32; 22] = [3, 19, 1, 9, 6, 2, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22];
+const ZSTD_LEVELS: [i32; 22] =
+    [3, 19, 1, 9, 6, 2, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22];
 
 impl Method {
     /// A good way to compress a new file whose name ends so; nothing for a suffix that means no compression.
@@ -49,10 +52,15 @@ impl Method {
         Some(match suffix {
             "gz" | "tgz" => {
                 // Deflate, no flags, no time, Unix: the same bytes each time.
-                Method::Gzip { level: level.unwrap_or(6).min(9), header: vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3] }
+                Method::Gzip {
+                    level: level.unwrap_or(6).min(9),
+                    header: vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3],
+                }
             }
             "bz2" | "tbz2" => Method::Bzip2 { level: level.unwrap_or(9).clamp(1, 9) },
-            "xz" | "txz" => Method::Xz { preset: level.unwrap_or(6).min(9), check: Check::Crc64 as u8, block: 24 << 20 },
+            "xz" | "txz" => {
+                Method::Xz { preset: level.unwrap_or(6).min(9), check: Check::Crc64 as u8, block: 24 << 20 }
+            }
             "zst" | "tzst" => {
                 let level = i32::try_from(level.unwrap_or(3).clamp(1, 19)).unwrap_or(3);
                 Method::Zstd { level, checksum: true, sized: true, threaded: true }
@@ -72,11 +80,14 @@ impl Method {
                 };
                 levels.into_iter().map(|level| Method::Gzip { level, header: head[..len].to_vec() }).collect()
             }),
-            [b'B', b'Z', b'h', level @ b'1'..=b'9', ..] => vec![Method::Bzip2 { level: u32::from(level - b'0') }],
+            [b'B', b'Z', b'h', level @ b'1'..=b'9', ..] => {
+                vec![Method::Bzip2 { level: u32::from(level - b'0') }]
+            }
             [0xfd, b'7', b'z', b'X', b'Z', 0, 0, check, ..] => xz_candidates(head, check & 15),
             [0x28, 0xb5, 0x2f, 0xfd, descriptor, ..] => {
                 let (checksum, sized) = (descriptor & 4 != 0, descriptor & 0xe0 != 0);
-                let ways = ZSTD_LEVELS.iter().flat_map(|level| [true, false].map(|threaded| (*level, threaded)));
+                let ways =
+                    ZSTD_LEVELS.iter().flat_map(|level| [true, false].map(|threaded| (*level, threaded)));
                 ways.map(|(level, threaded)| Method::Zstd { level, checksum, sized, threaded }).collect()
             }
             _ => Vec::new(),
@@ -93,13 +104,20 @@ impl Method {
                 let deflate = flate2::write::DeflateEncoder::new(out, Compression::new(*level));
                 Compressor::Gzip(deflate, Crc::new())
             }
-            Method::Bzip2 { level } => Compressor::Bzip2(bzip2::write::BzEncoder::new(out, bzip2::Compression::new(*level))),
+            Method::Bzip2 { level } => {
+                Compressor::Bzip2(bzip2::write::BzEncoder::new(out, bzip2::Compression::new(*level)))
+            }
             Method::Xz { preset, check, block } => {
                 let check = check_of(*check).ok_or(io::ErrorKind::InvalidInput)?;
                 let stream = if *block == 0 {
                     Stream::new_easy_encoder(*preset, check)
                 } else {
-                    MtStreamBuilder::new().preset(*preset).check(check).block_size(*block).threads(2).encoder()
+                    MtStreamBuilder::new()
+                        .preset(*preset)
+                        .check(check)
+                        .block_size(*block)
+                        .threads(2)
+                        .encoder()
                 };
                 Compressor::Xz(xz2::write::XzEncoder::new_stream(out, stream?))
             }
@@ -220,7 +238,10 @@ fn xz_candidates(head: &[u8], check: u8) -> Vec<Method> {
     let same = |preset: &u32| u64::from(XZ_DICTIONARIES[*preset as usize] - 12) * 2 == dictionary;
     // 6 is xz's own choice; of those with the same dictionary the higher one is the common one.
     let presets = (0..10u32).rev().filter(same);
-    presets.flat_map(|preset| [preset, preset | EXTREME]).map(|preset| Method::Xz { preset, check, block }).collect()
+    presets
+        .flat_map(|preset| [preset, preset | EXTREME])
+        .map(|preset| Method::Xz { preset, check, block })
+        .collect()
 }
 
 #[cfg(test)]

@@ -133,7 +133,8 @@ impl KeepUpload {
         [KeepUpload::Never, KeepUpload::Always, KeepUpload::Exact].into_iter().find(|k| k.name() == text)
     }
 
-    /// What holds for an upload whose digest was announced: it and the announcement must go out together again.
+    /// What holds for an upload whose digest was announced: it and the announcement must go out together
+    /// again.
     pub fn of_announced(self) -> KeepUpload {
         if self == KeepUpload::Never { KeepUpload::Exact } else { self }
     }
@@ -187,18 +188,25 @@ impl Editable {
             },
             "keep_versions" => match value {
                 Value::Null => self.keep_versions = None,
-                _ => match value.as_u64().or_else(|| text?.parse().ok()).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0) {
+                _ => match value
+                    .as_u64()
+                    .or_else(|| text?.parse().ok())
+                    .and_then(|n| u32::try_from(n).ok())
+                    .filter(|n| *n > 0)
+                {
                     Some(n) => self.keep_versions = Some(n),
                     None => return bad("is a number from 1 on"),
                 },
             },
-            "expires_at" => match text.or_else(|| value.as_u64().map(|seconds| seconds.to_string())).as_deref() {
-                Some("") => self.expires_at = None,
-                text => match text.and_then(parse_time) {
-                    Some(at) => self.expires_at = Some(at),
-                    None => return bad(TIMES),
-                },
-            },
+            "expires_at" => {
+                match text.or_else(|| value.as_u64().map(|seconds| seconds.to_string())).as_deref() {
+                    Some("") => self.expires_at = None,
+                    text => match text.and_then(parse_time) {
+                        Some(at) => self.expires_at = Some(at),
+                        None => return bad(TIMES),
+                    },
+                }
+            }
             "expires_unused" => match text.as_deref() {
                 Some("") => self.expires_unused = None,
                 text => match text.and_then(duration).filter(|seconds| *seconds > 0) {
@@ -245,7 +253,9 @@ impl Editable {
             "properties" => {
                 let map = match value {
                     Value::Null => Some(BTreeMap::new()),
-                    Value::Object(map) => map.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
+                    Value::Object(map) => {
+                        map.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+                    }
                     _ => None,
                 };
                 let Some(map) = map else { return bad("is a map of strings") };

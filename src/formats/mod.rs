@@ -1,4 +1,5 @@
-//! Readers and writers of formats that others have defined, and of our metadata.json. None of them touches a store.
+//! Readers and writers of formats that others have defined, and of our metadata.json. None of them touches a
+//! store.
 
 pub mod compress;
 pub mod imgapi;

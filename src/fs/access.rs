@@ -1,9 +1,9 @@
-//! chmod, chown, chgrp, setfacl: who may, where the kernel does not ask: for names that lead to an image from elsewhere, and for
-//! what is said about it.
+//! chmod, chown, chgrp, setfacl: who may, where the kernel does not ask: for names that lead to an image from
+//! elsewhere, and for what is said about it.
 //!
-//! With `allow_other` the kernel checks every path by the mode of what lies on it (`default_permissions`). What is left
-//! is an upload into the root that is the next version of somebody's image, `by-id`, `by-digest`, receipts, aliases,
-//! `errors` and `log`. Root and the owner of the mount may everything.
+//! With `allow_other` the kernel checks every path by the mode of what lies on it (`default_permissions`).
+//! What is left is an upload into the root that is the next version of somebody's image, `by-id`,
+//! `by-digest`, receipts, aliases, `errors` and `log`. Root and the owner of the mount may everything.
 
 use std::collections::HashMap;
 
@@ -61,7 +61,8 @@ impl ImageFs {
 
     /// A name that something in the root is to get.
     ///
-    /// Errors: `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view; `Taken` by an upload.
+    /// Errors: `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view; `Taken` by an
+    /// upload.
     pub(super) fn new_name(&self, caller: Caller, name: &[u8]) -> Result<ImageName> {
         let name = ImageName::parse(name)?;
         self.refuse_binding(caller, name.as_str())?;
@@ -75,7 +76,10 @@ impl ImageFs {
     pub(super) fn refuse_staged(&self, name: &str, but: Option<u64>) -> Result<()> {
         let shown = self.uploads.named(Place::Root, name).filter(|upload| upload.is_under_way());
         if shown.is_some_and(|upload| Some(upload.number) != but) {
-            return Err(Error::Taken { name: name.to_owned(), holder: "it is an upload under way, or staged".into() });
+            return Err(Error::Taken {
+                name: name.to_owned(),
+                holder: "it is an upload under way, or staged".into(),
+            });
         }
         Ok(())
     }
@@ -119,8 +123,8 @@ impl ImageFs {
         }
     }
 
-    /// Refuses to bring back or to end what is in the trash: a version of this image, or all of it, which in a sticky root
-    /// only its owner could have deleted.
+    /// Refuses to bring back or to end what is in the trash: a version of this image, or all of it, which in
+    /// a sticky root only its owner could have deleted.
     pub(super) fn refuse_trashed(&self, caller: Caller, image: u32, version: bool) -> Result<()> {
         let (root, model) = (self.root(), self.store.catalog.read());
         let Some(image) = model.images.get(&image) else { return Ok(()) };
@@ -130,8 +134,8 @@ impl ImageFs {
         self.refuse_change(caller, Some(image))
     }
 
-    /// Of a text of lines whose fields are a time, a user, a gesture and a path, those that this user may know: of own
-    /// gestures, and of images that may be read, since they have their names.
+    /// Of a text of lines whose fields are a time, a user, a gesture and a path, those that this user may
+    /// know: of own gestures, and of images that may be read, since they have their names.
     pub(super) fn heard_by(&self, caller: Caller, text: String) -> String {
         if self.is_admin(caller) {
             return text;

@@ -1,5 +1,5 @@
-//! setfacl, getfacl on an image and on the mount's root; what the groups of `admin_group` and `import_group` have, shown as
-//! the entries of an ACL, so that the kernel lets their members in.
+//! setfacl, getfacl on an image and on the mount's root; what the groups of `admin_group` and `import_group`
+//! have, shown as the entries of an ACL, so that the kernel lets their members in.
 
 use crate::base::acl::{ACCESS, Acl, DEFAULT, with_bits};
 use crate::catalog::Image;
@@ -35,8 +35,8 @@ impl Shown {
     }
 }
 
-/// The mode that a chmod asks for, of a file that shows another mode than it has: group bits that are left as they are shown
-/// stay as they were.
+/// The mode that a chmod asks for, of a file that shows another mode than it has: group bits that are left as
+/// they are shown stay as they were.
 pub(super) fn asked(mode: u32, shown: u32, own: u32) -> u32 {
     let left = (mode ^ shown) & 0o070 == 0;
     if left { mode & !0o070 | own & 0o070 } else { mode }
@@ -73,8 +73,8 @@ impl ImageFs {
         self.with_kernel(|kernel| nodes.into_iter().for_each(|node| kernel.forget_attributes(node.ino())));
     }
 
-    /// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes on. What lies in an
-    /// image has that of the image, less what nobody may.
+    /// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes
+    /// on. What lies in an image has that of the image, less what nobody may.
     pub(super) fn acl_value(&self, node: NodeId) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: ACCESS.into() };
         let (rights, most) = match node {
@@ -103,7 +103,9 @@ impl ImageFs {
             NodeId::Receipt(_) | NodeId::Upload(_) => {
                 let serial = match node {
                     NodeId::Receipt(serial) => Some(serial),
-                    NodeId::Upload(number) => self.uploads.by_number(number).and_then(|upload| upload.published_as()),
+                    NodeId::Upload(number) => {
+                        self.uploads.by_number(number).and_then(|upload| upload.published_as())
+                    }
                     _ => None,
                 };
                 let model = self.store.catalog.read();
@@ -117,15 +119,25 @@ impl ImageFs {
     }
 
     /// `setfacl`; none: `setfacl -b`.
-    pub(super) fn set_acl(&self, caller: Caller, node: NodeId, name: &str, value: Option<&[u8]>) -> Result<()> {
+    pub(super) fn set_acl(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        name: &str,
+        value: Option<&[u8]>,
+    ) -> Result<()> {
         let unsupported = |what: &str, instead| Err(Error::Unsupported { what: what.into(), instead });
         if !self.mount.has_acls {
             return unsupported("an ACL on this mount", "mount with -o allow_other, and without noacl");
         }
         if name == DEFAULT {
-            return unsupported("a default ACL", "new images take the mode that umask leaves: setfacl -m on each");
+            return unsupported(
+                "a default ACL",
+                "new images take the mode that umask leaves: setfacl -m on each",
+            );
         }
-        let (mut acl, bits) = value.map(Acl::parse).transpose()?.map_or((None, None), |(acl, bits)| (acl, Some(bits)));
+        let (mut acl, bits) =
+            value.map(Acl::parse).transpose()?.map_or((None, None), |(acl, bits)| (acl, Some(bits)));
         if let Some(acl) = &mut acl {
             // What the settings add is not the image's own.
             let settings = self.store.settings();
@@ -135,7 +147,12 @@ impl ImageFs {
         match node {
             NodeId::Image { serial, part: ImagePart::Dir, .. } => {
                 versions::set_acl(&self.store, serial, acl, bits)?;
-                self.store.journal.log(caller.uid, "setfacl", self.path_of(node).trim_start_matches('/'), "changed");
+                self.store.journal.log(
+                    caller.uid,
+                    "setfacl",
+                    self.path_of(node).trim_start_matches('/'),
+                    "changed",
+                );
             }
             NodeId::Root => {
                 let mut root = self.root();

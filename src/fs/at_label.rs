@@ -1,4 +1,5 @@
-//! ls MNT/web@1.0: a version by its image and its label, as imgadm prints them. Such a name resolves, and is never listed.
+//! ls MNT/web@1.0: a version by its image and its label, as imgadm prints them. Such a name resolves, and is
+//! never listed.
 
 use crate::fs::access::READ;
 use crate::fs::node::{Link, NodeId};
@@ -6,8 +7,8 @@ use crate::fs::{Caller, ImageFs};
 use crate::images::links;
 
 impl ImageFs {
-    /// What `web@1.0` leads to where nothing else has the name. Not for a caller that is about to make something of that
-    /// name, which must not find it taken, and not for one who may not read the image.
+    /// What `web@1.0` leads to where nothing else has the name. Not for a caller that is about to make
+    /// something of that name, which must not find it taken, and not for one who may not read the image.
     pub(super) fn at_label(&self, caller: Caller, name: &str) -> Option<NodeId> {
         let model = self.store.catalog.read();
         let label = links::at_label(&model, name)?;
@@ -30,7 +31,11 @@ fn creates(pid: u32) -> bool {
     };
     let for_creation = |flags: u64| flags & libc::O_CREAT.unsigned_abs() as u64 != 0;
     match call {
-        libc::SYS_mkdirat | libc::SYS_symlinkat | libc::SYS_renameat2 | libc::SYS_mknodat | libc::SYS_linkat => true,
+        libc::SYS_mkdirat
+        | libc::SYS_symlinkat
+        | libc::SYS_renameat2
+        | libc::SYS_mknodat
+        | libc::SYS_linkat => true,
         libc::SYS_openat => for_creation(argument(2)),
         _ => is_old_call(call) || (opens_by_old_call(call) && for_creation(argument(1))),
     }

@@ -43,7 +43,9 @@ impl ImageFs {
                 Ok(NodeId::Tree { serial, index: found })
             }
             NodeId::Root => self.lookup_in_root(caller, name),
-            NodeId::Image { serial, part: ImagePart::Dir, .. } => self.lookup_in_image(caller, parent, serial, name),
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => {
+                self.lookup_in_image(caller, parent, serial, name)
+            }
             NodeId::Version { serial, part: VersionPart::Dir, incarnation } => {
                 self.lookup_in_version(caller, serial, incarnation, name)
             }
@@ -114,7 +116,9 @@ impl ImageFs {
                 // Gone for good, and its walker still removes what it has listed.
                 return match name {
                     b".id" => Err(not_found(name)),
-                    _ if !self.deleted_by(caller, Object::Image(serial)) => self.ghost_named(caller, parent, name),
+                    _ if !self.deleted_by(caller, Object::Image(serial)) => {
+                        self.ghost_named(caller, parent, name)
+                    }
                     _ if parse_number(name).is_some() => Ok(NodeId::Ghost),
                     _ => part(ImagePart::Metadata),
                 };
@@ -127,7 +131,9 @@ impl ImageFs {
                         part(ImagePart::Id)
                     };
                 }
-                b"metadata.json" if self.replacing.is_removed(caller.pid, serial) => return Err(not_found(name)),
+                b"metadata.json" if self.replacing.is_removed(caller.pid, serial) => {
+                    return Err(not_found(name));
+                }
                 b"metadata.json" => return part(ImagePart::Metadata),
                 _ if let Some(form) = Form::of_name(name) => {
                     let has = icons::form(&model, serial) == Some(form);
@@ -137,7 +143,9 @@ impl ImageFs {
                     let newest = model.latest(serial).ok_or_else(|| not_found(name))?;
                     return Ok(NodeId::Link(Link::Number(newest.serial)));
                 }
-                b"default" => return default_link(&model, image).map(NodeId::Link).ok_or_else(|| not_found(name)),
+                b"default" => {
+                    return default_link(&model, image).map(NodeId::Link).ok_or_else(|| not_found(name));
+                }
                 _ => {}
             }
             if let Some(version) = parse_number(name).and_then(|n| model.version(serial, n)) {
@@ -152,7 +160,9 @@ impl ImageFs {
             if let Some(staging) = self.stagings.named(Place::Image(serial), text) {
                 return Ok(staging);
             }
-            if let Some(upload) = self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(caller, u)) {
+            if let Some(upload) =
+                self.uploads.named(Place::Image(serial), text).filter(|u| self.shows(caller, u))
+            {
                 if self.is_hidden_from(caller, parent, name, &upload) {
                     return Err(not_found(name));
                 }
@@ -163,7 +173,9 @@ impl ImageFs {
                 return Ok(NodeId::Receipt(version.serial));
             }
             // As the receipt of the manifest that was copied in with the newest version.
-            if let Some(newest) = model.latest(serial).filter(|v| text == "manifest" && !v.facts.manifest.is_empty()) {
+            if let Some(newest) =
+                model.latest(serial).filter(|v| text == "manifest" && !v.facts.manifest.is_empty())
+            {
                 let (serial, incarnation) = (newest.serial, self.incarnation(newest.serial));
                 return Ok(NodeId::Version { serial, part: VersionPart::Manifest, incarnation });
             }
@@ -174,8 +186,8 @@ impl ImageFs {
     fn lookup_in_version(&self, caller: Caller, serial: u32, incarnation: u8, name: &[u8]) -> Result<NodeId> {
         let part = |part| NodeId::Version { serial, part, incarnation };
         let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
-        let walker =
-            self.deleted_by(caller, Object::Version(serial)) || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)));
+        let walker = self.deleted_by(caller, Object::Version(serial))
+            || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)));
         match name {
             b".id" if walker => Err(not_found(name)),
             b".id" => Ok(part(VersionPart::Id)),
@@ -184,7 +196,9 @@ impl ImageFs {
             b"used_by" => Ok(part(VersionPart::UsedBy)),
             b"manifest" if self.has_manifest(serial) => Ok(part(VersionPart::Manifest)),
             b"changes" if walker || self.has_changes(serial) => Ok(part(VersionPart::Changes)),
-            _ if self.kept_name(serial).is_some_and(|kept| kept.as_bytes() == name) => Ok(part(VersionPart::Upload)),
+            _ if self.kept_name(serial).is_some_and(|kept| kept.as_bytes() == name) => {
+                Ok(part(VersionPart::Upload))
+            }
             _ => {
                 let slot = self.store.tree(serial)?;
                 match name {
@@ -192,7 +206,9 @@ impl ImageFs {
                     b"rootfs" if slot.tree.has_rootfs() => Ok(NodeId::Tree { serial, index: ROOT }),
                     _ => {
                         let beside = slot.tree.beside().map(|index| slot.tree.node(index)).transpose()?;
-                        let found = beside.and_then(|beside| slot.tree.lookup(&beside, name).transpose()).transpose()?;
+                        let found = beside
+                            .and_then(|beside| slot.tree.lookup(&beside, name).transpose())
+                            .transpose()?;
                         let index = found.ok_or_else(|| not_found(name))?;
                         let directory = matches!(slot.tree.node(index)?.kind, Kind::Directory { .. });
                         Ok(if walker && directory { NodeId::Ghost } else { NodeId::Tree { serial, index } })
@@ -204,14 +220,22 @@ impl ImageFs {
 
     /// A tree by the serial of its version, as the second connection calls it.
     pub fn tree_called(&self, name: &[u8]) -> Result<NodeId> {
-        let serial = std::str::from_utf8(name).ok().and_then(|text| text.parse().ok()).ok_or_else(|| not_found(name))?;
+        let serial = std::str::from_utf8(name)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| not_found(name))?;
         self.store.tree(serial)?;
         Ok(NodeId::Tree { serial, index: ROOT })
     }
 
     /// Whether the version has a manifest that is not a file of its tree.
     fn has_manifest(&self, serial: u32) -> bool {
-        self.store.catalog.read().versions.get(&serial).is_some_and(|version| !version.facts.manifest.is_empty())
+        self.store
+            .catalog
+            .read()
+            .versions
+            .get(&serial)
+            .is_some_and(|version| !version.facts.manifest.is_empty())
     }
 
     /// The name of the version's upload, if it can be had as it came.
@@ -223,18 +247,23 @@ impl ImageFs {
         self.walkers.has_deleted(caller.pid, object)
     }
 
-    /// A name that is gone for all but the process that deleted what was there, or that moved something to it.
+    /// A name that is gone for all but the process that deleted what was there, or that moved something to
+    /// it.
     pub(super) fn ghost_named(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
         if let Some(moved) = self.moved.find(caller.pid, parent, name) {
             return Ok(moved);
         }
         match self.walkers.ghost_named(caller.pid, parent.ino(), name) {
-            Some(Object::Image(serial)) => {
-                Ok(NodeId::Image { serial, part: ImagePart::Dir, incarnation: self.incarnation(serial).wrapping_sub(1) })
-            }
-            Some(Object::Version(serial)) => {
-                Ok(NodeId::Version { serial, part: VersionPart::Dir, incarnation: self.incarnation(serial).wrapping_sub(1) })
-            }
+            Some(Object::Image(serial)) => Ok(NodeId::Image {
+                serial,
+                part: ImagePart::Dir,
+                incarnation: self.incarnation(serial).wrapping_sub(1),
+            }),
+            Some(Object::Version(serial)) => Ok(NodeId::Version {
+                serial,
+                part: VersionPart::Dir,
+                incarnation: self.incarnation(serial).wrapping_sub(1),
+            }),
             None => {
                 self.missed.note(caller.pid, parent, name);
                 Err(not_found(name))
@@ -242,9 +271,10 @@ impl ImageFs {
         }
     }
 
-    /// Whether this was deleted, and who asks may have come to it by a name that the kernel has not yet forgotten, because
-    /// somebody holds the directory of the name: then it is to look at the path again. Not if it comes again: it stands in it. Not for a name in it, either, which the kernel would then
-    /// take to be gone.
+    /// Whether this was deleted, and who asks may have come to it by a name that the kernel has not yet
+    /// forgotten, because somebody holds the directory of the name: then it is to look at the path again. Not
+    /// if it comes again: it stands in it. Not for a name in it, either, which the kernel would then take to
+    /// be gone.
     pub fn is_outlived(&self, caller: Caller, node: NodeId) -> bool {
         let (serial, incarnation, object) = match node {
             NodeId::Image { serial, incarnation, .. } => (serial, incarnation, Object::Image(serial)),
@@ -255,7 +285,8 @@ impl ImageFs {
             return false;
         }
         let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
-        if self.deleted_by(caller, object) || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i))) {
+        if self.deleted_by(caller, object) || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)))
+        {
             return false;
         }
         // fstat comes to it by no name.
@@ -293,7 +324,8 @@ impl ImageFs {
         Ok(Opened::Direct(self.open_handle(Handle::Directory(node, self.list(caller, node)?))))
     }
 
-    /// The errno that this walker was refused the deletion of a directory with, or of what that lies in, a moment ago.
+    /// The errno that this walker was refused the deletion of a directory with, or of what that lies in, a
+    /// moment ago.
     pub(super) fn refused_walk(&self, caller: Caller, node: NodeId) -> Option<i32> {
         let image_of = |serial| self.store.catalog.read().versions.get(&serial).map(|v| v.image);
         let (version, image) = match node {
@@ -311,7 +343,8 @@ impl ImageFs {
 
     fn list(&self, caller: Caller, node: NodeId) -> Result<Vec<DirEntry>> {
         let (directory, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
-        let entry = |name: &str, node: NodeId, format: u32| DirEntry { name: name.as_bytes().to_vec(), node, format };
+        let entry =
+            |name: &str, node: NodeId, format: u32| DirEntry { name: name.as_bytes().to_vec(), node, format };
         let mut all = vec![entry(".", node, directory), entry("..", self.parent_of(node), directory)];
         match node {
             NodeId::Root => {
@@ -322,15 +355,23 @@ impl ImageFs {
                 }
                 for (name, named) in model.names() {
                     match named {
-                        Named::Image(serial) if model.images.get(&serial).is_some_and(|i| !i.editable.offer.is_listed()) => {}
+                        Named::Image(serial)
+                            if model.images.get(&serial).is_some_and(|i| !i.editable.offer.is_listed()) => {}
                         Named::Image(serial) => all.push(entry(name, self.image_node(serial), directory)),
                         Named::Alias(serial) => {
-                            all.extend(alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), link)));
+                            all.extend(
+                                alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), link)),
+                            );
                         }
                     }
                 }
                 drop(model);
-                all.extend(self.stagings.list(Place::Root).into_iter().map(|(name, node)| entry(&name, node, directory)));
+                all.extend(
+                    self.stagings
+                        .list(Place::Root)
+                        .into_iter()
+                        .map(|(name, node)| entry(&name, node, directory)),
+                );
                 for upload in self.uploads.under_way(Some(Place::Root)) {
                     all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
                 }
@@ -355,10 +396,15 @@ impl ImageFs {
                     all.push(entry("default", NodeId::Link(target), link));
                 }
                 for version in model.versions_of(serial) {
-                    all.push(entry(&version.number.to_string(), self.version_node(version.serial), directory));
+                    all.push(entry(
+                        &version.number.to_string(),
+                        self.version_node(version.serial),
+                        directory,
+                    ));
                 }
                 for label in model.labels_of(serial) {
-                    let version = model.version(serial, label.number).map(|v| NodeId::Link(Link::Number(v.serial)));
+                    let version =
+                        model.version(serial, label.number).map(|v| NodeId::Link(Link::Number(v.serial)));
                     all.extend(version.map(|node| entry(&format!("@{}", label.name), node, link)));
                 }
                 drop(model);
@@ -418,14 +464,22 @@ impl ImageFs {
         }
     }
 
-    /// Walks a listing from entry `from` on, until `add` says that the buffer is full. `add` gets the number that
-    /// the next listing would begin with.
-    pub fn list_entries(&self, node: NodeId, fh: u64, from: u64, mut add: impl FnMut(u64, &DirEntry) -> bool) -> Result<()> {
+    /// Walks a listing from entry `from` on, until `add` says that the buffer is full. `add` gets the number
+    /// that the next listing would begin with.
+    pub fn list_entries(
+        &self,
+        node: NodeId,
+        fh: u64,
+        from: u64,
+        mut add: impl FnMut(u64, &DirEntry) -> bool,
+    ) -> Result<()> {
         if let NodeId::Tree { serial, index } = node {
             return self.list_tree(serial, index, from, add);
         }
         let handle = self.handle(fh)?;
-        let Handle::Directory(_, entries) = &*handle else { return Err(Error::NotDirectory { what: "it".into() }) };
+        let Handle::Directory(_, entries) = &*handle else {
+            return Err(Error::NotDirectory { what: "it".into() });
+        };
         for (n, entry) in entries.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
             if add(n as u64 + 1, entry) {
                 break;
@@ -445,7 +499,13 @@ impl ImageFs {
         }
     }
 
-    fn list_tree(&self, serial: u32, index: u32, from: u64, mut add: impl FnMut(u64, &DirEntry) -> bool) -> Result<()> {
+    fn list_tree(
+        &self,
+        serial: u32,
+        index: u32,
+        from: u64,
+        mut add: impl FnMut(u64, &DirEntry) -> bool,
+    ) -> Result<()> {
         let slot = self.store.tree(serial)?;
         let tree = &slot.tree;
         let directory = tree.node(index)?;
@@ -455,7 +515,11 @@ impl ImageFs {
         let mut n = from;
         loop {
             let entry = match n {
-                0 => DirEntry { name: b".".to_vec(), node: NodeId::Tree { serial, index }, format: libc::S_IFDIR },
+                0 => DirEntry {
+                    name: b".".to_vec(),
+                    node: NodeId::Tree { serial, index },
+                    format: libc::S_IFDIR,
+                },
                 1 => DirEntry { name: b"..".to_vec(), node: up, format: libc::S_IFDIR },
                 _ => {
                     let at = u32::try_from(n - 2).map_err(|_| stale())?;
@@ -488,7 +552,8 @@ fn default_link(model: &Model, image: &Image) -> Option<Link> {
 
 /// What a version's tree shows in the version: rootfs and its tar, and what lies beside them.
 fn list_content(serial: u32, tree: &Tree, tar: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
-    let mut add = |name: &[u8], node: NodeId, format: u32| all.push(DirEntry { name: name.to_vec(), node, format });
+    let mut add =
+        |name: &[u8], node: NodeId, format: u32| all.push(DirEntry { name: name.to_vec(), node, format });
     if tree.has_rootfs() {
         add(b"rootfs", NodeId::Tree { serial, index: ROOT }, libc::S_IFDIR);
         add(b"rootfs.tar", tar, libc::S_IFREG);
@@ -517,5 +582,8 @@ fn alias_link(model: &Model, serial: u32) -> Option<Link> {
 /// The newest version whose upload was written under this name.
 fn receipt_in<'m>(model: &'m Model, image: u32, name: &str, in_root: bool) -> Option<&'m Version> {
     model.live_image(image)?;
-    model.versions_of(image).rev().find(|v| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root))
+    model
+        .versions_of(image)
+        .rev()
+        .find(|v| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root))
 }

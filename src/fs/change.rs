@@ -40,9 +40,13 @@ impl ImageFs {
         let model = self.store.catalog.read();
         match parent {
             NodeId::Root => format!("/{name}"),
-            NodeId::Image { serial, .. } => format!("/{}/{name}", model.images.get(&serial).map_or("?", |i| i.name.as_str())),
+            NodeId::Image { serial, .. } => {
+                format!("/{}/{name}", model.images.get(&serial).map_or("?", |i| i.name.as_str()))
+            }
             NodeId::Version { serial, .. } => format!("/{}/{name}", self.store.path_of(&model, serial)),
-            NodeId::Tree { serial, .. } => format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial)),
+            NodeId::Tree { serial, .. } => {
+                format!("/{}/rootfs/.../{name}", self.store.path_of(&model, serial))
+            }
             NodeId::Staging(_) => format!("a staging directory's {name}"),
             NodeId::In(kind, directory) => {
                 drop(model);
@@ -57,8 +61,12 @@ impl ImageFs {
     pub(super) fn path_of(&self, node: NodeId) -> String {
         let model = self.store.catalog.read();
         match node {
-            NodeId::Image { serial, .. } => format!("/{}", model.images.get(&serial).map_or("?", |i| i.name.as_str())),
-            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => format!("/{}", self.store.path_of(&model, serial)),
+            NodeId::Image { serial, .. } => {
+                format!("/{}", model.images.get(&serial).map_or("?", |i| i.name.as_str()))
+            }
+            NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => {
+                format!("/{}", self.store.path_of(&model, serial))
+            }
             _ => "/".into(),
         }
     }
@@ -83,19 +91,24 @@ impl ImageFs {
                 let name = self.new_name(caller, name);
                 name.and_then(|name| versions::make_image(&self.store, &name, caller.uid, caller.gid, mode))
             }
-            NodeId::Image { part: ImagePart::Dir, .. } if parse_number(name).is_some() => Err(Error::Managed {
-                what: format!("the number {}", text_of(name)),
-                why: "a tarball copied into the image gets the next one",
-            }),
+            NodeId::Image { part: ImagePart::Dir, .. } if parse_number(name).is_some() => {
+                Err(Error::Managed {
+                    what: format!("the number {}", text_of(name)),
+                    why: "a tarball copied into the image gets the next one",
+                })
+            }
             NodeId::Image { part: ImagePart::Dir, .. } => Err(Error::NoTree { what: text_of(name) }),
             NodeId::In(kind, directory) => {
                 let made = kind.place().mkdir(self, caller, directory, name);
                 return made.map_err(|e| self.refused(caller, "mkdir", &self.path_in(parent, name), e));
             }
-            NodeId::Version { part: VersionPart::UsedBy, .. } => {
-                Err(Error::Managed { what: "a directory in used_by".into(), why: "a lease is a file or a symlink: touch it" })
+            NodeId::Version { part: VersionPart::UsedBy, .. } => Err(Error::Managed {
+                what: "a directory in used_by".into(),
+                why: "a lease is a file or a symlink: touch it",
+            }),
+            NodeId::Version { .. } | NodeId::Tree { .. } | NodeId::Ghost => {
+                Err(Error::Frozen { what: "a version".into() })
             }
-            NodeId::Version { .. } | NodeId::Tree { .. } | NodeId::Ghost => Err(Error::Frozen { what: "a version".into() }),
             _ => Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }),
         };
         let serial = made.map_err(|e| {
@@ -119,8 +132,14 @@ impl ImageFs {
         match parent {
             NodeId::Ghost => return Ok(()),
             // What its own process has deleted goes at once.
-            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } if self.has_deleted(caller, serial) => return Ok(()),
-            NodeId::Tree { .. } | NodeId::Version { .. } => return Err(Error::Frozen { what: "a version".into() }),
+            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. }
+                if self.has_deleted(caller, serial) =>
+            {
+                return Ok(());
+            }
+            NodeId::Tree { .. } | NodeId::Version { .. } => {
+                return Err(Error::Frozen { what: "a version".into() });
+            }
             _ => {}
         }
         let found = self.lookup(caller, parent, name)?;
@@ -128,9 +147,9 @@ impl ImageFs {
             && incarnation == self.incarnation(serial)
             && self.walkers.end_all(caller.pid, parent.ino())
         {
-            // The end of a walk, and somebody has put another one there, or the same one back, or has renamed what was
-            // deleted before it was: what is there now stays. It must not look like success: the kernel would take the
-            // directory for dead.
+            // The end of a walk, and somebody has put another one there, or the same one back, or has renamed
+            // what was deleted before it was: what is there now stays. It must not look like success: the
+            // kernel would take the directory for dead.
             return Err(Error::NotFound { what: format!("{} any more: this is another", text_of(name)) });
         }
         match found {
@@ -197,7 +216,14 @@ impl ImageFs {
             self.store.journal.log(caller.uid, "purge", &name, "gone");
             return Ok(());
         }
-        let below: Vec<u32> = self.store.catalog.read().all_versions().filter(|v| v.image == serial).map(|v| v.serial).collect();
+        let below: Vec<u32> = self
+            .store
+            .catalog
+            .read()
+            .all_versions()
+            .filter(|v| v.image == serial)
+            .map(|v| v.serial)
+            .collect();
         self.refuse_attached(serial)?;
         self.detach_trees(below.iter().copied());
         versions::delete_image(&self.store, serial)?;
@@ -247,7 +273,8 @@ impl ImageFs {
     /// Removing `.id` is deleting the directory it is in.
     fn unlink_id(&self, caller: Caller, directory: NodeId) -> Result<()> {
         // Deleted meanwhile by somebody else: what it is in the trash is not this walker's to purge.
-        if let NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } = directory
+        if let NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } =
+            directory
             && incarnation != self.incarnation(serial)
         {
             return Err(stale());
@@ -285,7 +312,8 @@ impl ImageFs {
             Object::Version(serial) => self.delete_version(caller, serial, parent),
         };
         let refused = deleted.as_ref().err().map(Error::errno);
-        // It may have been renamed until it was deleted, and after that no more: this is the name that the kernel knows.
+        // It may have been renamed until it was deleted, and after that no more: this is the name that the
+        // kernel knows.
         let name = match directory {
             NodeId::Image { serial, .. } if parent == NodeId::Root => {
                 self.store.catalog.read().images.get(&serial).map_or(name, |i| i.name.clone())
@@ -317,17 +345,30 @@ impl ImageFs {
     fn unlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
         self.refuse_refused(caller, parent)?;
         match parent {
-            NodeId::Version { serial, part: VersionPart::UsedBy, .. } if !self.has_deleted(caller, serial) => {
+            NodeId::Version { serial, part: VersionPart::UsedBy, .. }
+                if !self.has_deleted(caller, serial) =>
+            {
                 return self.unlink_lease(caller, serial, name);
             }
             NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } => {
-                return if self.has_deleted(caller, serial) { Ok(()) } else { Err(Error::Frozen { what: "a version".into() }) };
+                return if self.has_deleted(caller, serial) {
+                    Ok(())
+                } else {
+                    Err(Error::Frozen { what: "a version".into() })
+                };
             }
-            NodeId::Image { serial, .. } if self.walkers.has_deleted(caller.pid, Object::Image(serial)) => return Ok(()),
+            NodeId::Image { serial, .. } if self.walkers.has_deleted(caller.pid, Object::Image(serial)) => {
+                return Ok(());
+            }
             NodeId::Ghost => return Ok(()),
             NodeId::Staging(directory) => return self.unlink_staged(directory, name),
             NodeId::In(kind, directory) => return kind.place().unlink(self, caller, directory, name),
-            NodeId::Control(_) => return Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" }),
+            NodeId::Control(_) => {
+                return Err(Error::Managed {
+                    what: "this file".into(),
+                    why: "it shows the store, and stays",
+                });
+            }
             _ => {}
         }
         let place = self.place_of(parent)?;
@@ -345,17 +386,26 @@ impl ImageFs {
             (Place::Image(serial), b"default") => {
                 self.lookup(caller, parent, name)?;
                 links::hide_image_default(&self.store, serial)?;
-                self.store.journal.log(caller.uid, "pin", &self.path_of(parent), "default is not shown any more");
+                self.store.journal.log(
+                    caller.uid,
+                    "pin",
+                    &self.path_of(parent),
+                    "default is not shown any more",
+                );
                 Ok(())
             }
-            (Place::Image(_), b"latest") => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
+            (Place::Image(_), b"latest") => {
+                Err(Error::Managed { what: "latest".into(), why: "it names the newest version" })
+            }
             (Place::Image(serial), _) if let Some(label) = label_of(name) => {
                 labels::drop_label(&self.store, serial, label)?;
                 self.store.journal.log(caller.uid, "unlabel", &self.path_in(parent, name), "dropped");
                 Ok(())
             }
             (Place::Image(serial), b"metadata.json") => self.remove_metadata(caller, serial),
-            (Place::Image(serial), _) if let Some(form) = Form::of_name(name) => self.remove_icon(caller, serial, form),
+            (Place::Image(serial), _) if let Some(form) = Form::of_name(name) => {
+                self.remove_icon(caller, serial, form)
+            }
             _ => match self.lookup(caller, parent, name)? {
                 NodeId::Upload(number) => {
                     let upload = self.uploads.by_number(number).ok_or_else(stale)?;
@@ -365,7 +415,12 @@ impl ImageFs {
                 NodeId::Link(_) => {
                     let alias = match self.store.catalog.read().named(&text_of(name)) {
                         Some(Named::Alias(serial)) => serial,
-                        _ => return Err(Error::Managed { what: text_of(name), why: "it stands for a label: rm IMAGE/@LABEL" }),
+                        _ => {
+                            return Err(Error::Managed {
+                                what: text_of(name),
+                                why: "it stands for a label: rm IMAGE/@LABEL",
+                            });
+                        }
                     };
                     links::drop_alias(&self.store, alias)?;
                     self.store.journal.log(caller.uid, "unalias", &text_of(name), "dropped");
@@ -396,12 +451,27 @@ impl ImageFs {
             }
             NodeId::Receipt(version) => self.set_receipt(caller, version, changes.mode, changes.mtime)?,
             NodeId::Image { serial, part: ImagePart::Dir, .. } if rights => {
-                let shown = self.store.catalog.read().images.get(&serial).map(|i| (self.image_rights(i).mode, i.mode));
-                let mode = changes.mode.map(|mode| shown.map_or(mode, |(shown, own)| asked(mode, shown, own)));
+                let shown = self
+                    .store
+                    .catalog
+                    .read()
+                    .images
+                    .get(&serial)
+                    .map(|i| (self.image_rights(i).mode, i.mode));
+                let mode =
+                    changes.mode.map(|mode| shown.map_or(mode, |(shown, own)| asked(mode, shown, own)));
                 // `install -m 644 x.tar MNT/web`: it still speaks of the file that it has written.
-                let mode = mode.map(|mode| if self.has_uploaded_as(caller, serial) { directory_mode(mode) } else { mode });
+                let mode =
+                    mode.map(
+                        |mode| if self.has_uploaded_as(caller, serial) { directory_mode(mode) } else { mode },
+                    );
                 versions::set_owner(&self.store, serial, mode, changes.uid, changes.gid).map_err(refused)?;
-                self.store.journal.log(caller.uid, "chmod", self.path_of(node).trim_start_matches('/'), "changed");
+                self.store.journal.log(
+                    caller.uid,
+                    "chmod",
+                    self.path_of(node).trim_start_matches('/'),
+                    "changed",
+                );
             }
             NodeId::Root if rights => {
                 let (old, or) = (self.root(), |new: Option<u32>, old| new.unwrap_or(old));
@@ -412,18 +482,25 @@ impl ImageFs {
                 versions::set_root(&self.store, root).map_err(refused)?;
                 self.store.journal.log(caller.uid, "chmod", ".", "changed");
             }
-            NodeId::Staged { directory, file } => self.set_staged(directory, file, &Changes { size: None, ..changes })?,
+            NodeId::Staged { directory, file } => {
+                self.set_staged(directory, file, &Changes { size: None, ..changes })?
+            }
             NodeId::Lease(serial) => self.set_lease(serial, &changes)?,
             // Its maker's, with the mode it has.
             NodeId::Staging(_) => {}
             // They follow the image.
             NodeId::Image { .. } | NodeId::Link(_) | NodeId::StagedLink(_) => {}
-            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } if !self.has_deleted(caller, serial) => {
+            NodeId::Tree { serial, .. } | NodeId::Version { serial, .. }
+                if !self.has_deleted(caller, serial) =>
+            {
                 return Err(refused(Error::Frozen { what: "a version".into() }));
             }
             NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => {}
             _ if rights => {
-                return Err(refused(Error::Managed { what: "this file".into(), why: "its owner and mode follow the mount's" }));
+                return Err(refused(Error::Managed {
+                    what: "this file".into(),
+                    why: "its owner and mode follow the mount's",
+                }));
             }
             _ => {}
         }
@@ -433,10 +510,15 @@ impl ImageFs {
     fn set_size(&self, caller: Caller, node: NodeId, fh: Option<u64>, size: u64) -> Result<()> {
         let handle = fh.map(|fh| self.handle(fh)).transpose()?;
         match handle.as_deref() {
-            Some(Handle::Upload { upload, writes: true }) => return self.truncate_upload(caller, upload, size),
-            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) => return edit.lock().truncate(size),
+            Some(Handle::Upload { upload, writes: true }) => {
+                return self.truncate_upload(caller, upload, size);
+            }
+            Some(Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) => {
+                return edit.lock().truncate(size);
+            }
             Some(Handle::Staged { file, path, .. }) => {
-                let set = refuse_over(&self.store, size).and_then(|()| file.set_len(size).map_err(Error::io("truncate", path)));
+                let set = refuse_over(&self.store, size)
+                    .and_then(|()| file.set_len(size).map_err(Error::io("truncate", path)));
                 return set.map_err(|e| self.refused(caller, "truncate", &self.path_of(node), e));
             }
             _ => {}
@@ -452,7 +534,9 @@ impl ImageFs {
                 self.set_staged(directory, file, &Changes { size: Some(size), ..Changes::default() })
             }
             // `: > metadata.json` writes nothing, and nothing is no document.
-            NodeId::Image { part: ImagePart::Metadata | ImagePart::Icon, .. } | NodeId::Receipt(_) | NodeId::Lease(_)
+            NodeId::Image { part: ImagePart::Metadata | ImagePart::Icon, .. }
+            | NodeId::Receipt(_)
+            | NodeId::Lease(_)
                 if size == 0 =>
             {
                 Ok(())

@@ -31,7 +31,10 @@ pub(super) fn directory_name(control: Control) -> String {
 
 /// Which log a file shows: 0 for the newest.
 pub(super) fn log_number(control: Control) -> Option<u32> {
-    [Control::Log, Control::Log1, Control::Log2, Control::Log3].iter().position(|c| *c == control).map(|n| n as u32)
+    [Control::Log, Control::Log1, Control::Log2, Control::Log3]
+        .iter()
+        .position(|c| *c == control)
+        .map(|n| n as u32)
 }
 
 impl ImageFs {
@@ -41,7 +44,10 @@ impl ImageFs {
         let NodeId::Control(directory) = parent else { return Err(missing()) };
         match directory {
             Control::Dir => {
-                let file = FILES.iter().find(|(n, c)| *n == name && self.is_there(*c)).map(|(_, c)| NodeId::Control(*c));
+                let file = FILES
+                    .iter()
+                    .find(|(n, c)| *n == name && self.is_there(*c))
+                    .map(|(_, c)| NodeId::Control(*c));
                 let kind = || places::ALL.iter().find(|(n, kind)| *n == name && kind.place().is_there(self));
                 file.or_else(|| kind().map(|(_, kind)| NodeId::In(*kind, 0))).ok_or_else(missing)
             }
@@ -51,14 +57,17 @@ impl ImageFs {
 
     /// The live versions of images that this user may read.
     pub(super) fn shown_to<'m>(&self, caller: Caller, model: &'m Model) -> impl Iterator<Item = &'m Version> {
-        let images: HashSet<u32> = model.live_images().filter(|i| self.may(caller, i, READ)).map(|i| i.serial).collect();
+        let images: HashSet<u32> =
+            model.live_images().filter(|i| self.may(caller, i, READ)).map(|i| i.serial).collect();
         model.all_versions().filter(move |v| v.trashed_at.is_none() && images.contains(&v.image))
     }
 
     pub(super) fn list_control(&self, _caller: Caller, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let NodeId::Control(directory) = node else { return Err(stale()) };
         let (dir, file, _link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
-        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
+        let mut add = |name: &str, node: NodeId, format: u32| {
+            all.push(DirEntry { name: name.as_bytes().to_vec(), node, format })
+        };
         match directory {
             Control::Dir => {
                 for (name, control) in FILES.iter().filter(|(_, c)| self.is_there(*c)) {
@@ -81,7 +90,9 @@ impl ImageFs {
     pub(super) fn control_shape(&self, caller: Caller, node: NodeId) -> Result<(u32, u64)> {
         match node {
             NodeId::Control(Control::Dir) => Ok((libc::S_IFDIR, 4096)),
-            NodeId::Control(control) if let (Some(n), Some(log)) = (log_number(control), self.log_for(caller)) => {
+            NodeId::Control(control)
+                if let (Some(n), Some(log)) = (log_number(control), self.log_for(caller)) =>
+            {
                 Ok((libc::S_IFREG, log.len(n)))
             }
             _ => Ok((libc::S_IFREG, self.control_text(caller, node)?.len() as u64)),
@@ -89,7 +100,14 @@ impl ImageFs {
     }
 
     /// Reads on in a log, which may have grown: tail -f.
-    pub(super) fn read_log(&self, caller: Caller, n: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn read_log(
+        &self,
+        caller: Caller,
+        n: u32,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         if let Some(log) = self.log_for(caller) {
             return log.read(n, offset, len, out);
         }
@@ -130,9 +148,12 @@ impl ImageFs {
         Ok(json::pretty(&status))
     }
 
-    /// Total and free space, in bytes, and files. What the trash holds counts as free: it is emptied when space is needed.
+    /// Total and free space, in bytes, and files. What the trash holds counts as free: it is emptied when
+    /// space is needed.
     pub fn space(&self) -> Result<(u64, u64, u64)> {
-        if let Some(space) = self.store.catalog.view().map(|view| self.view_space(view)).transpose()?.flatten() {
+        if let Some(space) =
+            self.store.catalog.view().map(|view| self.view_space(view)).transpose()?.flatten()
+        {
             return Ok(space);
         }
         let stat = rustix::fs::statvfs(&self.store.dir).map_err(|e| Error::Io {

@@ -1,4 +1,5 @@
-//! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and close.
+//! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and
+//! close.
 
 use std::time::Duration;
 
@@ -60,7 +61,9 @@ impl Edit {
 
     fn too_long(&self) -> Error {
         match self.most {
-            ICON_MAX => Error::OverLimit { what: "the size of an icon".into(), limit: format!("{ICON_MAX} bytes") },
+            ICON_MAX => {
+                Error::OverLimit { what: "the size of an icon".into(), limit: format!("{ICON_MAX} bytes") }
+            }
             most => Error::Invalid { what: "the text".into(), why: format!("it is over {most} bytes") },
         }
     }
@@ -69,8 +72,8 @@ impl Edit {
         self.text.len() as u64
     }
 
-    /// The text to judge: none if nothing was written since the last time, or nothing at all (`> file` closes a
-    /// duplicate descriptor before its first byte).
+    /// The text to judge: none if nothing was written since the last time, or nothing at all (`> file` closes
+    /// a duplicate descriptor before its first byte).
     pub fn pending(&self) -> Option<&[u8]> {
         (self.dirty && !self.text.is_empty()).then_some(&self.text)
     }
@@ -81,8 +84,8 @@ impl Edit {
     }
 }
 
-/// `mv /tmp/new.json MNT/web/metadata.json`: mv removes the old file, then creates it. For the process that does, the name
-/// is gone between the two; for all others the document stays as it is.
+/// `mv /tmp/new.json MNT/web/metadata.json`: mv removes the old file, then creates it. For the process that
+/// does, the name is gone between the two; for all others the document stays as it is.
 pub(super) struct Replacing(Recent<(u32, u32), ()>);
 
 impl Default for Replacing {
@@ -147,7 +150,9 @@ impl ImageFs {
         let (image, edit) = match &*handle {
             Handle::Edit(image, edit) => (*image, edit),
             Handle::Lease(serial, edit) => {
-                return self.flush_lease(*serial, edit).map_err(|e| self.refused(caller, "write", "used_by", e));
+                return self
+                    .flush_lease(*serial, edit)
+                    .map_err(|e| self.refused(caller, "write", "used_by", e));
             }
             Handle::Icon(image, form, edit) => {
                 let mut edit = edit.lock();
@@ -161,13 +166,16 @@ impl ImageFs {
         };
         let mut edit = edit.lock();
         let Some(text) = edit.pending() else { return Ok(()) };
-        self.edit_metadata(caller, image, text).map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
+        self.edit_metadata(caller, image, text)
+            .map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
         edit.accepted();
         Ok(())
     }
 
     pub(super) fn edit_metadata(&self, caller: Caller, image: u32, text: &[u8]) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| describe::edit(model, image, self.by(caller), text))?;
+        versions::edit(&self.store, image, |model, image| {
+            describe::edit(model, image, self.by(caller), text)
+        })?;
         self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
         Ok(())
     }

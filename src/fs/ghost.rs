@@ -1,12 +1,12 @@
 //! rm -r: what a walker sees of what it has just deleted.
 //!
-//! `rm -r web/1` lists, then removes leaf after leaf. The first leaf is `.id`, and removing it is the deletion, at
-//! once and whole. What the walker still does there must succeed: for its process the directories are empty, the
-//! names resolve until it removes them, and every removal is answered with success. Everybody else sees the version
-//! gone; who has a file or directory of it open goes on.
+//! `rm -r web/1` lists, then removes leaf after leaf. The first leaf is `.id`, and removing it is the
+//! deletion, at once and whole. What the walker still does there must succeed: for its process the
+//! directories are empty, the names resolve until it removes them, and every removal is answered with
+//! success. Everybody else sees the version gone; who has a file or directory of it open goes on.
 //!
-//! If the deletion is refused, the walker finds every directory below closed, so that it complains a few times and
-//! not once for each of 30,000 files.
+//! If the deletion is refused, the walker finds every directory below closed, so that it complains a few
+//! times and not once for each of 30,000 files.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -107,8 +107,8 @@ impl Walkers {
         }
     }
 
-    /// The walker removes a name of this directory that is not its to remove: its walks here are over. False if it has
-    /// none.
+    /// The walker removes a name of this directory that is not its to remove: its walks here are over. False
+    /// if it has none.
     pub fn end_all(&self, pid: u32, parent: u64) -> bool {
         let mut all = self.0.lock();
         let Some(walks) = walks_of(&mut all, pid) else { return false };
@@ -129,5 +129,7 @@ impl Walkers {
 
 /// Refuses a part of what this walker was just refused as a whole.
 pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
-    errno.map_or(Ok(()), |errno| Err(Error::Again { errno, sentence: "it is a part of what may not be deleted".into() }))
+    errno.map_or(Ok(()), |errno| {
+        Err(Error::Again { errno, sentence: "it is a part of what may not be deleted".into() })
+    })
 }

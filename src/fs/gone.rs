@@ -13,8 +13,8 @@ pub(super) struct GoneNames(Arc<Mutex<Vec<Arc<Name>>>>);
 pub(super) struct Name {
     pub parent: u64,
     pub name: Vec<u8>,
-    /// Threads that have asked since, and so know what has the name now. Nobody else does: of what another thread was told
-    /// a renaming under way learns nothing.
+    /// Threads that have asked since, and so know what has the name now. Nobody else does: of what another
+    /// thread was told a renaming under way learns nothing.
     asked: Mutex<Vec<u32>>,
 }
 
@@ -39,11 +39,15 @@ impl GoneNames {
 
     /// A thread has asked about a name.
     pub(super) fn note_asked(&self, thread: u32, parent: NodeId, name: &[u8]) {
-        self.0.lock().iter().filter(|gone| gone.is(parent, name)).for_each(|gone| gone.asked.lock().push(thread));
+        self.0
+            .lock()
+            .iter()
+            .filter(|gone| gone.is(parent, name))
+            .for_each(|gone| gone.asked.lock().push(thread));
     }
 
-    /// Whether the kernel may take this name for what was deleted, for this thread: it would move that to the new name, and
-    /// imgfs what has the name by now. It is to look again, once.
+    /// Whether the kernel may take this name for what was deleted, for this thread: it would move that to the
+    /// new name, and imgfs what has the name by now. It is to look again, once.
     pub(super) fn is_mistaken(&self, thread: u32, parent: NodeId, name: &[u8]) -> bool {
         self.0.lock().iter().any(|gone| gone.is(parent, name) && !gone.asked.lock().contains(&thread))
     }
@@ -59,8 +63,8 @@ impl Drop for Gone {
 mod tests {
     use super::*;
 
-    /// Another thread's look ended it for all, while a renaming was under way: the kernel moved what was deleted, and imgfs
-    /// what had the name by then (many hands, round 421).
+    /// Another thread's look ended it for all, while a renaming was under way: the kernel moved what was
+    /// deleted, and imgfs what had the name by then (many hands, round 421).
     #[test]
     fn who_has_not_asked_is_mistaken() {
         let names = GoneNames::default();

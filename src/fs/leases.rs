@@ -41,26 +41,57 @@ impl ImageFs {
             None => (libc::S_IFREG | f.mode & 0o7777, f.text.len()),
         };
         let mtime = crate::fs::stat::split_time(f.mtime);
-        Ok(Attr { mode: format, uid: f.uid, gid: f.gid, size: size as u64, data: size as u64, mtime, ctime: mtime, ..own })
+        Ok(Attr {
+            mode: format,
+            uid: f.uid,
+            gid: f.gid,
+            size: size as u64,
+            data: size as u64,
+            mtime,
+            ctime: mtime,
+            ..own
+        })
     }
 
     pub(super) fn lease_target(&self, serial: u32) -> Result<Vec<u8>> {
         let target = self.lease(serial)?.facts.target;
-        target.map(String::into_bytes).ok_or_else(|| Error::Invalid { what: "it".into(), why: "it is no symlink".into() })
+        target
+            .map(String::into_bytes)
+            .ok_or_else(|| Error::Invalid { what: "it".into(), why: "it is no symlink".into() })
     }
 
-    fn add_lease(&self, caller: Caller, version: u32, name: &[u8], mode: u32, target: Option<String>) -> Result<u32> {
-        let facts =
-            LeaseFacts { target, uid: caller.uid, gid: caller.gid, mode: mode & 0o7777, mtime: now(), ..LeaseFacts::default() };
+    fn add_lease(
+        &self,
+        caller: Caller,
+        version: u32,
+        name: &[u8],
+        mode: u32,
+        target: Option<String>,
+    ) -> Result<u32> {
+        let facts = LeaseFacts {
+            target,
+            uid: caller.uid,
+            gid: caller.gid,
+            mode: mode & 0o7777,
+            mtime: now(),
+            ..LeaseFacts::default()
+        };
         let serial = leases::add(&self.store, version, name, facts)?;
         self.log_lease(caller, "lease", serial, "begins");
         Ok(serial)
     }
 
     /// `touch used_by/app7`, `echo why > used_by/app7`.
-    pub(super) fn create_lease(&self, caller: Caller, version: u32, name: &[u8], mode: u32) -> Result<(NodeId, u64)> {
+    pub(super) fn create_lease(
+        &self,
+        caller: Caller,
+        version: u32,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<(NodeId, u64)> {
         let serial = self.add_lease(caller, version, name, mode, None)?;
-        let fh = self.open_handle(Handle::Lease(serial, Mutex::new(Edit::new(String::new(), leases::TEXT_MAX))));
+        let fh =
+            self.open_handle(Handle::Lease(serial, Mutex::new(Edit::new(String::new(), leases::TEXT_MAX))));
         Ok((NodeId::Lease(serial), fh))
     }
 
@@ -70,13 +101,22 @@ impl ImageFs {
     }
 
     /// `ln -s PATH used_by/app7`: it lasts as long as the path is there.
-    pub(super) fn link_lease(&self, caller: Caller, version: u32, name: &[u8], target: &[u8]) -> Result<NodeId> {
+    pub(super) fn link_lease(
+        &self,
+        caller: Caller,
+        version: u32,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<NodeId> {
         let bad = |why: &str| Error::Invalid { what: text_of(target), why: why.into() };
         let text = std::str::from_utf8(target).map_err(|_| bad("it is not UTF-8"))?;
         let mounts = self.mounts.all();
-        let inside = mounts.iter().any(|fs| !fs.mount.path.is_empty() && Path::new(text).starts_with(&fs.mount.path));
+        let inside =
+            mounts.iter().any(|fs| !fs.mount.path.is_empty() && Path::new(text).starts_with(&fs.mount.path));
         if !text.starts_with('/') || inside {
-            return Err(bad("a lease leads to a path of its holder: an absolute one, outside of the store's mounts"));
+            return Err(bad(
+                "a lease leads to a path of its holder: an absolute one, outside of the store's mounts",
+            ));
         }
         Ok(NodeId::Lease(self.add_lease(caller, version, name, 0o777, Some(text.to_owned()))?))
     }
@@ -85,8 +125,10 @@ impl ImageFs {
     pub(super) fn flush_lease(&self, serial: u32, edit: &Mutex<Edit>) -> Result<()> {
         let mut edit = edit.lock();
         let Some(written) = edit.pending() else { return Ok(()) };
-        let text = std::str::from_utf8(written)
-            .map_err(|_| Error::Invalid { what: "the text of a lease".into(), why: "it is not UTF-8".into() })?;
+        let text = std::str::from_utf8(written).map_err(|_| Error::Invalid {
+            what: "the text of a lease".into(),
+            why: "it is not UTF-8".into(),
+        })?;
         leases::change(&self.store, serial, |facts| (facts.text, facts.mtime) = (text.to_owned(), now()))?;
         edit.accepted();
         Ok(())
@@ -107,7 +149,8 @@ impl ImageFs {
         })
     }
 
-    /// `rm`. The last lease of an image whose status is `deleted` takes it along, at the background's next look.
+    /// `rm`. The last lease of an image whose status is `deleted` takes it along, at the background's next
+    /// look.
     pub(super) fn unlink_lease(&self, caller: Caller, version: u32, name: &[u8]) -> Result<()> {
         let NodeId::Lease(serial) = self.lookup_lease(version, name)? else { return Err(stale()) };
         self.log_lease(caller, "release", serial, "ends");

@@ -1,4 +1,5 @@
-//! Journey 3, ln -sfn and mv: links are made, switched and renamed; images are renamed, and come back from the trash.
+//! Journey 3, ln -sfn and mv: links are made, switched and renamed; images are renamed, and come back from
+//! the trash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ use crate::images::{labels, trash};
 /// Staged links that are remembered; a link is renamed at once or never.
 const STAGED_LINKS: usize = 256;
 
-/// How long a deletion waits for the kernel to forget a name. Only who removes and renames at once waits for all of it.
+/// How long a deletion waits for the kernel to forget a name. Only who removes and renames at once waits for
+/// all of it.
 pub(super) const FORGETTING: Duration = Duration::from_millis(100);
 /// How long a renaming waits for it to forget what symlinks lead to, which nobody else can hold up.
 const READING_AGAIN: Duration = Duration::from_secs(1);
@@ -39,30 +41,36 @@ pub(super) struct StagedLink {
 }
 
 impl ImageFs {
-    /// An image has another name: the kernel, which remembers what symlinks lead to, is to read those to it again.
+    /// An image has another name: the kernel, which remembers what symlinks lead to, is to read those to it
+    /// again.
     fn forget_links_to(&self, image: u32) {
         let (versions, labels) = {
             let model = self.store.catalog.read();
-            let versions: Vec<u32> = model.all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
-            let labels: Vec<u32> = model.labels.values().filter(|l| l.image == image).map(|l| l.serial).collect();
+            let versions: Vec<u32> =
+                model.all_versions().filter(|v| v.image == image).map(|v| v.serial).collect();
+            let labels: Vec<u32> =
+                model.labels.values().filter(|l| l.image == image).map(|l| l.serial).collect();
             (versions, labels)
         };
         let of_version = |serial| [Link::Version(serial), Link::DeepVersion(serial)];
         let of_label = |serial| [Link::Label(serial), Link::TrashedLabel(serial)];
-        let links = versions.into_iter().flat_map(of_version).chain(labels.into_iter().flat_map(of_label)).chain([
-            Link::Image(image),
-            Link::DeepImage(image),
-            Link::DeeperImage(image),
-            Link::DeepestImage(image),
-            Link::ImageLatest(image),
-            Link::ImageDefault(image),
-            Link::TrashedDefault(image),
-            Link::TrashedImageDefault(image),
-        ]);
+        let links =
+            versions.into_iter().flat_map(of_version).chain(labels.into_iter().flat_map(of_label)).chain([
+                Link::Image(image),
+                Link::DeepImage(image),
+                Link::DeeperImage(image),
+                Link::DeepestImage(image),
+                Link::ImageLatest(image),
+                Link::ImageDefault(image),
+                Link::TrashedDefault(image),
+                Link::TrashedImageDefault(image),
+            ]);
         let links: Vec<u64> = links.map(|link| NodeId::Link(link).ino()).collect();
         for fs in self.mounts.all() {
             let links = links.clone();
-            fs.tell_soon(READING_AGAIN, move |kernel| links.into_iter().for_each(|ino| kernel.forget_content(ino)));
+            fs.tell_soon(READING_AGAIN, move |kernel| {
+                links.into_iter().for_each(|ino| kernel.forget_content(ino))
+            });
         }
     }
 
@@ -95,8 +103,15 @@ impl ImageFs {
         Err(Error::NotYours { what: "default".into(), uid: root.uid })
     }
 
-    /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none of it.
-    pub(super) fn put_alias(&self, caller: Caller, name: &AliasName, to: LinkTarget, text: &[u8]) -> Result<()> {
+    /// An alias belongs to the image that it leads to: who may not change that, makes, moves and drops none
+    /// of it.
+    pub(super) fn put_alias(
+        &self,
+        caller: Caller,
+        name: &AliasName,
+        to: LinkTarget,
+        text: &[u8],
+    ) -> Result<()> {
         {
             let model = self.store.catalog.read();
             self.refuse_change(caller, model.images.get(&to.image))?;
@@ -129,7 +144,13 @@ impl ImageFs {
         })
     }
 
-    pub(super) fn symlink_inner(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
+    pub(super) fn symlink_inner(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<NodeId> {
         if let NodeId::Version { serial, part: VersionPart::UsedBy, .. } = parent {
             return self.link_lease(caller, serial, name, target);
         }
@@ -137,7 +158,8 @@ impl ImageFs {
             return kind.place().symlink(self, caller, directory, name, target);
         }
         let place = self.place_of(parent)?;
-        let target_text = std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
+        let target_text =
+            std::str::from_utf8(target).map_err(|_| Error::NotFound { what: text_of(target) })?;
         let mount_point = &self.mount.path;
         match place {
             Place::Root => {
@@ -150,7 +172,10 @@ impl ImageFs {
                 } else {
                     let name = AliasName::from(&ImageName::parse(name)?);
                     if self.store.catalog.read().named(name.as_str()).is_some() {
-                        return Err(Error::Taken { name: name.as_str().into(), holder: "there is one already".into() });
+                        return Err(Error::Taken {
+                            name: name.as_str().into(),
+                            holder: "there is one already".into(),
+                        });
                     }
                     self.put_alias(caller, &name, to, target)?;
                 }
@@ -163,10 +188,19 @@ impl ImageFs {
                 }
                 match name {
                     b"default" => self.pin(caller, serial, to)?,
-                    b"latest" => return Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
+                    b"latest" => {
+                        return Err(Error::Managed {
+                            what: "latest".into(),
+                            why: "it names the newest version",
+                        });
+                    }
                     _ if let Some(label) = label_of(name) => self.label(caller, serial, label, to, false)?,
                     // `ln -s 1 default` without -n falls into the image.
-                    _ => return Err(Error::NotFound { what: format!("link {} in an image; use ln -sfn", text_of(name)) }),
+                    _ => {
+                        return Err(Error::NotFound {
+                            what: format!("link {} in an image; use ln -sfn", text_of(name)),
+                        });
+                    }
                 }
             }
         }
@@ -180,7 +214,13 @@ impl ImageFs {
             staged.remove(0);
         }
         let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        staged.push(StagedLink { number, parent, name: name.to_vec(), text: text.to_vec(), owner: (caller.uid, caller.gid) });
+        staged.push(StagedLink {
+            number,
+            parent,
+            name: name.to_vec(),
+            text: text.to_vec(),
+            owner: (caller.uid, caller.gid),
+        });
         NodeId::StagedLink(number)
     }
 
@@ -188,7 +228,11 @@ impl ImageFs {
         self.refuse_default(caller)?;
         links::set_default(&self.store, to)?;
         let model = self.store.catalog.read();
-        let name = model.default_image.and_then(|i| model.images.get(&i)).map_or("?", |i| i.name.as_str()).to_owned();
+        let name = model
+            .default_image
+            .and_then(|i| model.images.get(&i))
+            .map_or("?", |i| i.name.as_str())
+            .to_owned();
         drop(model);
         self.store.journal.log(caller.uid, "default", &name, "is the default image");
         Ok(())
@@ -203,7 +247,8 @@ impl ImageFs {
 
     /// `ln -s 1 web/@22.04.5`; of `latest` it is a label of the version that is so now.
     fn label(&self, caller: Caller, image: u32, label: &str, to: Option<u32>, moves: bool) -> Result<()> {
-        let number = to.or_else(|| self.store.catalog.read().latest(image).map(|v| v.number)).ok_or_else(stale)?;
+        let number =
+            to.or_else(|| self.store.catalog.read().latest(image).map(|v| v.number)).ok_or_else(stale)?;
         labels::put(&self.store, image, label, number, moves)?;
         let name = self.store.catalog.read().images.get(&image).map(|i| i.name.clone()).unwrap_or_default();
         self.store.journal.log(caller.uid, "label", &format!("{name}/@{label}"), &number.to_string());
@@ -220,7 +265,8 @@ impl ImageFs {
         reply: Reply<()>,
     ) {
         // It may publish an upload, which takes as long as that takes.
-        let upload = self.place_of(from.0).ok().and_then(|place| self.uploads.named(place, &text_of(&from.1)));
+        let upload =
+            self.place_of(from.0).ok().and_then(|place| self.uploads.named(place, &text_of(&from.1)));
         let path = self.path_in(from.0, &from.1);
         if let Ok(NodeId::Staging(number)) = self.lookup(caller, from.0, &from.1) {
             return self.offload(reply, move |fs| {
@@ -228,9 +274,12 @@ impl ImageFs {
                 let publish = |place| fs.once_closed(|| fs.rename_staging(caller, number, (place, &to.1)));
                 let renamed = fs.place_of(to.0).and_then(publish);
                 let published = renamed.map_err(|e| fs.refused_mv(caller, &path, &e))?;
-                // The kernel moved the directory to its new name: what is there now is a version, or an image.
+                // The kernel moved the directory to its new name: what is there now is a version, or an
+                // image.
                 match published {
-                    Some(serial) if to.0 != NodeId::Root => fs.has_moved(caller, &to, fs.version_node(serial)),
+                    Some(serial) if to.0 != NodeId::Root => {
+                        fs.has_moved(caller, &to, fs.version_node(serial))
+                    }
                     _ => fs.forget_later(to.0.ino(), to.1.clone()),
                 }
                 fs.root_has_changed();
@@ -239,7 +288,8 @@ impl ImageFs {
         }
         if let Some(upload) = upload {
             return self.offload(reply, move |fs| {
-                let why = "it is unpacked already, and not moved into a directory (rsync: without --delay-updates)";
+                let why =
+                    "it is unpacked already, and not moved into a directory (rsync: without --delay-updates)";
                 let place = match to.0 {
                     NodeId::Staging(_) => Err(Error::Managed { what: text_of(&from.1), why }),
                     _ => fs.place_of(to.0),
@@ -298,7 +348,10 @@ impl ImageFs {
         flags: u32,
     ) -> Result<()> {
         if flags & libc::RENAME_WHITEOUT != 0 {
-            return Err(Error::Unsupported { what: "a whiteout".into(), instead: "rename it without that flag" });
+            return Err(Error::Unsupported {
+                what: "a whiteout".into(),
+                instead: "rename it without that flag",
+            });
         }
         if flags & libc::RENAME_EXCHANGE != 0 {
             return self.exchange(caller, from, to);
@@ -327,14 +380,19 @@ impl ImageFs {
                     self.store.journal.log(caller.uid, "rename", &text_of(&from.1), name.as_str());
                     Ok(())
                 }
-                _ => Err(Error::Managed { what: text_of(&from.1), why: "an image can only be renamed within the root" }),
+                _ => Err(Error::Managed {
+                    what: text_of(&from.1),
+                    why: "an image can only be renamed within the root",
+                }),
             },
             NodeId::Version { part: VersionPart::Dir, .. } => {
                 Err(Error::Managed { what: "a version's place".into(), why: "versions do not move" })
             }
             NodeId::Link(link) => self.rename_link(caller, from, to, link),
             NodeId::In(kind, number) => kind.place().rename(self, caller, number, from, to),
-            NodeId::Receipt(_) => Err(Error::Managed { what: text_of(&from.1), why: "it is the receipt of an upload" }),
+            NodeId::Receipt(_) => {
+                Err(Error::Managed { what: text_of(&from.1), why: "it is the receipt of an upload" })
+            }
             NodeId::Image { part: ImagePart::Metadata, .. } => {
                 Err(Error::Managed { what: "metadata.json".into(), why: "it stays where it is" })
             }
@@ -342,9 +400,17 @@ impl ImageFs {
         }
     }
 
-    pub(super) fn rename_staged_link(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>)) -> Result<()> {
+    pub(super) fn rename_staged_link(
+        &self,
+        caller: Caller,
+        from: &(NodeId, Vec<u8>),
+        to: &(NodeId, Vec<u8>),
+    ) -> Result<()> {
         if from.0 != to.0 {
-            return Err(Error::Managed { what: text_of(&from.1), why: "a link is renamed within its directory" });
+            return Err(Error::Managed {
+                what: text_of(&from.1),
+                why: "a link is renamed within its directory",
+            });
         }
         let text = self.take_staged_link(from.0, &from.1).ok_or_else(stale)?;
         let target = String::from_utf8(text.clone()).map_err(|_| stale())?;
@@ -367,8 +433,12 @@ impl ImageFs {
                 let link = links::resolve_inner_link(&self.store.catalog.read(), serial, &target);
                 link.and_then(|number| match to.1.as_slice() {
                     b"default" => self.pin(caller, serial, number),
-                    b"latest" => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
-                    other if let Some(label) = label_of(other) => self.label(caller, serial, label, number, true),
+                    b"latest" => {
+                        Err(Error::Managed { what: "latest".into(), why: "it names the newest version" })
+                    }
+                    other if let Some(label) = label_of(other) => {
+                        self.label(caller, serial, label, number, true)
+                    }
                     _ => Err(Error::NotFound { what: format!("link {} in an image", text_of(&to.1)) }),
                 })
             }
@@ -382,8 +452,15 @@ impl ImageFs {
         result
     }
 
-    pub(super) fn rename_link(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>), link: Link) -> Result<()> {
-        if let (NodeId::Image { serial, .. }, Some(old), Some(new)) = (from.0, label_of(&from.1), label_of(&to.1))
+    pub(super) fn rename_link(
+        &self,
+        caller: Caller,
+        from: &(NodeId, Vec<u8>),
+        to: &(NodeId, Vec<u8>),
+        link: Link,
+    ) -> Result<()> {
+        if let (NodeId::Image { serial, .. }, Some(old), Some(new)) =
+            (from.0, label_of(&from.1), label_of(&to.1))
             && from.0 == to.0
         {
             labels::rename(&self.store, serial, old, new)?;
@@ -400,7 +477,9 @@ impl ImageFs {
             self.refuse_default(caller)?;
             return links::default_to_alias(&self.store, &target?);
         }
-        let Some(Named::Alias(serial)) = self.store.catalog.read().named(&text_of(&from.1)) else { return Err(stale()) };
+        let Some(Named::Alias(serial)) = self.store.catalog.read().named(&text_of(&from.1)) else {
+            return Err(stale());
+        };
         self.refuse_binding(caller, &text_of(&from.1))?;
         let name = if to.1 == b"default" { None } else { Some(target?) };
         if name.is_none() {
@@ -413,7 +492,12 @@ impl ImageFs {
     }
 
     /// RENAME_EXCHANGE: two links of the root swap what they lead to, at once.
-    pub(super) fn exchange(&self, caller: Caller, from: &(NodeId, Vec<u8>), to: &(NodeId, Vec<u8>)) -> Result<()> {
+    pub(super) fn exchange(
+        &self,
+        caller: Caller,
+        from: &(NodeId, Vec<u8>),
+        to: &(NodeId, Vec<u8>),
+    ) -> Result<()> {
         let links = [from, to].map(|(parent, name)| match (parent, self.lookup(caller, *parent, name)) {
             (NodeId::Root, Ok(NodeId::Link(_))) => Ok(text_of(name)),
             _ => Err(Error::Managed { what: text_of(name), why: "only links of the root can be exchanged" }),
@@ -457,21 +541,30 @@ impl ImageFs {
                 self.has_moved(caller, to, node);
             }
             (NodeId::Image { .. }, _) => {
-                return Err(Error::Managed { what: "an image".into(), why: "it comes back into the root of the mount" });
+                return Err(Error::Managed {
+                    what: "an image".into(),
+                    why: "it comes back into the root of the mount",
+                });
             }
-            _ => return Err(Error::Managed { what: "a version".into(), why: "it comes back into its image" }),
+            _ => {
+                return Err(Error::Managed { what: "a version".into(), why: "it comes back into its image" });
+            }
         }
         self.root_has_changed();
         self.store.journal.log(caller.uid, "restore", &text_of(&to.1), "back from the trash");
         Ok(())
     }
 
-    /// A link comes back: an alias into the root, under the name that it is moved to; the others to where they were.
+    /// A link comes back: an alias into the root, under the name that it is moved to; the others to where
+    /// they were.
     fn restore_link(&self, caller: Caller, link: Link, to: &(NodeId, Vec<u8>)) -> Result<()> {
         match link {
             Link::TrashedAlias(serial) => {
                 if to.0 != NodeId::Root && !is_directory(to.0) {
-                    return Err(Error::Managed { what: "an alias".into(), why: "it comes back into the root of the mount" });
+                    return Err(Error::Managed {
+                        what: "an alias".into(),
+                        why: "it comes back into the root of the mount",
+                    });
                 }
                 self.refuse_link(caller, Trashed::Alias(serial))?;
                 trash::restore_alias(&self.store, serial, &name_of_restored(self, caller, serial, to)?)
@@ -492,15 +585,16 @@ impl ImageFs {
         }
     }
 
-    /// What was moved shows elsewhere: the mover may look at the name that it gave, and the kernel is to forget it.
+    /// What was moved shows elsewhere: the mover may look at the name that it gave, and the kernel is to
+    /// forget it.
     pub(super) fn has_moved(&self, caller: Caller, to: &(NodeId, Vec<u8>), leads_to: NodeId) {
         self.moved.note(caller.pid, to.0, &to.1, leads_to);
         self.forget_later(to.0.ino(), to.1.clone());
     }
 
-    /// Tells the kernel about a name that is no more before the answer, but waits only so long: it locks the directory of
-    /// the name, and who holds that (`mv web www`, `rmdir web`) may wait for the directory that the current call has
-    /// locked.
+    /// Tells the kernel about a name that is no more before the answer, but waits only so long: it locks the
+    /// directory of the name, and who holds that (`mv web www`, `rmdir web`) may wait for the directory that
+    /// the current call has locked.
     pub(super) fn forget_soon(&self, gone: Gone) {
         self.tell_soon(FORGETTING, move |kernel| kernel.forget_name(gone.name.parent, &gone.name.name));
     }
@@ -515,7 +609,9 @@ impl ImageFs {
     /// Tells the kernel about a name whose directory the current call has locked: after the answer.
     pub(super) fn forget_later(&self, parent: u64, name: Vec<u8>) {
         if let Some(kernel) = self.kernel.read().clone() {
-            let _ = std::thread::Builder::new().name("forget".into()).spawn(move || kernel.forget_name(parent, &name));
+            let _ = std::thread::Builder::new()
+                .name("forget".into())
+                .spawn(move || kernel.forget_name(parent, &name));
         }
     }
 }

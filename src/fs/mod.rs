@@ -88,8 +88,8 @@ pub struct Caller {
 /// The daemon itself, which may everything.
 const DAEMON: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
-/// How long the kernel may believe names and attributes that another mount of the store may change, if there comes to be
-/// one: a new one waits for so long.
+/// How long the kernel may believe names and attributes that another mount of the store may change, if there
+/// comes to be one: a new one waits for so long.
 pub(crate) const LASTING: Duration = Duration::from_secs(1);
 
 /// How long it may believe what never changes: what is in a version.
@@ -155,8 +155,8 @@ enum Handle {
     /// The icon of the image with this serial.
     Icon(u32, crate::images::icons::Form, Mutex<Edit>),
     Setting(String, Mutex<places::config::Writing>),
-    /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is what stat
-    /// says, whatever becomes of the version.
+    /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is
+    /// what stat says, whatever becomes of the version.
     Made {
         serial: u32,
         slot: Arc<TreeSlot>,
@@ -200,14 +200,22 @@ fn stale() -> Error {
 }
 
 /// Starts a thread that ends with the process; `what` it does is for the message.
-pub(crate) fn start_thread(name: &str, what: &'static str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(crate) fn start_thread(
+    name: &str,
+    what: &'static str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<()> {
     let made = std::thread::Builder::new().name(name.into()).spawn(work);
     made.map(drop).map_err(Error::io("start a thread for", Path::new(what)))
 }
 
-/// Does something in a thread of its own that may wait for an answer which only the current call can give; what comes out
-/// of it within `time`.
-fn within<T: Send + 'static>(name: &str, time: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Does something in a thread of its own that may wait for an answer which only the current call can give;
+/// what comes out of it within `time`.
+fn within<T: Send + 'static>(
+    name: &str,
+    time: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let work = move || tell.send(work()).unwrap_or_default();
     std::thread::Builder::new().name(name.into()).spawn(work).ok()?;
@@ -322,7 +330,8 @@ impl ImageFs {
     }
 
     fn note_refusal(&self, caller: Caller, gesture: &'static str, path: &str, e: &Error) {
-        // The kernel looks again, tools copy: nobody is refused anything. What was said before is not to bury why.
+        // The kernel looks again, tools copy: nobody is refused anything. What was said before is not to bury
+        // why.
         if !matches!(e, Error::OtherPlace { .. } | Error::LookAgain | Error::Again { .. }) {
             self.store.journal.refuse(caller.uid, gesture, path, e);
         }
@@ -355,7 +364,9 @@ impl ImageFs {
         let begun = std::time::Instant::now();
         loop {
             match work() {
-                Err(Error::UploadBusy { .. }) if begun.elapsed() < CLOSING => std::thread::sleep(Duration::from_millis(1)),
+                Err(Error::UploadBusy { .. }) if begun.elapsed() < CLOSING => {
+                    std::thread::sleep(Duration::from_millis(1))
+                }
                 other => return other,
             }
         }

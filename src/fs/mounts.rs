@@ -51,8 +51,8 @@ impl Mounts {
         self.all.read().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Whether what one mount shows may change through another: then no kernel may believe what it was told for longer than
-    /// the answer takes. Trees are the same for all, and never change.
+    /// Whether what one mount shows may change through another: then no kernel may believe what it was told
+    /// for longer than the answer takes. Trees are the same for all, and never change.
     pub(crate) fn are_several(&self) -> bool {
         let all = self.all.read();
         all.len() > 1 && all.iter().filter(|fs| fs.strong_count() > 0).count() > 1
@@ -61,13 +61,17 @@ impl Mounts {
     /// The staging directories of the whole store, or of a view: the same in each of its mounts.
     pub(super) fn stagings(&self, store: &Store) -> Arc<Stagings> {
         let mut all = self.stagings.lock();
-        all.entry(store.catalog.view().map(str::to_owned)).or_insert_with(|| Arc::new(Stagings::open(store))).clone()
+        all.entry(store.catalog.view().map(str::to_owned))
+            .or_insert_with(|| Arc::new(Stagings::open(store)))
+            .clone()
     }
 
     /// The uploads into the whole store, or into a view: the same in each of its mounts.
     pub(super) fn uploads(&self, store: &Store) -> Arc<Uploads> {
         let mut all = self.uploads.lock();
-        all.entry(store.catalog.view().map(str::to_owned)).or_insert_with(|| Arc::new(Uploads::open(store))).clone()
+        all.entry(store.catalog.view().map(str::to_owned))
+            .or_insert_with(|| Arc::new(Uploads::open(store)))
+            .clone()
     }
 
     /// A view is no more.
@@ -92,7 +96,8 @@ impl ImageFs {
             // What happens elsewhere is not to be seen; to what is bound to the view it is.
             Some(_) => {
                 let model = self.store.catalog.read();
-                let changed = model.images.values().map(|image| image.updated_at.max(image.trashed_at.unwrap_or(0)));
+                let changed =
+                    model.images.values().map(|image| image.updated_at.max(image.trashed_at.unwrap_or(0)));
                 changed.max().unwrap_or(0).max(*self.root_changed.lock())
             }
         }

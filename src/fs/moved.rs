@@ -1,9 +1,11 @@
-//! mv MNT/.imgfs/trash/* MNT/, mv MNT/.a MNT/.b MNT/web/: names under which a mover still looks for what it has moved.
+//! mv MNT/.imgfs/trash/* MNT/, mv MNT/.a MNT/.b MNT/web/: names under which a mover still looks for what it
+//! has moved.
 //!
-//! What comes back from the trash, or is published by a rename, shows under a name of imgfs's own. GNU mv looks at each
-//! new name once more when it moves several things, and fails if the name is not there. So for its process, and for a
-//! while, the name that it gave leads to what it moved. Likewise a process that was told that a name is free, and that is
-//! about to create it, is told so until it does, and a refused mv, which asks twice, hears the same twice.
+//! What comes back from the trash, or is published by a rename, shows under a name of imgfs's own. GNU mv
+//! looks at each new name once more when it moves several things, and fails if the name is not there. So for
+//! its process, and for a while, the name that it gave leads to what it moved. Likewise a process that was
+//! told that a name is free, and that is about to create it, is told so until it does, and a refused mv,
+//! which asks twice, hears the same twice.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -15,7 +15,8 @@ pub const ROOT_INO: u64 = 1;
 pub enum NodeId {
     Root,
     Control(Control),
-    /// `incarnation` counts deletions: a directory that was removed is dead for the kernel, even if it comes back.
+    /// `incarnation` counts deletions: a directory that was removed is dead for the kernel, even if it comes
+    /// back.
     Image {
         serial: u32,
         part: ImagePart,
@@ -47,8 +48,8 @@ pub enum NodeId {
     },
     /// Who uses a version: an entry of its `used_by`.
     Lease(u32),
-    /// A directory of `.imgfs` of some kind, or what is in it: the kind gives the number a meaning, and 0 is the directory
-    /// itself. Below 2^56.
+    /// A directory of `.imgfs` of some kind, or what is in it: the kind gives the number a meaning, and 0 is
+    /// the directory itself. Below 2^56.
     In(Kind, u64),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
@@ -163,7 +164,9 @@ impl NodeId {
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
             NodeId::In(kind, n) => pack(KINDS + kind.number(), n & ((1 << KIND) - 1)),
-            NodeId::Staged { directory, file } => pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff)),
+            NodeId::Staged { directory, file } => {
+                pack(10, u64::from(directory) << 24 | u64::from(file & 0xff_ffff))
+            }
         }
     }
 
@@ -175,8 +178,16 @@ impl NodeId {
             0 if ino == ROOT_INO => NodeId::Root,
             0 if ino == 12 => NodeId::Ghost,
             0 => NodeId::Control(Control::from_number(ino)?),
-            1 => NodeId::Image { serial: serial_at(12)?, part: ImagePart::from_number(payload & 15)?, incarnation },
-            2 => NodeId::Version { serial: serial_at(12)?, part: VersionPart::from_number(payload & 15)?, incarnation },
+            1 => NodeId::Image {
+                serial: serial_at(12)?,
+                part: ImagePart::from_number(payload & 15)?,
+                incarnation,
+            },
+            2 => NodeId::Version {
+                serial: serial_at(12)?,
+                part: VersionPart::from_number(payload & 15)?,
+                incarnation,
+            },
             3 => NodeId::Tree { serial: serial_at(28)?, index: (payload & ((1 << 28) - 1)) as NodeIndex },
             4 => {
                 let serial = serial_at(4)?;
@@ -223,7 +234,11 @@ mod tests {
         nodes.extend((2..24).filter_map(Control::from_number).map(NodeId::Control));
         for serial in [1, 77, (1 << 28) - 1] {
             for incarnation in [0, 255] {
-                nodes.extend((0..4).filter_map(ImagePart::from_number).map(|part| NodeId::Image { serial, part, incarnation }));
+                nodes.extend((0..4).filter_map(ImagePart::from_number).map(|part| NodeId::Image {
+                    serial,
+                    part,
+                    incarnation,
+                }));
                 nodes.extend((0..8).filter_map(VersionPart::from_number).map(|part| NodeId::Version {
                     serial,
                     part,
@@ -231,15 +246,23 @@ mod tests {
                 }));
             }
             nodes.extend([0, 5, (1 << 28) - 1].map(|index| NodeId::Tree { serial, index }));
-            nodes.extend([Link::Image(serial), Link::Version(serial), Link::Number(serial)].map(NodeId::Link));
-            nodes.extend([Link::Latest(serial), Link::DeepImage(serial), Link::DeepVersion(serial)].map(NodeId::Link));
+            nodes
+                .extend([Link::Image(serial), Link::Version(serial), Link::Number(serial)].map(NodeId::Link));
+            nodes.extend(
+                [Link::Latest(serial), Link::DeepImage(serial), Link::DeepVersion(serial)].map(NodeId::Link),
+            );
             nodes.extend([NodeId::Receipt(serial), NodeId::Lease(serial), NodeId::Upload(serial.into())]);
             nodes.extend([NodeId::Staging(serial), NodeId::Staged { directory: serial, file: 7 }]);
             nodes.extend([Link::DeeperImage(serial), Link::DeepestImage(serial)].map(NodeId::Link));
-            nodes.extend([Link::ImageLatest(serial), Link::ImageDefault(serial), Link::Label(serial)].map(NodeId::Link));
+            nodes.extend(
+                [Link::ImageLatest(serial), Link::ImageDefault(serial), Link::Label(serial)]
+                    .map(NodeId::Link),
+            );
             nodes.extend([Link::TrashedAlias(serial), Link::TrashedLabel(serial)].map(NodeId::Link));
             nodes.extend([Link::TrashedDefault(serial), Link::TrashedImageDefault(serial)].map(NodeId::Link));
-            nodes.extend(ALL.iter().flat_map(|(_, kind)| [serial.into(), u64::from(serial) << 28].map(|n| NodeId::In(*kind, n))));
+            nodes.extend(ALL.iter().flat_map(|(_, kind)| {
+                [serial.into(), u64::from(serial) << 28].map(|n| NodeId::In(*kind, n))
+            }));
             nodes.extend([NodeId::StagedLink(serial.into())]);
         }
         let mut seen = std::collections::HashSet::new();

@@ -28,7 +28,9 @@ pub enum Opened {
 /// Writing to what is not writable: inside versions EROFS, elsewhere EPERM.
 pub(super) fn frozen(node: NodeId) -> Error {
     match node {
-        NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => Error::Frozen { what: "a version".into() },
+        NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => {
+            Error::Frozen { what: "a version".into() }
+        }
         _ => Error::Managed { what: "this file".into(), why: "it is only read" },
     }
 }

@@ -51,7 +51,9 @@ impl ImageFs {
                     return Err(Error::Frozen { what: "what is in the trash".into() });
                 }
                 let text = if mode.truncates { String::new() } else { now };
-                Ok(Opened::Direct(self.open_handle(Handle::Edit(serial, Mutex::new(Edit::new(text, METADATA_MAX))))))
+                Ok(Opened::Direct(
+                    self.open_handle(Handle::Edit(serial, Mutex::new(Edit::new(text, METADATA_MAX)))),
+                ))
             }
             NodeId::Image { serial, part: ImagePart::Icon, .. } => {
                 let form = self.icon_form(serial).ok_or_else(stale)?;
@@ -86,7 +88,9 @@ impl ImageFs {
             }
             NodeId::Version { serial, part: VersionPart::Metadata, .. } => text(self.version_text(serial)?),
             NodeId::Version { serial, part: VersionPart::Changes, .. } => text(self.changes_text(serial)?),
-            NodeId::Version { serial, part: VersionPart::Manifest, .. } => text(self.manifest_text(serial).ok_or_else(stale)?),
+            NodeId::Version { serial, part: VersionPart::Manifest, .. } => {
+                text(self.manifest_text(serial).ok_or_else(stale)?)
+            }
             NodeId::Version { serial, part: VersionPart::Id, .. } => {
                 let id = self.store.catalog.read().versions.get(&serial).map(|v| v.id.clone());
                 text(format!("{}\n", id.ok_or_else(stale)?))
@@ -112,7 +116,9 @@ impl ImageFs {
     /// What stat shows of a file that is open, although its version is gone.
     pub(super) fn shown_open(&self, node: NodeId) -> Option<Attr> {
         let shown = |handle: &Arc<Handle>| match &**handle {
-            Handle::Made { shown, .. } | Handle::Kept { shown, .. } if shown.ino == node.ino() => Some(*shown),
+            Handle::Made { shown, .. } | Handle::Kept { shown, .. } if shown.ino == node.ino() => {
+                Some(*shown)
+            }
             _ => None,
         };
         self.handles.read().values().find_map(shown)
@@ -127,7 +133,8 @@ impl ImageFs {
                 Handle::Kept { serial, tree, readers: RecipeReaders::default(), shown: self.attr(node)? }
             }
             Kept::Made { method } => {
-                let file = keep::remake(&self.store, serial, &method).map_err(|e| self.damage(serial, Part::Kept, e))?;
+                let file = keep::remake(&self.store, serial, &method)
+                    .map_err(|e| self.damage(serial, Part::Kept, e))?;
                 Handle::Staged { file, path: "a remade upload".into(), writing: None }
             }
         };
@@ -197,7 +204,9 @@ impl ImageFs {
                 out.extend_from_slice(edit.lock().read(offset, len));
                 Ok(())
             }
-            Handle::Setting(..) => Err(Error::Invalid { what: "it".into(), why: "it is open for writing".into() }),
+            Handle::Setting(..) => {
+                Err(Error::Invalid { what: "it".into(), why: "it is open for writing".into() })
+            }
             Handle::Log { number, caller } => self.read_log(*caller, *number, offset, len, out),
             Handle::Upload { upload, .. } => self.read_upload(upload, offset, len, out),
             Handle::Directory(..) => Err(Error::IsDirectory { what: "it".into() }),
@@ -207,12 +216,15 @@ impl ImageFs {
     /// Says which image, version and path damage hits, and keeps the sentence.
     pub(super) fn damage(&self, serial: u32, part: Part, e: Error) -> Error {
         let version = self.store.path_of(&self.store.catalog.read(), serial);
-        let tree = |find: &dyn Fn(&Tree) -> Option<String>| self.store.tree(serial).ok().and_then(|slot| find(&slot.tree));
+        let tree = |find: &dyn Fn(&Tree) -> Option<String>| {
+            self.store.tree(serial).ok().and_then(|slot| find(&slot.tree))
+        };
         let path = match part {
             Part::Node(index) => tree(&|tree| tree.path_where(|other| other == index)),
             Part::Made(0) => Some("rootfs.tar".into()),
             Part::Made(recipe) => tree(&|tree| {
-                let made = |index| tree.node(index).is_ok_and(|node| node.kind == Kind::File(Bytes::Recipe(recipe)));
+                let made =
+                    |index| tree.node(index).is_ok_and(|node| node.kind == Kind::File(Bytes::Recipe(recipe)));
                 tree.path_where(made)
             }),
             Part::Kept => self.kept_name(serial),

@@ -1,4 +1,5 @@
-//! keep_versions, expires_at, expires_unused, the time of a lease: what goes by itself, done as a gesture of the daemon's.
+//! keep_versions, expires_at, expires_unused, the time of a lease: what goes by itself, done as a gesture of
+//! the daemon's.
 
 use std::time::Duration;
 
@@ -22,23 +23,29 @@ impl ImageFs {
         }
     }
 
-    /// Whether somebody is in a tree of the image that is a mount of its own. Such a tree is unmounted if nobody is.
+    /// Whether somebody is in a tree of the image that is a mount of its own. Such a tree is unmounted if
+    /// nobody is.
     fn has_users_in_trees(&self, image: u32) -> bool {
-        let versions: Vec<u32> = self.store.catalog.read().versions_of(image).map(|version| version.serial).collect();
-        let in_use = |serial: &u32| self.mounts.all().iter().any(|fs| fs.trees.get().is_some_and(|t| t.is_in_use(*serial)));
+        let versions: Vec<u32> =
+            self.store.catalog.read().versions_of(image).map(|version| version.serial).collect();
+        let in_use = |serial: &u32| {
+            self.mounts.all().iter().any(|fs| fs.trees.get().is_some_and(|t| t.is_in_use(*serial)))
+        };
         let used = versions.into_iter().find(in_use);
         used.inspect(|serial| last_use::note(&self.store, *serial)).is_some()
     }
 
-    /// Tells the kernel about the names of versions that are gone for good: what was in use when they were deleted, and is
-    /// not any more, it would remember for as long as it has the memory, and with it all their content would stay.
+    /// Tells the kernel about the names of versions that are gone for good: what was in use when they were
+    /// deleted, and is not any more, it would remember for as long as it has the memory, and with it all
+    /// their content would stay.
     pub fn forget_outlived(&self) {
         for (serial, slot) in self.store.outlived() {
             let parent = NodeId::Tree { serial, index: ROOT }.ino();
             let Ok(root) = slot.tree.node(ROOT) else { continue };
             let name = |n| Some(slot.tree.entry(&root, n).ok()??.0.to_vec());
             let names: Vec<Vec<u8>> = (0..).map_while(name).collect();
-            let directory = |incarnation| NodeId::Version { serial, part: VersionPart::Dir, incarnation }.ino();
+            let directory =
+                |incarnation| NodeId::Version { serial, part: VersionPart::Dir, incarnation }.ino();
             let directories: Vec<u64> = (0..=self.incarnation(serial)).map(directory).collect();
             let trees = self.trees_kernel.read().clone();
             if let Some(kernel) = trees {
@@ -55,8 +62,8 @@ impl ImageFs {
         }
     }
 
-    /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays, silently: it is
-    /// tried again at the next look.
+    /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays,
+    /// silently: it is tried again at the next look.
     pub fn retire(&self) {
         for (lease, path) in leases::expired(&self.store) {
             if leases::end(&self.store, lease).is_ok() {
@@ -86,7 +93,10 @@ impl ImageFs {
             };
             match deleted {
                 Ok(()) => {
-                    self.store.journal.start_job("retention", &path, DAEMON.uid).end(&format!("deleted: {why}"));
+                    self.store
+                        .journal
+                        .start_job("retention", &path, DAEMON.uid)
+                        .end(&format!("deleted: {why}"));
                     self.forget_soon(gone);
                     self.touch_root();
                 }

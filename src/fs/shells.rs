@@ -1,7 +1,8 @@
 //! cp -a TREE MNT/, tar xf x.tar -C MNT: what a mkdir has left where nothing else was taken.
 //!
-//! Such tools make a directory, which is a new image, and then copy into it what no image takes. Each of those is refused.
-//! Once the tool has ended, an image in which it was refused something, and which has no version, goes again.
+//! Such tools make a directory, which is a new image, and then copy into it what no image takes. Each of
+//! those is refused. Once the tool has ended, an image in which it was refused something, and which has no
+//! version, goes again.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use crate::fs::upload::Place;
 use crate::fs::{Caller, ImageFs};
 use crate::images::versions;
 
-/// How long a process of another namespace, which cannot be looked at, is taken to go on after its last refusal.
+/// How long a process of another namespace, which cannot be looked at, is taken to go on after its last
+/// refusal.
 const UNSEEN: Duration = Duration::from_secs(10);
 
 struct Shell {
@@ -54,7 +56,9 @@ impl Shells {
         let process = if caller.pid == 0 { 0 } else { of_thread(caller.pid) };
         // rsync receives in a child of the process that makes directories.
         let parent = parent(process);
-        let by_maker = |shell: &&mut Shell| shell.image == image && (shell.maker == process || Some(shell.maker) == parent);
+        let by_maker = |shell: &&mut Shell| {
+            shell.image == image && (shell.maker == process || Some(shell.maker) == parent)
+        };
         all.iter_mut().filter(by_maker).for_each(|shell| shell.refused = Some(Instant::now()));
     }
 
@@ -79,7 +83,8 @@ impl ImageFs {
         for image in self.shells.take_left() {
             let place = Place::Image(image);
             let uid = self.store.catalog.read().images.get(&image).map(|image| image.uid);
-            let foreign = self.stagings.owners(place).chain(self.uploads.owners(place)).any(|owner| Some(owner) != uid);
+            let foreign =
+                self.stagings.owners(place).chain(self.uploads.owners(place)).any(|owner| Some(owner) != uid);
             if foreign || self.uploads.is_written(place) {
                 continue;
             }
@@ -88,7 +93,12 @@ impl ImageFs {
                     // What its maker has staged there goes with it.
                     self.stagings.remove_all(place);
                     self.uploads.remove_all(place);
-                    self.store.journal.log(uid.unwrap_or(0), "mkdir", &name, "gone: nothing that was copied into it is an image");
+                    self.store.journal.log(
+                        uid.unwrap_or(0),
+                        "mkdir",
+                        &name,
+                        "gone: nothing that was copied into it is an image",
+                    );
                     self.root_has_changed();
                     self.forget_later(NodeId::Root.ino(), name.into_bytes());
                 }

@@ -1,7 +1,8 @@
-//! mkdir MNT/web/.new, cp into it, mv it to MNT/web/next: several files that become one version, all or nothing.
+//! mkdir MNT/web/.new, cp into it, mv it to MNT/web/next: several files that become one version, all or
+//! nothing.
 //!
-//! A staging directory is a directory of its own below STORE/staged, with `about.json` and the files as they came. It
-//! is its maker's alone, survives a restart, and goes when nobody has touched it for a week.
+//! A staging directory is a directory of its own below STORE/staged, with `about.json` and the files as they
+//! came. It is its maker's alone, survives a restart, and goes when nobody has touched it for a week.
 
 mod publish;
 
@@ -168,7 +169,9 @@ impl Stagings {
 
     pub fn named(&self, place: Place, name: &str) -> Option<NodeId> {
         let all = self.all.lock();
-        all.values().find(|s| s.place() == place && s.about.lock().name == name).map(|s| NodeId::Staging(s.number))
+        all.values()
+            .find(|s| s.place() == place && s.about.lock().name == name)
+            .map(|s| NodeId::Staging(s.number))
     }
 
     pub fn list(&self, place: Place) -> Vec<(String, NodeId)> {
@@ -180,7 +183,8 @@ impl Stagings {
     /// The users whose staging directories are in a place.
     pub fn owners(&self, place: Place) -> impl Iterator<Item = u32> {
         let all = self.all.lock();
-        let owners: Vec<u32> = all.values().filter(|s| s.place() == place).map(|s| s.about.lock().uid).collect();
+        let owners: Vec<u32> =
+            all.values().filter(|s| s.place() == place).map(|s| s.about.lock().uid).collect();
         owners.into_iter()
     }
 
@@ -212,7 +216,15 @@ impl ImageFs {
             make_subdir(&staging::files(&path)).map(|()| path)
         })?;
         let view = self.store.catalog.view().map(str::to_owned);
-        let about = About { name, image, uid: caller.uid, gid: caller.gid, view, expect: BTreeMap::new(), file: None };
+        let about = About {
+            name,
+            image,
+            uid: caller.uid,
+            gid: caller.gid,
+            view,
+            expect: BTreeMap::new(),
+            file: None,
+        };
         staging::save(&path, &about)?;
         let staging = self.stagings.insert(path, about);
         Ok(NodeId::Staging(staging.number))
@@ -239,7 +251,11 @@ impl ImageFs {
         let staging = self.stagings.by_number(directory)?;
         let files = staging.files.lock();
         for (name, number) in &files.by_name {
-            all.push(DirEntry { name: name.as_bytes().to_vec(), node: staging.node(*number), format: libc::S_IFREG });
+            all.push(DirEntry {
+                name: name.as_bytes().to_vec(),
+                node: staging.node(*number),
+                format: libc::S_IFREG,
+            });
         }
         Ok(())
     }
@@ -253,7 +269,9 @@ impl ImageFs {
     }
 
     pub(super) fn staged_attr(&self, node: NodeId, own: Attr) -> Result<Attr> {
-        let (NodeId::Staging(directory) | NodeId::Staged { directory, .. }) = node else { return Err(stale()) };
+        let (NodeId::Staging(directory) | NodeId::Staged { directory, .. }) = node else {
+            return Err(stale());
+        };
         let staging = self.stagings.by_number(directory)?;
         let (uid, gid) = {
             let about = staging.about.lock();
@@ -280,16 +298,23 @@ impl ImageFs {
         let path = staging.file(&name);
         let mut files = staging.files.lock();
         if files.by_name.len() >= FILES_MAX {
-            return Err(Error::OverLimit { what: "the number of staged files".into(), limit: FILES_MAX.to_string() });
+            return Err(Error::OverLimit {
+                what: "the number of staged files".into(),
+                limit: FILES_MAX.to_string(),
+            });
         }
-        let create = || File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
+        let create =
+            || File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
         let file = self.store.in_room(|| create().map_err(Error::io("create", &path)))?;
         // With the caller's mode, but always ours to read.
         let _ = file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600));
         files.next += 1;
         let number = files.next;
         files.by_name.insert(name, number);
-        Ok((staging.node(number), self.open_handle(Handle::Staged { file, path, writing: Some(Writing::new(&staging.writers)) })))
+        Ok((
+            staging.node(number),
+            self.open_handle(Handle::Staged { file, path, writing: Some(Writing::new(&staging.writers)) }),
+        ))
     }
 
     pub(super) fn open_staged(&self, directory: u32, number: u32, mode: OpenMode) -> Result<Opened> {
@@ -298,7 +323,8 @@ impl ImageFs {
             staging.begin_change()?;
         }
         let path = staging.file(&staging.name_of(number)?);
-        let opened = File::options().read(true).write(mode.writes).truncate(mode.writes && mode.truncates).open(&path);
+        let opened =
+            File::options().read(true).write(mode.writes).truncate(mode.writes && mode.truncates).open(&path);
         let file = opened.map_err(Error::io("open", &path))?;
         let writing = mode.writes.then(|| Writing::new(&staging.writers));
         Ok(Opened::Direct(self.open_handle(Handle::Staged { file, path, writing })))
@@ -309,8 +335,9 @@ impl ImageFs {
         let handle = self.handle(fh)?;
         let Handle::Staged { file, path, .. } = &*handle else { return Err(stale()) };
         let end = offset.saturating_add(data.len() as u64);
-        let written = refuse_over(&self.store, end)
-            .and_then(|()| self.store.in_room(|| file.write_all_at(data, offset).map_err(Error::io("write", path))));
+        let written = refuse_over(&self.store, end).and_then(|()| {
+            self.store.in_room(|| file.write_all_at(data, offset).map_err(Error::io("write", path)))
+        });
         written.map_err(|e| self.refused(caller, "write", &path.display().to_string(), e))?;
         Ok(data.len() as u32)
     }
@@ -336,7 +363,9 @@ impl ImageFs {
                 file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600))?;
             }
             if let Some(at) = changes.mtime {
-                file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(at).unwrap_or(0)))?;
+                file.set_modified(
+                    SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(at).unwrap_or(0)),
+                )?;
             }
             Ok(())
         })();
@@ -411,7 +440,12 @@ fn checked_name(name: &[u8]) -> Result<String> {
         return Err(Error::NameTooLong { len: name.len() });
     }
     let text = std::str::from_utf8(name).map_err(|_| bad_name(name))?;
-    if text.is_empty() || text == "." || text == ".." || text == ".id" || text.chars().any(|c| c.is_control() || c == '/') {
+    if text.is_empty()
+        || text == "."
+        || text == ".."
+        || text == ".id"
+        || text.chars().any(|c| c.is_control() || c == '/')
+    {
         return Err(Error::BadName {
             name: text_of(name),
             why: "it has a slash or a control character, or is one of imgfs's own",

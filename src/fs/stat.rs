@@ -55,7 +55,9 @@ impl ImageFs {
                 let found = slot.tree.node(index)?;
                 let mut attr = tree_attr(node, &found, index);
                 match found.kind {
-                    Kind::File(Bytes::Sparse(_)) => attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum(),
+                    Kind::File(Bytes::Sparse(_)) => {
+                        attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum()
+                    }
                     Kind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
                     _ => {}
                 }
@@ -72,7 +74,11 @@ impl ImageFs {
                 let model = self.store.catalog.read();
                 let Some(image) = model.images.get(&serial) else {
                     // Gone for good: its walker still removes what it has listed.
-                    return Ok(own(if part == ImagePart::Dir { directory | 0o777 } else { file | 0o444 }, 0, 0));
+                    return Ok(own(
+                        if part == ImagePart::Dir { directory | 0o777 } else { file | 0o444 },
+                        0,
+                        0,
+                    ));
                 };
                 let owned = |attr: Attr| Attr { uid: image.uid, gid: image.gid, ..attr };
                 let mode = self.image_rights(image).mode;
@@ -83,7 +89,9 @@ impl ImageFs {
                         let attr = own(directory | mode, 4096, image.updated_at);
                         Attr { links, lasting_name: live, lasting: live, ..owned(attr) }
                     }
-                    ImagePart::Id => owned(own(file | mode & 0o444, image.id.len() as u64 + 1, image.created_at)),
+                    ImagePart::Id => {
+                        owned(own(file | mode & 0o444, image.id.len() as u64 + 1, image.created_at))
+                    }
                     ImagePart::Icon => {
                         let size = icons::bytes(&model, serial).map_or(0, |bytes| bytes.len() as u64);
                         owned(own(file | mode & 0o666, size, image.updated_at))
@@ -98,13 +106,18 @@ impl ImageFs {
                 let size = match part {
                     VersionPart::Metadata => self.version_text(serial).map(|text| text.len() as u64),
                     VersionPart::Changes => self.changes_size(serial),
-                    VersionPart::Manifest => Ok(self.manifest_text(serial).map_or(0, |text| text.len() as u64)),
+                    VersionPart::Manifest => {
+                        Ok(self.manifest_text(serial).map_or(0, |text| text.len() as u64))
+                    }
                     _ => Ok(0),
                 };
                 let model = self.store.catalog.read();
                 let Ok((image, version)) = version_of(&model, serial) else {
-                    let mode =
-                        if matches!(part, VersionPart::Dir | VersionPart::UsedBy) { directory | 0o777 } else { file | 0o444 };
+                    let mode = if matches!(part, VersionPart::Dir | VersionPart::UsedBy) {
+                        directory | 0o777
+                    } else {
+                        file | 0o444
+                    };
                     return Ok(self.shown_open(node).unwrap_or_else(|| own(mode, 0, 0)));
                 };
                 let live = model.is_live(version);
@@ -115,7 +128,9 @@ impl ImageFs {
                         let attr = own(directory | mode & 0o777, 4096, version.created_at);
                         Attr { links: 4, lasting_name: live, lasting: live, ..attr }
                     }
-                    VersionPart::Id => own(file | mode & 0o444, version.id.len() as u64 + 1, version.created_at),
+                    VersionPart::Id => {
+                        own(file | mode & 0o444, version.id.len() as u64 + 1, version.created_at)
+                    }
                     VersionPart::Tar => Attr {
                         lasting: live,
                         lasting_name: live,
@@ -126,7 +141,9 @@ impl ImageFs {
                         lasting_name: live,
                         ..own(file | mode & 0o444, version.facts.upload_size, version.created_at)
                     },
-                    VersionPart::UsedBy => own(directory | used_by_mode(mode, live), 4096, version.created_at),
+                    VersionPart::UsedBy => {
+                        own(directory | used_by_mode(mode, live), 4096, version.created_at)
+                    }
                     VersionPart::Metadata | VersionPart::Changes | VersionPart::Manifest => {
                         own(file | mode & 0o444, size?, version.created_at)
                     }
@@ -144,9 +161,12 @@ impl ImageFs {
             NodeId::Upload(number) => {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 let (attr, model) = (upload.attr(ino), self.store.catalog.read());
-                // Once it is a version, who may change the image may write that again. It is hidden from who may not read it.
+                // Once it is a version, who may change the image may write that again. It is hidden from who
+                // may not read it.
                 match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
-                    Some((image, _)) => Ok(Attr { mode: attr.mode | self.image_rights(image).mode & 0o022, ..attr }),
+                    Some((image, _)) => {
+                        Ok(Attr { mode: attr.mode | self.image_rights(image).mode & 0o022, ..attr })
+                    }
                     None => Ok(attr),
                 }
             }
@@ -162,7 +182,9 @@ impl ImageFs {
             NodeId::Lease(serial) => self.lease_attr(serial, own(file, 0, 0)),
             NodeId::Staging(_) | NodeId::Staged { .. } => self.staged_attr(node, own(directory, 0, 0)),
             NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
-            NodeId::In(kind, number) => kind.place().attr(self, number, own(directory, 4096, self.root_changed())),
+            NodeId::In(kind, number) => {
+                kind.place().attr(self, number, own(directory, 4096, self.root_changed()))
+            }
             NodeId::Control(_) => {
                 let (format, size) = self.control_shape(DAEMON, node)?;
                 let mode = match node {
@@ -186,8 +208,8 @@ impl ImageFs {
         self.store.catalog.read().root.clone().unwrap_or(own)
     }
 
-    /// Whose a link is: in an image its owner's, as an alias that of the image; `default`, which has the number of an alias
-    /// of the same image, is for imgfs to guard.
+    /// Whose a link is: in an image its owner's, as an alias that of the image; `default`, which has the
+    /// number of an alias of the same image, is for imgfs to guard.
     fn owner_of_link(&self, link: Link) -> (u32, u32) {
         let model = self.store.catalog.read();
         let image = match link {
@@ -200,9 +222,13 @@ impl ImageFs {
             | Link::ImageDefault(image)
             | Link::TrashedDefault(image)
             | Link::TrashedImageDefault(image) => Some(image),
-            Link::Label(label) | Link::TrashedLabel(label) => model.labels.get(&label).map(|label| label.image),
+            Link::Label(label) | Link::TrashedLabel(label) => {
+                model.labels.get(&label).map(|label| label.image)
+            }
             Link::TrashedAlias(alias) => model.aliases.get(&alias).map(|alias| alias.image),
-            Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.versions.get(&v).map(|v| v.image),
+            Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => {
+                model.versions.get(&v).map(|v| v.image)
+            }
         };
         image.and_then(|i| model.images.get(&i)).map_or((self.mount.uid, self.mount.gid), |i| (i.uid, i.gid))
     }
@@ -236,7 +262,9 @@ impl ImageFs {
             }
             NodeId::Link(Link::Image(serial)) => name(serial)?,
             NodeId::Link(Link::Version(serial)) => versioned(serial)?,
-            NodeId::Link(Link::Number(serial)) => model.versions.get(&serial).ok_or_else(stale)?.number.to_string(),
+            NodeId::Link(Link::Number(serial)) => {
+                model.versions.get(&serial).ok_or_else(stale)?.number.to_string()
+            }
             NodeId::Link(Link::Latest(_)) => "latest".into(),
             NodeId::Link(Link::DeepImage(serial)) => format!("../../{}", name(serial)?),
             NodeId::Link(Link::DeeperImage(serial)) => format!("../../../{}", name(serial)?),

@@ -1,5 +1,5 @@
-//! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive brought, on its
-//! files; whether an image is immutable.
+//! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive
+//! brought, on its files; whether an image is immutable.
 
 use crate::base::acl::{ACCESS, Acl, DEFAULT};
 use crate::base::clock::{duration_text, time_text};
@@ -29,12 +29,19 @@ impl ImageFs {
             NodeId::Tree { serial, index } => {
                 let slot = self.store.tree(serial)?;
                 let found = slot.tree.node(index)?;
-                let own = slot.tree.xattrs(&found).map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
+                let own = slot
+                    .tree
+                    .xattrs(&found)
+                    .map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec()))
+                    .collect();
                 let mut hidden = Vec::new();
                 if let Kind::File(Bytes::Blob(blob) | Bytes::Sparse(blob)) = found.kind
                     && blob != 0
                 {
-                    hidden.push(named("digest", format!("blake3:{}", self.store.blobs.record(blob)?.digest.hex())));
+                    hidden.push(named(
+                        "digest",
+                        format!("blake3:{}", self.store.blobs.record(blob)?.digest.hex()),
+                    ));
                 }
                 (own, hidden)
             }
@@ -90,15 +97,16 @@ impl ImageFs {
                 (expected.map(|e| named("expect", e)).into_iter().collect(), Vec::new())
             }
             NodeId::Version { serial, part: VersionPart::Tar, .. } => {
-                let digest = self.store.catalog.read().versions.get(&serial).ok_or_else(stale)?.facts.digest.clone();
+                let digest =
+                    self.store.catalog.read().versions.get(&serial).ok_or_else(stale)?.facts.digest.clone();
                 (Vec::new(), vec![named("digest", digest)])
             }
             _ => (Vec::new(), Vec::new()),
         })
     }
 
-    /// Whether this user may read the image that a node is of, and so what its attributes say. The kernel asks that
-    /// before getxattr(2) of a user attribute, and for listxattr(2) it asks nothing.
+    /// Whether this user may read the image that a node is of, and so what its attributes say. The kernel
+    /// asks that before getxattr(2) of a user attribute, and for listxattr(2) it asks nothing.
     fn may_know(&self, caller: Caller, node: NodeId) -> bool {
         let model = self.store.catalog.read();
         let image = match node {
@@ -109,7 +117,9 @@ impl ImageFs {
             NodeId::Staged { .. } => {
                 drop(model);
                 let shown = self.attr(node).ok();
-                return shown.is_none_or(|attr| self.is_admin(caller) || attr.uid == caller.uid || attr.mode & READ == READ);
+                return shown.is_none_or(|attr| {
+                    self.is_admin(caller) || attr.uid == caller.uid || attr.mode & READ == READ
+                });
             }
             _ => None,
         };
@@ -120,14 +130,17 @@ impl ImageFs {
     ///
     /// # Errors
     ///
-    /// `NoAttribute`, also for those of imgfs on an image that the caller may not read; what the tree fails with.
+    /// `NoAttribute`, also for those of imgfs on an image that the caller may not read; what the tree fails
+    /// with.
     pub fn getxattr(&self, caller: Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let missing = || Error::NoAttribute { name: String::from_utf8_lossy(name).into_owned() };
         if name == ACCESS.as_bytes() && !matches!(node, NodeId::Tree { .. }) {
             return self.acl_value(node);
         }
         // What ls asks of every file.
-        if (name.starts_with(b"system.posix_acl") || name == b"security.selinux") && !matches!(node, NodeId::Tree { .. }) {
+        if (name.starts_with(b"system.posix_acl") || name == b"security.selinux")
+            && !matches!(node, NodeId::Tree { .. })
+        {
             return Err(missing());
         }
         if let NodeId::Tree { serial, index } = node
@@ -135,13 +148,23 @@ impl ImageFs {
         {
             let slot = self.store.tree(serial)?;
             let found = slot.tree.node(index)?;
-            return slot.tree.xattrs(&found).find(|(n, _)| *n == name).map(|(_, v)| v.to_vec()).ok_or_else(missing);
+            return slot
+                .tree
+                .xattrs(&found)
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| v.to_vec())
+                .ok_or_else(missing);
         }
         if !self.may_know(caller, node) {
             return Err(missing());
         }
         let (listed, hidden) = self.attributes(node)?;
-        listed.into_iter().chain(hidden).find(|(n, _)| n.as_bytes() == name).map(|(_, v)| v).ok_or_else(missing)
+        listed
+            .into_iter()
+            .chain(hidden)
+            .find(|(n, _)| n.as_bytes() == name)
+            .map(|(_, v)| v)
+            .ok_or_else(missing)
     }
 
     /// lsattr. None for what has no flags: an overlay would take those of a tree's files along.
@@ -158,20 +181,26 @@ impl ImageFs {
                 self.edit_key(caller, serial, "immutable", if flags == 0 { "false" } else { "true" })
             }
             NodeId::Tree { .. } | NodeId::Version { .. } => Err(Error::Frozen { what: "a version".into() }),
-            _ => Err(Error::Unsupported { what: "this flag".into(), instead: "chattr takes i, of an image's directory" }),
+            _ => Err(Error::Unsupported {
+                what: "this flag".into(),
+                instead: "chattr takes i, of an image's directory",
+            }),
         };
         result.map_err(|e| self.refused(caller, "chattr", &self.path_of(node), e))
     }
 
     /// Changes one of the keys of metadata.json.
     fn edit_key(&self, caller: Caller, image: u32, key: &str, value: &str) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| describe::edit_key(model, image, self.by(caller), key, value))?;
+        versions::edit(&self.store, image, |model, image| {
+            describe::edit_key(model, image, self.by(caller), key, value)
+        })?;
         let (name, outcome) = (self.path_of(self.image_node(image)), format!("{key}={value}"));
         self.store.journal.log(caller.uid, "edit", name.trim_start_matches('/'), &outcome);
         Ok(())
     }
 
-    /// All listed names, each with a zero byte behind it. Of an image that the caller may not read, imgfs names none.
+    /// All listed names, each with a zero byte behind it. Of an image that the caller may not read, imgfs
+    /// names none.
     ///
     /// # Errors
     ///
@@ -192,7 +221,10 @@ impl ImageFs {
     pub fn setxattr(&self, caller: Caller, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(name).into_owned();
         if ACLS.contains(&text.as_str())
-            && matches!(node, NodeId::Upload(_) | NodeId::Receipt(_) | NodeId::Staged { .. } | NodeId::Staging(_))
+            && matches!(
+                node,
+                NodeId::Upload(_) | NodeId::Receipt(_) | NodeId::Staged { .. } | NodeId::Staging(_)
+            )
         {
             // What cp -a and mv do to every file, instead of chmod: an upload has a mode, and no more.
             if text == ACCESS && !matches!(node, NodeId::Staging(_)) {
@@ -201,13 +233,18 @@ impl ImageFs {
             }
             return Ok(());
         }
-        let value_text = std::str::from_utf8(value).map_err(|_| Error::BadMetadata { why: format!("{text} is not UTF-8") });
+        let value_text = std::str::from_utf8(value)
+            .map_err(|_| Error::BadMetadata { why: format!("{text} is not UTF-8") });
         let result = match (node, text.strip_prefix(PREFIX)) {
             (NodeId::Staged { directory, file }, Some("expect")) => {
                 value_text.and_then(|value| self.expect_staged(directory, file, Some(value)))
             }
-            (NodeId::Upload(number), Some("expect")) => value_text.and_then(|value| self.expect_upload(number, value)),
-            (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
+            (NodeId::Upload(number), Some("expect")) => {
+                value_text.and_then(|value| self.expect_upload(number, value))
+            }
+            (NodeId::Tree { .. } | NodeId::Version { .. }, _) => {
+                Err(Error::Frozen { what: "a version".into() })
+            }
             _ if ACLS.contains(&text.as_str()) => self.set_acl(caller, node, &text, Some(value)),
             (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => {
                 value_text.and_then(|value| self.edit_key(caller, serial, key, value))
@@ -223,12 +260,18 @@ impl ImageFs {
     pub fn removexattr(&self, caller: Caller, node: NodeId, name: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(name).into_owned();
         let result = match (node, text.strip_prefix(PREFIX)) {
-            (NodeId::Root | NodeId::Image { .. }, _) if text == ACCESS => self.set_acl(caller, node, &text, None),
+            (NodeId::Root | NodeId::Image { .. }, _) if text == ACCESS => {
+                self.set_acl(caller, node, &text, None)
+            }
             // cp -a drops a default ACL that is not there.
             _ if ACLS.contains(&text.as_str()) => Err(Error::NoAttribute { name: text.clone() }),
             (NodeId::Staged { directory, file }, Some("expect")) => self.expect_staged(directory, file, None),
-            (NodeId::Tree { .. } | NodeId::Version { .. }, _) => Err(Error::Frozen { what: "a version".into() }),
-            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => self.edit_key(caller, serial, key, ""),
+            (NodeId::Tree { .. } | NodeId::Version { .. }, _) => {
+                Err(Error::Frozen { what: "a version".into() })
+            }
+            (NodeId::Image { serial, part: ImagePart::Dir, .. }, Some(key)) => {
+                self.edit_key(caller, serial, key, "")
+            }
             _ => Err(Error::NoAttribute { name: text.clone() }),
         };
         match result {

@@ -82,7 +82,8 @@ fn os_type(os: &str, kind: &str) -> Option<&'static str> {
     })
 }
 
-/// What an image's metadata.json says of a version. `uuid` and `fingerprint` are there for those that have one.
+/// What an image's metadata.json says of a version. `uuid` and `fingerprint` are there for those that have
+/// one.
 fn listed_version(model: &Model, v: &Version) -> Value {
     let mut entry = object([
         ("number", v.number.into()),
@@ -100,22 +101,27 @@ fn listed_version(model: &Model, v: &Version) -> Value {
     entry
 }
 
-/// An image as `imgfs ls` gets it: its metadata.json, and of each version also the sha256s that it is known by, and who
-/// uses it.
+/// An image as `imgfs ls` gets it: its metadata.json, and of each version also the sha256s that it is known
+/// by, and who uses it.
 pub fn listed(model: &Model, of: &Image) -> Value {
     let mut document = image(model, of);
-    for (entry, version) in document["versions"].as_array_mut().into_iter().flatten().zip(model.versions_of(of.serial)) {
+    for (entry, version) in
+        document["versions"].as_array_mut().into_iter().flatten().zip(model.versions_of(of.serial))
+    {
         let known_by: BTreeSet<&str> = version.facts.sha256s().collect();
         entry["sha256"] = known_by.into_iter().map(Value::from).collect();
-        entry["used_by"] = model.leases_of(version.serial).map(|lease| Value::from(lease.name.clone())).collect();
+        entry["used_by"] =
+            model.leases_of(version.serial).map(|lease| Value::from(lease.name.clone())).collect();
     }
     document
 }
 
-/// The fields that IMGAPI and Danube have more, of images that come with a manifest, or of which somebody has set one.
+/// The fields that IMGAPI and Danube have more, of images that come with a manifest, or of which somebody has
+/// set one.
 fn add_manifest(document: &mut Value, editable: &Editable, newest: Option<&Version>) {
     let text = newest.map(|v| v.facts.manifest.as_str()).unwrap_or_default();
-    let manifest = Some(text).filter(|text| !text.is_empty()).and_then(|text| Manifest::parse(text.as_bytes()).ok());
+    let manifest =
+        Some(text).filter(|text| !text.is_empty()).and_then(|text| Manifest::parse(text.as_bytes()).ok());
     let own = |key: &str| manifest.as_ref().and_then(|manifest| manifest.value(key));
     for key in imgapi::SHOWN.iter().chain(imgapi::EDITABLE) {
         if let Some(value) = editable.manifest.get(*key).or_else(|| own(key)) {
@@ -125,11 +131,19 @@ fn add_manifest(document: &mut Value, editable: &Editable, newest: Option<&Versi
 }
 
 fn alias(a: &Alias) -> Value {
-    object([("name", a.name.clone().into()), ("version", a.number.into()), ("description", a.description.clone().into())])
+    object([
+        ("name", a.name.clone().into()),
+        ("version", a.number.into()),
+        ("description", a.description.clone().into()),
+    ])
 }
 
 fn labels_of(model: &Model, version: &Version) -> Value {
-    model.labels_of(version.image).filter(|l| l.number == version.number).map(|l| Value::from(l.name.clone())).collect()
+    model
+        .labels_of(version.image)
+        .filter(|l| l.number == version.number)
+        .map(|l| Value::from(l.name.clone()))
+        .collect()
 }
 
 /// A version's metadata.json. `stale` are the leases that hold nothing.
@@ -212,8 +226,8 @@ pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32
 
 /// Makes of an image what a new text of its metadata.json says, and of its aliases, which are given back.
 ///
-/// A key that is left out stays; null clears it. Errors: `BadMetadata` for anything but a change of editable keys;
-/// `Immutable`.
+/// A key that is left out stays; null clears it. Errors: `BadMetadata` for anything but a change of editable
+/// keys; `Immutable`.
 pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Alias>> {
     let bad = |why: String| Error::BadMetadata { why };
     if text.len() > METADATA_MAX {
@@ -258,8 +272,8 @@ fn edit_aliases(model: &Model, of: &Image, list: &Value) -> Result<Vec<Alias>> {
     Ok(new)
 }
 
-/// Changes one editable key from text, as an extended attribute does: `description`, `properties.KEY`, or an alias's
-/// description, `aliases.NAME`. Nothing clears it.
+/// Changes one editable key from text, as an extended attribute does: `description`, `properties.KEY`, or an
+/// alias's description, `aliases.NAME`. Nothing clears it.
 ///
 /// Errors: `BadMetadata`, `Immutable`, `NoAttribute`.
 pub fn edit_key(model: &Model, of: &mut Image, by: By, key: &str, value: &str) -> Result<Vec<Alias>> {
@@ -285,7 +299,9 @@ pub fn edit_key(model: &Model, of: &mut Image, by: By, key: &str, value: &str) -
             ("keep_versions", "") => Value::Null,
             (key, "") if imgapi::EDITABLE.contains(&key) => Value::Null,
             // Anything but text stands there as JSON.
-            (key, value) if imgapi::EDITABLE.contains(&key) => serde_json::from_str(value).unwrap_or_else(|_| value.into()),
+            (key, value) if imgapi::EDITABLE.contains(&key) => {
+                serde_json::from_str(value).unwrap_or_else(|_| value.into())
+            }
             _ => value.into(),
         };
         set(of, by, key, &value)?;

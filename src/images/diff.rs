@@ -1,4 +1,5 @@
-//! cat web/2/changes, imgfs diff web/1 web/2: what differs between two trees. No content is read: equal bytes are one blob.
+//! cat web/2/changes, imgfs diff web/1 web/2: what differs between two trees. No content is read: equal bytes
+//! are one blob.
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;
@@ -16,7 +17,8 @@ use crate::tree::{Bytes, Kind, Node, NodeIndex, ROOT, Tree};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     pub change: What,
-    /// Below the version's directory: `rootfs/etc/motd`. A backslash is two, bytes that are no UTF-8 are `\\xff` each.
+    /// Below the version's directory: `rootfs/etc/motd`. A backslash is two, bytes that are no UTF-8 are
+    /// `\\xff` each.
     pub path: String,
     /// Bytes of the file or of the symlink's target, 0 of anything else; none where it is not there.
     pub before: Option<u64>,
@@ -42,13 +44,14 @@ struct Pair<'t> {
 /// A path still to be looked at, and what is there in the one and in the other.
 type Place = (Vec<u8>, Option<NodeIndex>, Option<NodeIndex>);
 
-/// What differs between two versions of a store, in the order of the paths. Times alone do not count, nor what is only
-/// stored in another way.
+/// What differs between two versions of a store, in the order of the paths. Times alone do not count, nor
+/// what is only stored in another way.
 ///
 /// Errors: `Corrupt`, `Io` if a tree is damaged.
 pub fn between(store: &Store, old: &Version, new: &Version) -> Result<Vec<Difference>> {
     let (before, after) = (store.tree(old.serial)?, store.tree(new.serial)?);
-    let same_made = old.facts.content_digest() == new.facts.content_digest() && old.facts.digest == new.facts.digest;
+    let same_made =
+        old.facts.content_digest() == new.facts.content_digest() && old.facts.digest == new.facts.digest;
     Pair { old: &before.tree, new: &after.tree, same_made }.differences()
 }
 
@@ -60,10 +63,13 @@ impl Pair<'_> {
         let mut todo: Vec<Place> = vec![(b"rootfs".to_vec(), root(self.old), root(self.new))];
         self.below(b"", (self.old, self.old.beside()), (self.new, self.new.beside()), &mut todo)?;
         while let Some((path, old, new)) = todo.pop() {
-            let node = |tree: &Tree, index: Option<NodeIndex>| index.map(|index| tree.node(index)).transpose();
+            let node =
+                |tree: &Tree, index: Option<NodeIndex>| index.map(|index| tree.node(index)).transpose();
             let (a, b) = (node(self.old, old)?, node(self.new, new)?);
-            let is_directory = |node: &Option<Node>| node.is_some_and(|n| matches!(n.kind, Kind::Directory { .. }));
-            let size = |node: &Node| if matches!(node.kind, Kind::File(_) | Kind::Symlink) { node.size } else { 0 };
+            let is_directory =
+                |node: &Option<Node>| node.is_some_and(|n| matches!(n.kind, Kind::Directory { .. }));
+            let size =
+                |node: &Node| if matches!(node.kind, Kind::File(_) | Kind::Symlink) { node.size } else { 0 };
             let mut tell = |before: Option<&Node>, after: Option<&Node>| {
                 let change = match (before, after) {
                     (None, _) => What::Added,
@@ -97,7 +103,8 @@ impl Pair<'_> {
         (new, new_index): (&Tree, Option<NodeIndex>),
         todo: &mut Vec<Place>,
     ) -> Result<()> {
-        let (from, mut places) = (|index: Option<NodeIndex>, tree: &Tree| index.map(|i| tree.node(i)).transpose(), Vec::new());
+        let (from, mut places) =
+            (|index: Option<NodeIndex>, tree: &Tree| index.map(|i| tree.node(i)).transpose(), Vec::new());
         let (a, b) = (from(old_index, old)?, from(new_index, new)?);
         let entry = |tree: &Tree, directory: &Option<Node>, n: u32| -> Result<Option<(Vec<u8>, NodeIndex)>> {
             let Some(directory) = directory else { return Ok(None) };
@@ -168,7 +175,8 @@ pub fn text(differences: &[Difference]) -> String {
     text
 }
 
-/// What differs between two versions that are called as links in the root call them: `web/1`, `web`, an alias.
+/// What differs between two versions that are called as links in the root call them: `web/1`, `web`, an
+/// alias.
 ///
 /// Errors: `NotFound`; as `between`.
 pub fn between_named(store: &Store, old: &str, new: &str) -> Result<Vec<Difference>> {

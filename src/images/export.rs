@@ -1,4 +1,5 @@
-//! cat web/1/rootfs.tar, image.tar, disk.raw: made bit for bit from a recipe and the blobs; and ranges of sparse files.
+//! cat web/1/rootfs.tar, image.tar, disk.raw: made bit for bit from a recipe and the blobs; and ranges of
+//! sparse files.
 
 use std::collections::HashMap;
 
@@ -21,10 +22,19 @@ pub struct RecipeReader {
 }
 
 impl RecipeReader {
-    /// Appends up to `len` bytes of what recipe `number` makes, from `offset` on, to `out`; less only at its end.
+    /// Appends up to `len` bytes of what recipe `number` makes, from `offset` on, to `out`; less only at its
+    /// end.
     ///
     /// Errors: `Corrupt`, `Io`.
-    pub fn read(&mut self, store: &Store, tree: &Tree, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    pub fn read(
+        &mut self,
+        store: &Store,
+        tree: &Tree,
+        number: u32,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let recipe = tree.recipe(number)?;
         let mut cursor = self.cursors.remove(&number).unwrap_or_default();
         let walked = recipe.walk(&mut cursor, offset, len as u64, |piece, inline| {
@@ -37,11 +47,17 @@ impl RecipeReader {
                     let (before, len) = (out.len(), memory(len)?);
                     self.read(store, tree, nested, offset, len, out)?;
                     if out.len() != before + len {
-                        return Err(Error::Corrupt { what: format!("recipe {nested}"), why: "it is too short".into() });
+                        return Err(Error::Corrupt {
+                            what: format!("recipe {nested}"),
+                            why: "it is too short".into(),
+                        });
                     }
                 }
                 Piece::Recipe { number: nested, .. } => {
-                    return Err(Error::Corrupt { what: format!("recipe {number}"), why: format!("it is made of {nested}") });
+                    return Err(Error::Corrupt {
+                        what: format!("recipe {number}"),
+                        why: format!("it is made of {nested}"),
+                    });
                 }
             }
             Ok(())
@@ -59,7 +75,15 @@ pub struct RecipeReaders {
 
 impl RecipeReaders {
     /// As `RecipeReader::read`.
-    pub fn read(&self, store: &Store, tree: &Tree, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    pub fn read(
+        &self,
+        store: &Store,
+        tree: &Tree,
+        number: u32,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let mut reader = self.idle.lock().pop().unwrap_or_default();
         let read = reader.read(store, tree, number, offset, len, out);
         self.idle.lock().push(reader);
@@ -82,14 +106,22 @@ pub fn sha256(store: &Store, tree: &Tree, recipe: u32) -> Result<String> {
 /// Gives all that a recipe makes to `take`, in order: where a piece begins, and its bytes.
 ///
 /// Errors: `Corrupt`, `Io`, and what `take` fails with.
-pub fn replay(store: &Store, tree: &Tree, recipe: u32, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+pub fn replay(
+    store: &Store,
+    tree: &Tree,
+    recipe: u32,
+    mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
     let size = tree.recipe(recipe)?.tar_size;
     let (mut reader, mut at, mut piece) = (RecipeReader::default(), 0, Vec::new());
     while at < size {
         piece.clear();
         reader.read(store, tree, recipe, at, 1 << 20, &mut piece)?;
         if piece.is_empty() {
-            return Err(Error::Corrupt { what: format!("recipe {recipe}"), why: format!("it ends at byte {at} of {size}") });
+            return Err(Error::Corrupt {
+                what: format!("recipe {recipe}"),
+                why: format!("it ends at byte {at} of {size}"),
+            });
         }
         take(at, &piece)?;
         at += piece.len() as u64;
@@ -102,14 +134,24 @@ fn memory(len: u64) -> Result<usize> {
     usize::try_from(len).map_err(|_| Error::OverLimit { what: "a read".into(), limit: "memory".into() })
 }
 
-fn append_blob(store: &Store, id: u32, offset: u64, len: u64, buf: &mut ReadBuf, out: &mut Vec<u8>) -> Result<()> {
+fn append_blob(
+    store: &Store,
+    id: u32,
+    offset: u64,
+    len: u64,
+    buf: &mut ReadBuf,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let mut at = offset;
     let end = offset + len;
     while at < end {
         let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 20);
         let bytes = store.blobs.read(id, at, want, buf)?;
         if bytes.is_empty() {
-            return Err(Error::Corrupt { what: format!("blob {id}"), why: "it is shorter than its version says".into() });
+            return Err(Error::Corrupt {
+                what: format!("blob {id}"),
+                why: "it is shorter than its version says".into(),
+            });
         }
         out.extend_from_slice(bytes);
         at += bytes.len() as u64;
@@ -133,9 +175,13 @@ pub fn read_file(
         return Ok(());
     }
     let blob = match bytes {
-        Bytes::None => return Err(Error::Corrupt { what: "a file".into(), why: "it has a size and no content".into() }),
+        Bytes::None => {
+            return Err(Error::Corrupt { what: "a file".into(), why: "it has a size and no content".into() });
+        }
         Bytes::Blob(blob) => return append_blob(store, blob, offset, end - offset, buf, out),
-        Bytes::Recipe(n) => return RecipeReader::default().read(store, tree, n, offset, memory(end - offset)?, out),
+        Bytes::Recipe(n) => {
+            return RecipeReader::default().read(store, tree, n, offset, memory(end - offset)?, out);
+        }
         Bytes::Sparse(blob) => blob,
     };
     let pieces = tree.sparse_map(node)?;

@@ -1,5 +1,5 @@
-//! Journey 1, cp in, of what is there and damaged: content is stored anew under its id (`blob/writer.rs`), and here a
-//! version gets the tree back that a good copy of its tarball makes.
+//! Journey 1, cp in, of what is there and damaged: content is stored anew under its id (`blob/writer.rs`),
+//! and here a version gets the tree back that a good copy of its tarball makes.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,8 @@ fn needs_tree(store: &Store, serial: u32) -> bool {
     match store.tree(serial) {
         Err(e) => e.is_damage(),
         Ok(slot) => {
-            store.blobs.has_damage() && slot.tree.blobs().any(|id| store.blobs.is_damaged(id) && store.blobs.record(id).is_err())
+            store.blobs.has_damage()
+                && slot.tree.blobs().any(|id| store.blobs.is_damaged(id) && store.blobs.record(id).is_err())
         }
     }
 }
@@ -30,15 +31,17 @@ fn needs_tree(store: &Store, serial: u32) -> bool {
 /// Whether two versions have the same trees: all that came with them is the same.
 fn are_twins(a: &Version, b: &Version) -> bool {
     let (a, b) = (&a.facts, &b.facts);
-    (&a.digest, &a.image_digest, &a.fingerprint, &a.uuid) == (&b.digest, &b.image_digest, &b.fingerprint, &b.uuid)
+    (&a.digest, &a.image_digest, &a.fingerprint, &a.uuid)
+        == (&b.digest, &b.image_digest, &b.fingerprint, &b.uuid)
 }
 
-/// Gives the tree of `good`, a version or what was just made, to every version that came as the same bytes and whose
-/// own tree is lost. Gives their names.
+/// Gives the tree of `good`, a version or what was just made, to every version that came as the same bytes
+/// and whose own tree is lost. Gives their names.
 ///
 /// Errors: `Io`, `Catalog`.
 pub fn heal_trees(store: &Store, good: &Version, tree: &Path, digest: Digest) -> Result<Vec<String>> {
-    let all: Vec<Version> = store.catalog.read().all_versions().filter(|v| are_twins(v, good)).cloned().collect();
+    let all: Vec<Version> =
+        store.catalog.read().all_versions().filter(|v| are_twins(v, good)).cloned().collect();
     let mut healed = Vec::new();
     for version in all.into_iter().filter(|v| needs_tree(store, v.serial)) {
         let name = store.path_of(&store.catalog.read(), version.serial);

@@ -21,7 +21,8 @@ pub enum Form {
 }
 
 impl Form {
-    const ALL: [(&'static str, Form); 3] = [("icon.png", Form::Png), ("icon.jpg", Form::Jpeg), ("icon.svg", Form::Svg)];
+    const ALL: [(&'static str, Form); 3] =
+        [("icon.png", Form::Png), ("icon.jpg", Form::Jpeg), ("icon.svg", Form::Svg)];
 
     /// The form that a file of this name in an image has.
     pub fn of_name(name: &[u8]) -> Option<Form> {
@@ -73,10 +74,16 @@ pub fn bytes(model: &Model, image: u32) -> Option<Vec<u8>> {
 /// `OverLimit`; `Invalid` for other bytes than the name says; `Immutable`, `NotFound`.
 pub fn put(store: &Store, image: u32, form: Form, bytes: &[u8]) -> Result<()> {
     if bytes.len() > ICON_MAX {
-        return Err(Error::OverLimit { what: "the size of an icon".into(), limit: format!("{ICON_MAX} bytes") });
+        return Err(Error::OverLimit {
+            what: "the size of an icon".into(),
+            limit: format!("{ICON_MAX} bytes"),
+        });
     }
     if !form.begins(bytes) {
-        return Err(Error::Invalid { what: form.name().into(), why: "its content is no such picture".into() });
+        return Err(Error::Invalid {
+            what: form.name().into(),
+            why: "its content is no such picture".into(),
+        });
     }
     change(store, image, Some(format!("{} {}", form.name(), STANDARD.encode(bytes))))
 }

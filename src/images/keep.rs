@@ -1,7 +1,9 @@
-//! Uploads that can be had as they came: kept in pieces, or, once that is proved to give the same bytes, made again.
+//! Uploads that can be had as they came: kept in pieces, or, once that is proved to give the same bytes, made
+//! again.
 //!
-//! `keep_upload` of an image, or of the mount, says which: `never`, `always`, or `exact`: kept until a background job has
-//! found parameters with which compressing the content again gives the same bytes; then only those stay.
+//! `keep_upload` of an image, or of the mount, says which: `never`, `always`, or `exact`: kept until a
+//! background job has found parameters with which compressing the content again gives the same bytes; then
+//! only those stay.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -40,8 +42,8 @@ impl Policy {
     }
 }
 
-/// What is kept of uploads into an image: what comes with the upload says it, else the image, else the mount. LXD images
-/// are kept unless one of the first two says `never`.
+/// What is kept of uploads into an image: what comes with the upload says it, else the image, else the mount.
+/// LXD images are kept unless one of the first two says `never`.
 pub fn policy(store: &Store, image: Option<u32>, said: Option<KeepUpload>) -> Policy {
     let model = store.catalog.read();
     let own = said.or_else(|| model.images.get(&image?)?.editable.keep_upload);
@@ -97,16 +99,22 @@ pub fn came_as(store: &Store, version: &Version) -> Result<String> {
     }
     let recipe = facts.as_it_came();
     let made = store.tree(version.serial)?.tree.made_beside()?;
-    Ok(made.into_iter().find(|(_, number)| *number == recipe).map_or_else(|| "rootfs.tar".into(), |(name, _)| name))
+    Ok(made
+        .into_iter()
+        .find(|(_, number)| *number == recipe)
+        .map_or_else(|| "rootfs.tar".into(), |(name, _)| name))
 }
 
-/// Takes the next upload that should only stay if it cannot be made again, and finds out. False if there is none.
+/// Takes the next upload that should only stay if it cannot be made again, and finds out. False if there is
+/// none.
 ///
 /// Errors: what keeps it from reading or from writing the row; the upload stays then.
 pub fn prove_next(store: &Store) -> Result<bool> {
     let next = {
         let model = store.catalog.read();
-        let waiting = |v: &&Version| matches!(v.facts.kept, Some(Kept::Stored { tried: false, .. })) && model.is_live(v);
+        let waiting = |v: &&Version| {
+            matches!(v.facts.kept, Some(Kept::Stored { tried: false, .. })) && model.is_live(v)
+        };
         // By its digest an LXD image is known, as if that had been announced.
         let announced = |v: &Version| !v.facts.manifest.is_empty() || v.facts.format == "lxd";
         model.all_versions().filter(waiting).map(|v| (v.serial, v.image, announced(v))).collect::<Vec<_>>()
@@ -115,7 +123,9 @@ pub fn prove_next(store: &Store) -> Result<bool> {
         let policy = policy(store, Some(image), None);
         (if announced { policy.announced() } else { policy }).upload == KeepUpload::Exact
     };
-    let Some(serial) = next.into_iter().find(|(_, image, announced)| is_exact(*image, *announced)).map(|(s, ..)| s) else {
+    let Some(serial) =
+        next.into_iter().find(|(_, image, announced)| is_exact(*image, *announced)).map(|(s, ..)| s)
+    else {
         return Ok(false);
     };
     let what = store.path_of(&store.catalog.read(), serial);
@@ -155,8 +165,14 @@ fn find_method(store: &Store, serial: u32, job: &crate::base::journal::Job) -> R
     for (n, method) in candidates.into_iter().enumerate() {
         job.phase("compressing, to compare");
         job.reached(n as u64);
-        let mut comparer =
-            Comparer { store, kept: &kept, reader: RecipeReader::default(), at: 0, buffer: Vec::new(), failed: None };
+        let mut comparer = Comparer {
+            store,
+            kept: &kept,
+            reader: RecipeReader::default(),
+            at: 0,
+            buffer: Vec::new(),
+            failed: None,
+        };
         let same = make(store, serial, &method, &mut comparer).is_ok();
         if let Some(e) = comparer.failed {
             return Err(e);
@@ -184,15 +200,21 @@ fn make(store: &Store, serial: u32, method: &Method, out: impl Write) -> Result<
 
 /// Makes an upload again, into a file without a name.
 ///
-/// Errors: `Corrupt` if other bytes come out than came in: then this program has another library than the one that
-/// proved it.
+/// Errors: `Corrupt` if other bytes come out than came in: then this program has another library than the one
+/// that proved it.
 pub fn remake(store: &Store, serial: u32, method: &Method) -> Result<File> {
     let path = store.dir.join("staging").join(format!("remade-{serial}-{}", crate::base::name::new_id()?));
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(Error::io("create", &path))?;
     let _ = fs::remove_file(&path);
     let mut out = Hashing { file: &file, sha256: Sha256::new() };
     make(store, serial, method, &mut out)?;
-    let wanted = store.catalog.read().versions.get(&serial).map(|v| v.facts.upload_sha256.clone()).unwrap_or_default();
+    let wanted =
+        store.catalog.read().versions.get(&serial).map(|v| v.facts.upload_sha256.clone()).unwrap_or_default();
     let found = hex(&out.sha256.finalize());
     if found != wanted {
         let why = format!("compressing it again gives sha256 {found}, and it had {wanted}");
@@ -231,7 +253,9 @@ struct Comparer<'s> {
 impl Write for &mut Comparer<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.clear();
-        if let Err(e) = self.reader.read(self.store, self.kept, RECIPE, self.at, bytes.len(), &mut self.buffer) {
+        if let Err(e) =
+            self.reader.read(self.store, self.kept, RECIPE, self.at, bytes.len(), &mut self.buffer)
+        {
             self.failed = Some(e);
         }
         if self.failed.is_some() || self.buffer != bytes {

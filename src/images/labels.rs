@@ -43,7 +43,8 @@ pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
         let of = live_image(change.model, image)?;
         refuse_immutable(of)?;
         let label = change.model.live_label(image, name).ok_or_else(|| not_found("such label"))?;
-        let trashed = InTrash { at: now(), name: change.model.free_trash_name(&format!("{}.@{name}", of.name)) };
+        let trashed =
+            InTrash { at: now(), name: change.model.free_trash_name(&format!("{}.@{name}", of.name)) };
         change.put(Row::Label(Label { trashed: Some(trashed), ..label.clone() }));
         Ok(())
     })

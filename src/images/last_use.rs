@@ -1,7 +1,8 @@
 //! setfattr -n user.imgfs.expires_unused -v 10d MNT/web: when somebody last used an image.
 //!
 //! An opened file and a lease are noted in memory, which costs nothing on disk. The row of an image that has
-//! `expires_unused` is told once an hour at most, and at the end of the daemon; one that is killed forgets that much.
+//! `expires_unused` is told once an hour at most, and at the end of the daemon; one that is killed forgets
+//! that much.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +17,8 @@ pub fn note(store: &Store, version: u32) {
     store.used.lock().insert(version, now());
 }
 
-/// Since when nobody has used an image, as far as is known: since it was made, last updated or edited, opened or leased.
+/// Since when nobody has used an image, as far as is known: since it was made, last updated or edited, opened
+/// or leased.
 pub fn idle_since(store: &Store, model: &Model, image: &Image) -> i64 {
     let uploads = model.versions_of(image.serial).map(|version| version.created_at);
     let used = store.used.lock();
@@ -43,7 +45,9 @@ pub fn keep(store: &Store, least: Duration) -> Result<()> {
         }
         let is_newer = |image: &u32, at: &i64| {
             let image = model.live_image(*image).filter(|image| image.editable.expires_unused.is_some());
-            image.is_some_and(|image| image.rules.last_used_at.is_none_or(|before| at.saturating_sub(before) >= least))
+            image.is_some_and(|image| {
+                image.rules.last_used_at.is_none_or(|before| at.saturating_sub(before) >= least)
+            })
         };
         newest.retain(|image, at| is_newer(image, at));
         store.used.lock().retain(|version, _| model.versions.contains_key(version));

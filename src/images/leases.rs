@@ -22,7 +22,10 @@ pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Resul
     store.catalog.commit(|change| {
         let of = change.model.versions.get(&version).filter(|v| change.model.is_live(v)).ok_or_else(gone)?;
         if change.model.bound(&name).is_some() {
-            return Err(Error::Managed { what: format!("the name {name}"), why: "it is one of a lease that was made in a view" });
+            return Err(Error::Managed {
+                what: format!("the name {name}"),
+                why: "it is one of a lease that was made in a view",
+            });
         }
         let offer = change.model.images.get(&of.image).map(|image| image.editable.offer).unwrap_or_default();
         if !offer.takes_users() {
@@ -69,19 +72,22 @@ pub fn expired(store: &Store) -> Vec<(u32, String)> {
     over.map(|l| (l.serial, format!("{}/used_by/{}", store.path_of(&model, l.version), l.name))).collect()
 }
 
-/// Leases that hold nothing: those whose path is not there for their owner. It looks at users' paths: not from an event
-/// loop, and not while the catalog is held.
+/// Leases that hold nothing: those whose path is not there for their owner. It looks at users' paths: not
+/// from an event loop, and not while the catalog is held.
 pub fn stale(leases: impl IntoIterator<Item = Lease>) -> HashSet<u32> {
     let is = |lease: &Lease| {
         let f = &lease.facts;
-        f.target.as_ref().is_some_and(|target| crate::base::sys::is_there_for(f.uid, f.gid, target.as_ref()) == Some(false))
+        f.target.as_ref().is_some_and(|target| {
+            crate::base::sys::is_there_for(f.uid, f.gid, target.as_ref()) == Some(false)
+        })
     };
     leases.into_iter().filter(is).map(|lease| lease.serial).collect()
 }
 
 /// The symlinks among the leases of some versions, to be looked at.
 pub fn links(model: &Model, of: impl Fn(&Version) -> bool) -> Vec<Lease> {
-    let there = |lease: &&Lease| lease.facts.target.is_some() && model.versions.get(&lease.version).is_some_and(&of);
+    let there =
+        |lease: &&Lease| lease.facts.target.is_some() && model.versions.get(&lease.version).is_some_and(&of);
     model.leases.values().filter(there).cloned().collect()
 }
 
@@ -90,11 +96,16 @@ pub fn links(model: &Model, of: impl Fn(&Version) -> bool) -> Vec<Lease> {
 /// Errors: `InUse`.
 pub fn refuse_used(store: &Store, model: &Model, going: &[&Version], stale: &HashSet<u32>) -> Result<()> {
     let now = now();
-    let holds = |lease: &&Lease| !stale.contains(&lease.serial) && lease.facts.expires_at.is_none_or(|at| at > now);
+    let holds =
+        |lease: &&Lease| !stale.contains(&lease.serial) && lease.facts.expires_at.is_none_or(|at| at > now);
     for version in going {
-        let holders: Vec<&str> = model.leases_of(version.serial).filter(holds).map(|lease| lease.name.as_str()).collect();
+        let holders: Vec<&str> =
+            model.leases_of(version.serial).filter(holds).map(|lease| lease.name.as_str()).collect();
         if !holders.is_empty() {
-            return Err(Error::InUse { what: store.path_of(model, version.serial), holders: holders.join(", ") });
+            return Err(Error::InUse {
+                what: store.path_of(model, version.serial),
+                holders: holders.join(", "),
+            });
         }
     }
     Ok(())

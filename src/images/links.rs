@@ -5,7 +5,8 @@
 use crate::base::clock::now;
 use crate::base::name::{AliasName, ImageName, parse_number};
 use crate::catalog::{
-    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Label, Model, Named, Row, Rules, Version, View, default_key,
+    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Label, Model, Named, Row, Rules, Version, View,
+    default_key,
 };
 use crate::error::{Error, Result};
 use crate::images::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
@@ -38,7 +39,9 @@ impl LinkTarget {
 /// The first image is the default, of the view if it is bound to one.
 pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) {
     match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
-        None if change.model.default_image.is_none() => change.put(Row::Default { image: Some(image), hidden: false }),
+        None if change.model.default_image.is_none() => {
+            change.put(Row::Default { image: Some(image), hidden: false })
+        }
         Some((name, view)) if change.model.view_default(name, view).is_none() => {
             let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
             change.put(Row::view(name, Some(&view)));
@@ -55,14 +58,17 @@ pub fn refuse_default(change: &Change<'_>, image: &Image) -> Result<()> {
     change.whole.images.get(&image.serial).map_or(Ok(()), |image| refuse_default_of(change.whole, image))
 }
 
-/// Refuses to take away the default image while there are others, or that of its type while there are others of that.
+/// Refuses to take away the default image while there are others, or that of its type while there are others
+/// of that.
 ///
 /// Errors: `ImageIsDefault`, `ImageIsTypeDefault`, `ImageIsViewDefault`.
 pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
     if model.default_image == Some(image.serial) && model.live_images().count() > 1 {
         return Err(Error::ImageIsDefault { image: image.name.clone() });
     }
-    let is_default = |(name, view): &(&String, &View)| model.view_default(name, view).is_some_and(|i| i.serial == image.serial);
+    let is_default = |(name, view): &(&String, &View)| {
+        model.view_default(name, view).is_some_and(|i| i.serial == image.serial)
+    };
     for name in model.views.iter().filter(is_default).map(|(name, _)| name) {
         if model.images_of_view(name).count() > 1 {
             return Err(Error::ImageIsViewDefault { image: image.name.clone(), view: name.clone() });
@@ -76,8 +82,8 @@ pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// `ln -sfn ../../web MNT/.imgfs/defaults/vm`; none: `rm`, as BusyBox's ln -sfn begins, and what was default stays
-/// protected.
+/// `ln -sfn ../../web MNT/.imgfs/defaults/vm`; none: `rm`, as BusyBox's ln -sfn begins, and what was default
+/// stays protected.
 ///
 /// Errors: `NotFound`; `Invalid` for an image of another type; `Managed` for one whose status is `deleted`.
 pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result<()> {
@@ -87,7 +93,10 @@ pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result
                 let image = live_image(change.model, serial)?;
                 if image.editable.kind != kind {
                     let why = format!("its type is {}", image.editable.kind);
-                    return Err(Error::Invalid { what: format!("{} as the default {kind}", image.name), why });
+                    return Err(Error::Invalid {
+                        what: format!("{} as the default {kind}", image.name),
+                        why,
+                    });
                 }
                 refuse_hidden(image)?;
                 serial.to_string()
@@ -118,7 +127,10 @@ pub fn set_default(store: &Store, target: LinkTarget) -> Result<()> {
 }
 
 fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
-    let why = || Error::Managed { what: "default".into(), why: "it names an image; a version is pinned with IMAGE/default" };
+    let why = || Error::Managed {
+        what: "default".into(),
+        why: "it names an image; a version is pinned with IMAGE/default",
+    };
     let image = target.whole_image().ok_or_else(why)?;
     refuse_hidden(live_image(change.model, image)?)?;
     show_default(change, image);
@@ -138,8 +150,8 @@ pub(crate) fn show_default(change: &mut Change<'_>, image: u32) {
     }
 }
 
-/// `rm MNT/default`, as BusyBox's ln -sfn begins: the trash has the link. What was default stays protected until another
-/// is named.
+/// `rm MNT/default`, as BusyBox's ln -sfn begins: the trash has the link. What was default stays protected
+/// until another is named.
 pub fn hide_default(store: &Store) -> Result<()> {
     store.catalog.commit(|change| {
         put_hidden_default(change, change.model.default_image);
@@ -178,7 +190,8 @@ pub fn parents(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('/').map(|(at, _)| &name[..at])
 }
 
-/// Refuses a name of which a part is an alias already, or that is a directory of aliases: `centos` and `centos/6` are not both.
+/// Refuses a name of which a part is an alias already, or that is a directory of aliases: `centos` and
+/// `centos/6` are not both.
 ///
 /// # Errors
 ///
@@ -188,7 +201,10 @@ pub fn refuse_alias_path(model: &Model, name: &str) -> Result<()> {
         return Err(Error::NotDirectory { what: format!("{alias}, an alias,") });
     }
     if model.aliases_in(name).next().is_some() {
-        return Err(Error::Taken { name: name.to_owned(), holder: "it is a directory of aliases in .imgfs/aliases".into() });
+        return Err(Error::Taken {
+            name: name.to_owned(),
+            holder: "it is a directory of aliases in .imgfs/aliases".into(),
+        });
     }
     Ok(())
 }
@@ -233,7 +249,8 @@ fn forget_trashed_alias(change: &mut Change<'_>, name: &str) {
 pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
     store.catalog.commit(|change| {
         let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?;
-        let trashed = InTrash { at: now(), name: change.model.free_trash_name(&alias.name.replace('/', "%2F")) };
+        let trashed =
+            InTrash { at: now(), name: change.model.free_trash_name(&alias.name.replace('/', "%2F")) };
         change.put(Row::Alias(Alias { trashed: Some(trashed), ..alias.clone() }));
         Ok(())
     })
@@ -287,7 +304,8 @@ pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()>
     })
 }
 
-/// Where a link of the root leads to, as a path from there: `web`, `web/1`, `web/latest`. None if the image is gone.
+/// Where a link of the root leads to, as a path from there: `web`, `web/1`, `web/latest`. None if the image
+/// is gone.
 pub fn path_of_target(model: &Model, target: &LinkTarget) -> Option<String> {
     let image = &model.images.get(&target.image)?.name;
     Some(match (target.number, &target.follows) {
@@ -326,8 +344,8 @@ pub fn target_of(alias: &Alias) -> LinkTarget {
     LinkTarget { image: alias.image, number: alias.number, follows: alias.follows.clone() }
 }
 
-/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`, `web@22.04`, or
-/// an absolute path into the mount.
+/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`,
+/// `web@22.04`, or an absolute path into the mount.
 ///
 /// Errors: `NotFound` for what is not there.
 pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
@@ -362,8 +380,8 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
     }
 }
 
-/// What an alias with slashes leads to, `centos/6/amd64`, or a part of the image that it does, `centos/6/amd64/latest`. It
-/// goes before a version of the same path.
+/// What an alias with slashes leads to, `centos/6/amd64`, or a part of the image that it does,
+/// `centos/6/amd64/latest`. It goes before a version of the same path.
 fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
     let slashed = |parts: &[&str]| (parts.len() > 1).then(|| parts.join("/"));
     let alias = |parts: &[&str]| model.alias_named(&slashed(parts)?).map(target_of);
@@ -373,8 +391,8 @@ fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
     })
 }
 
-/// The label that `web@1.0` means, in an image or through an alias for one. Where an image has an `@` in its name, the
-/// shortest that has such a label.
+/// The label that `web@1.0` means, in an image or through an alias for one. Where an image has an `@` in its
+/// name, the shortest that has such a label.
 pub fn at_label<'m>(model: &'m Model, text: &str) -> Option<&'m Label> {
     text.match_indices('@').filter(|(at, _)| *at > 0).find_map(|(at, _)| {
         let image = match model.named(&text[..at])? {
@@ -392,7 +410,9 @@ fn resolve_part(model: &Model, image: u32, part: &str) -> Option<LinkTarget> {
         "latest" => newest.map(|_| (None, Follows::Latest))?,
         "default" => newest.map(|_| (None, Follows::Default))?,
         _ => match part.strip_prefix('@') {
-            Some(label) => model.live_label(image, label).map(|label| (None, Follows::Label(label.name.clone())))?,
+            Some(label) => {
+                model.live_label(image, label).map(|label| (None, Follows::Label(label.name.clone())))?
+            }
             None => (Some(model.version(image, parse_number(part.as_bytes())?)?.number), Follows::Image),
         },
     };
@@ -405,11 +425,14 @@ pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Versi
         (Some(number), _) => model.version(target.image, number),
         (None, Follows::Latest) => model.latest(target.image),
         (None, Follows::Image | Follows::Default) => model.default_version(model.live_image(target.image)?),
-        (None, Follows::Label(name)) => model.version(target.image, model.live_label(target.image, name)?.number),
+        (None, Follows::Label(name)) => {
+            model.version(target.image, model.live_label(target.image, name)?.number)
+        }
     }
 }
 
-/// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` and an alias for its default.
+/// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` and an alias for its
+/// default.
 ///
 /// Errors: `NotFound`.
 pub fn find_version(model: &Model, name: &str) -> Result<Version> {

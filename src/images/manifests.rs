@@ -1,4 +1,5 @@
-//! cat MNT/web/1/manifest: the IMGAPI manifests of versions: attached to them, and shown with what was edited since.
+//! cat MNT/web/1/manifest: the IMGAPI manifests of versions: attached to them, and shown with what was edited
+//! since.
 
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -18,12 +19,13 @@ use crate::images::keep;
 use crate::images::labels;
 use crate::store::Store;
 
-/// Makes a manifest that of the version whose upload it announces, if the image has such a version and can give the upload
-/// back byte for byte. False if it has none.
+/// Makes a manifest that of the version whose upload it announces, if the image has such a version and can
+/// give the upload back byte for byte. False if it has none.
 ///
 /// # Errors
 ///
-/// `NotUnique` for a uuid or a version string that another version has; `NotFound` for an origin; `Corrupt`, `Io`.
+/// `NotUnique` for a uuid or a version string that another version has; `NotFound` for an origin; `Corrupt`,
+/// `Io`.
 pub fn attach(store: &Store, image: u32, manifest: &Manifest) -> Result<bool> {
     let Some(file) = manifest.files().first() else { return Ok(false) };
     let fits: Vec<Version> = {
@@ -102,14 +104,17 @@ pub fn note(facts: &mut VersionFacts, manifest: &Manifest) {
         facts.os = manifest.os().into();
     }
     facts.properties.extend(manifest.tags());
-    for (key, value) in [("name", manifest.name()), ("version", manifest.version()), ("description", manifest.description())] {
+    for (key, value) in
+        [("name", manifest.name()), ("version", manifest.version()), ("description", manifest.description())]
+    {
         if !value.is_empty() {
             facts.properties.entry(key.into()).or_insert_with(|| value.into());
         }
     }
 }
 
-/// The manifest of a version as it is shown: as it came, with what was edited of the image since. None if it has none.
+/// The manifest of a version as it is shown: as it came, with what was edited of the image since. None if it
+/// has none.
 pub fn shown(model: &Model, version: &Version) -> Option<String> {
     let text = &version.facts.manifest;
     let image = model.images.get(&version.image)?;

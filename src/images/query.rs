@@ -48,23 +48,27 @@ impl Dimension {
 
     /// Whether a name in the tree stands for a value: an architecture goes by many.
     pub fn is_called(self, value: &str, name: &str) -> bool {
-        name_of(value).as_deref() == Some(name) || (self == Dimension::Architecture && architecture(name) == Some(value))
+        name_of(value).as_deref() == Some(name)
+            || (self == Dimension::Architecture && architecture(name) == Some(value))
     }
 }
 
-/// How a value is called in the tree, where a slash or a dot at the beginning would mean something else. None if it is too
-/// long for a name.
+/// How a value is called in the tree, where a slash or a dot at the beginning would mean something else. None
+/// if it is too long for a name.
 pub fn name_of(value: &str) -> Option<String> {
     let name = value.replace('%', "%25").replace('/', "%2F");
     let name = name.strip_prefix('.').map_or(name.clone(), |rest| format!("%2E{rest}"));
     (name.len() <= NAME_MAX).then_some(name)
 }
 
-/// The images that nobody uses: no lease on any version, and no default. It looks at users' paths: not from an event loop.
+/// The images that nobody uses: no lease on any version, and no default. It looks at users' paths: not from
+/// an event loop.
 pub fn unused(store: &Store) -> HashSet<u32> {
     let stale = leases::stale(leases::links(&store.catalog.read(), |_| true));
     let model = store.catalog.read();
-    let used = |image: &Image| model.versions_of(image.serial).any(|v| leases::refuse_used(store, &model, &[v], &stale).is_err());
+    let used = |image: &Image| {
+        model.versions_of(image.serial).any(|v| leases::refuse_used(store, &model, &[v], &stale).is_err())
+    };
     let default = |image: &Image| {
         let of_type = model.default_of(&image.editable.kind);
         model.default_image == Some(image.serial) || of_type.is_some_and(|d| d.serial == image.serial)
@@ -75,14 +79,17 @@ pub fn unused(store: &Store) -> HashSet<u32> {
 
 /// The images that have a value.
 pub fn having<'m>(model: &'m Model, dimension: Dimension, value: &'m str) -> impl Iterator<Item = &'m Image> {
-    let has = move |image: &&Image| image.editable.offer.is_offered() && dimension.values(image).any(|v| v == value);
+    let has = move |image: &&Image| {
+        image.editable.offer.is_offered() && dimension.values(image).any(|v| v == value)
+    };
     model.live_images().filter(has)
 }
 
-/// A filter of `imgfs ls`, as LXD has them. `KEY=VALUE` compares a key of metadata.json or a property; the key may be
-/// abbreviated, part by part between dots, and the value is a regular expression of the whole, or of a part if it has `^` or
-/// `$`. A bare word is part of the name or of an alias, an architecture, a version's uuid, or the beginning of a sha256 that
-/// a version is known by. `uuid=` compares the uuids of all versions.
+/// A filter of `imgfs ls`, as LXD has them. `KEY=VALUE` compares a key of metadata.json or a property; the
+/// key may be abbreviated, part by part between dots, and the value is a regular expression of the whole, or
+/// of a part if it has `^` or `$`. A bare word is part of the name or of an alias, an architecture, a
+/// version's uuid, or the beginning of a sha256 that a version is known by. `uuid=` compares the uuids of all
+/// versions.
 pub struct Filter {
     text: String,
     pair: Option<(String, Option<Regex>, String)>,
@@ -107,9 +114,15 @@ impl Filter {
     /// Whether an image with this metadata.json is such.
     pub fn matches(&self, image: &Value) -> bool {
         let Some((key, pattern, text)) = &self.pair else { return self.is_part(image) };
-        let usual =
-            |value: &str| if key == "architecture" { architecture(value).unwrap_or(value).to_owned() } else { value.to_owned() };
-        let equals = |value: &str| pattern.as_ref().map_or(value == text, |pattern| pattern.is_match(&usual(value)));
+        let usual = |value: &str| {
+            if key == "architecture" {
+                architecture(value).unwrap_or(value).to_owned()
+            } else {
+                value.to_owned()
+            }
+        };
+        let equals =
+            |value: &str| pattern.as_ref().map_or(value == text, |pattern| pattern.is_match(&usual(value)));
         let fits = |value: &Value| match value {
             Value::String(value) => equals(value),
             Value::Array(list) => list.iter().any(|v| v.as_str().is_some_and(equals)),
@@ -137,12 +150,14 @@ impl Filter {
         let known_as = |v: &Value| {
             let digest = v["digest"].as_str().and_then(|d| d.strip_prefix("sha256:"));
             let others = v["sha256"].as_array().into_iter().flatten().filter_map(Value::as_str);
-            digest.into_iter().chain(v["fingerprint"].as_str()).chain(others).any(begins) || v["uuid"] == self.text
+            digest.into_iter().chain(v["fingerprint"].as_str()).chain(others).any(begins)
+                || v["uuid"] == self.text
         };
         part(&image["name"])
             || list("aliases").any(|alias| part(&alias["name"]))
             || list("versions").any(known_as)
-            || architecture(&self.text).is_some_and(|word| image["architecture"].as_str().and_then(architecture) == Some(word))
+            || architecture(&self.text)
+                .is_some_and(|word| image["architecture"].as_str().and_then(architecture) == Some(word))
     }
 }
 
@@ -220,7 +235,10 @@ mod tests {
             assert!(!name.contains('/') && !name.starts_with('.'), "{name}");
             assert_eq!(values.iter().filter(|v| Dimension::Os.is_called(v, &name)).count(), 1, "{name}");
         }
-        assert!(Dimension::Architecture.is_called("x86_64", "amd64") && Dimension::Architecture.is_called("a/b", "a%2Fb"));
+        assert!(
+            Dimension::Architecture.is_called("x86_64", "amd64")
+                && Dimension::Architecture.is_called("a/b", "a%2Fb")
+        );
         assert_eq!(name_of(&"x".repeat(256)), None);
     }
 }

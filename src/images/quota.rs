@@ -1,8 +1,8 @@
 //! quota=10G: what a user, or a view, may have stored.
 //!
-//! Content counts once for each who has it, unpacked, whoever else has it, too, and however it lies on the disk; trees and
-//! kept uploads count; the trash does not. Root and the owner of the store have no bound. What is bound to a view counts as
-//! its owner's and as the view's.
+//! Content counts once for each who has it, unpacked, whoever else has it, too, and however it lies on the
+//! disk; trees and kept uploads count; the trash does not. Root and the owner of the store have no bound.
+//! What is bound to a view counts as its owner's and as the view's.
 
 use crate::blob::IdSet;
 use crate::catalog::{Image, Model};
@@ -77,7 +77,8 @@ pub fn refuse_image(store: &Store, whole: &Model, payers: &[Payer]) -> Result<()
 pub fn refuse_restored(store: &Store, payers: &[Payer], versions: &[u32]) -> Result<()> {
     let slots: Vec<_> = versions.iter().filter_map(|serial| store.tree(*serial).ok()).collect();
     let kept: Vec<_> = versions.iter().filter_map(|serial| store.kept(*serial).ok()).collect();
-    let trees: Vec<&Tree> = slots.iter().map(|slot| &slot.tree).chain(kept.iter().map(|kept| &**kept)).collect();
+    let trees: Vec<&Tree> =
+        slots.iter().map(|slot| &slot.tree).chain(kept.iter().map(|kept| &**kept)).collect();
     if trees.is_empty() { Ok(()) } else { refuse_bytes(store, payers, &trees) }
 }
 

@@ -1,4 +1,5 @@
-//! What gestures ask first: that an image is there, that a name is free; chattr +i MNT/web: that nobody has made it immutable.
+//! What gestures ask first: that an image is there, that a name is free; chattr +i MNT/web: that nobody has
+//! made it immutable.
 
 use crate::base::clock::now;
 use crate::catalog::{Change, Image, Immutable, Model, Named, Row, Version};
@@ -44,8 +45,9 @@ pub(crate) fn live_image(model: &Model, serial: u32) -> Result<&Image> {
 /// The version of this number, and its image.
 pub(crate) fn live_version(model: &Model, image: u32, number: u32) -> Result<(&Image, &Version)> {
     let of = live_image(model, image)?;
-    let version =
-        model.version(image, number).ok_or_else(|| Error::NotFound { what: format!("version {number} of {}", of.name) })?;
+    let version = model
+        .version(image, number)
+        .ok_or_else(|| Error::NotFound { what: format!("version {number} of {}", of.name) })?;
     Ok((of, version))
 }
 
@@ -66,7 +68,11 @@ pub(crate) fn not_found(what: &str) -> Error {
     Error::NotFound { what: what.into() }
 }
 
-pub(crate) fn change_image(store: &Store, serial: u32, work: impl FnOnce(&Model, &mut Image) -> Result<()>) -> Result<()> {
+pub(crate) fn change_image(
+    store: &Store,
+    serial: u32,
+    work: impl FnOnce(&Model, &mut Image) -> Result<()>,
+) -> Result<()> {
     store.catalog.commit(|change| {
         let before = live_image(change.model, serial)?;
         let mut image = before.clone();

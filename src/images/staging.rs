@@ -1,4 +1,5 @@
-//! cp x.tar MNT/.x.tar, mkdir MNT/.new: what is staged lies below STORE/staged until it is published, and survives the daemon.
+//! cp x.tar MNT/.x.tar, mkdir MNT/.new: what is staged lies below STORE/staged until it is published, and
+//! survives the daemon.
 //!
 //! ```text
 //! STORE/staged/ID/about.json   who staged it, under which name, and where; without it the rest goes at the next start
@@ -121,7 +122,9 @@ fn read(dir: &Path) -> Option<About> {
 
 /// Removes what is of a view that is no more.
 pub fn forget_view(store: &Path, view: &str) {
-    all(store).filter(|staged| staged.about.view.as_deref() == Some(view)).for_each(|staged| remove(&staged.dir));
+    all(store)
+        .filter(|staged| staged.about.view.as_deref() == Some(view))
+        .for_each(|staged| remove(&staged.dir));
 }
 
 /// Makes sure that the directory is there, before the first mount; what is half made or half removed goes.
@@ -132,7 +135,9 @@ pub fn forget_view(store: &Path, view: &str) {
 pub fn prepare(store: &Path) -> Result<()> {
     let dir = place(store);
     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-    for entry in fs::read_dir(&dir).into_iter().flatten().flatten().filter(|entry| read(&entry.path()).is_none()) {
+    for entry in
+        fs::read_dir(&dir).into_iter().flatten().flatten().filter(|entry| read(&entry.path()).is_none())
+    {
         let _ = fs::remove_dir_all(entry.path());
     }
     Ok(())
@@ -142,8 +147,8 @@ fn place(store: &Path) -> PathBuf {
     store.join("staged")
 }
 
-/// How long nobody has touched anything of it. `known`: since when this daemon knows it; what was deleted stays for
-/// `trash`, and nothing staged goes sooner than that after a jump of the clock.
+/// How long nobody has touched anything of it. `known`: since when this daemon knows it; what was deleted
+/// stays for `trash`, and nothing staged goes sooner than that after a jump of the clock.
 pub fn idle(dir: &Path, known: Instant, trash: Duration) -> Duration {
     if known.elapsed() < KNOWN_MIN.min(trash) {
         return Duration::ZERO;
@@ -157,28 +162,39 @@ fn touched(dir: &Path) -> Option<SystemTime> {
     paths.filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max()
 }
 
-/// What `status.json` says of it: a list of path, kind, bytes, owner and when it goes, oldest first; of one view, or of all.
+/// What `status.json` says of it: a list of path, kind, bytes, owner and when it goes, oldest first; of one
+/// view, or of all.
 pub fn report(store: &Store) -> Vec<Value> {
     let model = store.whole().catalog.read();
     let view = store.catalog.view();
     let mut found: Vec<(SystemTime, Value)> = Vec::new();
-    for Staged { dir, about } in all(&store.dir).filter(|staged| view.is_none() || staged.about.view.as_deref() == view) {
+    for Staged { dir, about } in
+        all(&store.dir).filter(|staged| view.is_none() || staged.about.view.as_deref() == view)
+    {
         let inside = fs::read_dir(files(&dir)).into_iter().flatten().flatten().map(|entry| entry.path());
         let sizes = inside.chain([content(&dir)]).filter_map(|path| fs::metadata(path).ok());
         let bytes: u64 = sizes.map(|meta| meta.size()).sum();
-        let image = about.image.map(|serial| model.images.get(&serial).map_or("?", |image| image.name.as_str()));
-        let shown = image.map(|name| if view.is_some() { model.bound(name).map_or(name, |(_, own)| own) } else { name });
-        let path = shown.map_or_else(|| format!("/{}", about.name), |image| format!("/{image}/{}", about.name));
+        let image =
+            about.image.map(|serial| model.images.get(&serial).map_or("?", |image| image.name.as_str()));
+        let shown = image
+            .map(|name| if view.is_some() { model.bound(name).map_or(name, |(_, own)| own) } else { name });
+        let path =
+            shown.map_or_else(|| format!("/{}", about.name), |image| format!("/{image}/{}", about.name));
         // One in the root of a view is named as what is bound to the view.
         let path = match &about.view {
-            Some(of) if view.is_none() && about.image.is_none() => format!("/{}", bound_name(of, &about.name)),
+            Some(of) if view.is_none() && about.image.is_none() => {
+                format!("/{}", bound_name(of, &about.name))
+            }
             _ => path,
         };
         let at = touched(&dir).unwrap_or(SystemTime::UNIX_EPOCH);
         let goes = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + IDLE_MAX;
         let kind = if about.file.is_some() { "file" } else { "directory" };
         let goes_at = time(i64::try_from(goes.as_nanos()).unwrap_or(i64::MAX));
-        found.push((at, json!({"path": path, "kind": kind, "bytes": bytes, "uid": about.uid, "goes_at": goes_at})));
+        found.push((
+            at,
+            json!({"path": path, "kind": kind, "bytes": bytes, "uid": about.uid, "goes_at": goes_at}),
+        ));
     }
     found.sort_by_key(|(at, _)| *at);
     found.into_iter().map(|(_, entry)| entry).collect()

@@ -1,11 +1,13 @@
-//! Journey 4, rmdir, and its undoing: what is deleted stays in the trash for a while, comes back, or is purged. Purging drops
-//! rows and trees; gc gives the space of content back.
+//! Journey 4, rmdir, and its undoing: what is deleted stays in the trash for a while, comes back, or is
+//! purged. Purging drops rows and trees; gc gives the space of content back.
 
 use std::time::{Duration, Instant};
 
 use crate::base::clock::now;
 use crate::base::name::{AliasName, ImageName};
-use crate::catalog::{Alias, Change, DEFAULT_HIDDEN, Image, Label, Model, Named, Row, Trashed, Version, View};
+use crate::catalog::{
+    Alias, Change, DEFAULT_HIDDEN, Image, Label, Model, Named, Row, Trashed, Version, View,
+};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::images::identity::check_identity;
@@ -30,12 +32,15 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
     store.trash_has_changed();
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
-        let mut image = change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        let mut image =
+            change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
         quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, image.uid, name.as_str()))?;
-        let own: Vec<&Version> = change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
+        let own: Vec<&Version> =
+            change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
         for version in &own {
             // An origin may come back in the same image.
-            let origin = Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
+            let origin =
+                Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
             check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
         }
         views::rename(change, &image, name.as_str())?;
@@ -70,7 +75,8 @@ fn default_again(change: &mut Change<'_>, name: &str, image: u32) {
     }
 }
 
-/// `mv .imgfs/trash/prod MNT/`: the alias is there again, under any free name. It shows once what it leads to does.
+/// `mv .imgfs/trash/prod MNT/`: the alias is there again, under any free name. It shows once what it leads to
+/// does.
 ///
 /// # Errors
 ///
@@ -125,7 +131,8 @@ pub fn restore_default(store: &Store, of: Option<u32>) -> Result<()> {
     })
 }
 
-/// Refuses to bring back versions for which there is no room in a quota; `name` is the one that their image gets.
+/// Refuses to bring back versions for which there is no room in a quota; `name` is the one that their image
+/// gets.
 fn refuse_too_much(store: &Store, name: Option<&ImageName>, which: impl Fn(&Version) -> bool) -> Result<()> {
     let (image, versions) = {
         let model = store.catalog.read();
@@ -148,18 +155,20 @@ pub fn home_of(model: &Model, version: u32) -> Result<u32> {
     model.versions.get(&version).map(|v| v.image).ok_or_else(|| not_found("such version in the trash"))
 }
 
-/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number. Its image may still be in the trash, and
-/// shows it once it is back.
+/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number. Its image may still be in the
+/// trash, and shows it once it is back.
 ///
 /// # Errors
 ///
-/// `NotFound`, `OverQuota`; `Managed` for another image than its own; `Taken` for a uuid that another has by now.
+/// `NotFound`, `OverQuota`; `Managed` for another image than its own; `Taken` for a uuid that another has by
+/// now.
 pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
     let _held = store.quota.lock();
     refuse_too_much(store, None, |v| v.serial == serial)?;
     store.trash_has_changed();
     store.catalog.commit(|change| {
-        let mut version = change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
+        let mut version =
+            change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
         if version.image != into {
             let home = change.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
             // Not EINVAL: mv takes that for a directory moved into itself.
@@ -185,7 +194,8 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
     if purge_since(store, what, None)? { Ok(()) } else { Err(not_found("such thing in the trash any more")) }
 }
 
-/// Purges what is still in the trash, and if `since` is given, was not taken out of it since then. False if it is not.
+/// Purges what is still in the trash, and if `since` is given, was not taken out of it since then. False if
+/// it is not.
 fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool> {
     let trees = store.catalog.commit(|change| {
         let (mut trees, model) = (Vec::new(), change.model);
@@ -224,7 +234,8 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
     let Some(trees) = trees else { return Ok(false) };
     fault::reached("purge.rows");
     store.has_garbage();
-    // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed tree.
+    // Invariant 1, backwards: rows, then trees, then (gc) blobs. A reader keeps its mapping of a removed
+    // tree.
     for path in trees.iter().flat_map(|id| [store.tree_path(id), store.kept_path(id)]) {
         if let Err(e) = store.drop_tree(&path) {
             log::warn!("{e}; it goes at the next start");
@@ -247,7 +258,8 @@ fn drop_version(change: &mut Change<'_>, version: &Version) {
     change.put(Row::DropVersion(version.serial));
 }
 
-/// The aliases of an image, or of one of its versions, also those of the whole store to what is bound to a view.
+/// The aliases of an image, or of one of its versions, also those of the whole store to what is bound to a
+/// view.
 fn drop_aliases(change: &mut Change<'_>, image: u32, number: Option<u32>) {
     for alias in change.whole.aliases.values().filter(|a| (a.image, a.number) == (image, number)) {
         change.put(Row::DropAlias(alias.serial));
@@ -259,7 +271,8 @@ pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
     purge_those(store, |at, _| everything || at <= trash_limit(store))
 }
 
-/// The same in the background: what it has not seen in the trash for a while stays, because the clock may have jumped.
+/// The same in the background: what it has not seen in the trash for a while stays, because the clock may
+/// have jumped.
 pub fn end_trash_time(store: &Store) -> Result<usize> {
     let least = Duration::from_secs(store.settings().trash_seconds.min(SEEN_MIN));
     let mut seen = store.seen_in_trash.lock();
@@ -268,12 +281,16 @@ pub fn end_trash_time(store: &Store) -> Result<usize> {
     for (_, what) in there {
         seen.entry(what).or_insert_with(Instant::now);
     }
-    purge_those(store, |at, what| at <= trash_limit(store) && seen.get(&what).is_some_and(|since| since.elapsed() >= least))
+    purge_those(store, |at, what| {
+        at <= trash_limit(store) && seen.get(&what).is_some_and(|since| since.elapsed() >= least)
+    })
 }
 
 /// What was deleted before this is due.
 fn trash_limit(store: &Store) -> i64 {
-    now().saturating_sub(i64::try_from(store.settings().trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+    now().saturating_sub(
+        i64::try_from(store.settings().trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000),
+    )
 }
 
 fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usize> {

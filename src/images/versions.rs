@@ -13,7 +13,9 @@ use crate::formats::metadata::Editable;
 use crate::images::leases::{self, refuse_used};
 use crate::images::links::{first_is_default, refuse_default};
 use crate::images::quota::{self, Payer};
-use crate::images::rules::{change_image, live_image, live_version, not_found, put_image, refuse_immutable, refuse_taken};
+use crate::images::rules::{
+    change_image, live_image, live_version, not_found, put_image, refuse_immutable, refuse_taken,
+};
 use crate::images::views;
 use crate::store::Store;
 
@@ -82,8 +84,8 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     })
 }
 
-/// Takes away an image that a mkdir has made, and that has no version and nothing that somebody has said of it. Gives its
-/// name; none if it is no such image any more.
+/// Takes away an image that a mkdir has made, and that has no version and nothing that somebody has said of
+/// it. Gives its name; none if it is no such image any more.
 ///
 /// # Errors
 ///
@@ -116,10 +118,13 @@ fn stale_leases(store: &Store, image: u32) -> HashSet<u32> {
 
 /// Versions that others are deltas over stay until those are gone; those that go with them do not count.
 fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
-    let path = |v: &Version| format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number);
+    let path =
+        |v: &Version| format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number);
     for version in going.iter().filter(|v| !v.facts.uuid.is_empty()) {
-        let others = model.all_versions().filter(|v| model.is_live(v) && !going.iter().any(|g| g.serial == v.serial));
-        let dependents: Vec<String> = others.filter(|v| v.facts.origin == version.facts.uuid).map(path).collect();
+        let others =
+            model.all_versions().filter(|v| model.is_live(v) && !going.iter().any(|g| g.serial == v.serial));
+        let dependents: Vec<String> =
+            others.filter(|v| v.facts.origin == version.facts.uuid).map(path).collect();
         if !dependents.is_empty() {
             return Err(Error::HasDependents { what: path(version), dependents: dependents.join(", ") });
         }
@@ -167,11 +172,15 @@ fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     quota::refuse_restored(store, &payers, &versions)
 }
 
-/// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of an image that
-/// is immutable nothing else changes than that.
+/// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of
+/// an image that is immutable nothing else changes than that.
 ///
 /// Errors: what `change` refuses; `Immutable`, `ImageIsDefault`.
-pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -> Result<Vec<Alias>>) -> Result<()> {
+pub fn edit(
+    store: &Store,
+    image: u32,
+    change: impl FnOnce(&Model, &mut Image) -> Result<Vec<Alias>>,
+) -> Result<()> {
     store.catalog.commit(|commit| {
         let before = live_image(commit.model, image)?;
         let mut image = before.clone();
@@ -191,7 +200,13 @@ pub fn edit(store: &Store, image: u32, change: impl FnOnce(&Model, &mut Image) -
 }
 
 /// `chmod`, `chown` on an image.
-pub fn set_owner(store: &Store, image: u32, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+pub fn set_owner(
+    store: &Store,
+    image: u32,
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> Result<()> {
     change_image(store, image, |_, image| {
         refuse_immutable(image)?;
         image.mode = mode.map_or(image.mode, |m| m & 0o7777);
@@ -225,23 +240,33 @@ pub fn directory_mode(file: u32) -> u32 {
     file & 0o666 | (file & 0o444) >> 2 | 0o700
 }
 
-/// `chmod`, `touch` on a receipt. Where its upload made the image, the uploader's chmod is one of the image, too: install
-/// and rsync make a file for themselves alone, and open it to others after the close. Once somebody has chosen the image's
-/// own mode it stays. Gives the image whose mode has changed.
+/// `chmod`, `touch` on a receipt. Where its upload made the image, the uploader's chmod is one of the image,
+/// too: install and rsync make a file for themselves alone, and open it to others after the close. Once
+/// somebody has chosen the image's own mode it stays. Gives the image whose mode has changed.
 ///
 /// # Errors
 ///
 /// `NotFound`.
-pub fn set_receipt(store: &Store, version: u32, uid: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<Option<u32>> {
+pub fn set_receipt(
+    store: &Store,
+    version: u32,
+    uid: u32,
+    mode: Option<u32>,
+    mtime: Option<i64>,
+) -> Result<Option<u32>> {
     store.catalog.commit(|change| {
-        let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+        let mut version =
+            change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
         let Some(receipt) = &mut version.receipt else { return Ok(None) };
         let before = receipt.mode;
         receipt.mode = mode.map_or(before, |mode| mode & 0o7777);
         receipt.mtime = mtime.unwrap_or(receipt.mtime);
         let (made_image, mode) = (receipt.made_image && version.facts.uid == uid, receipt.mode);
         let image = change.model.live_image(version.image).filter(|image| {
-            made_image && mode != before && image.mode == directory_mode(before) && refuse_immutable(image).is_ok()
+            made_image
+                && mode != before
+                && image.mode == directory_mode(before)
+                && refuse_immutable(image).is_ok()
         });
         if let Some(image) = image {
             change.put(Row::Image(Image { mode: directory_mode(mode), ..image.clone() }.into()));
@@ -253,9 +278,14 @@ pub fn set_receipt(store: &Store, version: u32, uid: u32, mode: Option<u32>, mti
 }
 
 /// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
-pub fn change_receipt(store: &Store, version: u32, work: impl FnOnce(&mut Option<crate::catalog::Receipt>)) -> Result<()> {
+pub fn change_receipt(
+    store: &Store,
+    version: u32,
+    work: impl FnOnce(&mut Option<crate::catalog::Receipt>),
+) -> Result<()> {
     store.catalog.commit(|change| {
-        let mut version = change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+        let mut version =
+            change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
         work(&mut version.receipt);
         change.put(Row::Version(version.into()));
         Ok(())

@@ -1,7 +1,7 @@
 //! mkdir MNT/.imgfs/views/dc1, ln -s ../../../web MNT/.imgfs/views/dc1/: which images a view has.
 //!
-//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is `dc1::web`. What a mount of
-//! a view sees and may change, catalog/lens.rs says.
+//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is
+//! `dc1::web`. What a mount of a view sees and may change, catalog/lens.rs says.
 
 use crate::base::clock::now;
 use crate::base::name::{ImageName, bound_name};
@@ -57,8 +57,8 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
 
 /// `ln -s ../../../web MNT/.imgfs/views/dc1/web`: from now on the view shows it.
 ///
-/// Errors: `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this name; `OfView` for an
-/// image that is bound to another.
+/// Errors: `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this
+/// name; `OfView` for an image that is bound to another.
 pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
     store.catalog.commit(|change| {
         let (mut view, image) = (find(change.model, name)?.clone(), live_image(change.model, image)?);
@@ -99,7 +99,8 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
         }
         let prefix = bound_name(name, "");
         let leases = change.model.versions_of(image.serial).flat_map(|v| change.model.leases_of(v.serial));
-        let holders: Vec<&str> = leases.map(|lease| lease.name.as_str()).filter(|lease| lease.starts_with(&prefix)).collect();
+        let holders: Vec<&str> =
+            leases.map(|lease| lease.name.as_str()).filter(|lease| lease.starts_with(&prefix)).collect();
         if !holders.is_empty() {
             return Err(Error::InUse { what: link.to_owned(), holders: holders.join(", ") });
         }
@@ -116,8 +117,8 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
     })
 }
 
-/// What another name of an image means for the views, of the whole store: one that it leaves, one that it is bound to, and those
-/// that have it attached. In a view there are none.
+/// What another name of an image means for the views, of the whole store: one that it leaves, one that it is
+/// bound to, and those that have it attached. In a view there are none.
 ///
 /// Errors: `OfView`, `Taken`, `ImageIsViewDefault`.
 pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result<()> {
@@ -163,12 +164,15 @@ pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result
 fn drop_aliases(change: &mut Change<'_>, view: &str, image: u32) {
     let prefix = bound_name(view, "");
     let model = change.model;
-    for alias in model.aliases.values().filter(|alias| alias.image == image && alias.name.starts_with(&prefix)) {
+    for alias in
+        model.aliases.values().filter(|alias| alias.image == image && alias.name.starts_with(&prefix))
+    {
         change.put(Row::DropAlias(alias.serial));
     }
 }
 
-/// Refuses a name that would hide an image which is attached to the view that the name is bound to; but not that image itself.
+/// Refuses a name that would hide an image which is attached to the view that the name is bound to; but not
+/// that image itself.
 ///
 /// Errors: `Taken`.
 pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> Result<()> {

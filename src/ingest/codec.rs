@@ -33,9 +33,11 @@ impl Codec {
             [0x1f, 0x8b, 8, ..] => Some(Codec::Gzip),
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Codec::Bzip2),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Codec::Xz),
-            // No magic of its own: properties, a dictionary's size as lzma tools choose it, and a size that is unknown
-            // or below 2^40.
-            [0..225, a, b, c, d, size @ ..] if is_lzma(u32::from_le_bytes([*a, *b, *c, *d]), size) => Some(Codec::Lzma),
+            // No magic of its own: properties, a dictionary's size as lzma tools choose it, and a size that
+            // is unknown or below 2^40.
+            [0..225, a, b, c, d, size @ ..] if is_lzma(u32::from_le_bytes([*a, *b, *c, *d]), size) => {
+                Some(Codec::Lzma)
+            }
             // A frame, or a skippable frame before one.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Codec::Zstd),
             [0x04, 0x22, 0x4d, 0x18, ..] => Some(Codec::Lz4),
@@ -60,7 +62,8 @@ fn is_lzma(dictionary: u32, size: &[u8]) -> bool {
     // 2^n or 2^n + 2^(n-1), of 4 KiB or more.
     let top = 1u32.checked_shl(dictionary.checked_ilog2().unwrap_or(0)).unwrap_or(0);
     let plausible = dictionary >= 1 << 12 && (dictionary == top || dictionary == top | top >> 1);
-    plausible && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || (s[5..] == [0; 3] && s[..5] != [0; 5]))
+    plausible
+        && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || (s[5..] == [0; 3] && s[..5] != [0; 5]))
 }
 
 /// Memory from which on a decoder is a *large* one: there is one of them at a time.
@@ -69,7 +72,8 @@ pub(super) const LARGE: u64 = 256 << 20;
 /// Memory that an xz or lzma stream may ask for, within the limit; above `LARGE` it is decoded by one thread.
 const XZ_MEMORY: u64 = 512 << 20;
 
-/// Held by the one large decoder of the process, so that twenty uploads cannot ask for twenty times the window.
+/// Held by the one large decoder of the process, so that twenty uploads cannot ask for twenty times the
+/// window.
 static LARGE_DECODER: Mutex<()> = Mutex::new(());
 
 /// What a member's decoder did with some input.
@@ -99,7 +103,10 @@ struct ZstdMember(zstd::stream::raw::Decoder<'static>);
 impl Member for GzipMember {
     fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault> {
         let (before_in, before_out) = (self.0.total_in(), self.0.total_out());
-        let status = self.0.decompress(input, out, FlushDecompress::None).map_err(|e| Fault::Damaged(e.to_string()))?;
+        let status = self
+            .0
+            .decompress(input, out, FlushDecompress::None)
+            .map_err(|e| Fault::Damaged(e.to_string()))?;
         let (used, made) = (self.0.total_in() - before_in, self.0.total_out() - before_out);
         Ok(Step { used: used as usize, made: made as usize, ended: status == flate2::Status::StreamEnd })
     }
@@ -196,7 +203,9 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
         }
         Codec::Lzma => {
             let memory = limits.window.min(XZ_MEMORY);
-            Box::new(XzMember(xz2::stream::Stream::new_lzma_decoder(memory).map_err(|e| failed(e.to_string()))?))
+            Box::new(XzMember(
+                xz2::stream::Stream::new_lzma_decoder(memory).map_err(|e| failed(e.to_string()))?,
+            ))
         }
         Codec::Zstd => {
             let mut decoder = zstd::stream::raw::Decoder::new().map_err(|e| failed(e.to_string()))?;
@@ -213,7 +222,13 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
 /// `found` is what the first bytes say, and is put right if later ones know better.
 /// `at_end` is true while the stream could end here: every member so far came to its verified end.
 /// Errors: `BadCompression`, `Truncated`.
-pub fn decode(found: &Mutex<Codec>, input: &mut PipeReader, output: &Pipe, limits: &Limits, at_end: &AtomicBool) -> Result<()> {
+pub fn decode(
+    found: &Mutex<Codec>,
+    input: &mut PipeReader,
+    output: &Pipe,
+    limits: &Limits,
+    at_end: &AtomicBool,
+) -> Result<()> {
     let mut codec = *found.lock();
     let (mut members, mut padding) = (0u64, 0u64);
     let mut sink = Sink { output, made: 0, ratio: limits.ratio };
@@ -281,13 +296,14 @@ pub fn decode(found: &Mutex<Codec>, input: &mut PipeReader, output: &Pipe, limit
     }
 }
 
-/// Whether zeros behind a member are padding, as the tool of the codec has it: tapes and old gzip users pad to blocks,
-/// xz to fours.
+/// Whether zeros behind a member are padding, as the tool of the codec has it: tapes and old gzip users pad
+/// to blocks, xz to fours.
 fn is_padded(codec: Codec) -> bool {
     matches!(codec, Codec::Gzip | Codec::Bzip2 | Codec::Xz)
 }
 
-/// Whether a stream may end behind so many bytes of padding. Source: the .xz file format, 2.2, Stream Padding.
+/// Whether a stream may end behind so many bytes of padding. Source: the .xz file format, 2.2, Stream
+/// Padding.
 fn may_end(codec: Codec, padding: u64) -> bool {
     codec != Codec::Xz || padding.is_multiple_of(4)
 }
@@ -333,14 +349,19 @@ fn decode_member(codec: Codec, input: &mut PipeReader, sink: &mut Sink<'_>, limi
         let at_input_end = !dry && bytes.is_empty();
         let step = match member.run(bytes, &mut out[filled..]) {
             Ok(step) => step,
-            Err(Fault::Damaged(why)) => return Err(Error::BadCompression { codec: codec.name(), at: input.taken, why }),
+            Err(Fault::Damaged(why)) => {
+                return Err(Error::BadCompression { codec: codec.name(), at: input.taken, why });
+            }
             Err(Fault::Memory) => return Err(over_memory(codec, limits)),
         };
         input.consume(step.used);
         filled += step.made;
         pumped = dry && step.made == 0;
         if at_input_end && !step.ended && step.made == 0 {
-            return Err(Error::Truncated { at: input.taken, why: format!("the {} stream has no end", codec.name()) });
+            return Err(Error::Truncated {
+                at: input.taken,
+                why: format!("the {} stream has no end", codec.name()),
+            });
         }
         // Give out what is there when full, at the end, and before waiting.
         if filled == OUT || step.ended || (pumped && filled > 0) {

@@ -48,8 +48,12 @@ pub fn rootfs_tar(builder: &Builder, writer: &mut Writer) -> Result<(RecipeBuild
                 (entry.typeflag, entry.path) = (b'5', &directory);
             }
             (None, Make::Symlink(target)) => (entry.typeflag, entry.link) = (b'2', target),
-            (None, Make::CharDevice { major, minor }) => (entry.typeflag, entry.device) = (b'3', (major, minor)),
-            (None, Make::BlockDevice { major, minor }) => (entry.typeflag, entry.device) = (b'4', (major, minor)),
+            (None, Make::CharDevice { major, minor }) => {
+                (entry.typeflag, entry.device) = (b'3', (major, minor))
+            }
+            (None, Make::BlockDevice { major, minor }) => {
+                (entry.typeflag, entry.device) = (b'4', (major, minor))
+            }
             (None, Make::Fifo) => entry.typeflag = b'6',
         }
         let header = entry.header();

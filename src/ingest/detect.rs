@@ -12,13 +12,22 @@ pub struct System {
 }
 
 /// Programs whose header tells the machine; one of them is in any image that can start.
-const PROGRAMS: &[&str] =
-    &["bin/sh", "usr/bin/env", "sbin/init", "usr/lib/systemd/systemd", "bin/busybox", "system/bin/sh", "bin/ls", "usr/bin/bash"];
+const PROGRAMS: &[&str] = &[
+    "bin/sh",
+    "usr/bin/env",
+    "sbin/init",
+    "usr/lib/systemd/systemd",
+    "bin/busybox",
+    "system/bin/sh",
+    "bin/ls",
+    "usr/bin/bash",
+];
 
 /// Looks into a tree. What cannot be told stays empty.
 pub fn detect(store: &Store, tree: &Tree) -> System {
     let mut system = System::default();
-    let release = ["etc/os-release", "usr/lib/os-release"].iter().find_map(|path| read_head(store, tree, path, 65536));
+    let release =
+        ["etc/os-release", "usr/lib/os-release"].iter().find_map(|path| read_head(store, tree, path, 65536));
     if let Some(text) = release {
         let text = String::from_utf8_lossy(&text).into_owned();
         system.os = value_of(&text, "ID");

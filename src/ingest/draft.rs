@@ -38,7 +38,11 @@ impl Draft {
     /// Stores a small file and shows it beside rootfs.
     pub fn add_small(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let content = if bytes.is_empty() { None } else { Some(self.writer.put(bytes)?) };
-        self.builder.add_beside(name.as_bytes(), &beside_meta(), Make::File { content, size: bytes.len() as u64, sparse: None });
+        self.builder.add_beside(
+            name.as_bytes(),
+            &beside_meta(),
+            Make::File { content, size: bytes.len() as u64, sparse: None },
+        );
         Ok(())
     }
 
@@ -65,7 +69,8 @@ pub fn entries<S: Source>(
 ) -> Result<()> {
     let mut buffer = Vec::new();
     while let Some(entry) = reader.next_entry()? {
-        let content = if entry.packed == 0 { None } else { Some(store_content(reader, writer, &entry, &mut buffer)?) };
+        let content =
+            if entry.packed == 0 { None } else { Some(store_content(reader, writer, &entry, &mut buffer)?) };
         put(entry, content)?;
     }
     Ok(())
@@ -76,7 +81,8 @@ pub fn entries<S: Source>(
 /// Errors: `LeavesRoot` and `BadArchive` for one that has no place there.
 pub fn place(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Result<()> {
     builder.check_heaps()?;
-    let meta = Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs };
+    let meta =
+        Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs };
     let (major, minor) = entry.device;
     let pieces = entry.sparse.as_ref().map(|map| map.pieces.as_slice());
     let size = entry.sparse.as_ref().map_or(entry.packed, |map| map.size);
@@ -92,7 +98,12 @@ pub fn place(builder: &mut Builder, entry: Entry, content: Option<Content>) -> R
     placed.map_err(|refused| refusal(entry.at, &entry.path, refused))
 }
 
-fn store_content<S: Source>(reader: &mut Reader<S>, writer: &mut Writer, entry: &Entry, buffer: &mut Vec<u8>) -> Result<Content> {
+fn store_content<S: Source>(
+    reader: &mut Reader<S>,
+    writer: &mut Writer,
+    entry: &Entry,
+    buffer: &mut Vec<u8>,
+) -> Result<Content> {
     let content = if entry.packed >= OBJECT_MIN {
         let mut large = writer.begin_large(entry.packed);
         while reader.read(&mut |bytes| large.write(bytes))? {}

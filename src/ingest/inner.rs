@@ -1,4 +1,5 @@
-//! Streams inside of an upload: a layer, a metadata tarball. Unpacked while they are read, with the limits of uploads.
+//! Streams inside of an upload: a layer, a metadata tarball. Unpacked while they are read, with the limits of
+//! uploads.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -9,10 +10,15 @@ use crate::formats::tar::{Limits, RATIO_FLOOR, Source};
 use crate::ingest::codec::{Codec, LARGE, log2};
 use crate::ingest::sink::OUT;
 
-/// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball. Bounded as uploads are.
+/// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball. Bounded as
+/// uploads are.
 ///
 /// Errors: `Unsupported` for lzma, which nobody packs layers with.
-pub fn unpacked<'r>(codec: Option<Codec>, from: impl Read + 'r, limits: &Limits) -> Result<Box<dyn Read + 'r>> {
+pub fn unpacked<'r>(
+    codec: Option<Codec>,
+    from: impl Read + 'r,
+    limits: &Limits,
+) -> Result<Box<dyn Read + 'r>> {
     let Some(codec) = codec else { return Ok(Box::new(from)) };
     let failed = |e: std::io::Error| Error::BadCompression { codec: codec.name(), at: 0, why: e.to_string() };
     let taken = Rc::new(Cell::new(0));
@@ -21,7 +27,8 @@ pub fn unpacked<'r>(codec: Option<Codec>, from: impl Read + 'r, limits: &Limits)
         Codec::Gzip => Box::new(flate2::read::MultiGzDecoder::new(from)),
         Codec::Bzip2 => Box::new(bzip2::read::MultiBzDecoder::new(from)),
         Codec::Xz => {
-            let stream = xz2::stream::Stream::new_stream_decoder(limits.window.min(LARGE), xz2::stream::CONCATENATED);
+            let stream =
+                xz2::stream::Stream::new_stream_decoder(limits.window.min(LARGE), xz2::stream::CONCATENATED);
             Box::new(xz2::read::XzDecoder::new_stream(from, stream.map_err(|e| failed(e.into()))?))
         }
         Codec::Zstd => {
@@ -77,11 +84,20 @@ impl Read for Measured<'_> {
 fn inner_error(e: std::io::Error) -> Error {
     let text = e.to_string();
     if e.kind() == std::io::ErrorKind::FileTooLarge {
-        return Error::OverLimit { what: "what a stream unpacks to, for each of its bytes,".into(), limit: "max_ratio".into() };
+        return Error::OverLimit {
+            what: "what a stream unpacks to, for each of its bytes,".into(),
+            limit: "max_ratio".into(),
+        };
     }
     // The libraries' own words for a window or dictionary over the limit.
-    if text.contains("too much memory") || text.contains("memory limit") || text.contains("memory usage limit") {
-        return Error::OverLimit { what: "the memory to decode a stream".into(), limit: format!("{LARGE} bytes") };
+    if text.contains("too much memory")
+        || text.contains("memory limit")
+        || text.contains("memory usage limit")
+    {
+        return Error::OverLimit {
+            what: "the memory to decode a stream".into(),
+            limit: format!("{LARGE} bytes"),
+        };
     }
     Error::BadArchive { at: 0, entry: String::new(), why: text }
 }

@@ -13,7 +13,8 @@ use crate::ingest::sink::{OUT, Sink};
 pub(super) const LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// Unpacked bytes of a legacy block; the last one may have fewer.
 const LEGACY_BLOCK: usize = 8 << 20;
-/// The most bytes that a packed legacy block has (`LZ4_COMPRESSBOUND`). A larger number is the next frame's magic.
+/// The most bytes that a packed legacy block has (`LZ4_COMPRESSBOUND`). A larger number is the next frame's
+/// magic.
 const LEGACY_PACKED_MAX: usize = LEGACY_BLOCK + LEGACY_BLOCK / 255 + 16;
 
 /// Notes whether the input ended while a frame was read: the decoder takes that for the frame's end.
@@ -30,15 +31,19 @@ impl Read for EndNoting<'_> {
     }
 }
 
-/// Unpacks one frame. `at_border` is told whether the input may end where the decoder now waits for more: a legacy
-/// frame has no end mark of its own.
+/// Unpacks one frame. `at_border` is told whether the input may end where the decoder now waits for more: a
+/// legacy frame has no end mark of its own.
 ///
 /// Returns false if nobody reads the output any more.
 ///
 /// # Errors
 ///
 /// `BadCompression`, `Truncated`; `OverLimit` by the ratio.
-pub(super) fn decode(input: &mut PipeReader, sink: &mut Sink<'_>, at_border: impl FnMut(bool)) -> Result<bool> {
+pub(super) fn decode(
+    input: &mut PipeReader,
+    sink: &mut Sink<'_>,
+    at_border: impl FnMut(bool),
+) -> Result<bool> {
     if input.peek(LEGACY.len(), |_| {}).starts_with(&LEGACY) {
         return decode_legacy(input, sink, at_border);
     }
@@ -57,7 +62,11 @@ pub(super) fn decode(input: &mut PipeReader, sink: &mut Sink<'_>, at_border: imp
             }
             Err(e) => {
                 drop(decoder);
-                return Err(if noting.ended { cut(noting.input.taken) } else { damaged(begin, &e.to_string()) });
+                return Err(if noting.ended {
+                    cut(noting.input.taken)
+                } else {
+                    damaged(begin, &e.to_string())
+                });
             }
         }
     }
@@ -66,7 +75,11 @@ pub(super) fn decode(input: &mut PipeReader, sink: &mut Sink<'_>, at_border: imp
 }
 
 /// Unpacks a legacy frame: blocks until the input ends, or another frame begins.
-fn decode_legacy(input: &mut PipeReader, sink: &mut Sink<'_>, mut at_border: impl FnMut(bool)) -> Result<bool> {
+fn decode_legacy(
+    input: &mut PipeReader,
+    sink: &mut Sink<'_>,
+    mut at_border: impl FnMut(bool),
+) -> Result<bool> {
     input.consume(LEGACY.len());
     loop {
         let head = input.peek(4, |have| at_border(have == 0));
@@ -89,7 +102,8 @@ fn decode_legacy(input: &mut PipeReader, sink: &mut Sink<'_>, mut at_border: imp
             });
         }
         let mut out = vec![0; LEGACY_BLOCK];
-        let n = lz4_flex::block::decompress_into(&packed, &mut out).map_err(|e| damaged(begin, &e.to_string()))?;
+        let n = lz4_flex::block::decompress_into(&packed, &mut out)
+            .map_err(|e| damaged(begin, &e.to_string()))?;
         for piece in out[..n].chunks(OUT) {
             if !sink.push(piece.to_vec(), input.taken)? {
                 return Ok(false);

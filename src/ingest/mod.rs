@@ -9,8 +9,8 @@
 //!
 //! Before that, `same.rs` compares an upload with the newest version, until a byte differs.
 //!
-//! `Ingest::settle` says whether the archive is complete so far, which a close wants to know; `finish` ends it;
-//! `publish` makes it a version. Dropped at any time before, it leaves nothing.
+//! `Ingest::settle` says whether the archive is complete so far, which a close wants to know; `finish` ends
+//! it; `publish` makes it a version. Dropped at any time before, it leaves nothing.
 
 mod codec;
 mod derive;
@@ -162,7 +162,8 @@ pub struct Unpacked {
 }
 
 impl Ingest {
-    /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has them).
+    /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has
+    /// them).
     pub fn start(store: &Store, staging: &str, head: &[u8], hint: Hint, wish: Wish) -> Result<Ingest> {
         let limits = store.settings().limits;
         let codec = Codec::detect(head).map(|codec| Arc::new(Mutex::new(codec)));
@@ -185,7 +186,8 @@ impl Ingest {
         let unpacked_pipe = match codec.clone() {
             None => archive.clone(),
             Some(codec) => {
-                // The decoder feeds a relay that hashes and passes on, so that a block is shared and not copied.
+                // The decoder feeds a relay that hashes and passes on, so that a block is shared and not
+                // copied.
                 let (raw, unpacked) = (Pipe::new(TAR_PIPE), Pipe::new(TAR_PIPE));
                 stages.push(raw.clone());
                 stages.push(unpacked.clone());
@@ -215,26 +217,32 @@ impl Ingest {
         };
         let may_be_lxd = MayBeLxd::default();
         let unpacker = {
-            let (mut input, stage, failure) = (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
+            let (mut input, stage, failure) =
+                (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
             let may_be_lxd = may_be_lxd.clone();
             // A failure is noted before the reader goes: whoever waits for that looks for the failure then.
             spawn("unpack", move || {
-                unpack::unpack(&mut input, writer, &limits, &stage, hint, &may_be_lxd).map_err(|e| note(&failure, e)).ok()
+                unpack::unpack(&mut input, writer, &limits, &stage, hint, &may_be_lxd)
+                    .map_err(|e| note(&failure, e))
+                    .ok()
             })?
         };
         let mut kept = None;
         if (wish.keeps_all() || wish.keep.lxd) && codec.is_some() {
             let pipe = Pipe::new(UPLOAD_PIPE);
             let while_lxd = (!wish.keeps_all()).then_some(may_be_lxd);
-            let (mut input, failure) = (Keeping { input: PipeReader::new(&pipe), while_lxd }, failure.clone());
+            let (mut input, failure) =
+                (Keeping { input: PipeReader::new(&pipe), while_lxd }, failure.clone());
             let mut writer = store.blobs.writer(&format!("{staging}-kept"))?;
             inputs.push(pipe);
-            kept = Some(spawn("keep", move || match payload::store(&mut input, &mut writer, u64::MAX, |_| {}) {
-                Ok(recipe) => Some((writer, recipe)),
-                Err(_) if input.is_not_wanted() => None,
-                Err(e) => {
-                    note(&failure, e);
-                    None
+            kept = Some(spawn("keep", move || {
+                match payload::store(&mut input, &mut writer, u64::MAX, |_| {}) {
+                    Ok(recipe) => Some((writer, recipe)),
+                    Err(_) if input.is_not_wanted() => None,
+                    Err(e) => {
+                        note(&failure, e);
+                        None
+                    }
                 }
             })?);
         }
@@ -302,7 +310,9 @@ impl Ingest {
             Stage::Ended => Settled::Complete,
             Stage::Boundary => Settled::Unmarked(cut("it has no end marker")),
             Stage::Begun => Settled::Incomplete(cut("there is no whole header")),
-            Stage::Inside => Settled::Incomplete(cut("it ends within an entry, or before its own header says")),
+            Stage::Inside => {
+                Settled::Incomplete(cut("it ends within an entry, or before its own header says"))
+            }
         }
     }
 
@@ -313,16 +323,19 @@ impl Ingest {
         for pipe in &self.inputs {
             pipe.end();
         }
-        let panicked =
-            |what: &'static str| move |_| Error::Invalid { what: what.into(), why: "the thread stopped; this is a bug".into() };
+        let panicked = |what: &'static str| {
+            move |_| Error::Invalid { what: what.into(), why: "the thread stopped; this is a bug".into() }
+        };
         if let Some(decoder) = self.parts.decoder.take() {
             decoder.join().map_err(panicked("decoding"))?;
         }
         let tar = self.parts.tar.take().map(|t| t.join().map_err(panicked("hashing"))).transpose()?;
         let unpacked = self.parts.unpacker.join().map_err(panicked("unpacking"))?;
-        let kept = self.parts.kept.take().map(|k| k.join().map_err(panicked("keeping"))).transpose()?.flatten();
+        let kept =
+            self.parts.kept.take().map(|k| k.join().map_err(panicked("keeping"))).transpose()?.flatten();
         let upload_sha256 = self.parts.upload_sha256.join().map_err(panicked("hashing"))?;
-        let upload_sha1 = self.parts.upload_sha1.take().map(|t| t.join().map_err(panicked("hashing"))).transpose()?;
+        let upload_sha1 =
+            self.parts.upload_sha1.take().map(|t| t.join().map_err(panicked("hashing"))).transpose()?;
         if let Some(e) = self.failure.lock().take() {
             return Err(e);
         }

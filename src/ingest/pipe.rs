@@ -1,7 +1,7 @@
 //! A bounded queue of blocks between two threads of an upload.
 //!
-//! A full pipe does not block the writer of the mount: the block is taken, and the write is answered when there
-//! is room again. `settle` waits until the reader has taken all there is and wants more.
+//! A full pipe does not block the writer of the mount: the block is taken, and the write is answered when
+//! there is room again. `settle` waits until the reader has taken all there is and wants more.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

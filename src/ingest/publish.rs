@@ -65,7 +65,8 @@ pub struct Source {
     pub gid: u32,
     /// Permission bits for a new image.
     pub mode: u32,
-    /// The upload's own time (nanoseconds since 1970) and permission bits, for its receipt, if its name stays.
+    /// The upload's own time (nanoseconds since 1970) and permission bits, for its receipt, if its name
+    /// stays.
     pub receipt: Option<(i64, u32)>,
     /// A metadata.json that came with it: its editable keys are set.
     pub metadata: Option<Vec<u8>>,
@@ -87,8 +88,8 @@ pub struct Published {
 
 /// Makes an unpacked upload a version, unless the image's newest version is the same.
 ///
-/// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an error
-/// nothing is visible, and what was stored is swept.
+/// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an
+/// error nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
     refuse_early(store, source.uid, &source.target, &source.build)?;
     let same = newest_is_same(store, &unpacked, source);
@@ -115,7 +116,13 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     let mut kept_pins = None;
     if let Some((writer, recipe)) = kept {
         let sealed = writer.seal()?;
-        let kept = Builder::new().finish(&store.kept_path(&id), None, vec![recipe], |c| sealed.id(c), |_| Vec::new());
+        let kept = Builder::new().finish(
+            &store.kept_path(&id),
+            None,
+            vec![recipe],
+            |c| sealed.id(c),
+            |_| Vec::new(),
+        );
         let (tree, _) = kept.inspect_err(|_| drop(std::fs::remove_file(store.kept_path(&id))))?;
         facts.kept = Some(Kept::Stored { tree, tried: false });
         kept_pins = Some(sealed);
@@ -132,7 +139,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     }
     facts.upload_name.clone_from(&source.file_name);
     facts.compression = codec.map_or("none", Codec::name).into();
-    (facts.upload_size, facts.upload_sha256, facts.upload_sha1, facts.uid) = (size, upload_sha256, upload_sha1, source.uid);
+    (facts.upload_size, facts.upload_sha256, facts.upload_sha1, facts.uid) =
+        (size, upload_sha256, upload_sha1, source.uid);
     let stored = |counts: &Counts| {
         facts.counts = *counts;
         serde_json::to_vec(&facts).expect("plain structs of text and numbers")
@@ -145,9 +153,11 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
         fault::reached("publish.named");
         let tree = Tree::open(&path, &digest)?;
         let system = detect(store, &tree);
-        for (field, found) in
-            [(&mut facts.os, system.os), (&mut facts.release, system.release), (&mut facts.architecture, system.architecture)]
-        {
+        for (field, found) in [
+            (&mut facts.os, system.os),
+            (&mut facts.release, system.release),
+            (&mut facts.architecture, system.architecture),
+        ] {
             // What came with the image says more than what lies in it.
             if field.is_empty() {
                 *field = found;
@@ -189,8 +199,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             Ok(published)
         }
         Err(e) => {
-            // No row names it: a stray that the next start would sweep, too. Unless the row could not be synced: then
-            // the next start finds it, or not.
+            // No row names it: a stray that the next start would sweep, too. Unless the row could not be
+            // synced: then the next start finds it, or not.
             if store.writable.stopped().is_none() {
                 let _ = std::fs::remove_file(&path);
                 if let Some(kept) = kept_path {
@@ -224,8 +234,8 @@ pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> 
     refuse_other_architecture(image, build)
 }
 
-/// The image that a file called so less its suffix is for, and which build of it that is: `web`, or with no image of the
-/// whole name, `web_1.7_amd64`.
+/// The image that a file called so less its suffix is for, and which build of it that is: `web`, or with no
+/// image of the whole name, `web_1.7_amd64`.
 pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, Build) {
     match parse_build(stem) {
         Some(found) if model.named(stem).is_none() => found,
@@ -239,10 +249,14 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
     let model = store.catalog.read();
     let image = source.target.image(&model)?;
     let new = &unpacked.draft.facts;
-    let newest =
-        model.latest(image.serial).filter(|newest| newest.facts.content_digest() == digest && came_with_the_same(new, newest))?;
+    let newest = model
+        .latest(image.serial)
+        .filter(|newest| newest.facts.content_digest() == digest && came_with_the_same(new, newest))?;
     let number = newest.number;
-    Some((Published { image: image.serial, name: image.name.clone(), number, new: false, new_bytes: 0 }, newest.clone()))
+    Some((
+        Published { image: image.serial, name: image.name.clone(), number, new: false, new_bytes: 0 },
+        newest.clone(),
+    ))
 }
 
 /// What came with the image counts, too: another metadata tarball, another manifest.
@@ -282,7 +296,13 @@ fn set_metadata(store: &Store, image: u32, source: &Source) -> Result<()> {
     })
 }
 
-fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: VersionFacts) -> Result<Published> {
+fn add_rows(
+    store: &Store,
+    source: &Source,
+    id: String,
+    tree: Digest,
+    facts: VersionFacts,
+) -> Result<Published> {
     let at = now();
     store.trash_has_changed();
     store.catalog.commit(|change| {
@@ -290,7 +310,11 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         let mut new = |change: &mut Change<'_>, name: &ImageName| {
             made_image = true;
             views::refuse_shadow(change.model, name.as_str(), None)?;
-            quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, source.uid, name.as_str()))?;
+            quota::refuse_image(
+                store,
+                change.whole,
+                &Payer::of(store, change.whole, source.uid, name.as_str()),
+            )?;
             Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
         };
         let (mut image, in_root) = match &source.target {
@@ -300,12 +324,17 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
             }
             Target::Named(name) => match change.model.named(name.as_str()) {
                 Some(Named::Image(serial)) => (change.model.images[&serial].clone(), true),
-                Some(Named::Alias(_)) => return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() }),
+                Some(Named::Alias(_)) => {
+                    return Err(Error::Taken { name: name.to_string(), holder: "it is an alias".into() });
+                }
                 None => (new(change, name)?, true),
             },
             Target::New(name) => {
                 if change.model.named(name.as_str()).is_some() {
-                    return Err(Error::Taken { name: name.to_string(), holder: "there is one already".into() });
+                    return Err(Error::Taken {
+                        name: name.to_string(),
+                        holder: "there is one already".into(),
+                    });
                 }
                 (new(change, name)?, true)
             }
@@ -320,7 +349,9 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         let (number, newest_is_first) = (image.next_number, image.next_number == 0);
         image.next_number += 1;
         image.updated_at = at;
-        if let Some(architecture) = source.build.architecture.filter(|_| image.editable.architecture.is_empty()) {
+        if let Some(architecture) =
+            source.build.architecture.filter(|_| image.editable.architecture.is_empty())
+        {
             image.editable.architecture = architecture.into();
         }
         for (field, found) in [
@@ -336,7 +367,9 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         for (key, value) in &facts.properties {
             image.editable.properties.entry(key.clone()).or_insert_with(|| value.clone());
         }
-        if let Some(description) = facts.properties.get("description").filter(|_| image.editable.description.is_empty()) {
+        if let Some(description) =
+            facts.properties.get("description").filter(|_| image.editable.description.is_empty())
+        {
             image.editable.description.clone_from(description);
         }
         if newest_is_first && is_for_vm(&facts) {
@@ -345,10 +378,16 @@ fn add_rows(store: &Store, source: &Source, id: String, tree: Digest, facts: Ver
         if let Some(expires_at) = facts.outdated_at.filter(|then| newest_is_first && *then > at) {
             image.editable.expires_at.get_or_insert(expires_at);
         }
-        let published = Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
+        let published =
+            Published { image: image.serial, name: image.name.clone(), number, new: true, new_bytes: 0 };
         check_identity(change.model, &facts.uuid, &facts.origin)?;
-        let receipt =
-            source.receipt.map(|(mtime, mode)| Receipt { name: source.file_name.clone(), in_root, mtime, mode, made_image });
+        let receipt = source.receipt.map(|(mtime, mode)| Receipt {
+            name: source.file_name.clone(),
+            in_root,
+            mtime,
+            mode,
+            made_image,
+        });
         for (key, value) in source.metadata.as_deref().map(editable_keys).transpose()?.unwrap_or_default() {
             image.editable.set(&key, &value)?;
         }
@@ -388,9 +427,11 @@ fn refuse_other_architecture(image: &Image, build: &Build) -> Result<()> {
     }
 }
 
-/// Whether a virtual machine starts from this: a disk, or a volume of zfs by its manifest or by the file's name.
+/// Whether a virtual machine starts from this: a disk, or a volume of zfs by its manifest or by the file's
+/// name.
 fn is_for_vm(facts: &VersionFacts) -> bool {
-    let is_zvol = || Manifest::parse(facts.manifest.as_bytes()).is_ok_and(|manifest| manifest.kind() == "zvol");
+    let is_zvol =
+        || Manifest::parse(facts.manifest.as_bytes()).is_ok_and(|manifest| manifest.kind() == "zvol");
     facts.virtual_size > 0
         || matches!(facts.format.as_str(), "qcow2" | "raw" | "iso")
         || means_volume(&facts.upload_name)

@@ -1,7 +1,9 @@
-//! Journey 1, cp in, of what is there already: the bytes are compared with the newest version while they come.
+//! Journey 1, cp in, of what is there already: the bytes are compared with the newest version while they
+//! come.
 //!
-//! A tar that is the newest version's own is neither hashed nor unpacked. Two versions differ within their first
-//! kilobytes, so looking costs nothing; where they do so later, what was compared is read back from the store.
+//! A tar that is the newest version's own is neither hashed nor unpacked. Two versions differ within their
+//! first kilobytes, so looking costs nothing; where they do so later, what was compared is read back from the
+//! store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,8 +60,12 @@ impl Same {
     /// Compares with the newest version of an image, if its rootfs.tar is what came and nothing came with it.
     fn new(store: &Arc<Store>, image: u32, begin: Begin) -> std::result::Result<Same, Begin> {
         let newest = store.catalog.read().latest(image).cloned();
-        let plain = newest.filter(|v| v.facts.as_it_came() == 0 && v.facts.fingerprint.is_empty() && v.facts.uuid.is_empty());
-        match plain.and_then(|v| Some((v.serial, store.tree(v.serial).ok().filter(|slot| slot.tree.has_rootfs())?))) {
+        let plain = newest.filter(|v| {
+            v.facts.as_it_came() == 0 && v.facts.fingerprint.is_empty() && v.facts.uuid.is_empty()
+        });
+        match plain
+            .and_then(|v| Some((v.serial, store.tree(v.serial).ok().filter(|slot| slot.tree.has_rootfs())?)))
+        {
             Some((serial, slot)) => {
                 let size = slot.tree.recipe(0).map_or(0, |recipe| recipe.tar_size);
                 let (store, reader, ours) = (store.clone(), RecipeReader::default(), Vec::new());
@@ -69,8 +75,8 @@ impl Same {
         }
     }
 
-    /// Compares all that comes through the pipe. From the first byte that differs on, all of it is unpacked; when that
-    /// has caught up, `differs` is set: who ends the pipe then has what comes next to himself.
+    /// Compares all that comes through the pipe. From the first byte that differs on, all of it is unpacked;
+    /// when that has caught up, `differs` is set: who ends the pipe then has what comes next to himself.
     fn compare(mut self: Box<Self>, mut input: PipeReader, differs: &AtomicBool) -> Result<Compared> {
         while let Some(block) = input.next_block() {
             if self.goes_on(&block) {
@@ -128,7 +134,13 @@ impl Same {
         let model = self.store.catalog.read();
         let image = model.live_image(self.image)?;
         let newest = model.latest(self.image).filter(|v| v.serial == self.serial && self.at == self.size)?;
-        Some(Published { image: image.serial, name: image.name.clone(), number: newest.number, new: false, new_bytes: 0 })
+        Some(Published {
+            image: image.serial,
+            name: image.name.clone(),
+            number: newest.number,
+            new: false,
+            new_bytes: 0,
+        })
     }
 }
 
@@ -190,8 +202,8 @@ impl Incoming {
         }
     }
 
-    /// Ends the comparing: the version, if all of the upload is the newest one and that `counts`. Else it goes on as one
-    /// that is unpacked.
+    /// Ends the comparing: the version, if all of the upload is the newest one and that `counts`. Else it
+    /// goes on as one that is unpacked.
     pub fn same(&mut self, counts: bool) -> Option<Published> {
         let fresh = match self.compared()? {
             Ok(Compared::Differs(ingest)) => Ok(ingest),

@@ -1,7 +1,7 @@
 //! mv MNT/web/.new MNT/web/next: what a staging directory holds becomes one version.
 //!
-//! One file is the image, or two: an LXD metadata tarball and its rootfs. Beside them there may be metadata.json
-//! (editable keys), an IMGAPI manifest, and digests: `x.tar.xz.sha256`, `SHA256SUMS`.
+//! One file is the image, or two: an LXD metadata tarball and its rootfs. Beside them there may be
+//! metadata.json (editable keys), an IMGAPI manifest, and digests: `x.tar.xz.sha256`, `SHA256SUMS`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -68,8 +68,8 @@ type GoOn<'g> = &'g dyn Fn() -> bool;
 
 /// Publishes all of it, or nothing. `name` is the ingest's own, under STORE/staging.
 ///
-/// Errors: `Mismatch` for what was announced differently; `Invalid` for files that make no version; `WriterKilled` once
-/// nobody is to `go_on`; those of the ingest and of `publish`.
+/// Errors: `Mismatch` for what was announced differently; `Invalid` for files that make no version;
+/// `WriterKilled` once nobody is to `go_on`; those of the ingest and of `publish`.
 pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<Published> {
     let Sorted { images, metadata, manifest, expect } = sort(order.files, order.expect)?;
     let (image, tarball) = match <[File; 2]>::try_from(images) {
@@ -77,7 +77,10 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
         Err(mut images) => match (images.pop(), images.is_empty()) {
             (Some(image), true) => (image, None),
             (Some(other), false) => {
-                return invalid(format!("it holds more than one image: {} and {}", images[0].name, other.name));
+                return invalid(format!(
+                    "it holds more than one image: {} and {}",
+                    images[0].name, other.name
+                ));
             }
             (None, _) => return invalid("it holds no image"),
         },
@@ -155,7 +158,10 @@ fn sort(files: Vec<File>, announced: BTreeMap<String, Expected>) -> Result<Sorte
                 return invalid(format!("{} is of {of}, which is not there", file.name));
             }
             let expected = Expected::parse(digest);
-            sorted.expect.push((of.to_owned(), expected.map_err(|e| Error::Invalid { what: file.name, why: e.to_string() })?));
+            sorted.expect.push((
+                of.to_owned(),
+                expected.map_err(|e| Error::Invalid { what: file.name, why: e.to_string() })?,
+            ));
         } else if imgapi::is_manifest_name(&file.name) || file.name == "manifest" {
             if sorted.manifest.is_some() {
                 return invalid("it holds more than one manifest");
@@ -187,7 +193,10 @@ fn read_small(file: &File, limit: u64) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     opened.take(limit + 1).read_to_end(&mut text).map_err(Error::io("read", &file.path))?;
     if text.len() as u64 > limit {
-        return Err(Error::OverLimit { what: format!("the size of {}", file.name), limit: format!("{limit} bytes") });
+        return Err(Error::OverLimit {
+            what: format!("the size of {}", file.name),
+            limit: format!("{limit} bytes"),
+        });
     }
     Ok(text)
 }
@@ -196,20 +205,32 @@ fn read_small(file: &File, limit: u64) -> Result<Vec<u8>> {
 fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
     let is_metadata = |file: &File| {
         let small = std::fs::metadata(&file.path).is_ok_and(|m| m.len() <= METADATA_TARBALL_MAX);
-        small && read_small(file, METADATA_TARBALL_MAX).is_ok_and(|b| lxd::is_metadata_tarball(&b, &store.settings().limits))
+        small
+            && read_small(file, METADATA_TARBALL_MAX)
+                .is_ok_and(|b| lxd::is_metadata_tarball(&b, &store.settings().limits))
     };
     match (is_metadata(&a), is_metadata(&b)) {
         (true, false) => Ok((b, Some(a))),
         (false, true) => Ok((a, Some(b))),
-        (true, true) => invalid(format!("both {} and {} are metadata tarballs: the rootfs is missing", a.name, b.name)),
-        (false, false) => {
-            invalid(format!("it holds two images, {} and {}, and neither is the metadata tarball of the other", a.name, b.name))
+        (true, true) => {
+            invalid(format!("both {} and {} are metadata tarballs: the rootfs is missing", a.name, b.name))
         }
+        (false, false) => invalid(format!(
+            "it holds two images, {} and {}, and neither is the metadata tarball of the other",
+            a.name, b.name
+        )),
     }
 }
 
 /// Unpacks a staged file. The rename says that it is whole.
-fn ingest(store: &Store, name: &str, file: &File, announced: bool, wish: Wish, go_on: GoOn) -> Result<Unpacked> {
+fn ingest(
+    store: &Store,
+    name: &str,
+    file: &File,
+    announced: bool,
+    wish: Wish,
+    go_on: GoOn,
+) -> Result<Unpacked> {
     let opened = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
     let mut head = Vec::new();
     (&opened).take(PIECE as u64).read_to_end(&mut head).map_err(Error::io("read", &file.path))?;

@@ -24,8 +24,8 @@ use crate::tree::Builder;
 /// What an upload's name says beyond its content.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hint {
-    /// What bytes are that nothing knows: a disk image where the name ends in .img or .raw, any file where a manifest
-    /// announces it.
+    /// What bytes are that nothing knows: a disk image where the name ends in .img or .raw, any file where a
+    /// manifest announces it.
     pub unknown: Option<Payload>,
 }
 
@@ -89,8 +89,12 @@ pub fn unpack(
             return lxd::unified(draft, recipe, metadata);
         }
         if is_ova(&draft.builder) {
-            let instead = "unpack and convert it: tar xf FILE, then qemu-img convert -O qcow2 DISK.vmdk disk.qcow2";
-            return Err(Error::Unsupported { what: "an OVA (a virtual machine for VMware or VirtualBox)".into(), instead });
+            let instead =
+                "unpack and convert it: tar xf FILE, then qemu-img convert -O qcow2 DISK.vmdk disk.qcow2";
+            return Err(Error::Unsupported {
+                what: "an OVA (a virtual machine for VMware or VirtualBox)".into(),
+                instead,
+            });
         }
         if oci::is_archive(&draft.builder) {
             return oci::archive(draft, recipe, limits);
@@ -101,7 +105,9 @@ pub fn unpack(
     // A small one may end before all that its header could say is there.
     let head = input.peek(HEAD, |_| stage.store(Stage::Ended as u8, Ordering::Release)).to_vec();
     let least = payload.least_size(&head);
-    let set = |at: u64| stage.store(if at >= least.max(1) { Stage::Ended } else { Stage::Inside } as u8, Ordering::Release);
+    let set = |at: u64| {
+        stage.store(if at >= least.max(1) { Stage::Ended } else { Stage::Inside } as u8, Ordering::Release)
+    };
     let recipe = payload::store(input, &mut writer, limits.tar_size, set)?;
     if recipe.tar_size() < least {
         let why = format!("its {} header says that it has {least} bytes", payload.name());
@@ -119,7 +125,8 @@ pub fn unpack(
     Ok(draft)
 }
 
-/// Whether an archive is an OVA: a description in its root, and disks beside it. Source: DMTF DSP0243, section 5.
+/// Whether an archive is an OVA: a description in its root, and disks beside it. Source: DMTF DSP0243,
+/// section 5.
 fn is_ova(builder: &Builder) -> bool {
     let names = builder.names_in_root();
     let ends = |ending: &[u8]| names.iter().any(|name| name.to_ascii_lowercase().ends_with(ending));

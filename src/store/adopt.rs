@@ -1,7 +1,8 @@
-//! imgfs mount, when rows are lost with the catalog and its copy: trees that no row names become images again.
+//! imgfs mount, when rows are lost with the catalog and its copy: trees that no row names become images
+//! again.
 //!
-//! A tree knows what it was uploaded as, and from that its image gets a name, and from the times of the files its
-//! versions get their order. Aliases, pins and what was edited are gone.
+//! A tree knows what it was uploaded as, and from that its image gets a name, and from the times of the files
+//! its versions get their order. Aliases, pins and what was edited are gone.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -22,11 +23,13 @@ const NAMELESS: &str = "recovered";
 ///
 /// Errors: `Io`, `Catalog`.
 pub fn adopt(store: &Store) -> Result<()> {
-    let named: HashSet<PathBuf> = store.catalog.read().all_versions().map(|v| store.tree_path(&v.id)).collect();
+    let named: HashSet<PathBuf> =
+        store.catalog.read().all_versions().map(|v| store.tree_path(&v.id)).collect();
     let mut lost = Vec::new();
     for path in store.tree_files()? {
         if path.extension().is_some_and(|e| e == TREE) && !named.contains(&path) {
-            let written = path.metadata().and_then(|meta| meta.modified()).map_err(Error::io("stat", &path))?;
+            let written =
+                path.metadata().and_then(|meta| meta.modified()).map_err(Error::io("stat", &path))?;
             lost.push((written, path));
         }
     }
@@ -49,10 +52,13 @@ fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> 
     let (tree, digest) = Tree::read(path)?;
     let corrupt = |why: &str| Error::Corrupt { what: path.display().to_string(), why: why.into() };
     let facts: VersionFacts = serde_json::from_slice(tree.facts()).map_err(|e| corrupt(&e.to_string()))?;
-    let id = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| corrupt("its name is no version's"))?;
+    let id =
+        path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| corrupt("its name is no version's"))?;
     let stem = image_stem(&facts.upload_name).trim_start_matches('.');
-    let name = ImageName::parse(stem.as_bytes()).map_or_else(|_| NAMELESS.to_owned(), |name| name.to_string());
-    let created_at = written.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+    let name =
+        ImageName::parse(stem.as_bytes()).map_or_else(|_| NAMELESS.to_owned(), |name| name.to_string());
+    let created_at =
+        written.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
     store.catalog.commit(|change| {
         let model = change.model;
         let taken = |name: &str| model.named(name).is_some() && model.image_named(name).is_none();

@@ -119,7 +119,8 @@ impl Store {
     /// What only this version holds, of what there is to see.
     pub fn cost(&self, version: &Version) -> Result<Cost> {
         let mut others = IdSet::default();
-        let serials: Vec<u32> = self.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s != version.serial).collect();
+        let serials: Vec<u32> =
+            self.catalog.read().all_versions().map(|v| v.serial).filter(|s| *s != version.serial).collect();
         for serial in serials {
             if let Ok(slot) = self.tree(serial) {
                 slot.tree.blobs().for_each(|id| others.insert(id));
@@ -128,7 +129,12 @@ impl Store {
         let slot = self.tree(version.serial)?;
         let kept = self.kept(version.serial).ok();
         let (mut unique, mut stored) = (0, slot.tree.file_size().next_multiple_of(4096));
-        for id in slot.tree.blobs().chain(kept.iter().flat_map(|tree| tree.blobs())).filter(|id| !others.contains(*id)) {
+        for id in slot
+            .tree
+            .blobs()
+            .chain(kept.iter().flat_map(|tree| tree.blobs()))
+            .filter(|id| !others.contains(*id))
+        {
             // What has lost its record takes nothing.
             let size = self.blobs.record(id).map_or(0, |record| record.size);
             unique += size;
@@ -213,7 +219,8 @@ impl Core {
     pub fn read_tree(&self, serial: u32) -> Result<Tree> {
         let (path, digest) = {
             let model = self.catalog.read();
-            let version = model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
+            let version =
+                model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
             (self.tree_path(&version.id), version.tree)
         };
         Tree::open(&path, &digest).map_err(|e| self.note_hurt(serial, e))
@@ -258,18 +265,22 @@ impl Core {
     pub fn outlived(&self) -> Vec<(u32, Arc<TreeSlot>)> {
         let model = self.catalog.read();
         let slots = self.slots.read();
-        let gone = slots
-            .iter()
-            .filter(|(serial, slot)| slot.lookups.load(Ordering::Acquire) > 0 && !model.versions.contains_key(serial));
+        let gone = slots.iter().filter(|(serial, slot)| {
+            slot.lookups.load(Ordering::Acquire) > 0 && !model.versions.contains_key(serial)
+        });
         gone.map(|(serial, slot)| (*serial, slot.clone())).collect()
     }
 
-    /// Notes which versions are in use, in the times of their trees: what is used is not packed in the background.
+    /// Notes which versions are in use, in the times of their trees: what is used is not packed in the
+    /// background.
     pub fn note_use(&self) {
         let now = std::time::SystemTime::now();
         for slot in self.slots.read().values() {
             let path = slot.tree.path();
-            let noted = fs::metadata(path).and_then(|meta| meta.modified()).ok().and_then(|at| now.duration_since(at).ok());
+            let noted = fs::metadata(path)
+                .and_then(|meta| meta.modified())
+                .ok()
+                .and_then(|at| now.duration_since(at).ok());
             if slot.lookups.load(Ordering::Acquire) > 0
                 && noted.is_some_and(|ago| ago > NOTE_USE)
                 && let Err(e) = File::open(path).and_then(|file| file.set_modified(now))
@@ -314,7 +325,8 @@ impl Core {
 
     /// Every blob that a version, the trash, or an inode the kernel still knows needs.
     ///
-    /// Errors: any tree that cannot be read, unless fsck --repair has put it aside: then nothing may be swept.
+    /// Errors: any tree that cannot be read, unless fsck --repair has put it aside: then nothing may be
+    /// swept.
     pub fn live_blobs(&self) -> Result<IdSet> {
         let mut live = IdSet::default();
         let versions: Vec<(u32, PathBuf)> =
@@ -366,14 +378,17 @@ impl Core {
     fn count_trash(&self) {
         let (live, trashed): (Vec<u32>, Vec<u32>) = {
             let model = self.catalog.read();
-            let (live, trashed): (Vec<&Version>, Vec<&Version>) = model.all_versions().partition(|v| model.is_live(v));
+            let (live, trashed): (Vec<&Version>, Vec<&Version>) =
+                model.all_versions().partition(|v| model.is_live(v));
             (live.iter().map(|v| v.serial).collect(), trashed.iter().map(|v| v.serial).collect())
         };
         let mut bytes = 0;
         if !trashed.is_empty() {
             let mut seen = IdSet::default();
             for serial in live {
-                self.tree(serial).into_iter().for_each(|slot| slot.tree.blobs().for_each(|id| seen.insert(id)));
+                self.tree(serial)
+                    .into_iter()
+                    .for_each(|slot| slot.tree.blobs().for_each(|id| seen.insert(id)));
                 self.kept(serial).into_iter().for_each(|kept| kept.blobs().for_each(|id| seen.insert(id)));
             }
             for serial in trashed {
@@ -394,7 +409,9 @@ impl Core {
     /// What a version is called in messages.
     pub fn path_of(&self, model: &Model, serial: u32) -> String {
         match model.versions.get(&serial) {
-            Some(v) => format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number),
+            Some(v) => {
+                format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number)
+            }
             None => "a deleted version".into(),
         }
     }

@@ -95,8 +95,12 @@ impl Store {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(Error::io("remove", &path))?;
         }
-        let named: std::collections::HashSet<PathBuf> =
-            self.catalog.read().all_versions().flat_map(|v| [self.tree_path(&v.id), self.kept_path(&v.id)]).collect();
+        let named: std::collections::HashSet<PathBuf> = self
+            .catalog
+            .read()
+            .all_versions()
+            .flat_map(|v| [self.tree_path(&v.id), self.kept_path(&v.id)])
+            .collect();
         for path in self.tree_files()? {
             if !named.contains(&path) && path.extension().is_none_or(|e| e != BASE && e != DAMAGED) {
                 self.drop_tree(&path)?;

@@ -42,7 +42,9 @@ impl Look {
     /// Whether the next look is due. A clock that went back does not put it off.
     pub fn is_due(&self, every: u64) -> bool {
         let since = self.ended_at.map(|at| now().saturating_sub(at));
-        since.is_none_or(|since| since < 0 || since / 1_000_000_000 >= i64::try_from(every).unwrap_or(i64::MAX))
+        since.is_none_or(|since| {
+            since < 0 || since / 1_000_000_000 >= i64::try_from(every).unwrap_or(i64::MAX)
+        })
     }
 }
 
@@ -50,7 +52,8 @@ impl Progress {
     pub fn open(dir: &Path) -> Progress {
         let path = dir.join("scrub");
         // What cannot be read begins anew.
-        let state = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let state =
+            std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         Progress { path, state: Mutex::new(state) }
     }
 

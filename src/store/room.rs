@@ -16,7 +16,10 @@ impl Store {
 
     /// Makes room until `bytes` are free, or until there is nothing left to give.
     pub fn ensure_room(&self, bytes: u64) {
-        let free = || rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        let free = || {
+            rustix::fs::statvfs(&self.dir)
+                .map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        };
         while free() < bytes && self.blobs.make_room() {}
     }
 }

@@ -212,7 +212,8 @@ pub fn is_of_view(key: &str, view: &str) -> bool {
 /// The name that a setting is shown under: of a user by name.
 pub fn shown(name: &str) -> String {
     let user = name.split_once('.').and_then(|(setting, uid)| Some((setting, uid.parse::<u32>().ok()?)));
-    let found = user.and_then(|(setting, uid)| Some((setting, nix::unistd::User::from_uid(uid.into()).ok()??.name)));
+    let found =
+        user.and_then(|(setting, uid)| Some((setting, nix::unistd::User::from_uid(uid.into()).ok()??.name)));
     found.map_or_else(|| name.to_owned(), |(setting, user)| format!("{setting}.{user}"))
 }
 
@@ -226,7 +227,11 @@ pub fn quota_of_view(chosen: &BTreeMap<String, String>, view: &str) -> (u64, u64
     own_quota(Settings::default(), chosen, |name| of_view(view, name))
 }
 
-fn own_quota(mut own: Settings, chosen: &BTreeMap<String, String>, called: impl Fn(&str) -> String) -> (u64, u64) {
+fn own_quota(
+    mut own: Settings,
+    chosen: &BTreeMap<String, String>,
+    called: impl Fn(&str) -> String,
+) -> (u64, u64) {
     for name in OF_USERS {
         if let Some(text) = chosen.get(&key(&called(name))) {
             let _ = own.set(name, text);
@@ -336,7 +341,10 @@ mod tests {
 
     #[test]
     fn a_mounts_word_goes_before_what_was_chosen() {
-        let chosen = BTreeMap::from([("config.trash".to_owned(), "7d".to_owned()), ("config.scrub".to_owned(), "1h".to_owned())]);
+        let chosen = BTreeMap::from([
+            ("config.trash".to_owned(), "7d".to_owned()),
+            ("config.scrub".to_owned(), "1h".to_owned()),
+        ]);
         let mut settings = Settings::default();
         settings.give("trash", "1h").unwrap();
         let both = settings.with_chosen(&chosen);

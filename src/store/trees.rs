@@ -1,4 +1,5 @@
-//! The files of trees, one or two a version: ID.tree, ID.kept; ID.base, while others are packed against it; ID.damaged.
+//! The files of trees, one or two a version: ID.tree, ID.kept; ID.base, while others are packed against it;
+//! ID.damaged.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -28,8 +29,8 @@ impl Core {
         self.dir.join("trees").join(format!("{version_id}.kept"))
     }
 
-    /// Puts a tree that was packed, against that of `base`, in the place of the one that is there. Not if either has
-    /// been purged meanwhile.
+    /// Puts a tree that was packed, against that of `base`, in the place of the one that is there. Not if
+    /// either has been purged meanwhile.
     ///
     /// Errors: `Io`.
     pub fn put_packed(&self, serial: u32, tree: &Tree, packed: &[u8], base: Option<&str>) -> Result<()> {
@@ -47,7 +48,8 @@ impl Core {
         Ok(())
     }
 
-    /// Removes the file of a tree that no row names. One that may be the base of others stays until `drop_bases`.
+    /// Removes the file of a tree that no row names. One that may be the base of others stays until
+    /// `drop_bases`.
     ///
     /// Errors: `Io`.
     pub fn drop_tree(&self, path: &Path) -> Result<()> {
@@ -68,17 +70,23 @@ impl Core {
     pub fn drop_bases(&self) -> Result<()> {
         let _held = self.bases.lock();
         let paths = self.tree_files()?;
-        let (bases, others): (Vec<&PathBuf>, Vec<_>) = paths.iter().partition(|path| path.extension().is_some_and(|e| e == BASE));
+        let (bases, others): (Vec<&PathBuf>, Vec<_>) =
+            paths.iter().partition(|path| path.extension().is_some_and(|e| e == BASE));
         if bases.is_empty() {
             return Ok(());
         }
-        let needed: std::collections::HashSet<String> =
-            others.iter().filter_map(|path| if let Form::Against(base) = form_of(path) { Some(base) } else { None }).collect();
-        let unused = bases.iter().filter(|path| path.file_stem().and_then(|s| s.to_str()).is_none_or(|s| !needed.contains(s)));
+        let needed: std::collections::HashSet<String> = others
+            .iter()
+            .filter_map(|path| if let Form::Against(base) = form_of(path) { Some(base) } else { None })
+            .collect();
+        let unused = bases
+            .iter()
+            .filter(|path| path.file_stem().and_then(|s| s.to_str()).is_none_or(|s| !needed.contains(s)));
         unused.into_iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
     }
 
-    /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds nothing.
+    /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds
+    /// nothing.
     ///
     /// Errors: `Io`.
     pub fn quarantine(&self, path: &Path) -> Result<()> {

@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::format::{PACKED_TREE_MAGIC, PACKED_TREE_MAGIC_1, TREE_MAGIC, TREE_MAGIC_1};
 use crate::tree::packed::{self, Packed};
 use crate::tree::recipe::Recipe;
-use crate::tree::{ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section, join, lay_out};
+use crate::tree::{
+    ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section, join, lay_out,
+};
 
 /// A version's tree.
 pub struct Tree {
@@ -79,7 +81,11 @@ impl Tree {
     /// Errors: `Corrupt`, `Io`.
     pub fn open(path: &Path, digest: &Digest) -> Result<Tree> {
         let (tree, found) = Tree::read(path)?;
-        if found == *digest { Ok(tree) } else { Err(tree.corrupt("its bytes do not match the digest in the catalog")) }
+        if found == *digest {
+            Ok(tree)
+        } else {
+            Err(tree.corrupt("its bytes do not match the digest in the catalog"))
+        }
     }
 
     /// Opens a tree whose row is lost: with the digest that a row of it is to have.
@@ -115,8 +121,8 @@ impl Tree {
         self.at_rest.load(Ordering::Acquire)
     }
 
-    /// What the file of this tree, which has the digest, is to be at rest: against one of the trees in `bases`, if
-    /// that is worth it. And the version whose tree it then needs.
+    /// What the file of this tree, which has the digest, is to be at rest: against one of the trees in
+    /// `bases`, if that is worth it. And the version whose tree it then needs.
     ///
     /// Errors: `Corrupt`, `Io`.
     pub fn pack(&self, digest: Digest, bases: &[PathBuf]) -> Result<(Vec<u8>, Option<String>)> {
@@ -220,9 +226,10 @@ impl Tree {
     ///
     /// Errors: `Corrupt` if there is no such node or it makes no sense.
     pub fn node(&self, index: NodeIndex) -> Result<Node> {
-        let raw = row(self.section(Section::Nodes), index, NODE_LEN).ok_or_else(|| self.corrupt("a node is missing"))?;
-        let attr =
-            row(self.section(Section::Attrs), u32_at(raw, 0), ATTR_LEN).ok_or_else(|| self.corrupt("attributes are missing"))?;
+        let raw = row(self.section(Section::Nodes), index, NODE_LEN)
+            .ok_or_else(|| self.corrupt("a node is missing"))?;
+        let attr = row(self.section(Section::Attrs), u32_at(raw, 0), ATTR_LEN)
+            .ok_or_else(|| self.corrupt("attributes are missing"))?;
         let (data, extra) = (u32_at(raw, 28), u32_at(raw, 32));
         let mode = u32_at(attr, 0);
         let kind = match mode & libc::S_IFMT {
@@ -259,28 +266,36 @@ impl Tree {
 
     /// Entry `n` of a directory: name and node. `None` past its end.
     pub fn entry(&self, directory: &Node, n: u32) -> Result<Option<(&[u8], NodeIndex)>> {
-        let Kind::Directory { first, count } = directory.kind else { return Err(self.corrupt("a directory is none")) };
+        let Kind::Directory { first, count } = directory.kind else {
+            return Err(self.corrupt("a directory is none"));
+        };
         if n >= count {
             return Ok(None);
         }
         let at = first.checked_add(n).ok_or_else(|| self.corrupt("a directory is too long"))?;
-        let raw = row(self.section(Section::Entries), at, ENTRY_LEN).ok_or_else(|| self.corrupt("an entry is missing"))?;
+        let raw = row(self.section(Section::Entries), at, ENTRY_LEN)
+            .ok_or_else(|| self.corrupt("an entry is missing"))?;
         Ok(Some((self.name(u32_at(raw, 4))?, u32_at(raw, 0))))
     }
 
     fn name(&self, at: u32) -> Result<&[u8]> {
         let names = self.section(Section::Names);
-        let found = names.get(at as usize).and_then(|len| names.get(at as usize + 1..at as usize + 1 + usize::from(*len)));
+        let found = names
+            .get(at as usize)
+            .and_then(|len| names.get(at as usize + 1..at as usize + 1 + usize::from(*len)));
         found.ok_or_else(|| self.corrupt("a name is missing"))
     }
 
     /// Finds a name in a directory.
     pub fn lookup(&self, directory: &Node, name: &[u8]) -> Result<Option<NodeIndex>> {
-        let Kind::Directory { count, .. } = directory.kind else { return Err(self.corrupt("a directory is none")) };
+        let Kind::Directory { count, .. } = directory.kind else {
+            return Err(self.corrupt("a directory is none"));
+        };
         let (mut low, mut high) = (0, count);
         while low < high {
             let middle = low.midpoint(high);
-            let (found, node) = self.entry(directory, middle)?.ok_or_else(|| self.corrupt("an entry is missing"))?;
+            let (found, node) =
+                self.entry(directory, middle)?.ok_or_else(|| self.corrupt("an entry is missing"))?;
             match found.cmp(name) {
                 std::cmp::Ordering::Equal => return Ok(Some(node)),
                 std::cmp::Ordering::Less => low = middle + 1,
@@ -336,11 +351,16 @@ impl Tree {
         XattrIter { left, rest: set.get(4..).unwrap_or(&[]) }
     }
 
-    /// The pieces of a sparse file: (offset in the file, length), ascending. Its blob holds them back to back.
+    /// The pieces of a sparse file: (offset in the file, length), ascending. Its blob holds them back to
+    /// back.
     pub fn sparse_map(&self, node: &Node) -> Result<Vec<(u64, u64)>> {
         let Kind::File(Bytes::Sparse(_)) = node.kind else { return Ok(Vec::new()) };
         let bad = || self.corrupt("a sparse map is missing");
-        let map = self.section(Section::Sparse).get(node.extra as usize - 1..).filter(|m| m.len() >= 4).ok_or_else(bad)?;
+        let map = self
+            .section(Section::Sparse)
+            .get(node.extra as usize - 1..)
+            .filter(|m| m.len() >= 4)
+            .ok_or_else(bad)?;
         let pieces = map[4..].chunks_exact(16).take(u32_at(map, 0) as usize);
         let pieces: Vec<_> = pieces.map(|p| (u64_at(p, 0), u64_at(p, 8))).collect();
         if pieces.len() == u32_at(map, 0) as usize { Ok(pieces) } else { Err(bad()) }
@@ -380,10 +400,15 @@ impl Tree {
         let found = (|| {
             let at = 8 + (number as usize - 1).checked_mul(16)?;
             let place = more.get(at..at.checked_add(16)?)?;
-            let (from, len) = (usize::try_from(u64_at(place, 0)).ok()?, usize::try_from(u64_at(place, 8)).ok()?);
+            let (from, len) =
+                (usize::try_from(u64_at(place, 0)).ok()?, usize::try_from(u64_at(place, 8)).ok()?);
             more.get(from..from.checked_add(len)?)
         })();
-        Recipe::parse(found.filter(|_| number <= self.more_recipes()).ok_or_else(|| self.corrupt("a recipe is missing"))?)
+        Recipe::parse(
+            found
+                .filter(|_| number <= self.more_recipes())
+                .ok_or_else(|| self.corrupt("a recipe is missing"))?,
+        )
     }
 
     /// How many recipes there are beside that of rootfs.tar; their numbers begin at 1.
@@ -436,7 +461,8 @@ impl<'t> Iterator for XattrIter<'t> {
     }
 }
 
-/// A file without a name beside a tree's: what is unpacked is not kept in memory, the system may put it aside.
+/// A file without a name beside a tree's: what is unpacked is not kept in memory, the system may put it
+/// aside.
 fn nameless(path: &Path, content: &[u8]) -> Result<File> {
     let failed = Error::io("create a file beside", path);
     let mut file = tempfile::tempfile_in(path.parent().unwrap_or(path)).map_err(failed)?;

@@ -16,11 +16,11 @@
 //! ```
 //!
 //! `data` and `extra` of a node: file: blob id (0 for no bytes), offset + 1 of its sparse map (0 none); or 0,
-//! 2^31 + the number of the recipe that makes it. Directory: first entry, number of entries. Symlink: offset of its
-//! target, 0. Device: major, minor. A recipe names only recipes with higher numbers.
-//! A tree of format 1 has no `beside` and no `more`.
-//! Node 0 is rootfs. The children of a directory have consecutive numbers in the order of their names, so a
-//! reader that follows the listing follows the numbers. The digest of the whole file is in the version's row.
+//! 2^31 + the number of the recipe that makes it. Directory: first entry, number of entries. Symlink: offset
+//! of its target, 0. Device: major, minor. A recipe names only recipes with higher numbers. A tree of format
+//! 1 has no `beside` and no `more`. Node 0 is rootfs. The children of a directory have consecutive numbers in
+//! the order of their names, so a reader that follows the listing follows the numbers. The digest of the
+//! whole file is in the version's row.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! imgfs repack, of a version's tree: at rest it is compressed against the tree of another version, so that the next
-//! version's costs what differs.
+//! imgfs repack, of a version's tree: at rest it is compressed against the tree of another version, so that
+//! the next version's costs what differs.
 //!
 //! ```text
 //! head      PACKED_TREE_MAGIC; the digest in the version's row; of each part: bytes u64, bytes in the file u64, digest;
@@ -9,8 +9,8 @@
 //! part 1    the inline bytes of all recipes, by their numbers
 //! ```
 //!
-//! Each part is in zstd, against the same part of the base, which has no base itself. The base of a version that is
-//! purged stays as long as a tree needs it, under a name that no row knows (invariant 11).
+//! Each part is in zstd, against the same part of the base, which has no base itself. The base of a version
+//! that is purged stays as long as a tree needs it, under a name that no row knows (invariant 11).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -58,7 +58,8 @@ impl Head {
             out.extend_from_slice(&part.packed.to_le_bytes());
             out.extend_from_slice(&part.digest.0);
         }
-        let (name, digest) = self.base.as_ref().map_or(("", Digest([0; 32])), |(name, digest)| (name.as_str(), *digest));
+        let (name, digest) =
+            self.base.as_ref().map_or(("", Digest([0; 32])), |(name, digest)| (name.as_str(), *digest));
         out.extend_from_slice(name.as_bytes());
         out.resize(16 + 32 + 2 * 48 + NAME_LEN, 0);
         out.extend_from_slice(&digest.0);
@@ -76,9 +77,11 @@ impl Head {
         }
         let number = |at: usize| content[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let digest = |at: usize| content[at..at + 32].try_into().map(Digest).ok();
-        let part = |at: usize| Some(Part { size: number(at)?, packed: number(at + 8)?, digest: digest(at + 16)? });
+        let part =
+            |at: usize| Some(Part { size: number(at)?, packed: number(at + 8)?, digest: digest(at + 16)? });
         let name = content[144..144 + NAME_LEN].split(|b| *b == 0).next()?;
-        let name = std::str::from_utf8(name).ok().filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric()))?;
+        let name =
+            std::str::from_utf8(name).ok().filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric()))?;
         let base = (!name.is_empty()).then(|| name.to_owned()).zip(digest(144 + NAME_LEN));
         Some(Head { digest: digest(16)?, parts: [part(48)?, part(96)?], base })
     }
@@ -91,7 +94,8 @@ impl Packed {
         let mut head = [0; HEAD_LEN];
         let read = file.read_exact_at(&mut head, 0);
         let corrupt = |why: &str| Error::Corrupt { what: path.display().to_string(), why: why.into() };
-        let head = read.ok().and_then(|()| Head::parse(&head)).ok_or_else(|| corrupt("its head is damaged"))?;
+        let head =
+            read.ok().and_then(|()| Head::parse(&head)).ok_or_else(|| corrupt("its head is damaged"))?;
         if head.parts.iter().any(|part| part.size.saturating_add(part.packed) > MOST) {
             return Err(corrupt("a part is too long"));
         }
@@ -122,7 +126,10 @@ impl Packed {
             Some((name, digest)) => {
                 let base = find(self.path.parent().unwrap_or(&self.path), name)?;
                 if base.head.base.is_some() || base.head.parts[0].digest != *digest {
-                    return Err(self.corrupt(&format!("{} is no longer what it was packed against", base.path.display())));
+                    return Err(self.corrupt(&format!(
+                        "{} is no longer what it was packed against",
+                        base.path.display()
+                    )));
                 }
                 base.part(number)?
             }
@@ -133,7 +140,11 @@ impl Packed {
         self.file.read_exact_at(&mut packed, from).map_err(Error::io("read", &self.path))?;
         let content = delta::unpack(&packed, &base, part.size as usize, Vec::new());
         let content = content.map_err(|why| self.corrupt(&format!("it cannot be unpacked: {why}")))?;
-        if blake3::hash(&content) == part.digest.0 { Ok(content) } else { Err(self.corrupt("its content is damaged")) }
+        if blake3::hash(&content) == part.digest.0 {
+            Ok(content)
+        } else {
+            Err(self.corrupt("its content is damaged"))
+        }
     }
 
     fn corrupt(&self, why: &str) -> Error {
@@ -151,12 +162,15 @@ fn find(dir: &Path, version: &str) -> Result<Packed> {
     }
 }
 
-/// Packs the parts of the tree with this digest: against the first of `bases` that is packed, or its own base, if that
-/// is worth it.
-/// Gives the file's content, and the name of the base.
+/// Packs the parts of the tree with this digest: against the first of `bases` that is packed, or its own
+/// base, if that is worth it. Gives the file's content, and the name of the base.
 ///
 /// Errors: `Io`.
-pub(super) fn pack(digest: Digest, parts: [Vec<u8>; 2], bases: &[PathBuf]) -> Result<(Vec<u8>, Option<String>)> {
+pub(super) fn pack(
+    digest: Digest,
+    parts: [Vec<u8>; 2],
+    bases: &[PathBuf],
+) -> Result<(Vec<u8>, Option<String>)> {
     let fits = |base: &Packed| (0..2).all(|n| base.head.parts[n].size + (parts[n].len() as u64) < MOST);
     let open = |path: &PathBuf| {
         let packed = Packed::open(path).ok()?;
@@ -179,7 +193,12 @@ pub(super) fn pack(digest: Digest, parts: [Vec<u8>; 2], bases: &[PathBuf]) -> Re
     Ok((assemble(digest, &parts, [&[], &[]], None)?, None))
 }
 
-fn assemble(digest: Digest, parts: &[Vec<u8>; 2], bases: [&[u8]; 2], base: Option<(String, Digest)>) -> Result<Vec<u8>> {
+fn assemble(
+    digest: Digest,
+    parts: &[Vec<u8>; 2],
+    bases: [&[u8]; 2],
+    base: Option<(String, Digest)>,
+) -> Result<Vec<u8>> {
     let packed = [delta::pack(&parts[0], bases[0], LEVEL)?, delta::pack(&parts[1], bases[1], LEVEL)?];
     let part = |n: usize| Part {
         size: parts[n].len() as u64,

@@ -27,7 +27,8 @@ impl Tree {
         Ok(())
     }
 
-    /// What is wanted first below a version's directory, as a path from there: `rootfs/etc/motd`, `image.tar`.
+    /// What is wanted first below a version's directory, as a path from there: `rootfs/etc/motd`,
+    /// `image.tar`.
     pub fn path_where(&self, wanted: impl Fn(NodeIndex) -> bool) -> Option<String> {
         let mut found = None;
         for (prefix, from) in [("rootfs/", self.has_rootfs().then_some(ROOT)), ("", self.beside())] {

@@ -1,5 +1,5 @@
-//! The recipe of a file that is made when it is read: which bytes are headers and padding, and which are the content of
-//! which blob. A tar is one; so is a disk image, in blobs and holes.
+//! The recipe of a file that is made when it is read: which bytes are headers and padding, and which are the
+//! content of which blob. A tar is one; so is a disk image, in blobs and holes.
 //!
 //! ```text
 //! head      tar size u64, inline size u64, number of seek points u64, length of records u64, number of frames u64
@@ -75,7 +75,9 @@ impl RecipeBuilder {
     /// The next `len` bytes of the tar are this content.
     pub fn content(&mut self, content: Content, len: u64) {
         self.tar_size += len;
-        if let (Content::Hole, 0, Some((_, Content::Hole, hole))) = (content, self.run, self.records.last_mut()) {
+        if let (Content::Hole, 0, Some((_, Content::Hole, hole))) =
+            (content, self.run, self.records.last_mut())
+        {
             *hole += len;
             return;
         }
@@ -144,8 +146,11 @@ impl RecipeBuilder {
             tar_at += run + len;
             inline_at += run;
         }
-        let mut out = Vec::with_capacity(HEAD + points.len() + self.frames.len() * 8 + records.len() + self.packed.len());
-        for value in [self.tar_size, self.inline_size, count, records.len() as u64, self.frames.len() as u64] {
+        let mut out = Vec::with_capacity(
+            HEAD + points.len() + self.frames.len() * 8 + records.len() + self.packed.len(),
+        );
+        for value in [self.tar_size, self.inline_size, count, records.len() as u64, self.frames.len() as u64]
+        {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&points);
@@ -217,11 +222,15 @@ struct Record {
 
 impl<'t> Recipe<'t> {
     pub fn parse(raw: &'t [u8]) -> Result<Recipe<'t>> {
-        let field = |n: usize| raw.get(n * 8..n * 8 + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
+        let field = |n: usize| {
+            raw.get(n * 8..n * 8 + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
+        };
         let fields = (0..5).map(field).collect::<Option<Vec<u64>>>().ok_or_else(bad)?;
         let usize_of = |n: u64| usize::try_from(n).ok().filter(|n| *n <= raw.len()).ok_or_else(bad);
-        let (points, records_len, frames) = (usize_of(fields[2])?, usize_of(fields[3])?, usize_of(fields[4])?);
-        let records_at = HEAD + points.checked_mul(POINT).ok_or_else(bad)? + frames.checked_mul(8).ok_or_else(bad)?;
+        let (points, records_len, frames) =
+            (usize_of(fields[2])?, usize_of(fields[3])?, usize_of(fields[4])?);
+        let records_at =
+            HEAD + points.checked_mul(POINT).ok_or_else(bad)? + frames.checked_mul(8).ok_or_else(bad)?;
         let records_end = records_at.checked_add(records_len).filter(|e| *e <= raw.len()).ok_or_else(bad)?;
         if points == 0 {
             return Err(bad());
@@ -261,8 +270,8 @@ impl<'t> Recipe<'t> {
         Position { tar: field(0), inline: field(1), record: usize::try_from(field(2)).unwrap_or(usize::MAX) }
     }
 
-    /// Walks the pieces that make up `[offset, offset + len)` of the tar; `emit` takes the bytes of inline pieces
-    /// and the places of blob pieces, in order.
+    /// Walks the pieces that make up `[offset, offset + len)` of the tar; `emit` takes the bytes of inline
+    /// pieces and the places of blob pieces, in order.
     ///
     /// Errors: `Corrupt`, and what `emit` fails with.
     pub fn walk(
@@ -325,7 +334,9 @@ impl<'t> Recipe<'t> {
             let record = self.record(position.record)?;
             let inline_end = position.tar.checked_add(record.run).ok_or_else(bad)?;
             let end = inline_end.checked_add(record.len).ok_or_else(bad)?;
-            for (from, to, is_data) in [(position.tar, inline_end, true), (inline_end, end, record.named != Named::Hole)] {
+            for (from, to, is_data) in
+                [(position.tar, inline_end, true), (inline_end, end, record.named != Named::Hole)]
+            {
                 if to > offset && to > from && is_data == data {
                     return Ok(from.max(offset).min(self.tar_size));
                 }
@@ -377,12 +388,19 @@ impl<'t> Recipe<'t> {
         Ok(Record { next: records.len() - rest.len(), run, named, len })
     }
 
-    fn inline(&self, cursor: &mut Cursor, from: u64, len: u64, emit: &mut impl FnMut(Piece, &[u8]) -> Result<()>) -> Result<()> {
+    fn inline(
+        &self,
+        cursor: &mut Cursor,
+        from: u64,
+        len: u64,
+        emit: &mut impl FnMut(Piece, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let (mut at, end) = (from, from.checked_add(len).filter(|e| *e <= self.inline_size).ok_or_else(bad)?);
         if let Some((tree, begin)) = self.apart {
             let range = begin.checked_add(from).zip(begin.checked_add(end)).ok_or_else(bad)?;
             let found = usize::try_from(range.0).ok().zip(usize::try_from(range.1).ok());
-            let bytes = found.map(|(from, to)| tree.inline().map(|all| all.get(from..to))).transpose()?.flatten();
+            let bytes =
+                found.map(|(from, to)| tree.inline().map(|all| all.get(from..to))).transpose()?.flatten();
             return emit(Piece::Inline, bytes.ok_or_else(bad)?);
         }
         while at < end {
@@ -408,7 +426,8 @@ impl<'t> Recipe<'t> {
         let lengths_at = HEAD + self.points * POINT;
         let length = |i: usize| {
             let at = lengths_at + i * 8;
-            usize::try_from(u64::from_le_bytes(self.raw[at..at + 8].try_into().expect("eight bytes"))).unwrap_or(usize::MAX)
+            usize::try_from(u64::from_le_bytes(self.raw[at..at + 8].try_into().expect("eight bytes")))
+                .unwrap_or(usize::MAX)
         };
         if n >= self.frames {
             return Err(bad());

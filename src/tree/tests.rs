@@ -17,7 +17,8 @@ fn file() -> Make<'static> {
 fn finish(builder: Builder, recipe: RecipeBuilder) -> (tempfile::TempDir, Tree) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t");
-    let (digest, _) = builder.finish(&path, Some(recipe), Vec::new(), |_| Some(7), |_| b"{}\n".to_vec()).unwrap();
+    let (digest, _) =
+        builder.finish(&path, Some(recipe), Vec::new(), |_| Some(7), |_| b"{}\n".to_vec()).unwrap();
     let tree = Tree::open(&path, &digest).unwrap();
     (dir, tree)
 }
@@ -54,7 +55,12 @@ fn a_tree_comes_back_as_it_was_built() {
     b.add(b"dev/null", &meta(), Make::CharDevice { major: 1, minor: 3 }).unwrap();
     b.add(b"dev/sda", &meta(), Make::BlockDevice { major: 8, minor: 70000 }).unwrap();
     b.add(b"p", &meta(), Make::Fifo).unwrap();
-    b.add(b"hole", &meta(), Make::File { content: None, size: 1 << 50, sparse: Some(&[(4096, 5), (1 << 49, 6)]) }).unwrap();
+    b.add(
+        b"hole",
+        &meta(),
+        Make::File { content: None, size: 1 << 50, sparse: Some(&[(4096, 5), (1 << 49, 6)]) },
+    )
+    .unwrap();
     let (_dir, tree) = finish(b, RecipeBuilder::new().unwrap());
     assert_eq!(
         paths(&tree),
@@ -79,7 +85,10 @@ fn a_tree_comes_back_as_it_was_built() {
     let found: Vec<_> = tree.xattrs(&sh).map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
     assert_eq!(found, xattrs);
     assert_eq!(tree.find("usr/bin/bash"), tree.find("usr/bin/sh"));
-    assert_eq!(tree.node(tree.find("dev/sda").unwrap()).unwrap().kind, Kind::BlockDevice { major: 8, minor: 70000 });
+    assert_eq!(
+        tree.node(tree.find("dev/sda").unwrap()).unwrap().kind,
+        Kind::BlockDevice { major: 8, minor: 70000 }
+    );
     let hole = tree.node(tree.find("hole").unwrap()).unwrap();
     assert_eq!((hole.size, tree.sparse_map(&hole).unwrap()), (1 << 50, vec![(4096, 5), (1 << 49, 6)]));
     let usr = tree.node(tree.find("usr").unwrap()).unwrap();
@@ -139,8 +148,9 @@ fn any_flipped_bit_of_a_tree_is_noticed() {
     let path = dir.path().join("t");
     let mut b = Builder::new();
     b.add(b"etc/motd", &meta(), file()).unwrap();
-    let (digest, _) =
-        b.finish(&path, Some(RecipeBuilder::new().unwrap()), Vec::new(), |_| Some(7), |_| b"{}\n".to_vec()).unwrap();
+    let (digest, _) = b
+        .finish(&path, Some(RecipeBuilder::new().unwrap()), Vec::new(), |_| Some(7), |_| b"{}\n".to_vec())
+        .unwrap();
     let good = std::fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();

@@ -1,4 +1,5 @@
-//! No test waits for ever: what a test begins ends within a limit, or the test fails and prints what each process did.
+//! No test waits for ever: what a test begins ends within a limit, or the test fails and prints what each
+//! process did.
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
@@ -11,9 +12,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Longer than any script of a test takes on a slow, busy machine. `IMGFS_TEST_LIMIT` gives another number of seconds.
+/// Longer than any script of a test takes on a slow, busy machine. `IMGFS_TEST_LIMIT` gives another number of
+/// seconds.
 pub fn limit() -> Duration {
-    let given = std::env::var("IMGFS_TEST_LIMIT").ok().map(|text| text.parse().expect("IMGFS_TEST_LIMIT is a number"));
+    let given = std::env::var("IMGFS_TEST_LIMIT")
+        .ok()
+        .map(|text| text.parse().expect("IMGFS_TEST_LIMIT is a number"));
     Duration::from_secs(given.unwrap_or(120))
 }
 
@@ -23,7 +27,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const THREADS: usize = 12;
 const FILES: usize = 24;
 
-/// Runs a command to its end, and to the end of all that writes to its output. Its processes are a group of their own.
+/// Runs a command to its end, and to the end of all that writes to its output. Its processes are a group of
+/// their own.
 ///
 /// Panics after the limit, with what the group and the daemons of `dir` were doing; then the group is dead.
 #[track_caller]
@@ -86,14 +91,17 @@ fn wait_for<T>(what: &str, time: Duration, mut look: impl FnMut() -> Result<T, S
     loop {
         match look() {
             Ok(seen) => return Ok(seen),
-            Err(saw) if begun.elapsed() > time => return Err(format!("waited {time:?} for {what} in vain: {saw}")),
+            Err(saw) if begun.elapsed() > time => {
+                return Err(format!("waited {time:?} for {what} in vain: {saw}"));
+            }
             Err(_) => std::thread::sleep(LOOK),
         }
     }
 }
 
-/// Waits until nobody holds a store, and gives how long that took. Of who holds it for longer than a second it prints what
-/// it does: a killed daemon ends only when the disk, and the kernel, have answered its last calls.
+/// Waits until nobody holds a store, and gives how long that took. Of who holds it for longer than a second
+/// it prints what it does: a killed daemon ends only when the disk, and the kernel, have answered its last
+/// calls.
 #[track_caller]
 pub fn wait_until_free(store: &Path) -> Duration {
     let (begun, lock) = (Instant::now(), store.join("lock"));
@@ -110,7 +118,8 @@ pub fn wait_until_free(store: &Path) -> Duration {
         if begun.elapsed() < if said { limit() } else { Duration::from_secs(1) } {
             return Err(String::new());
         }
-        let pid = held.first().and_then(|line| line.split_whitespace().nth(4)?.parse().ok()).unwrap_or_default();
+        let pid =
+            held.first().and_then(|line| line.split_whitespace().nth(4)?.parse().ok()).unwrap_or_default();
         let report = format!("{held:?}, the file says {said_to:?}\n{}", doing(store, pid));
         if !said {
             println!("{} is held for {:?}: {report}", store.display(), begun.elapsed());
@@ -121,8 +130,8 @@ pub fn wait_until_free(store: &Path) -> Duration {
     begun.elapsed()
 }
 
-/// Ends a call of the test's own to a daemon that never answers: after `time` it prints what all processes do, and kills
-/// the daemons of `dir`, so that the call fails.
+/// Ends a call of the test's own to a daemon that never answers: after `time` it prints what all processes
+/// do, and kills the daemons of `dir`, so that the call fails.
 pub struct Watch(Option<Sender<()>>);
 
 impl Watch {
@@ -131,7 +140,11 @@ impl Watch {
         let dir = dir.to_owned();
         std::thread::spawn(move || {
             if listen.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the test in {} has not gone on for {time:?}:\n{}", dir.display(), doing(&dir, std::process::id()));
+                eprintln!(
+                    "the test in {} has not gone on for {time:?}:\n{}",
+                    dir.display(),
+                    doing(&dir, std::process::id())
+                );
                 daemons(&dir).into_iter().for_each(kill);
             }
         });
@@ -187,13 +200,18 @@ fn doing(dir: &Path, group: u32) -> String {
     let below = top(dir);
     let (all, mut out) = (processes(), String::new());
     let near = |p: &&Process| {
-        p.is_of(group, &all) || p.command.contains(&below.display().to_string()) || p.link("cwd").starts_with(&below)
+        p.is_of(group, &all)
+            || p.command.contains(&below.display().to_string())
+            || p.link("cwd").starts_with(&below)
     };
     for p in all.iter().filter(near) {
         p.describe(&below, &mut out);
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter(|line| line.contains(&*below.to_string_lossy())).for_each(|line| writeln!(out, "{line}").unwrap());
+    mounts
+        .lines()
+        .filter(|line| line.contains(&*below.to_string_lossy()))
+        .for_each(|line| writeln!(out, "{line}").unwrap());
     out
 }
 
@@ -251,31 +269,50 @@ impl Process {
         std::fs::read_link(format!("/proc/{}/{name}", self.pid)).unwrap_or_default()
     }
 
-    /// Its threads, each with where it waits in the kernel, and the files that it has open in the test's directory.
+    /// Its threads, each with where it waits in the kernel, and the files that it has open in the test's
+    /// directory.
     fn describe(&self, below: &Path, out: &mut String) {
         let command: String = self.command.chars().take(300).collect();
-        let _ = writeln!(out, "process {} ({}) {} of {}: {command}", self.pid, self.name, self.state, self.parent);
+        let _ = writeln!(
+            out,
+            "process {} ({}) {} of {}: {command}",
+            self.pid, self.name, self.state, self.parent
+        );
         let mut said = Vec::new();
         for task in list(&format!("/proc/{}/task", self.pid)) {
-            let read = |name: &str| std::fs::read_to_string(task.join(name)).unwrap_or_default().trim().to_owned();
-            let state = read("stat").rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
-            let stack = read("stack").lines().filter_map(|l| l.split_whitespace().nth(1)).collect::<Vec<_>>().join(" < ");
+            let read =
+                |name: &str| std::fs::read_to_string(task.join(name)).unwrap_or_default().trim().to_owned();
+            let state =
+                read("stat").rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
+            let stack = read("stack")
+                .lines()
+                .filter_map(|l| l.split_whitespace().nth(1))
+                .collect::<Vec<_>>()
+                .join(" < ");
             let call: String = read("syscall").split(' ').next().unwrap_or_default().to_owned();
             let does = format!("{state} in call {call}, waits in {}: {stack}", read("wchan"));
             if !said.contains(&does) && said.len() < THREADS {
-                let _ = writeln!(out, "  {} {}: {does}", task.file_name().unwrap_or_default().display(), read("comm"));
+                let _ = writeln!(
+                    out,
+                    "  {} {}: {does}",
+                    task.file_name().unwrap_or_default().display(),
+                    read("comm")
+                );
                 said.push(does);
             }
         }
-        let open = list(&format!("/proc/{}/fd", self.pid)).into_iter().filter_map(|fd| std::fs::read_link(fd).ok());
-        let mut open: Vec<PathBuf> = open.filter(|path| path.starts_with(below) || path == Path::new("/dev/fuse")).collect();
+        let open =
+            list(&format!("/proc/{}/fd", self.pid)).into_iter().filter_map(|fd| std::fs::read_link(fd).ok());
+        let mut open: Vec<PathBuf> =
+            open.filter(|path| path.starts_with(below) || path == Path::new("/dev/fuse")).collect();
         open.dedup();
         open.iter().take(FILES).for_each(|path| writeln!(out, "  has {}", path.display()).unwrap());
     }
 }
 
 fn list(dir: &str) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     all.sort();
     all
 }

@@ -74,7 +74,8 @@ impl Mount {
             std::fs::create_dir(dir.path().join(sub)).unwrap();
         }
         // The long forms of torture hold a mount for days.
-        let time = if std::env::var_os("IMGFS_TORTURE").is_none() { limit::limit() * 10 } else { Duration::MAX };
+        let time =
+            if std::env::var_os("IMGFS_TORTURE").is_none() { limit::limit() * 10 } else { Duration::MAX };
         let mut options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
         // The whole suite in another mode: inline, mounted or auto.
         if let Ok(trees) = std::env::var("IMGFS_TEST_TREES")
@@ -140,8 +141,8 @@ impl Mount {
         limit::output(command, self.dir.path())
     }
 
-    /// `a.tar`, `b.tar`, `c.tar`, `d.tar`: small roots (one file differs); `a.tar.gz` and so on; `not.tar`, `cut.tar`.
-    /// Made once, copied for each mount.
+    /// `a.tar`, `b.tar`, `c.tar`, `d.tar`: small roots (one file differs); `a.tar.gz` and so on; `not.tar`,
+    /// `cut.tar`. Made once, copied for each mount.
     fn make_archives(&self) {
         static MADE: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
         let made = MADE.get_or_init(|| {
@@ -184,13 +185,19 @@ impl Mount {
         ran.out
     }
 
-    /// Runs a script that must fail with a message that has `wanted` in it, and leave a line in `.imgfs/errors`.
+    /// Runs a script that must fail with a message that has `wanted` in it, and leave a line in
+    /// `.imgfs/errors`.
     #[track_caller]
     pub fn refused(&self, script: &str, wanted: &str) -> Ran {
         let before = self.errors();
         let ran = self.sh(script);
         assert_ne!(ran.code, 0, "`{script}` succeeded");
-        assert!(ran.err.contains(wanted), "`{script}` said {:?}, not {wanted:?}\nerrors: {}", ran.err, self.errors());
+        assert!(
+            ran.err.contains(wanted),
+            "`{script}` said {:?}, not {wanted:?}\nerrors: {}",
+            ran.err,
+            self.errors()
+        );
         assert_ne!(self.errors(), before, "`{script}` left no sentence");
         ran
     }
@@ -229,11 +236,12 @@ impl Drop for Mount {
     }
 }
 
-/// What must fail: `bash -e` does not mind what `!` has turned round. And what a script makes has the usual mode, whatever
-/// the umask of who runs the tests is; the daemon has that.
+/// What must fail: `bash -e` does not mind what `!` has turned round. And what a script makes has the usual
+/// mode, whatever the umask of who runs the tests is; the daemon has that.
 pub const NOT: &str = "umask 022; not() { ! \"$@\"; }; export -f not; ";
 
-/// Runs a script in a directory, within the limit. In a mount whose daemon is just being killed it may not even begin.
+/// Runs a script in a directory, within the limit. In a mount whose daemon is just being killed it may not
+/// even begin.
 #[track_caller]
 pub fn sh(dir: &Path, script: &str) -> Ran {
     let mut command = Command::new("bash");
@@ -277,7 +285,13 @@ pub fn by(m: &Mount, (uid, gid, groups): User, script: &str) -> Ran {
     let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups {groups}") };
     let inner = format!("{NOT}S={}; MNT={}; set -e; {script}", m.path("src").display(), m.mnt().display());
     write_script(&m.path("script"), &inner);
-    sh(&m.mnt(), &format!("setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}", m.path("script").display()))
+    sh(
+        &m.mnt(),
+        &format!(
+            "setpriv --reuid {uid} --regid {gid} {groups} bash -o pipefail {}",
+            m.path("script").display()
+        ),
+    )
 }
 
 /// A script that others may read, whatever the umask is.

@@ -33,16 +33,29 @@ fn open(path: &Path) -> Result<Tree> {
 
 /// Limits small enough that a fuzzer meets them.
 fn limits() -> Limits {
-    Limits { tar_size: 1 << 30, entries: 5_000, depth: 100, header: 1 << 16, xattrs: 1 << 16, pieces: 1_000, ..Limits::default() }
+    Limits {
+        tar_size: 1 << 30,
+        entries: 5_000,
+        depth: 100,
+        header: 1 << 16,
+        xattrs: 1 << 16,
+        pieces: 1_000,
+        ..Limits::default()
+    }
 }
 
 fn scratch() -> PathBuf {
     let dir = ["/dev/shm", "/tmp"].into_iter().find(|d| std::path::Path::new(d).is_dir()).unwrap_or(".");
     let thread = format!("{:?}", std::thread::current().id());
-    PathBuf::from(format!("{dir}/imgfs-fuzz-{}-{}", std::process::id(), thread.replace(|c: char| !c.is_ascii_digit(), "")))
+    PathBuf::from(format!(
+        "{dir}/imgfs-fuzz-{}-{}",
+        std::process::id(),
+        thread.replace(|c: char| !c.is_ascii_digit(), "")
+    ))
 }
 
-/// Reads all entries: each goes to `put` with its content, whose bytes are kept. False if the archive is refused.
+/// Reads all entries: each goes to `put` with its content, whose bytes are kept. False if the archive is
+/// refused.
 fn read(
     reader: &mut Reader<Slice<'_>>,
     contents: &mut Vec<Vec<u8>>,
@@ -81,8 +94,8 @@ fn blob(content: Content) -> Option<u32> {
     if let Content::Fresh(n) = content { Some(n + 1) } else { None }
 }
 
-/// Puts the parts of the input over each other as the layers of an image. What comes out is a whole tree, whatever
-/// the whiteouts say.
+/// Puts the parts of the input over each other as the layers of an image. What comes out is a whole tree,
+/// whatever the whiteouts say.
 pub fn layers(data: &[u8]) {
     let mut builder = Builder::new();
     let mut contents = Vec::new();
@@ -102,7 +115,8 @@ pub fn layers(data: &[u8]) {
         })
         .expect("nothing is refused");
     let path = scratch();
-    let (_, counts) = builder.finish(&path, None, Vec::new(), blob, |_| Vec::new()).expect("what was taken can be written");
+    let (_, counts) =
+        builder.finish(&path, None, Vec::new(), blob, |_| Vec::new()).expect("what was taken can be written");
     let tree = open(&path).expect("what was written can be opened");
     walk(&tree);
     let c = counts;
@@ -110,8 +124,8 @@ pub fn layers(data: &[u8]) {
     let _ = std::fs::remove_file(path);
 }
 
-/// Reads an archive as an upload is read. One that is taken must come back from its recipe bit for bit, and its
-/// tree must be whole.
+/// Reads an archive as an upload is read. One that is taken must come back from its recipe bit for bit, and
+/// its tree must be whole.
 pub fn archive(data: &[u8]) {
     let stage = Arc::new(AtomicU8::new(0));
     let Ok(mut reader) = Reader::new(Slice(data), limits(), stage) else { return };
@@ -130,7 +144,9 @@ pub fn archive(data: &[u8]) {
         recipe.walk(&mut Cursor::default(), from, len, |piece, inline| {
             match piece {
                 Piece::Blob { id, offset, len } => {
-                    back.extend_from_slice(&contents[id as usize - 1][offset as usize..(offset + len) as usize]);
+                    back.extend_from_slice(
+                        &contents[id as usize - 1][offset as usize..(offset + len) as usize],
+                    );
                 }
                 _ => back.extend_from_slice(inline),
             }
@@ -177,7 +193,13 @@ fn walk(tree: &Tree) {
             let _ = tree.lookup(&node, name);
         }
     }
-    let _ = (tree.find("a/b/../c"), tree.find("etc/os-release"), tree.node(ROOT), tree.blobs().count(), tree.facts().len());
+    let _ = (
+        tree.find("a/b/../c"),
+        tree.find("etc/os-release"),
+        tree.node(ROOT),
+        tree.blobs().count(),
+        tree.facts().len(),
+    );
 }
 
 /// Opens a tree file of any bytes.
@@ -191,7 +213,8 @@ pub fn tree(data: &[u8]) {
         for number in 0..=tree.more_recipes().min(8) {
             if let Ok(found) = tree.recipe(number) {
                 walk_recipe(&found, 0);
-                let _ = (found.data_size(), found.seek_data(7, true), found.seek_data(found.tar_size / 2, false));
+                let _ =
+                    (found.data_size(), found.seek_data(7, true), found.seek_data(found.tar_size / 2, false));
             }
         }
         let _ = (tree.made_beside(), tree.beside());

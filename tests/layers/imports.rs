@@ -43,13 +43,17 @@ impl House {
             let path = path.trim_end_matches(".rs");
             path.strip_suffix("/mod").unwrap_or(path).replace('/', "::")
         };
-        let file = |(path, text): &(String, String)| (module(path), File { path: path.clone(), code: code(text) });
+        let file =
+            |(path, text): &(String, String)| (module(path), File { path: path.clone(), code: code(text) });
         House { files: files.iter().map(file).collect() }
     }
 
     /// The file in which a path leads, if that is one of ours.
     fn file_of(&self, path: &[String]) -> Option<&String> {
-        (1..=path.len()).rev().find_map(|n| self.files.get_key_value(&path[..n].join("::"))).map(|(module, _)| module)
+        (1..=path.len())
+            .rev()
+            .find_map(|n| self.files.get_key_value(&path[..n].join("::")))
+            .map(|(module, _)| module)
     }
 
     /// Who uses whom. A folder's own file (`mod.rs`) hands on what is in the folder: those are no arrows.
@@ -57,7 +61,9 @@ impl House {
         let mut arrows = BTreeSet::new();
         for (module, file) in &self.files {
             for path in paths(&file.code) {
-                let Some(target) = absolute(module, &path).and_then(|path| self.file_of(&path)) else { continue };
+                let Some(target) = absolute(module, &path).and_then(|path| self.file_of(&path)) else {
+                    continue;
+                };
                 if target != module && !target.starts_with(&format!("{module}::")) {
                     arrows.insert((module, target));
                 }
@@ -66,26 +72,36 @@ impl House {
         arrows
     }
 
-    /// The arrows that lead from a lower floor to a higher one. `floors` are folders from the ground up; the first has
-    /// the files that lie in no folder.
+    /// The arrows that lead from a lower floor to a higher one. `floors` are folders from the ground up; the
+    /// first has the files that lie in no folder.
     pub fn upward(&self, floors: &[&str]) -> Vec<String> {
         let floor = |module: &String| {
             let path = &self.files[module].path;
             let folder = path.split_once('/').map_or(floors[0], |(folder, _)| folder);
             // `error.rs` and `error/` are one.
-            let folder = if self.files.get(folder).is_some_and(|f| !f.path.contains('/')) { floors[0] } else { folder };
-            floors.iter().position(|name| *name == folder).unwrap_or_else(|| panic!("{path} is on no floor: add {folder}"))
+            let folder = if self.files.get(folder).is_some_and(|f| !f.path.contains('/')) {
+                floors[0]
+            } else {
+                folder
+            };
+            floors
+                .iter()
+                .position(|name| *name == folder)
+                .unwrap_or_else(|| panic!("{path} is on no floor: add {folder}"))
         };
         let tops = ["lib", "main"];
-        let is_up = |(from, to): &(&String, &String)| !tops.contains(&from.as_str()) && floor(to) > floor(from);
-        let name = |(from, to): (&String, &String)| format!("{} -> {}", self.files[from].path, self.files[to].path);
+        let is_up =
+            |(from, to): &(&String, &String)| !tops.contains(&from.as_str()) && floor(to) > floor(from);
+        let name =
+            |(from, to): (&String, &String)| format!("{} -> {}", self.files[from].path, self.files[to].path);
         self.arrows().into_iter().filter(is_up).map(name).collect()
     }
 
     /// Files that use one another in a circle, each circle once.
     pub fn circles(&self) -> Vec<BTreeSet<String>> {
         let arrows = self.arrows();
-        let next = |from: &String| arrows.iter().filter(|(f, _)| *f == from).map(|(_, to)| *to).collect::<Vec<_>>();
+        let next =
+            |from: &String| arrows.iter().filter(|(f, _)| *f == from).map(|(_, to)| *to).collect::<Vec<_>>();
         let reached = |from: &String| {
             let (mut seen, mut open) = (BTreeSet::new(), next(from));
             while let Some(module) = open.pop() {
@@ -96,8 +112,11 @@ impl House {
             seen
         };
         let all: BTreeMap<&String, BTreeSet<String>> = self.files.keys().map(|m| (m, reached(m))).collect();
-        let circle = |m: &&String| all[*m].iter().filter(|other| all[*other].contains(*m)).cloned().collect::<BTreeSet<_>>();
-        let mut circles: Vec<_> = self.files.keys().filter(|m| all[m].contains(*m)).map(|m| circle(&m)).collect();
+        let circle = |m: &&String| {
+            all[*m].iter().filter(|other| all[*other].contains(*m)).cloned().collect::<BTreeSet<_>>()
+        };
+        let mut circles: Vec<_> =
+            self.files.keys().filter(|m| all[m].contains(*m)).map(|m| circle(&m)).collect();
         circles.sort();
         circles.dedup();
         circles
@@ -124,7 +143,10 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     let mut all = Vec::new();
     for (at, word) in words(code) {
         let before = code[..at].trim_end();
-        if ["crate", "self", "super"].contains(&word) && !before.ends_with("::") && !before.ends_with("pub(in") {
+        if ["crate", "self", "super"].contains(&word)
+            && !before.ends_with("::")
+            && !before.ends_with("pub(in")
+        {
             tree(&code[at..], Vec::new(), &mut all);
         }
     }

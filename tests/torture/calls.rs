@@ -1,6 +1,6 @@
-//! Kill and failure at every call: the daemon is killed at every call that changes a file, and every such call fails,
-//! in the middle of each gesture. Then the store shows what it showed before the gesture or what it shows after it,
-//! after it if the gesture was acknowledged, and fsck finds nothing.
+//! Kill and failure at every call: the daemon is killed at every call that changes a file, and every such
+//! call fails, in the middle of each gesture. Then the store shows what it showed before the gesture or what
+//! it shows after it, after it if the gesture was acknowledged, and fsck finds nothing.
 
 use std::time::Duration;
 
@@ -41,8 +41,8 @@ pub const GESTURES: &[(&str, &str)] = &[
     ("a second gc", "$IMGFS gc --trash --store $STORE"),
 ];
 
-/// Of the calls each, or with a number as length one of so many, another for another seed. `each`: in each of the modes, not
-/// in one of them.
+/// Of the calls each, or with a number as length one of so many, another for another seed. `each`: in each of
+/// the modes, not in one of them.
 fn torture(modes: &[(Mode, i32)], each: bool) {
     let (seed, of) = (seed() as usize, length(1, 1) as usize);
     let world = World::new();
@@ -97,7 +97,8 @@ fn torture(modes: &[(Mode, i32)], each: bool) {
     println!("{tried} points; a killed daemon held its store for {longest:?} at most");
 }
 
-/// Which of the gestures: all, or what `IMGFS_GESTURES` says, as `0-4`, because all calls in all ways take hours.
+/// Which of the gestures: all, or what `IMGFS_GESTURES` says, as `0-4`, because all calls in all ways take
+/// hours.
 fn part() -> std::ops::RangeInclusive<usize> {
     let Ok(text) = std::env::var("IMGFS_GESTURES") else { return 0..=GESTURES.len() };
     let ends = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
@@ -125,7 +126,10 @@ pub fn check(when: &str, ran: &Ran, before: &str, after: &str, now: &str) {
 /// The lines that are only in one of the two.
 fn differences(wanted: &str, found: &str) -> String {
     let only = |sign: char, one: &str, other: &str| -> String {
-        one.lines().filter(|line| !other.lines().any(|l| l == *line)).map(|line| format!("{sign} {line}\n")).collect()
+        one.lines()
+            .filter(|line| !other.lines().any(|l| l == *line))
+            .map(|line| format!("{sign} {line}\n"))
+            .collect()
     };
     only('-', wanted, found) + &only('+', found, wanted)
 }
@@ -142,7 +146,9 @@ fn any_call_fails() {
     let long = length(0, 1) == 1;
     let mut errnos = vec![libc::EIO, libc::ENOSPC, libc::EMFILE, libc::ENOMEM];
     errnos.extend([libc::EROFS, libc::EDQUOT, libc::ENFILE].into_iter().filter(|_| long));
-    let modes: Vec<(Mode, i32)> =
-        [Mode::Once, Mode::FromThenOn].into_iter().flat_map(|m| errnos.iter().map(move |e| (m, *e))).collect();
+    let modes: Vec<(Mode, i32)> = [Mode::Once, Mode::FromThenOn]
+        .into_iter()
+        .flat_map(|m| errnos.iter().map(move |e| (m, *e)))
+        .collect();
     torture(&modes, long);
 }

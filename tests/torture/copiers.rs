@@ -1,8 +1,8 @@
-//! Killed copiers: cp, cat, dd, tar, rsync, a pipe and mv are killed in the middle. Nothing of it is published unless the
-//! copier had ended well, and the name can be used again at once.
+//! Killed copiers: cp, cat, dd, tar, rsync, a pipe and mv are killed in the middle. Nothing of it is
+//! published unless the copier had ended well, and the name can be used again at once.
 //!
-//! Controls: a copy that was cut behind the archive's last byte is published; and a store which did publish a killed
-//! copy would be seen.
+//! Controls: a copy that was cut behind the archive's last byte is published; and a store which did publish a
+//! killed copy would be seen.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -12,8 +12,8 @@ use crate::common::{Mount, limit};
 use crate::dice::Dice;
 use crate::{length, seed};
 
-/// How a copier is called, and the script. Each waits in the middle by itself: it reads from a pipe that is filled slowly,
-/// or is slow; `$A` is the archive, `$N` the image.
+/// How a copier is called, and the script. Each waits in the middle by itself: it reads from a pipe that is
+/// filled slowly, or is slow; `$A` is the archive, `$N` the image.
 const COPIERS: &[(&str, &str)] = &[
     ("cp", "exec cp $A $MNT/$N.tar"),
     ("busybox cp", "exec busybox cp $A $MNT/$N.tar"),
@@ -68,7 +68,10 @@ impl Copier<'_> {
         unsafe { libc::kill(-group, libc::SIGKILL) };
         let deadline = Instant::now() + Duration::from_secs(20);
         while !children(group).is_empty() || !self.quiet() {
-            let left = || self.mount.sh("ls -lA . .imgfs/failed $STORE/staging; tail -n 7 $(ls -t .imgfs/jobs/* | head -2)");
+            let left = || {
+                self.mount
+                    .sh("ls -lA . .imgfs/failed $STORE/staging; tail -n 7 $(ls -t .imgfs/jobs/* | head -2)")
+            };
             assert!(Instant::now() < deadline, "{when}: something stays: {:?} {:?}", children(group), left());
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -77,8 +80,10 @@ impl Copier<'_> {
 
     /// Whether nothing of an upload is left, but what was staged under a dotted name.
     fn quiet(&self) -> bool {
-        let files = |path| std::fs::read_dir(path).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
-        let staged: Vec<String> = files(self.mount.mnt()).filter(|n| n.starts_with('.') && n != ".imgfs").collect();
+        let files =
+            |path| std::fs::read_dir(path).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+        let staged: Vec<String> =
+            files(self.mount.mnt()).filter(|n| n.starts_with('.') && n != ".imgfs").collect();
         for name in &staged {
             let _ = std::fs::remove_file(self.mount.mnt().join(name));
         }
@@ -88,7 +93,10 @@ impl Copier<'_> {
 
 /// Processes of a group, but its leader and the dead.
 fn children(group: i32) -> Vec<i32> {
-    let stats = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
+    let stats = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
     let of_group = stats.filter_map(|stat| {
         let pid: i32 = stat.split_once(' ')?.0.parse().ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
@@ -127,7 +135,11 @@ fn copiers_are_killed_anywhere() {
             let mut copier = Copier::start(&mount, script, "peace");
             let status = limit::wait(&mut copier.child, mount.dir.path());
             let took = begin.elapsed();
-            assert!(status.success() && shown(&mount, "peace") == Ok(true), "{name}: {status} {}", mount.errors());
+            assert!(
+                status.success() && shown(&mount, "peace") == Ok(true),
+                "{name}: {status} {}",
+                mount.errors()
+            );
             mount.ok("rm -r peace");
             took
         })

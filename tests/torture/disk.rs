@@ -1,5 +1,5 @@
-//! A disk in memory that remembers every write and every flush: a file served over FUSE by the test itself, below a
-//! loop device. What it remembers makes the disk of any moment, and of any power cut.
+//! A disk in memory that remembers every write and every flush: a file served over FUSE by the test itself,
+//! below a loop device. What it remembers makes the disk of any moment, and of any power cut.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr,
-    ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL, WriteFlags,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
+    SessionACL, WriteFlags,
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -60,17 +61,21 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of zeros; `dir/disk` is made for the file. `sector`: bytes that are written whole or not at all.
+    /// A disk of zeros; `dir/disk` is made for the file. `sector`: bytes that are written whole or not at
+    /// all.
     pub fn new(dir: &Path, size: usize, sector: usize) -> Disk {
         let served = dir.join("disk");
         std::fs::create_dir(&served).unwrap();
         let fd = File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fd.as_raw_fd());
         let options = std::ffi::CString::new(options).unwrap();
-        mount("imgfs-test-disk", &served, "fuse", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).unwrap();
+        mount("imgfs-test-disk", &served, "fuse", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
+            .unwrap();
         let content = Arc::new(Mutex::new(Content::default()));
         let mut disk = Disk { content: content.clone(), served, device: String::new() };
-        let session = Session::from_fd(Server { size, content }, fd.into(), SessionACL::Owner, Config::default()).unwrap();
+        let session =
+            Session::from_fd(Server { size, content }, fd.into(), SessionACL::Owner, Config::default())
+                .unwrap();
         std::thread::spawn(move || session.run());
         let output = Command::new("losetup")
             .args(["--find", "--show", "--sector-size", &sector.to_string()])
@@ -124,7 +129,8 @@ struct Server {
 
 impl Server {
     fn attr(&self, ino: INodeNo) -> FileAttr {
-        let (kind, perm) = if ino == ROOT { (FileType::Directory, 0o700) } else { (FileType::RegularFile, 0o600) };
+        let (kind, perm) =
+            if ino == ROOT { (FileType::Directory, 0o700) } else { (FileType::RegularFile, 0o600) };
         let at = SystemTime::UNIX_EPOCH;
         FileAttr {
             ino,
@@ -150,7 +156,11 @@ const LONG: Duration = Duration::from_secs(1 << 20);
 
 impl Filesystem for Server {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if name == "disk" { reply.entry(&LONG, &self.attr(FILE), Generation(0)) } else { reply.error(Errno::ENOENT) }
+        if name == "disk" {
+            reply.entry(&LONG, &self.attr(FILE), Generation(0))
+        } else {
+            reply.error(Errno::ENOENT)
+        }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {

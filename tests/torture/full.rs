@@ -1,5 +1,5 @@
-//! A full disk: an upload into every amount of room, from none to enough. It is there whole or it was refused and left no
-//! trace; a disk that is full to the last block can be mounted, read, and given room by deleting.
+//! A full disk: an upload into every amount of room, from none to enough. It is there whole or it was refused
+//! and left no trace; a disk that is full to the last block can be mounted, read, and given room by deleting.
 
 use crate::common::{IMGFS, Ran};
 use crate::{World, length};
@@ -40,7 +40,12 @@ fn every_amount_of_room() {
     // 1 MiB of new content; the image that is there shares none of it.
     world.ok("cd src; rm -rf u; mkdir u; for n in $(seq 64); do head -c 16384 /dev/urandom > u/f$n; done; tar -C u -cf u.tar .");
     world.mount();
-    assert_eq!(world.sh("mnt", "cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/d.tar.gz old.tar.gz; rmdir old").code, 0);
+    assert_eq!(
+        world
+            .sh("mnt", "cp $S/a.tar web.tar; cp $S/b.tar web.tar; cp $S/d.tar.gz old.tar.gz; rmdir old")
+            .code,
+        0
+    );
     let before = world.state();
     world.unmount();
     world.ok("cp -a disk/store good");
@@ -72,7 +77,12 @@ fn every_amount_of_room() {
         world.unmount();
         world.mount();
         let full = world.sh("mnt", "cmp $S/a.tar web/0/rootfs.tar && cmp $S/b.tar web/1/rootfs.tar && ln -sfn 0 web/default && rmdir web/1 && df . && cat .imgfs/status.json");
-        assert_eq!(full.code, 0, "{when}, full: {full:?}\n{}", std::fs::read_to_string(world.path("mnt/.imgfs/errors")).unwrap());
+        assert_eq!(
+            full.code,
+            0,
+            "{when}, full: {full:?}\n{}",
+            std::fs::read_to_string(world.path("mnt/.imgfs/errors")).unwrap()
+        );
         let ran = disk.sh("$IMGFS gc --trash --store store && rm disk/brim* disk/filler && cp src/c.tar mnt/web.tar && cmp src/c.tar mnt/web/2/rootfs.tar");
         assert_eq!(ran.code, 0, "{when}, after: {ran:?}");
         world.unmount();
@@ -85,7 +95,8 @@ fn every_amount_of_room() {
         room += STEP;
     }
     assert!(refused > 3, "the disk was never full");
-    // The control: without the reserve nothing can be deleted there, once the last room in the catalog's files is used.
+    // The control: without the reserve nothing can be deleted there, once the last room in the catalog's
+    // files is used.
     world.ok("rm -rf disk/store; cp -a good disk/store");
     world.mount();
     let without = disk.sh(

@@ -1,5 +1,6 @@
-//! Many hands: eight clients make gestures on the same few images at once, and there must be an order in which the
-//! contract would have answered each as it was answered. Readers of `default` while it is switched; two daemons.
+//! Many hands: eight clients make gestures on the same few images at once, and there must be an order in
+//! which the contract would have answered each as it was answered. Readers of `default` while it is switched;
+//! two daemons.
 //!
 //! Control: histories with one answer changed, which the checker must refuse.
 
@@ -27,8 +28,8 @@ const HANDS: usize = 8;
 const GESTURES: usize = 40;
 /// Rounds on one store.
 const ROUNDS: usize = 50;
-/// States of a search, until it is given up, some minutes and a gigabyte later: where all hands were held up at once, the
-/// orders are too many. Of so many rounds that may be one, and one more.
+/// States of a search, until it is given up, some minutes and a gigabyte later: where all hands were held up
+/// at once, the orders are too many. Of so many rounds that may be one, and one more.
 const PLACES: usize = 60_000_000;
 const UNDECIDED: usize = 100;
 /// Damaged copies of each history.
@@ -65,7 +66,8 @@ fn round(mount: &Mount, seed: u64, marks: u32) -> (History, Shown) {
 /// Writes a history down, to be looked into.
 fn keep(start: &Model, history: &History, shown: &Shown) -> PathBuf {
     let calls: String = history.iter().flatten().map(|call| format!("{call:?}\n")).collect();
-    let (mut file, path) = tempfile::Builder::new().prefix("imgfs-history-").tempfile().unwrap().keep().unwrap();
+    let (mut file, path) =
+        tempfile::Builder::new().prefix("imgfs-history-").tempfile().unwrap().keep().unwrap();
     file.write_all(format!("{start:?}\n{calls}{shown:?}\n").as_bytes()).unwrap();
     path
 }
@@ -76,7 +78,10 @@ fn tell_culprits(start: &Model, history: &History, shown: &Shown) {
         for call in 0..history[hand].len() {
             let mut fewer = history.clone();
             let without = fewer[hand].remove(call);
-            if matches!(check(start, &fewer, 300_000, |model| Shown::wanted(model) == *shown), Verdict::Allowed(_)) {
+            if matches!(
+                check(start, &fewer, 300_000, |model| Shown::wanted(model) == *shown),
+                Verdict::Allowed(_)
+            ) {
                 println!("there is an order without {without:?}");
             }
         }
@@ -115,10 +120,16 @@ fn many_hands_see_one_order() {
             let ended = match check(&model, &history, PLACES, |model| Shown::wanted(model) == shown) {
                 Verdict::Allowed(model) => model,
                 Verdict::GivenUp(why) => {
-                    println!("round {rounds}, seed {seed}: the search was given up: {}", why.lines().next().unwrap_or_default());
+                    println!(
+                        "round {rounds}, seed {seed}: the search was given up: {}",
+                        why.lines().next().unwrap_or_default()
+                    );
                     println!("all of it: {}", keep(&model, &history, &shown).display());
                     undecided += 1;
-                    assert!(undecided <= 1 + rounds / UNDECIDED, "{undecided} of {rounds} rounds are undecided");
+                    assert!(
+                        undecided <= 1 + rounds / UNDECIDED,
+                        "{undecided} of {rounds} rounds are undecided"
+                    );
                     // What the store is now only an order would say: on with a new one.
                     break;
                 }

@@ -1,4 +1,5 @@
-//! A load: gestures with real tools, each done on what the ones before have left, and what may be seen after them.
+//! A load: gestures with real tools, each done on what the ones before have left, and what may be seen after
+//! them.
 
 /// A gesture. Of one in several steps any may be the last that reached the disk.
 pub enum Gesture {
@@ -59,7 +60,8 @@ impl Gesture {
     }
 }
 
-/// A gesture of a load, as it went: from where to where in the log of what reached the disk, and what is shown then.
+/// A gesture of a load, as it went: from where to where in the log of what reached the disk, and what is
+/// shown then.
 pub struct Done {
     pub name: &'static str,
     pub begun: usize,
@@ -68,8 +70,8 @@ pub struct Done {
     pub shows: String,
 }
 
-/// Whether a store may show this after all was lost that came after `cut`: what it showed after the last gesture that
-/// was acknowledged, or what the one under way then makes of it.
+/// Whether a store may show this after all was lost that came after `cut`: what it showed after the last
+/// gesture that was acknowledged, or what the one under way then makes of it.
 ///
 /// Errors: what it should have shown.
 pub fn judge(done: &[Done], cut: usize, shows: &str) -> Result<(), String> {
@@ -87,7 +89,8 @@ pub fn judge(done: &[Done], cut: usize, shows: &str) -> Result<(), String> {
     if shows == before.shows || under_way.is_some_and(|d| shows == d.shows || between(d)) {
         return Ok(());
     }
-    let then = under_way.map_or(String::new(), |d| format!("\n{} was under way, which makes it:\n{}", d.name, d.shows));
+    let then = under_way
+        .map_or(String::new(), |d| format!("\n{} was under way, which makes it:\n{}", d.name, d.shows));
     Err(format!("it shows:\n{shows}\nand after {} it showed:\n{}{then}", before.name, before.shows))
 }
 

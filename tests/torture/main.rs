@@ -1,8 +1,9 @@
-//! Nothing is ever lost: each file here does one kind of harm to a store under a real load, and looks whether what was
-//! acknowledged is there, whole, and what was not is nowhere. Each has a control: a run in which a loss must be seen.
+//! Nothing is ever lost: each file here does one kind of harm to a store under a real load, and looks whether
+//! what was acknowledged is there, whole, and what was not is nowhere. Each has a control: a run in which a
+//! loss must be seen.
 //!
-//! scripts/torture.sh runs it. `IMGFS_TORTURE` is how long: `short`, `long`, or how many of each. `IMGFS_SEED` makes a
-//! run again.
+//! scripts/torture.sh runs it. `IMGFS_TORTURE` is how long: `short`, `long`, or how many of each.
+//! `IMGFS_SEED` makes a run again.
 
 mod calls;
 #[path = "../common/mod.rs"]
@@ -41,7 +42,9 @@ pub fn length(short: u32, long: u32) -> u32 {
 pub fn seed() -> u64 {
     let given = std::env::var("IMGFS_SEED").ok().map(|text| text.parse().expect("IMGFS_SEED is a number"));
     let seed = given.unwrap_or_else(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_nanos()))
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| u64::from(d.subsec_nanos()))
     });
     println!("IMGFS_SEED={seed}");
     seed
@@ -104,7 +107,10 @@ impl World {
 
     pub fn sh(&self, dir: &str, script: &str) -> Ran {
         let here = self.dir.path().display();
-        common::sh(&self.path(dir), &format!("export S={here}/src STORE={here}/store MNT={here}/mnt IMGFS={IMGFS}; {script}"))
+        common::sh(
+            &self.path(dir),
+            &format!("export S={here}/src STORE={here}/store MNT={here}/mnt IMGFS={IMGFS}; {script}"),
+        )
     }
 
     pub fn ok(&self, script: &str) {
@@ -115,7 +121,12 @@ impl World {
     pub fn arm(&self, mode: Mode, at: u32, errno: i32) {
         let words = [mode as u32, at, errno.cast_unsigned(), 0];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        std::fs::File::options().write(true).open(self.path("control")).unwrap().write_all_at(&bytes, 0).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(self.path("control"))
+            .unwrap()
+            .write_all_at(&bytes, 0)
+            .unwrap();
     }
 
     /// How many calls there were since it was armed.
@@ -134,10 +145,15 @@ impl World {
         command.args(["mount", "--store"]).arg(self.path("store")).arg(self.path("mnt"));
         command.env("LD_PRELOAD", &self.shim).env("TORTURE", self.path("control")).env("FAILPOINTS", points);
         let output = common::limit::output(command, self.dir.path()).unwrap();
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 
-    /// Also of a dead daemon; how long that held the store afterwards. A daemon may be long in ending where the disk is.
+    /// Also of a dead daemon; how long that held the store afterwards. A daemon may be long in ending where
+    /// the disk is.
     pub fn unmount(&self) -> Duration {
         self.ok("$IMGFS umount mnt || $IMGFS umount --lazy mnt || not mountpoint -q mnt");
         common::limit::wait_until_free(&self.path("store"))
@@ -155,14 +171,23 @@ impl World {
         for image in listed(&mnt)?.into_iter().chain(listed(&mnt.join(".imgfs/trash"))?) {
             let inside = if image.is_symlink() { Vec::new() } else { listed(&image)? };
             for path in [&image].into_iter().chain(&inside) {
-                let (mode, link) = (path.symlink_metadata()?.mode(), std::fs::read_link(path).unwrap_or_default());
-                lines.push(format!("{mode:o} {} {}", path.strip_prefix(&mnt).unwrap().display(), link.display()));
+                let (mode, link) =
+                    (path.symlink_metadata()?.mode(), std::fs::read_link(path).unwrap_or_default());
+                lines.push(format!(
+                    "{mode:o} {} {}",
+                    path.strip_prefix(&mnt).unwrap().display(),
+                    link.display()
+                ));
             }
             for version in inside.iter().chain([&image]).filter(|path| !path.is_symlink()) {
                 let mut hasher = blake3::Hasher::new();
                 if let Ok(mut tar) = std::fs::File::open(version.join("rootfs.tar")) {
                     std::io::copy(&mut tar, &mut hasher)?;
-                    lines.push(format!("{} {}", version.strip_prefix(&mnt).unwrap().display(), hasher.finalize()));
+                    lines.push(format!(
+                        "{} {}",
+                        version.strip_prefix(&mnt).unwrap().display(),
+                        hasher.finalize()
+                    ));
                 }
             }
         }

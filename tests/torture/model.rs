@@ -1,5 +1,6 @@
-//! A directory as system calls make it, on no file system in particular: what is in it after any number of them, and
-//! what may be after a crash. A file's content is durable after its fsync, a directory's names after the directory's.
+//! A directory as system calls make it, on no file system in particular: what is in it after any number of
+//! them, and what may be after a crash. A file's content is durable after its fsync, a directory's names
+//! after the directory's.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -54,13 +55,15 @@ impl Names {
 }
 
 impl Calls {
-    /// Reads a record of a directory whose inode is `root`. Files it does not know have no name: they change nothing.
+    /// Reads a record of a directory whose inode is `root`. Files it does not know have no name: they change
+    /// nothing.
     pub fn read(record: &[u8], root: u64) -> Calls {
         let mut calls = Calls { is_dir: vec![true], paths: vec![String::new()], ..Calls::default() };
         let mut names = Names { by_path: [(String::new(), 0)].into(), by_inode: [(root, 0)].into() };
         let mut from = 0;
         while from < record.len() {
-            let word = |n: usize| u64::from_le_bytes(record[from + n * 8..from + n * 8 + 8].try_into().unwrap());
+            let word =
+                |n: usize| u64::from_le_bytes(record[from + n * 8..from + n * 8 + 8].try_into().unwrap());
             let (what, inode, at, size) =
                 (word(0), word(1), usize::try_from(word(2)).unwrap(), usize::try_from(word(3)).unwrap());
             from += 32;

@@ -1,4 +1,5 @@
-//! Named points: the process is killed between any two steps of each gesture, of a migration, a rebuild, a repair.
+//! Named points: the process is killed between any two steps of each gesture, of a migration, a rebuild, a
+//! repair.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,11 +8,21 @@ use crate::World;
 use crate::calls::GESTURES;
 use crate::common::limit::wait_until_free;
 
-/// What happens before anything is mounted, or beside: harm, the command that sees to it, and how the points on its
-/// way begin. Behind each, the mount shows what it did before.
+/// What happens before anything is mounted, or beside: harm, the command that sees to it, and how the points
+/// on its way begin. Behind each, the mount shows what it did before.
 const COMMANDS: &[(&str, &str, &str, &[&str])] = &[
-    ("a migration", "printf 'imgfs 3\\n' > store/format", "$IMGFS mount --store store mnt", &["migrate", "durably", "open"]),
-    ("a lost catalog", "rm store/catalog.db*", "$IMGFS mount --store store mnt", &["rebuild", "durably", "open"]),
+    (
+        "a migration",
+        "printf 'imgfs 3\\n' > store/format",
+        "$IMGFS mount --store store mnt",
+        &["migrate", "durably", "open"],
+    ),
+    (
+        "a lost catalog",
+        "rm store/catalog.db*",
+        "$IMGFS mount --store store mnt",
+        &["rebuild", "durably", "open"],
+    ),
     (
         "a lost catalog and its copy",
         "rm store/catalog.*",
@@ -42,7 +53,9 @@ fn points() -> BTreeSet<String> {
                 look(&path, found);
             } else {
                 let text = std::fs::read_to_string(&path).unwrap();
-                found.extend(text.split("reached(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+                found.extend(
+                    text.split("reached(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()),
+                );
             }
         }
     }
@@ -119,10 +132,12 @@ fn commands(all: &BTreeSet<String>, never: &mut BTreeSet<String>) -> u32 {
     for (name, harm, command, on_the_way) in COMMANDS {
         for point in all.iter().filter(|point| on_the_way.iter().any(|begin| point.starts_with(begin))) {
             world.ok(&format!("rm -rf store; cp -a before store; {harm}"));
-            let ran = world.sh(".", &format!("export FAILPOINTS={point}=return; timeout 20 bash -c '{command}'"));
+            let ran =
+                world.sh(".", &format!("export FAILPOINTS={point}=return; timeout 20 bash -c '{command}'"));
             // The command itself, or the daemon that it started or that it left.
             let mounts = command.contains(" mount ");
-            let killed = ran.code == -1 || (mounts && (ran.code != 0 || world.sh(".", "stat mnt/.imgfs").code != 0));
+            let killed =
+                ran.code == -1 || (mounts && (ran.code != 0 || world.sh(".", "stat mnt/.imgfs").code != 0));
             world.ok("$IMGFS umount mnt 2> /dev/null || $IMGFS umount --lazy mnt 2> /dev/null || true");
             wait_until_free(&world.path("store"));
             if !killed {

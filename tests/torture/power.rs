@@ -1,5 +1,6 @@
-//! Power cuts: a store on ext4 and xfs, on a disk that remembers every write and flush. The disk of a moment, with any
-//! of the writes since the last flush missing or torn, is mounted, and what was acknowledged must be there, whole.
+//! Power cuts: a store on ext4 and xfs, on a disk that remembers every write and flush. The disk of a moment,
+//! with any of the writes since the last flush missing or torn, is mounted, and what was acknowledged must be
+//! there, whole.
 //!
 //! The control is a daemon whose syncs are lies.
 
@@ -54,7 +55,9 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = unmount(self.0.parent().unwrap().join("mnt"), UnmountFlags::DETACH);
         let begun = Instant::now();
-        while unmount(&self.0, UnmountFlags::empty()) == Err(rustix::io::Errno::BUSY) && begun.elapsed().as_secs() < 20 {
+        while unmount(&self.0, UnmountFlags::empty()) == Err(rustix::io::Errno::BUSY)
+            && begun.elapsed().as_secs() < 20
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -72,7 +75,11 @@ impl Machine {
         world.ok(PREPARE);
         let lies = world.path("lies.so");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/torture/lies.c");
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&lies).args([source, "-ldl"]).status();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&lies)
+            .args([source, "-ldl"])
+            .status();
         assert!(built.unwrap().success());
         let disk = Disk::new(&world.path("."), kind.size, kind.sector);
         world.ok(&format!("{} {}", kind.make, disk.device));
@@ -94,7 +101,8 @@ impl Machine {
         self.disk.set(Some(self.blank.clone()), Pages::default());
         self.mount().unwrap();
         let (mut done, mut begun) = (Vec::new(), 0);
-        let env = lies.map_or(String::new(), |words| format!("LD_PRELOAD={} LIES='{words}'", self.lies.display()));
+        let env =
+            lies.map_or(String::new(), |words| format!("LD_PRELOAD={} LIES='{words}'", self.lies.display()));
         let mut gesture = |(name, steps), script: &str| {
             let ran = self.world.sh("mnt", script);
             assert_eq!(ran.code, 0, "{name}: {ran:?}");
@@ -113,12 +121,22 @@ impl Machine {
         Recording { events: self.disk.take().0, done }
     }
 
-    /// Lets the power fail after `cut` events: what was flushed is there, of ten other writes `share`. `settled` events
-    /// are on the disk already. Says whether the file system had to be mended.
+    /// Lets the power fail after `cut` events: what was flushed is there, of ten other writes `share`.
+    /// `settled` events are on the disk already. Says whether the file system had to be mended.
     ///
     /// Errors: what was lost.
-    fn cut(&self, recording: &Recording, settled: &mut usize, cut: &Cut, dice: &mut Dice) -> Result<bool, String> {
-        let flushed = recording.events[..cut.at].iter().rposition(|e| matches!(e, Event::Flush)).unwrap_or(0).max(*settled);
+    fn cut(
+        &self,
+        recording: &Recording,
+        settled: &mut usize,
+        cut: &Cut,
+        dice: &mut Dice,
+    ) -> Result<bool, String> {
+        let flushed = recording.events[..cut.at]
+            .iter()
+            .rposition(|e| matches!(e, Event::Flush))
+            .unwrap_or(0)
+            .max(*settled);
         let mut over = Pages::default();
         self.disk.with_base(|base| {
             for event in &recording.events[*settled..flushed] {
@@ -187,7 +205,8 @@ impl Machine {
         if ran.code == 0 {
             return Ok(shown);
         }
-        let log = self.world.sh(".", "cat mounted fsck; tail -n 5 store/daemon.log; find store | head -50").out;
+        let log =
+            self.world.sh(".", "cat mounted fsck; tail -n 5 store/daemon.log; find store | head -50").out;
         Err(format!("it ended with {}: {}{}\n{log}", ran.code, ran.out, ran.err))
     }
 }
@@ -245,9 +264,9 @@ fn power_fails_anywhere_on_xfs() {
     }
 }
 
-/// Syncs by the paths of their files, and whether a power cut right after a gesture shows that they are missing. Names
-/// of files are durable on ext4 when any later sync is, and each half of the catalog makes up for the other: there
-/// replay.rs looks.
+/// Syncs by the paths of their files, and whether a power cut right after a gesture shows that they are
+/// missing. Names of files are durable on ext4 when any later sync is, and each half of the catalog makes up
+/// for the other: there replay.rs looks.
 const LIES: &[(&str, bool)] = &[
     ("/", true),
     ("staging/", true),
@@ -276,5 +295,9 @@ fn power_cuts_show_which_syncs_are_lies() {
         assert!(lost > 0 || !noticed, "syncs of {lies} are lies, and nothing is lost");
         said.push(format!("{lies} {lost} of {made}"));
     }
-    println!("power cuts, control: losses when syncs are lies: {}; {:.0} s", said.join(", "), begun.elapsed().as_secs_f32());
+    println!(
+        "power cuts, control: losses when syncs are lies: {}; {:.0} s",
+        said.join(", "),
+        begun.elapsed().as_secs_f32()
+    );
 }

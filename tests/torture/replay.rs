@@ -1,6 +1,6 @@
-//! Replay: every system call by which a daemon changes its store is recorded. The store after any number of them, and
-//! after a crash that kept only what was durable and some of the rest, on whatever file system, opens, is whole, and
-//! shows what was acknowledged. After ALICE (OSDI'14).
+//! Replay: every system call by which a daemon changes its store is recorded. The store after any number of
+//! them, and after a crash that kept only what was durable and some of the rest, on whatever file system,
+//! opens, is whole, and shows what was acknowledged. After ALICE (OSDI'14).
 //!
 //! The control leaves syncs out, all and one at a time.
 
@@ -30,8 +30,11 @@ struct Replay {
 }
 
 /// What a daemon that was killed finds missing, and makes again; that can be cut off, too.
-const LOST: &[(&str, &str)] =
-    &[("a lost catalog", "catalog.db catalog.db-wal"), ("a lost copy", "catalog.rows"), ("a lost blob table", "blobs")];
+const LOST: &[(&str, &str)] = &[
+    ("a lost catalog", "catalog.db catalog.db-wal"),
+    ("a lost copy", "catalog.rows"),
+    ("a lost blob table", "blobs"),
+];
 
 /// A daemon whose calls are recorded.
 struct Daemon {
@@ -58,7 +61,9 @@ impl Daemon {
 
     fn start(&mut self) {
         let mut command = self.recorded(&IMGFS.to_string());
-        command.args(["mount", "--foreground", "--store"]).args([self.world.path("store"), self.world.path("mnt")]);
+        command
+            .args(["mount", "--foreground", "--store"])
+            .args([self.world.path("store"), self.world.path("mnt")]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut ready = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
@@ -91,8 +96,9 @@ impl Replay {
     fn record() -> Replay {
         let mut daemon = Daemon::new();
         let mut marks = Vec::new();
-        let mut mark =
-            |daemon: &Daemon, name, begun, steps| marks.push((name, begun, daemon.noted(), steps, daemon.world.state()));
+        let mut mark = |daemon: &Daemon, name, begun, steps| {
+            marks.push((name, begun, daemon.noted(), steps, daemon.world.state()))
+        };
         daemon.start();
         mark(&daemon, "a new store", 0, false);
         for g in GESTURES {
@@ -122,7 +128,9 @@ impl Replay {
         replay.lay_out(&mut whole(replay.calls.ops.len()));
         let (ours, theirs) = (content(&replay.store()), content(&store));
         assert!(ours.keys().eq(theirs.keys()), "{:?}\n{:?}", ours.keys(), theirs.keys());
-        ours.iter().zip(&theirs).for_each(|((name, a), (_, b))| assert!(a == b, "{} differs", name.display()));
+        ours.iter()
+            .zip(&theirs)
+            .for_each(|((name, a), (_, b))| assert!(a == b, "{} differs", name.display()));
         for (name, begun, acknowledged, steps, state) in marks {
             let (begun, acknowledged) = (replay.calls.within(begun), replay.calls.within(acknowledged));
             let shows = replay.after(&mut whole(acknowledged)).unwrap();
@@ -188,7 +196,10 @@ pub fn look(dir: &Path) -> Result<String, String> {
     let mut lines = vec![format!("default {:?} {}", model.default_image, model.default_hidden)];
     for i in model.images.values() {
         let storage = &i.editable;
-        lines.push(format!("image {} {} {:?} {:o} {:?} {storage:?}", i.serial, i.name, i.trash_name, i.mode, i.pinned));
+        lines.push(format!(
+            "image {} {} {:?} {:o} {:?} {storage:?}",
+            i.serial, i.name, i.trash_name, i.mode, i.pinned
+        ));
     }
     for v in model.versions.values() {
         lines.push(format!("version {}/{} {:?} {}", v.image, v.number, v.trash_name, v.facts.digest));
@@ -219,7 +230,12 @@ fn every_order_of_calls_leaves_a_whole_store() {
         let share = if ends.is_some() { 0 } else { [0, 1, 5, 9][dice.roll(4)] };
         let dice = Dice(dice.roll(usize::MAX) as u64);
         let mut crash = Crash { cut, settled: 0, is_lie: &|_, _| false, share, dice };
-        lost.extend(replay.check(&mut crash).err().map(|why| format!("reordering {n}, call {cut}, share {share}: {why}")));
+        lost.extend(
+            replay
+                .check(&mut crash)
+                .err()
+                .map(|why| format!("reordering {n}, call {cut}, share {share}: {why}")),
+        );
     }
     println!(
         "replay: {count} calls of {} gestures, each prefix and {reordered} reorderings, {} losses; {:.0} s, of it {:.0} s the prefixes",
@@ -255,14 +271,16 @@ fn a_missing_sync_is_noticed() {
     let mut loses = |is_lie: &dyn Fn(usize, Id) -> bool, from: usize, of: &Done| {
         (0..length(6, 40)).any(|n| {
             let cut = if n == 0 { of.acknowledged } else { from + 1 + dice.roll(of.acknowledged - from) };
-            let (share, dice) = (if n == 0 { 0 } else { [0, 1, 5, 9][dice.roll(4)] }, Dice(dice.roll(usize::MAX) as u64));
+            let (share, dice) =
+                (if n == 0 { 0 } else { [0, 1, 5, 9][dice.roll(4)] }, Dice(dice.roll(usize::MAX) as u64));
             replay.check(&mut Crash { cut, settled: of.begun, is_lie, share, dice }).is_err()
         })
     };
     let syncs = |of: &Done| {
         let all = replay.calls.ops[of.begun..of.acknowledged].iter().zip(of.begun..);
-        let found =
-            all.filter_map(|(op, n)| if let Op::Sync { id } = op { Some((n, class(&replay.calls.paths[*id]))) } else { None });
+        let found = all.filter_map(|(op, n)| {
+            if let Op::Sync { id } = op { Some((n, class(&replay.calls.paths[*id]))) } else { None }
+        });
         found.collect::<Vec<_>>()
     };
     let (mut kinds, mut single) = (BTreeMap::<String, Count>::new(), BTreeMap::<String, Count>::new());
@@ -294,7 +312,10 @@ fn a_missing_sync_is_noticed() {
     println!("  without all syncs of a kind of file in a gesture: {}", Count::list(&kinds));
     println!("  without a single one: {}", Count::list(&single));
     for kind in NEEDED {
-        assert!(kinds.get(*kind).is_some_and(|count| count.lost > 0), "nobody notices that {kind} is not synced");
+        assert!(
+            kinds.get(*kind).is_some_and(|count| count.lost > 0),
+            "nobody notices that {kind} is not synced"
+        );
     }
 }
 
@@ -312,7 +333,10 @@ impl Count {
     }
 
     fn list(all: &BTreeMap<String, Count>) -> String {
-        all.iter().map(|(what, count)| format!("{what} {} of {}", count.lost, count.of)).collect::<Vec<_>>().join(", ")
+        all.iter()
+            .map(|(what, count)| format!("{what} {} of {}", count.lost, count.of))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -323,8 +347,13 @@ fn class(paths: &str) -> String {
         None => path.to_owned(),
         Some((dir, name)) => {
             let dir = dir.split('/').next().unwrap_or(dir);
-            let (begin, end) = (name.split('-').next().unwrap_or(name), name.rfind('.').map_or("", |dot| &name[dot..]));
-            let begin = if begin.len() < 10 && begin != name || end.is_empty() && begin.len() < 10 { begin } else { "" };
+            let (begin, end) =
+                (name.split('-').next().unwrap_or(name), name.rfind('.').map_or("", |dot| &name[dot..]));
+            let begin = if begin.len() < 10 && begin != name || end.is_empty() && begin.len() < 10 {
+                begin
+            } else {
+                ""
+            };
             format!("{dir}/{begin}{end}")
         }
     };

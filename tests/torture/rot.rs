@@ -1,5 +1,5 @@
-//! Bit rot: one bit of every byte of a small store, or every bit. What is read is right or refused, the other images go on, and of a
-//! damaged catalog, its copy or the table nothing is lost at all.
+//! Bit rot: one bit of every byte of a small store, or every bit. What is read is right or refused, the other
+//! images go on, and of a damaged catalog, its copy or the table nothing is lost at all.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,11 @@ fn state(dir: &Path) -> Result<State, Error> {
     let sums = versions.into_iter().map(|(serial, name)| (name, read(serial))).collect();
     let model = store.catalog.read();
     let aliases: Vec<_> = model.aliases.values().map(|a| (a.name.clone(), a.image, a.number)).collect();
-    let images: Vec<_> = model.images.values().map(|i| (i.name.clone(), i.pinned, i.next_number, i.trash_name.clone())).collect();
+    let images: Vec<_> = model
+        .images
+        .values()
+        .map(|i| (i.name.clone(), i.pinned, i.next_number, i.trash_name.clone()))
+        .collect();
     Ok((sums, format!("{aliases:?} {images:?} {:?}", model.default_image)))
 }
 
@@ -42,7 +46,8 @@ struct Tally {
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = ["format", "catalog.db", "catalog.rows", "blobs"].map(|name| dir.join(name)).into();
+    let mut found: Vec<PathBuf> =
+        ["format", "catalog.db", "catalog.rows", "blobs"].map(|name| dir.join(name)).into();
     for sub in ["loose", "packs", "trees"] {
         found.extend(std::fs::read_dir(dir.join(sub)).unwrap().map(|entry| entry.unwrap().path()));
     }
@@ -120,13 +125,15 @@ fn one_bit_of_every_byte() {
     let mut all = Tally::default();
     for file in files(&good) {
         let tally = flip_all(memory.path(), &file, bits, &mut dice, &whole);
-        (all.right, all.refused, all.wrong) = (all.right + tally.right, all.refused + tally.refused, all.wrong + tally.wrong);
+        (all.right, all.refused, all.wrong) =
+            (all.right + tally.right, all.refused + tally.refused, all.wrong + tally.wrong);
     }
     assert_eq!(all.wrong, 0);
     // The control: without the check of what is read, wrong bytes come out.
     fail::cfg("read.check", "return").unwrap();
     let segments = files(&good).into_iter().filter(|file| file.extension().is_some_and(|e| e == "seg"));
-    let unchecked: u32 = segments.map(|file| flip_all(memory.path(), &file, 1, &mut dice, &whole).wrong).sum();
+    let unchecked: u32 =
+        segments.map(|file| flip_all(memory.path(), &file, 1, &mut dice, &whole).wrong).sum();
     fail::remove("read.check");
     assert!(unchecked > 0);
     println!(

@@ -1,5 +1,6 @@
-//! A soak: real tools at work on several images, a repack and a gc beside them, and the daemon killed at random times.
-//! What had been acknowledged is there after each kill, what was under way is there whole or not at all.
+//! A soak: real tools at work on several images, a repack and a gc beside them, and the daemon killed at
+//! random times. What had been acknowledged is there after each kill, what was under way is there whole or
+//! not at all.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,8 +102,9 @@ fn what_was_acknowledged_survives_kills_at_any_time() {
     let (kills, mut dice) = (length(100, 10_000), Dice(seed()));
     let world = World::new();
     world.ok(&format!("cd src; for n in $(seq 0 {}); do echo $n > t/v; seq $n 7 90000 > t/f$n; head -c 200000 /dev/urandom > t/noise; tar -C t --sort=name -cf n$n.tar .; done", TARS - 1));
-    let sums: Vec<String> =
-        (0..TARS).map(|n| world.sh("src", &format!("sha256sum < n{n}.tar | cut -c-64")).out.trim().to_owned()).collect();
+    let sums: Vec<String> = (0..TARS)
+        .map(|n| world.sh("src", &format!("sha256sum < n{n}.tar | cut -c-64")).out.trim().to_owned())
+        .collect();
     let mut images = vec![Image::default(); CLIENTS];
     let (mut done, mut unfinished) = (0, 0);
     for kill in 0..kills {
@@ -122,7 +124,10 @@ fn what_was_acknowledged_survives_kills_at_any_time() {
                         while !stop_.load(Ordering::Acquire) {
                             let (script, next) = gesture(&mut dice, &format!("web{n}"), &image, TARS);
                             if world_.sh("mnt", &script).code != 0 {
-                                assert!(stop_.load(Ordering::Acquire), "{script} failed, and nobody was killed");
+                                assert!(
+                                    stop_.load(Ordering::Acquire),
+                                    "{script} failed, and nobody was killed"
+                                );
                                 return (image, Some(next), count);
                             }
                             (image, count) = (next, count + 1);
@@ -168,7 +173,10 @@ fn what_was_acknowledged_survives_kills_at_any_time() {
         if kill % 10 == 9 {
             // The trash of a day's work would be all that there is to look at.
             let trash = if kill % 50 == 49 { "--trash" } else { "" };
-            let ran = world.sh(".", &format!("$IMGFS gc {trash} --store store > /dev/null && $IMGFS fsck --store store"));
+            let ran = world.sh(
+                ".",
+                &format!("$IMGFS gc {trash} --store store > /dev/null && $IMGFS fsck --store store"),
+            );
             assert_eq!(ran.code, 0, "kill {kill}: {ran:?}");
             if !trash.is_empty() {
                 images.iter_mut().for_each(|image| image.trashed.clear());
@@ -178,5 +186,7 @@ fn what_was_acknowledged_survives_kills_at_any_time() {
             println!("{} kills, {done} gestures acknowledged", kill + 1);
         }
     }
-    println!("soak: {kills} kills, {done} gestures acknowledged, {unfinished} done but not acknowledged, 0 losses");
+    println!(
+        "soak: {kills} kills, {done} gestures acknowledged, {unfinished} done but not acknowledged, 0 losses"
+    );
 }

@@ -1,8 +1,8 @@
-//! Stalls: a client stops in the middle of an upload or of a read, holds a thousand files open, or writes for ever. All
-//! others go on meanwhile, and when it is gone nothing of it is left.
+//! Stalls: a client stops in the middle of an upload or of a read, holds a thousand files open, or writes for
+//! ever. All others go on meanwhile, and when it is gone nothing of it is left.
 //!
-//! Control: a daemon that stands still for a moment must be found by what measures. Also: clocks that jump, and a week
-//! that passes meanwhile.
+//! Control: a daemon that stands still for a moment must be found by what measures. Also: clocks that jump,
+//! and a week that passes meanwhile.
 
 mod clock;
 
@@ -16,7 +16,8 @@ use crate::length;
 
 /// No answer takes longer, on a machine that does other things, too.
 const WORST: Duration = Duration::from_secs(1);
-/// How long the daemon stands still in the control; it must be told from a busy machine by the rest of the figures.
+/// How long the daemon stands still in the control; it must be told from a busy machine by the rest of the
+/// figures.
 const STILL: Duration = Duration::from_millis(1500);
 /// What the daemon may keep of memory.
 const KEPT_KB: u64 = 64 * 1024;
@@ -31,7 +32,15 @@ impl Client {
     fn start(mount: &Mount, script: &str) -> Client {
         let script = format!("S={} MNT={}; {script}", mount.path("src").display(), mount.mnt().display());
         let mut command = Command::new("bash");
-        Client(command.args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().unwrap())
+        Client(
+            command
+                .args(["-c", &script])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()
+                .unwrap(),
+        )
     }
 
     fn signal(&self, signal: i32) {
@@ -62,7 +71,10 @@ fn given_back(mount: &Mount, name: &str, before: (usize, usize, u64)) -> (usize,
     loop {
         let now = held(mount);
         let back = now.0 <= before.0 && now.1 <= before.1 && now.2 < before.2 + KEPT_KB;
-        assert!(back || Instant::now() < deadline, "{name}: (descriptors, staged, KiB) {before:?}, left {now:?}");
+        assert!(
+            back || Instant::now() < deadline,
+            "{name}: (descriptors, staged, KiB) {before:?}, left {now:?}"
+        );
         if back {
             return now;
         }
@@ -108,10 +120,22 @@ fn stalls_of_one_are_nobody_elses() {
     let time = Duration::from_secs(length(2, 6 * 3600).into());
     others(&mount, Duration::from_secs(1));
     let stalls = [
-        ("a stopped upload", "(head -c 50000000 $S/large.tar; touch $S/ready; sleep 100000) > $MNT/half.tar", true),
-        ("a stopped reader", "(head -c 50000000 > /dev/null; touch $S/ready; sleep 100000) < $MNT/big/0/rootfs.tar", true),
+        (
+            "a stopped upload",
+            "(head -c 50000000 $S/large.tar; touch $S/ready; sleep 100000) > $MNT/half.tar",
+            true,
+        ),
+        (
+            "a stopped reader",
+            "(head -c 50000000 > /dev/null; touch $S/ready; sleep 100000) < $MNT/big/0/rootfs.tar",
+            true,
+        ),
         ("1,000 open files", OPEN_FILES, false),
-        ("a slow upload", "(touch $S/ready; while head -c 70; do sleep 0.02; done < $S/large.tar) > $MNT/slow.tar", false),
+        (
+            "a slow upload",
+            "(touch $S/ready; while head -c 70; do sleep 0.02; done < $S/large.tar) > $MNT/slow.tar",
+            false,
+        ),
     ];
     for (name, script, stops) in stalls {
         mount.ok("rm -f $S/ready");

@@ -1,8 +1,9 @@
-//! IMGAPI manifests: the `.imgmanifest` or `.dsmanifest` copied in beside its payload, checked before it is believed.
+//! IMGAPI manifests: the `.imgmanifest` or `.dsmanifest` copied in beside its payload, checked before it is
+//! believed.
 //!
-//! The rules are those of `imgadm install`; where they let JavaScript's conversions through (a number as `name`,
-//! `type: "toString"`), the plain reading of the rule holds here.
-//! Source: TritonDataCenter/node-imgmanifest 3.2.1, lib/imgmanifest.js, `validateMinimalManifest` and `upgradeTo2`.
+//! The rules are those of `imgadm install`; where they let JavaScript's conversions through (a number as
+//! `name`, `type: "toString"`), the plain reading of the rule holds here. Source:
+//! TritonDataCenter/node-imgmanifest 3.2.1, lib/imgmanifest.js, `validateMinimalManifest` and `upgradeTo2`.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +51,8 @@ pub struct File {
     pub sha1: String,
     /// In bytes, as stored; never 0.
     pub size: u64,
-    /// `gzip`, `bzip2`, `xz` or `none`. A claim: old tools wrote `none` for xz, so the payload's magic decides.
+    /// `gzip`, `bzip2`, `xz` or `none`. A claim: old tools wrote `none` for xz, so the payload's magic
+    /// decides.
     pub compression: String,
 }
 
@@ -233,9 +235,9 @@ pub fn looks_like(value: &Value) -> bool {
     value.get("uuid").is_some_and(Value::is_string) && (has("v") || has("files") || has("creator_uuid"))
 }
 
-/// The fields that users may change in metadata.json beside those of every image: what IMGAPI's UpdateImage lets be changed,
-/// and Danube's two tags.
-/// Source: TritonDataCenter/sdc-imgapi, docs/index.md, summary of manifest fields, "Mutable?".
+/// The fields that users may change in metadata.json beside those of every image: what IMGAPI's UpdateImage
+/// lets be changed, and Danube's two tags. Source: TritonDataCenter/sdc-imgapi, docs/index.md, summary of
+/// manifest fields, "Mutable?".
 pub const EDITABLE: &[&str] = &[
     "homepage",
     "eula",
@@ -291,11 +293,12 @@ pub fn is_uuid_text(name: &str) -> bool {
     has_form(name, UUID)
 }
 
-/// Whether a file name says manifest: `X.imgmanifest`, `X.dsmanifest`, `X.manifest`, or `manifest` as in Danube's
-/// datasets/UUID/.
+/// Whether a file name says manifest: `X.imgmanifest`, `X.dsmanifest`, `X.manifest`, or `manifest` as in
+/// Danube's datasets/UUID/.
 pub fn is_manifest_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let stem = [".imgmanifest", ".dsmanifest", ".manifest"].iter().find_map(|suffix| name.strip_suffix(suffix));
+    let stem =
+        [".imgmanifest", ".dsmanifest", ".manifest"].iter().find_map(|suffix| name.strip_suffix(suffix));
     name == "manifest" || stem.is_some_and(|stem| !stem.is_empty())
 }
 
@@ -314,23 +317,31 @@ fn upgrade(old: Map<String, Value>, broken: &mut Vec<String>) -> Map<String, Val
     }
     match v1.get("creator_uuid") {
         None => broken.push("creator_uuid is missing".into()),
-        Some(_) if new.contains_key("owner") => broken.push("owner stands beside creator_uuid, which means the same".into()),
+        Some(_) if new.contains_key("owner") => {
+            broken.push("owner stands beside creator_uuid, which means the same".into())
+        }
         Some(creator) => _ = new.insert("owner".into(), creator.clone()),
     }
     match v1.get("restricted_to_uuid").filter(|uuid| is_set(uuid)) {
-        Some(_) if new.contains_key("public") => broken.push("public stands beside restricted_to_uuid".into()),
+        Some(_) if new.contains_key("public") => {
+            broken.push("public stands beside restricted_to_uuid".into())
+        }
         Some(uuid) => new.extend([("public".into(), false.into()), ("acl".into(), json!([uuid]))]),
         None => _ = new.entry("public").or_insert(true.into()),
     }
     let disabled = new.get("disabled").is_some_and(|value| flag(value).unwrap_or_else(|| is_set(value)));
     new.insert("disabled".into(), disabled.into());
     new.insert("state".into(), if disabled { "disabled" } else { "active" }.into());
-    if let Some(time) = new.get("published_at").filter(|time| is_set(time)).or_else(|| v1.get("created_at")).cloned() {
+    if let Some(time) =
+        new.get("published_at").filter(|time| is_set(time)).or_else(|| v1.get("created_at")).cloned()
+    {
         let minutes = time.as_str().filter(|time| has_form(time, "0000-00-00T00:00Z"));
         let seconds = minutes.map(|time| time.replace('Z', ":00Z").into());
         new.insert("published_at".into(), seconds.unwrap_or(time));
     }
-    if let Some(size) = new.get("image_size").and_then(Value::as_str).and_then(|text| text.trim().parse::<i64>().ok()) {
+    if let Some(size) =
+        new.get("image_size").and_then(Value::as_str).and_then(|text| text.trim().parse::<i64>().ok())
+    {
         new.insert("image_size".into(), size.into());
     }
     if let Some(files) = new.get_mut("files").and_then(Value::as_array_mut) {
@@ -340,7 +351,8 @@ fn upgrade(old: Map<String, Value>, broken: &mut Vec<String>) -> Map<String, Val
     new
 }
 
-/// Adds the compression that the file's suffix names; returns its `path` and `url`, which version 2 does not have.
+/// Adds the compression that the file's suffix names; returns its `path` and `url`, which version 2 does not
+/// have.
 fn upgrade_file(file: &mut Value) -> Value {
     let Some(file) = file.as_object_mut() else { return Value::Null };
     let moved: Map<_, _> = ["path", "url"].iter().filter_map(|key| file.shift_remove_entry(*key)).collect();
@@ -373,7 +385,9 @@ fn judge(document: &Map<String, Value>, broken: &mut Vec<String>) {
     for (key, value) in requirements {
         match requirement(requirements, key, value) {
             Some((true, _)) => {}
-            Some((false, want)) => broken.push(format!("requirements.{key} must be {want}{}", instead(requirements, key))),
+            Some((false, want)) => {
+                broken.push(format!("requirements.{key} must be {want}{}", instead(requirements, key)))
+            }
             None => broken.push(format!("requirements.{} is no known requirement", shown(key))),
         }
     }
@@ -382,7 +396,8 @@ fn judge(document: &Map<String, Value>, broken: &mut Vec<String>) {
 /// Whether a field keeps its rule, and the rule in words; nothing for a field that does not exist.
 fn rule(document: &Map<String, Value>, key: &str, value: &Value) -> Option<(bool, String)> {
     let zvol = has_text(document, "type", "zvol");
-    let unfinished = value == "null" && (has_text(document, "state", "creating") || has_text(document, "state", "failed"));
+    let unfinished =
+        value == "null" && (has_text(document, "state", "creating") || has_text(document, "state", "failed"));
     let (holds, want) = match key {
         "v" => return Some((true, String::new())),
         "uuid" | "owner" | "origin" => (is_uuid(value), "a uuid in lower case"),
@@ -391,10 +406,14 @@ fn rule(document: &Map<String, Value>, key: &str, value: &Value) -> Option<(bool
         "description" => (is_text(value, 10 << 10), "a string of at most 10240 characters"),
         "urn" => (value.is_string(), "a string"),
         "homepage" | "eula" => (is_url(value), "an http or https URL of at most 1024 characters"),
-        "disabled" | "activated" | "public" | "generate_passwords" => (flag(value).is_some(), "true or false"),
+        "disabled" | "activated" | "public" | "generate_passwords" => {
+            (flag(value).is_some(), "true or false")
+        }
         // The object is the form in IMGAPI's own database.
         "icon" => (flag(value).is_some() || value.is_object(), "true or false"),
-        "published_at" => (!is_set(value) || is_time(value), "a time like 2012-12-25T12:00:00Z or 2012-12-25T12:00:00.123Z"),
+        "published_at" => {
+            (!is_set(value) || is_time(value), "a time like 2012-12-25T12:00:00Z or 2012-12-25T12:00:00.123Z")
+        }
         "state" => return Some(one_of(value, STATES)),
         "type" if !unfinished => return Some(one_of(value, TYPES)),
         "os" if !unfinished => return Some(one_of(value, SYSTEMS)),
@@ -405,14 +424,22 @@ fn rule(document: &Map<String, Value>, key: &str, value: &Value) -> Option<(bool
         "image_size" => (!is_set(value), "left out unless type is zvol"),
         "acl" => (is_list(value, is_uuid), "a list of uuids in lower case"),
         "users" => (is_list(value, |user| has_keys(user, &["name"])), "a list of {\"name\": ...}"),
-        "billing_tags" => (is_list(value, |tag| is_text(tag, 128)), "a list of strings of at most 128 characters"),
+        "billing_tags" => {
+            (is_list(value, |tag| is_text(tag, 128)), "a list of strings of at most 128 characters")
+        }
         "inherited_directories" if has_text(document, "type", "zone-dataset") => {
             (is_list(value, Value::is_string), "a list of strings")
         }
         "inherited_directories" => (false, "left out unless type is zone-dataset"),
         "channels" => (is_list(value, Value::is_string), "a list of strings"),
-        "traits" => (is_map(value, |v| v.is_string() || v.is_boolean() || v.is_array()), "a map of strings, booleans and lists"),
-        "tags" => (value.is_object() && utf16_len(&value.to_string()) <= 100 << 10, "a map of at most 102400 characters"),
+        "traits" => (
+            is_map(value, |v| v.is_string() || v.is_boolean() || v.is_array()),
+            "a map of strings, booleans and lists",
+        ),
+        "tags" => (
+            value.is_object() && utf16_len(&value.to_string()) <= 100 << 10,
+            "a map of at most 102400 characters",
+        ),
         "requirements" | "error" | "v1" => (value.is_object(), "an object"),
         "files" => (value.is_array(), "a list"),
         _ => return None,
@@ -424,9 +451,10 @@ fn rule(document: &Map<String, Value>, key: &str, value: &Value) -> Option<(bool
 fn requirement(all: &Map<String, Value>, key: &str, value: &Value) -> Option<(bool, &'static str)> {
     let size = |key| all.get(key).and_then(Value::as_f64).filter(|bytes| *bytes != 0.0);
     let (holds, want) = match key {
-        "networks" => {
-            (is_list(value, |n| has_keys(n, &["name", "description"])), "a list of {\"name\": ..., \"description\": ...}")
-        }
+        "networks" => (
+            is_list(value, |n| has_keys(n, &["name", "description"])),
+            "a list of {\"name\": ..., \"description\": ...}",
+        ),
         "brand" => (value.is_string(), "a string"),
         "ssh_key" => (value.is_boolean(), "true or false"),
         "min_ram" => (value.is_number() && whole(value).is_some(), "a whole number"),
@@ -434,10 +462,14 @@ fn requirement(all: &Map<String, Value>, key: &str, value: &Value) -> Option<(bo
             let ordered = size("min_ram").is_none_or(|min| size("max_ram").is_none_or(|max| min <= max));
             (value.is_number() && whole(value).is_some() && ordered, "a whole number, not below min_ram")
         }
-        "min_platform" | "max_platform" => {
-            (is_map(value, is_platform) && value != &json!({}), "a map of times like {\"7.0\": \"20130308T102805Z\"}")
-        }
-        "bootrom" => (has_text(all, "brand", "bhyve") && (value == "bios" || value == "uefi"), "bios or uefi, with brand bhyve"),
+        "min_platform" | "max_platform" => (
+            is_map(value, is_platform) && value != &json!({}),
+            "a map of times like {\"7.0\": \"20130308T102805Z\"}",
+        ),
+        "bootrom" => (
+            has_text(all, "brand", "bhyve") && (value == "bios" || value == "uefi"),
+            "bios or uefi, with brand bhyve",
+        ),
         _ => return None,
     };
     Some((holds || !is_set(value), want))
@@ -448,7 +480,10 @@ fn judge_files(document: &Map<String, Value>, broken: &mut Vec<String>) -> Vec<F
     let files = document.get("files").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let most = if has_text(document, "type", "lxd") { 2 } else { 1 };
     if files.len() > most {
-        broken.push(format!("files must be at most {most}, not {} (type lxd may have 2, any other 1)", files.len()));
+        broken.push(format!(
+            "files must be at most {most}, not {} (type lxd may have 2, any other 1)",
+            files.len()
+        ));
         return Vec::new();
     }
     let mut read = Vec::new();
@@ -458,7 +493,8 @@ fn judge_files(document: &Map<String, Value>, broken: &mut Vec<String>) -> Vec<F
             continue;
         };
         let text = |key| file.get(key).and_then(Value::as_str);
-        let sha1 = text("sha1").filter(|sha1| sha1.len() == 40 && sha1.bytes().all(|b| b.is_ascii_hexdigit()));
+        let sha1 =
+            text("sha1").filter(|sha1| sha1.len() == 40 && sha1.bytes().all(|b| b.is_ascii_hexdigit()));
         let size = file.get("size").and_then(Value::as_u64).filter(|size| *size > 0);
         let compression = text("compression").filter(|name| COMPRESSIONS.contains(name));
         let mut check = |key: &str, holds: bool, want: &str| match file.contains_key(key) {
@@ -514,7 +550,9 @@ fn is_map(value: &Value, each: fn(&Value) -> bool) -> bool {
 }
 
 fn has_keys(value: &Value, keys: &[&str]) -> bool {
-    value.as_object().is_some_and(|map| map.len() == keys.len() && keys.iter().all(|key| map.contains_key(*key)))
+    value
+        .as_object()
+        .is_some_and(|map| map.len() == keys.len() && keys.iter().all(|key| map.contains_key(*key)))
 }
 
 /// JavaScript counts UTF-16 units, and so do IMGAPI's limits.
@@ -532,7 +570,8 @@ fn is_label(value: &Value, max: usize, marks: &str) -> bool {
 }
 
 fn is_url(value: &Value) -> bool {
-    let scheme = value.as_str().and_then(|url| url.split_once(':')).map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let scheme =
+        value.as_str().and_then(|url| url.split_once(':')).map(|(scheme, _)| scheme.to_ascii_lowercase());
     is_text(value, 1024) && matches!(scheme.as_deref(), Some("http" | "https"))
 }
 
@@ -560,7 +599,8 @@ fn is_time(value: &Value) -> bool {
 /// The time a SmartOS platform was built: `YYYYMMDDTHHMMSSZ`, from 2012 on.
 fn is_platform(value: &Value) -> bool {
     let text = value.as_str().unwrap_or_default();
-    let within = |at: std::ops::Range<usize>, low, high| text.get(at).is_some_and(|part| (low..=high).contains(&part));
+    let within =
+        |at: std::ops::Range<usize>, low, high| text.get(at).is_some_and(|part| (low..=high).contains(&part));
     has_form(text, "00000000T000000Z")
         && (within(0..4, "2012", "9999") && within(4..6, "01", "12") && within(6..8, "01", "31"))
         && (within(9..11, "00", "23") && within(11..13, "00", "59") && within(13..15, "00", "59"))

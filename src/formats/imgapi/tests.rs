@@ -57,7 +57,8 @@ fn manifests_in_the_wild_are_accepted_and_read_back_the_same() {
 #[test]
 fn a_database_row_is_refused_with_every_broken_field() {
     let rows: Vec<Value> = serde_json::from_str(DC_DATABASE).unwrap();
-    let refusals: Vec<_> = rows.iter().map(|row| Manifest::parse(row.to_string().as_bytes()).unwrap_err()).collect();
+    let refusals: Vec<_> =
+        rows.iter().map(|row| Manifest::parse(row.to_string().as_bytes()).unwrap_err()).collect();
     assert_eq!(refusals[0], "the manifest is refused: objectclass is no field of a manifest");
     assert_eq!(
         refusals[3],
@@ -83,7 +84,8 @@ fn the_fields_come_out_as_they_went_in() {
     assert_eq!(child.origin(), Some("900cffef-55e3-4e7d-b7ec-ccf439a159e3"));
     assert!(!child.is_public() && !patched(json!({})).unwrap().is_public());
 
-    let tags = patched(json!({"tags": {"a": "b", "n": 5, "t": true, "docker:config": {"Cmd": []}}})).unwrap().tags();
+    let tags =
+        patched(json!({"tags": {"a": "b", "n": 5, "t": true, "docker:config": {"Cmd": []}}})).unwrap().tags();
     let expected = [("a", "b"), ("n", "5"), ("t", "true")];
     assert_eq!(tags, expected.map(|(key, value)| (key.into(), value.into())).into());
 }
@@ -96,7 +98,15 @@ fn version_1_is_upgraded_and_loses_nothing() {
     assert_eq!(seed.published_at(), Some("2011-04-11T08:45:00Z"));
     assert_eq!((&new["state"], &new["disabled"], seed.is_public()), (&"active".into(), &false.into(), true));
     assert_eq!(seed.files()[0].compression, "bzip2");
-    for key in ["creator_uuid", "creator_name", "vendor_uuid", "cloud_name", "platform_type", "created_at", "updated_at"] {
+    for key in [
+        "creator_uuid",
+        "creator_name",
+        "vendor_uuid",
+        "cloud_name",
+        "platform_type",
+        "created_at",
+        "updated_at",
+    ] {
         assert_eq!((new.get(key), &new["v1"][key]), (None, &old[key]), "{key}");
     }
     for key in ["path", "url"] {
@@ -123,10 +133,16 @@ fn version_1_has_odd_corners() {
     assert_eq!(document(&v1(json!({"disabled": true})).unwrap())["state"], "disabled");
     let created = v1(json!({"created_at": "2012-01-02T03:04Z"})).unwrap();
     assert_eq!(created.published_at(), Some("2012-01-02T03:04:00Z"));
-    for (path, compression) in [("a.zfs.gz", "gzip"), ("a.zfs.bz2", "bzip2"), ("a.zfs.xz", "xz"), ("a.zfs", "none"), ("", "xz")] {
+    for (path, compression) in
+        [("a.zfs.gz", "gzip"), ("a.zfs.bz2", "bzip2"), ("a.zfs.xz", "xz"), ("a.zfs", "none"), ("", "xz")]
+    {
         let file = json!({"path": path, "url": "http://a/b.xz", "sha1": "A".repeat(40), "size": 1});
         let file = v1(json!({"files": [file]})).unwrap().files()[0].clone();
-        assert_eq!((file.compression.as_str(), file.sha1.as_str()), (compression, "a".repeat(40).as_str()), "{path}");
+        assert_eq!(
+            (file.compression.as_str(), file.sha1.as_str()),
+            (compression, "a".repeat(40).as_str()),
+            "{path}"
+        );
     }
     for (bad, why) in [
         (json!({"owner": owner}), "owner stands beside"),
@@ -145,7 +161,8 @@ fn version_1_has_odd_corners() {
 #[test]
 fn what_the_rules_allow_is_accepted() {
     let uuid = "930896af-bf8c-48d4-885c-6573a94b1853";
-    let file = json!({"sha1": "a".repeat(40), "size": 1, "compression": "xz", "stor": "local", "digest": "x"});
+    let file =
+        json!({"sha1": "a".repeat(40), "size": 1, "compression": "xz", "stor": "local", "digest": "x"});
     for good in [
         json!({"v": "2", "uuid": uuid, "owner": uuid, "origin": uuid, "urn": "a:b", "v1": {}}),
         json!({"name": ".."}),
@@ -188,7 +205,10 @@ fn what_the_rules_forbid_is_refused_by_name() {
         (json!({"v": null}), "v is missing"),
         (json!({"v": 3}), "v must be 1 or 2, not 3"),
         (json!({"v": "two"}), "v must be 1 or 2"),
-        (json!({"uuid": "1F9B7958-289e-4ea3-8f88-5486a40d6823"}), "uuid must be a uuid in lower case, not \"1F9B"),
+        (
+            json!({"uuid": "1F9B7958-289e-4ea3-8f88-5486a40d6823"}),
+            "uuid must be a uuid in lower case, not \"1F9B",
+        ),
         (json!({"uuid": null}), "uuid is missing"),
         (json!({"owner": "me"}), "owner must be"),
         (json!({"origin": ""}), "origin must be"),
@@ -212,7 +232,10 @@ fn what_the_rules_forbid_is_refused_by_name() {
         (json!({"type": "toString"}), "type must be one of zone-dataset"),
         (json!({"type": "null"}), "type must be"),
         (json!({"os": "SmartOS"}), "os must be one of smartos"),
-        (json!({"type": "zvol"}), "nic_driver is missing; disk_driver is missing; cpu_type is missing; image_size is missing"),
+        (
+            json!({"type": "zvol"}),
+            "nic_driver is missing; disk_driver is missing; cpu_type is missing; image_size is missing",
+        ),
         (zvol(json!({"image_size": 1.5})), "image_size must be a whole number, not 1.5"),
         (zvol(json!({"image_size": "inf"})), "image_size must be a whole number"),
         (zvol(json!({"cpu_type": 1})), "cpu_type must be a string"),
@@ -231,8 +254,14 @@ fn what_the_rules_forbid_is_refused_by_name() {
         (json!({"foo\u{7}": 1}), "foo? is no field of a manifest"),
         (json!({"files": {}}), "files must be a list"),
         (json!({"files": [file(json!({})), file(json!({}))]}), "files must be at most 1, not 2"),
-        (json!({"files": [{}]}), "files[0].sha1 is missing; files[0].size is missing; files[0].compression is missing"),
-        (json!({"files": [file(json!({"size": 0}))]}), "files[0].size must be a number of bytes above 0, not 0"),
+        (
+            json!({"files": [{}]}),
+            "files[0].sha1 is missing; files[0].size is missing; files[0].compression is missing",
+        ),
+        (
+            json!({"files": [file(json!({"size": 0}))]}),
+            "files[0].size must be a number of bytes above 0, not 0",
+        ),
         (json!({"files": [file(json!({"sha1": "a"}))]}), "files[0].sha1 must be"),
         (json!({"files": [file(json!({"compression": "zstd"}))]}), "files[0].compression must be one of"),
         (json!({"requirements": []}), "requirements must be"),
@@ -241,18 +270,27 @@ fn what_the_rules_forbid_is_refused_by_name() {
         (json!({"requirements": {"brand": 1}}), "requirements.brand must be"),
         (json!({"requirements": {"ssh_key": "yes"}}), "requirements.ssh_key must be"),
         (json!({"requirements": {"min_ram": "512"}}), "requirements.min_ram must be"),
-        (json!({"requirements": {"min_ram": 2, "max_ram": 1}}), "requirements.max_ram must be a whole number, not below min_ram"),
+        (
+            json!({"requirements": {"min_ram": 2, "max_ram": 1}}),
+            "requirements.max_ram must be a whole number, not below min_ram",
+        ),
         (json!({"requirements": {"max_platform": {}}}), "requirements.max_platform must be"),
         (platform("undefined"), "requirements.min_platform must be"),
         (platform("20111231T000000Z"), "requirements.min_platform must be"),
         (platform("20131301T000000Z"), "requirements.min_platform must be"),
         (platform("20130100T000000Z"), "requirements.min_platform must be"),
         (platform("20130101T240000Z"), "requirements.min_platform must be"),
-        (json!({"requirements": {"bootrom": "uefi"}}), "requirements.bootrom must be bios or uefi, with brand bhyve"),
+        (
+            json!({"requirements": {"bootrom": "uefi"}}),
+            "requirements.bootrom must be bios or uefi, with brand bhyve",
+        ),
         (json!({"requirements": {"bootrom": "/x", "brand": "bhyve"}}), "requirements.bootrom must be"),
     ] {
         let refusal = patched(bad.clone()).expect_err(why);
-        assert!(refusal.contains(why) && refusal.starts_with("the manifest is refused: "), "{bad}: {refusal}");
+        assert!(
+            refusal.contains(why) && refusal.starts_with("the manifest is refused: "),
+            "{bad}: {refusal}"
+        );
     }
 }
 
@@ -265,9 +303,15 @@ fn hostile_texts_are_refused_in_a_short_sentence() {
         ("{\"v\": 2".into(), "it is no JSON: "),
         ("[".repeat(100_000), "it is no JSON: recursion limit exceeded"),
         ("[]".into(), "it is no JSON object"),
-        ("{}".into(), "v is missing; uuid is missing; name is missing; version is missing; type is missing; os is missing"),
+        (
+            "{}".into(),
+            "v is missing; uuid is missing; name is missing; version is missing; type is missing; os is missing",
+        ),
         (" ".repeat(MANIFEST_MAX + 1), "it has 1048577 bytes, at most 1048576 are read"),
-        (format!("{{{}}}", (0..9999).map(|i| format!("\"x{i}\":0")).collect::<Vec<_>>().join(",")), "; and 9965 more"),
+        (
+            format!("{{{}}}", (0..9999).map(|i| format!("\"x{i}\":0")).collect::<Vec<_>>().join(",")),
+            "; and 9965 more",
+        ),
         (format!("{{\"error\":{{\"a\":[{}]}}}}", many(&nested, 5000)), "longer than 1048576 bytes"),
         (format!("{{\"name\":[{}]}}", many("1", 99999)), "name must be"),
     ] {
@@ -293,7 +337,16 @@ fn a_manifest_is_told_from_our_own_metadata() {
     for name in ["a.imgmanifest", "a.dsmanifest", "a.b.manifest", "A.IMGMANIFEST", "manifest"] {
         assert!(is_manifest_name(name), "{name}");
     }
-    for name in ["", ".manifest", ".imgmanifest", "manifests", "amanifest", "manifest.json", "metadata.json", "a.zfs.gz"] {
+    for name in [
+        "",
+        ".manifest",
+        ".imgmanifest",
+        "manifests",
+        "amanifest",
+        "manifest.json",
+        "metadata.json",
+        "a.zfs.gz",
+    ] {
         assert!(!is_manifest_name(name), "{name}");
     }
 }

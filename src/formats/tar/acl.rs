@@ -6,8 +6,8 @@ use crate::base::acl::{GROUP, GROUP_OBJ, MASK, NO_ID, OTHER, USER, USER_OBJ, enc
 
 /// `user::rw-,user:70:r--,group::r--,mask::r--,other::---` as the value of `system.posix_acl_access`.
 ///
-/// An id stands in the second field, or (star) in a fourth. `None` for what names users by name only: which id that
-/// is, only the image knows; and for words that make no ACL.
+/// An id stands in the second field, or (star) in a fourth. `None` for what names users by name only: which
+/// id that is, only the image knows; and for words that make no ACL.
 pub fn to_xattr(text: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     let mut entries = Vec::new();
@@ -20,7 +20,8 @@ pub fn to_xattr(text: &[u8]) -> Option<Vec<u8>> {
             (_, rights) => (name, rights?),
         };
         let number = fields.next().unwrap_or(name);
-        let id = if name.is_empty() { NO_ID } else { number.trim().parse().ok().filter(|id| *id != NO_ID)? };
+        let id =
+            if name.is_empty() { NO_ID } else { number.trim().parse().ok().filter(|id| *id != NO_ID)? };
         let tag: u16 = match (kind, name.is_empty()) {
             ("u" | "user", true) => USER_OBJ,
             ("u" | "user", false) => USER,
@@ -61,8 +62,12 @@ mod tests {
         assert_eq!(crate::base::digest::hex(&value[..12]), "0200000001000600ffffffff");
         assert_eq!(crate::base::digest::hex(&value[12..20]), "0200040046000000");
         assert_eq!(value.len(), 4 + 5 * 8);
-        assert_eq!(to_xattr(b"user::rwx\ngroup::r-x\nother::r-x\nuser:lisa:r-x:502\nmask:rwx\n").unwrap().len(), 4 + 5 * 8);
-        for bad in [&b""[..], b"user:lisa:rwx", b"user::rwq", b"nobody::r--", b"user", b"mask:7:rwx", b"\xff"] {
+        assert_eq!(
+            to_xattr(b"user::rwx\ngroup::r-x\nother::r-x\nuser:lisa:r-x:502\nmask:rwx\n").unwrap().len(),
+            4 + 5 * 8
+        );
+        for bad in [&b""[..], b"user:lisa:rwx", b"user::rwq", b"nobody::r--", b"user", b"mask:7:rwx", b"\xff"]
+        {
             assert_eq!(to_xattr(bad), None, "{}", String::from_utf8_lossy(bad));
         }
     }

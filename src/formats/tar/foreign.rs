@@ -10,7 +10,8 @@ pub fn not_a_tar(what: String, head: &[u8]) -> Error {
     }
 }
 
-/// Formats that hold files and are not taken: how they begin, what they are, what makes them something that is taken.
+/// Formats that hold files and are not taken: how they begin, what they are, what makes them something that
+/// is taken.
 const KNOWN: &[(&[u8], &str, &str)] = &[
     (b"PK\x03\x04", "a zip archive", "unzip x.zip -d DIR, then tar -C DIR -cf x.tar ."),
     (b"LZIP", "lzip data", "lzip -d x.tar.lz, and copy the x.tar"),

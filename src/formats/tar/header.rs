@@ -92,7 +92,10 @@ pub fn number(field: &[u8]) -> Result<i64, &'static str> {
         if !(b'0'..=b'7').contains(digit) {
             return Err("a number that is not octal");
         }
-        value = value.checked_mul(8).and_then(|v| v.checked_add(i64::from(digit - b'0'))).ok_or("a number that is too large")?;
+        value = value
+            .checked_mul(8)
+            .and_then(|v| v.checked_add(i64::from(digit - b'0')))
+            .ok_or("a number that is too large")?;
     }
     Ok(value)
 }

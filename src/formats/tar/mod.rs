@@ -1,7 +1,7 @@
 //! The archive format, read as a stream: V7, ustar, pax, GNU and star headers, sparse files, long names.
 //!
-//! The reader keeps every byte that is no content in the recipe, so that `rootfs.tar` is the upload bit for bit,
-//! whatever odd writer made it. It allocates nothing by a size that a header claims.
+//! The reader keeps every byte that is no content in the recipe, so that `rootfs.tar` is the upload bit for
+//! bit, whatever odd writer made it. It allocates nothing by a size that a header claims.
 
 mod acl;
 mod foreign;

@@ -11,8 +11,10 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use crate::formats::tar::acl;
 
 /// libarchive writes no padding; others do.
-const BASE64: GeneralPurpose =
-    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The keys that matter, of one header or of all global ones.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +43,11 @@ impl Extensions {
     pub fn take(&mut self, mut data: &[u8]) -> Result<(), &'static str> {
         let mut offset = None;
         while !data.is_empty() {
-            let space = data.iter().take(20).position(|b| *b == b' ').ok_or("an extended header record without length")?;
+            let space = data
+                .iter()
+                .take(20)
+                .position(|b| *b == b' ')
+                .ok_or("an extended header record without length")?;
             let len: usize = std::str::from_utf8(&data[..space])
                 .ok()
                 .filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit()))
@@ -55,10 +61,13 @@ impl Extensions {
                 return Err("an extended header record without key");
             }
             match key {
-                b"GNU.sparse.offset" => offset = Some(decimal(value).ok_or("a sparse offset that is no number")?),
+                b"GNU.sparse.offset" => {
+                    offset = Some(decimal(value).ok_or("a sparse offset that is no number")?)
+                }
                 b"GNU.sparse.numbytes" => {
                     let from = offset.take().ok_or("a sparse length without an offset")?;
-                    self.sparse_pieces.push((from, decimal(value).ok_or("a sparse length that is no number")?));
+                    self.sparse_pieces
+                        .push((from, decimal(value).ok_or("a sparse length that is no number")?));
                 }
                 _ if value.is_empty() && !key.starts_with(b"SCHILY.xattr.") => {
                     self.records.remove(key);
@@ -84,13 +93,14 @@ impl Extensions {
     }
 }
 
-/// The xattrs in the spellings of star (raw), libarchive (names URL-encoded, values base64) and, for ACLs, of star
-/// again (words). Where an entry has one in two spellings, star's raw one counts.
+/// The xattrs in the spellings of star (raw), libarchive (names URL-encoded, values base64) and, for ACLs, of
+/// star again (words). Where an entry has one in two spellings, star's raw one counts.
 pub fn xattrs(all: &Extensions) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, &'static str> {
     let mut found = BTreeMap::new();
-    for (key, name) in
-        [("SCHILY.acl.access", &b"system.posix_acl_access"[..]), ("SCHILY.acl.default", b"system.posix_acl_default")]
-    {
+    for (key, name) in [
+        ("SCHILY.acl.access", &b"system.posix_acl_access"[..]),
+        ("SCHILY.acl.default", b"system.posix_acl_default"),
+    ] {
         if let Some(value) = all.get(key).and_then(acl::to_xattr) {
             found.insert(name.to_vec(), value);
         }
@@ -156,7 +166,9 @@ pub fn time(text: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(text).ok()?;
     let (negative, text) = text.strip_prefix('-').map_or((false, text), |t| (true, t));
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if (whole.is_empty() && fraction.is_empty()) || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit()) {
+    if (whole.is_empty() && fraction.is_empty())
+        || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
+    {
         return None;
     }
     let seconds: i64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };

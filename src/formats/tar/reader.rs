@@ -145,7 +145,16 @@ pub struct Reader<S> {
 impl<S: Source> Reader<S> {
     pub fn new(source: S, limits: Limits, stage: Arc<AtomicU8>) -> Result<Reader<S>> {
         let recipe = RecipeBuilder::new()?;
-        Ok(Reader { source, recipe, limits, stage, global: Extensions::default(), entries: 0, left: 0, padding: 0 })
+        Ok(Reader {
+            source,
+            recipe,
+            limits,
+            stage,
+            global: Extensions::default(),
+            entries: 0,
+            left: 0,
+            padding: 0,
+        })
     }
 
     /// Where the reader stands in the tar.
@@ -158,12 +167,17 @@ impl<S: Source> Reader<S> {
     }
 
     fn bad<T>(&self, entry: &[u8], why: &str) -> Result<T> {
-        Err(Error::BadArchive { at: self.position(), entry: String::from_utf8_lossy(entry).into_owned(), why: why.into() })
+        Err(Error::BadArchive {
+            at: self.position(),
+            entry: String::from_utf8_lossy(entry).into_owned(),
+            why: why.into(),
+        })
     }
 
     /// The next entry; `None` at the end of the archive. The content of the one before must have been taken.
     ///
-    /// Errors: `BadArchive`, `Truncated`, `NotTar`, `OverLimit`, `Unsupported`, and what the source fails with.
+    /// Errors: `BadArchive`, `Truncated`, `NotTar`, `OverLimit`, `Unsupported`, and what the source fails
+    /// with.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut local = Extensions::default();
         let (mut long_path, mut long_link): (Option<Vec<u8>>, Option<Vec<u8>>) = (None, None);
@@ -214,7 +228,10 @@ impl<S: Source> Reader<S> {
                     if let Err(why) = taken {
                         return self.bad(b"", why);
                     }
-                    if ["path", "linkpath", "size"].iter().any(|key| self.global.get(key).is_some_and(|v| !v.is_empty())) {
+                    if ["path", "linkpath", "size"]
+                        .iter()
+                        .any(|key| self.global.get(key).is_some_and(|v| !v.is_empty()))
+                    {
                         return self.bad(b"", "a global header gives one path or size to all entries");
                     }
                 }
@@ -311,7 +328,11 @@ impl<S: Source> Reader<S> {
             },
         };
         // A symlink has no mode of its own.
-        let mode = if kind == Kind::Symlink { 0o777 } else { (self.unsigned(header, 100, 8, "mode")? & 0o7777) as u32 };
+        let mode = if kind == Kind::Symlink {
+            0o777
+        } else {
+            (self.unsigned(header, 100, 8, "mode")? & 0o7777) as u32
+        };
         let device = if matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
             let major = self.unsigned(header, 329, 8, "device number")?;
             let minor = self.unsigned(header, 337, 8, "device number")?;
@@ -363,7 +384,9 @@ impl<S: Source> Reader<S> {
             let mut more = header.0[old.more_at] != 0;
             while more {
                 // Not part of the size in the header.
-                let Some(block) = self.block(true)? else { return refuse(self, "a sparse map that is cut off") };
+                let Some(block) = self.block(true)? else {
+                    return refuse(self, "a sparse map that is cut off");
+                };
                 if let Err(why) = sparse::old_pieces(&block[..504], &mut pieces) {
                     return refuse(self, why);
                 }
@@ -382,7 +405,9 @@ impl<S: Source> Reader<S> {
                 if self.left < BLOCK as u64 {
                     return refuse(self, "a sparse map that is cut off");
                 }
-                let Some(block) = self.block(true)? else { return refuse(self, "a sparse map that is cut off") };
+                let Some(block) = self.block(true)? else {
+                    return refuse(self, "a sparse map that is cut off");
+                };
                 self.left -= BLOCK as u64;
                 match reader.take(&block, limit) {
                     Ok(true) => break,
@@ -423,7 +448,9 @@ impl<S: Source> Reader<S> {
 
     fn unsigned(&self, header: &Header<'_>, at: usize, len: usize, what: &str) -> Result<u64> {
         match number(header.field(at, len)) {
-            Ok(value) => u64::try_from(value).or_else(|_| self.bad(&header.path(), &format!("a negative {what}"))),
+            Ok(value) => {
+                u64::try_from(value).or_else(|_| self.bad(&header.path(), &format!("a negative {what}")))
+            }
             Err(why) => self.bad(&header.path(), &format!("in the {what}, {why}")),
         }
     }
@@ -438,7 +465,10 @@ impl<S: Source> Reader<S> {
                 if have == 0 && !must {
                     return Ok(None);
                 }
-                return Err(Error::Truncated { at: self.position() + have as u64, why: "it ends within a header".into() });
+                return Err(Error::Truncated {
+                    at: self.position() + have as u64,
+                    why: "it ends within a header".into(),
+                });
             }
             let take = bytes.len().min(BLOCK - have);
             block[have..have + take].copy_from_slice(&bytes[..take]);
@@ -508,7 +538,8 @@ impl<S: Source> Reader<S> {
             self.recipe.inline(bytes)?;
             self.source.consume(n);
             if nothing_yet {
-                return self.bad(b"", "it begins with an end marker, and more follows: was its beginning written?");
+                return self
+                    .bad(b"", "it begins with an end marker, and more follows: was its beginning written?");
             }
             if self.position() > self.limits.tar_size {
                 return Err(over("the size of the unpacked archive", self.limits.tar_size));
@@ -557,5 +588,7 @@ fn until_zero(mut text: Vec<u8>) -> Vec<u8> {
 
 /// Whether these bytes, at least a block, can begin a tar.
 pub fn begins_a_tar(bytes: &[u8]) -> bool {
-    bytes.first_chunk::<BLOCK>().is_some_and(|block| block.iter().all(|b| *b == 0) || Header(block).checksum_holds())
+    bytes
+        .first_chunk::<BLOCK>()
+        .is_some_and(|block| block.iter().all(|b| *b == 0) || Header(block).checksum_holds())
 }

@@ -83,10 +83,14 @@ pub fn from_records(extensions: &Extensions, limit: usize) -> Result<Option<Map>
     let pieces = match extensions.get("GNU.sparse.map") {
         Some(list) => {
             let numbers = list.split(|b| *b == b',').map(decimal).collect::<Option<Vec<u64>>>();
-            let numbers = numbers.filter(|n| n.len().is_multiple_of(2)).ok_or("a sparse map that is no list of numbers")?;
+            let numbers = numbers
+                .filter(|n| n.len().is_multiple_of(2))
+                .ok_or("a sparse map that is no list of numbers")?;
             numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect()
         }
-        None if !extensions.sparse_pieces.is_empty() || extensions.get("GNU.sparse.numblocks") == Some(b"0") => {
+        None if !extensions.sparse_pieces.is_empty()
+            || extensions.get("GNU.sparse.numblocks") == Some(b"0") =>
+        {
             extensions.sparse_pieces.clone()
         }
         None => return Ok(None),

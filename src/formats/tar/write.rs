@@ -1,4 +1,5 @@
-//! Headers of a tar that imgfs makes itself: rootfs.tar of what came as an LXD image, an OCI archive, a squashfs.
+//! Headers of a tar that imgfs makes itself: rootfs.tar of what came as an LXD image, an OCI archive, a
+//! squashfs.
 //!
 //! Source: POSIX pax; GNU tar manual, "Storing Sparse Files", version 1.0.
 
@@ -24,12 +25,14 @@ pub struct NewEntry<'e> {
 }
 
 impl NewEntry<'_> {
-    /// All bytes that stand before the content: an extended header where the plain one does not hold it all, the
-    /// header, the map of a sparse file.
+    /// All bytes that stand before the content: an extended header where the plain one does not hold it all,
+    /// the header, the map of a sparse file.
     pub fn header(&self) -> Vec<u8> {
         let mut records = Vec::new();
         let map = self.sparse.map(|(real, pieces)| {
-            for (key, value) in [("GNU.sparse.major", 1), ("GNU.sparse.minor", 0), ("GNU.sparse.realsize", real)] {
+            for (key, value) in
+                [("GNU.sparse.major", 1), ("GNU.sparse.minor", 0), ("GNU.sparse.realsize", real)]
+            {
                 record(&mut records, key.as_bytes(), value.to_string().as_bytes());
             }
             record(&mut records, b"GNU.sparse.name", self.path);
@@ -46,7 +49,9 @@ impl NewEntry<'_> {
         if self.link.len() > 100 {
             record(&mut records, b"linkpath", self.link);
         }
-        for (key, value, digits) in [("uid", u64::from(self.uid), 7), ("gid", u64::from(self.gid), 7), ("size", size, 11)] {
+        for (key, value, digits) in
+            [("uid", u64::from(self.uid), 7), ("gid", u64::from(self.gid), 7), ("size", size, 11)]
+        {
             if value >= 1 << (3 * digits) {
                 record(&mut records, key.as_bytes(), value.to_string().as_bytes());
             }
@@ -154,8 +159,12 @@ mod tests {
 
     #[test]
     fn times_and_records_are_what_the_reader_takes() {
-        for (seconds, nanos) in [(0, 0), (-1, 750_000_000), (-2, 1), (5, 250_000_000), (1 << 40, 7), (-7, 0)] {
-            assert_eq!(crate::formats::tar::pax::time(time(seconds, nanos).as_bytes()), Some((seconds, nanos)));
+        for (seconds, nanos) in [(0, 0), (-1, 750_000_000), (-2, 1), (5, 250_000_000), (1 << 40, 7), (-7, 0)]
+        {
+            assert_eq!(
+                crate::formats::tar::pax::time(time(seconds, nanos).as_bytes()),
+                Some((seconds, nanos))
+            );
         }
         let mut out = Vec::new();
         record(&mut out, b"path", &[b'x'; 90]);

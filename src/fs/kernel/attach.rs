@@ -1,8 +1,10 @@
-//! Journey 2, cat, without a message: each `rootfs/` a mount of its own (option `trees=mounted`; for root the default).
+//! Journey 2, cat, without a message: each `rootfs/` a mount of its own (option `trees=mounted`; for root the
+//! default).
 //!
-//! The kernel can be told, for a whole connection, that nothing ever needs to be opened. On the connection of the
-//! mount that would also hide when an upload is closed. So a second one serves the trees alone, read-only, from a mount
-//! that is nowhere (hidden.rs), and each tree is mounted from there over the `rootfs` that it is, when it is first looked up:
+//! The kernel can be told, for a whole connection, that nothing ever needs to be opened. On the connection of
+//! the mount that would also hide when an upload is closed. So a second one serves the trees alone,
+//! read-only, from a mount that is nowhere (hidden.rs), and each tree is mounted from there over the `rootfs`
+//! that it is, when it is first looked up:
 //!
 //! ```text
 //! lookup web/3/rootfs --> not there: "again", and the thread mounts it
@@ -10,12 +12,13 @@
 //! opendir web/3 --> the thread mounts it, the answer waits: who lists it looks up rootfs next, with no path to walk again
 //! ```
 //!
-//! Never waits who looks up a `rootfs` that the kernel does not know: the thread that mounts must look it up, too, and the
-//! kernel lets one at a time. Such a walker (its working directory is web/3) reads through the first connection, and so do
-//! all for a while: mounting over a directory that somebody walks would change the device under him. So does what cannot
-//! be mounted, or not in time. Slower, never wrong.
+//! Never waits who looks up a `rootfs` that the kernel does not know: the thread that mounts must look it up,
+//! too, and the kernel lets one at a time. Such a walker (its working directory is web/3) reads through the
+//! first connection, and so do all for a while: mounting over a directory that somebody walks would change
+//! the device under him. So does what cannot be mounted, or not in time. Slower, never wrong.
 //!
-//! What nobody has looked up for a while, and nobody is in, is unmounted: then umount(2) of the mount finds nothing in it.
+//! What nobody has looked up for a while, and nobody is in, is unmounted: then umount(2) of the mount finds
+//! nothing in it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -56,8 +59,9 @@ const SEEN: Duration = Duration::from_secs(2);
 /// How long a tree stays mounted that nobody looks up, and how often that is looked at.
 const IDLE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(2);
-/// How long the name of a mounted tree holds. Elsewhere it is asked for each time, because a walker that deletes the
-/// version must not take the directory that somebody stands in; who stands in a mount is safe from that.
+/// How long the name of a mounted tree holds. Elsewhere it is asked for each time, because a walker that
+/// deletes the version must not take the directory that somebody stands in; who stands in a mount is safe
+/// from that.
 pub const NAMED: Duration = Duration::from_secs(1);
 
 /// What a lookup is to do.
@@ -111,7 +115,8 @@ pub struct Trees {
     point: PathBuf,
     /// What the mount began with.
     flags: Flags,
-    /// The second connection's mount: its directories are the trees, by the serials of their versions. None: closed.
+    /// The second connection's mount: its directories are the trees, by the serials of their versions. None:
+    /// closed.
     hidden: Mutex<Option<Hidden>>,
     /// The thread that mounts: its own lookups go through.
     thread: AtomicU32,
@@ -140,7 +145,13 @@ impl Trees {
     /// Starts the thread that mounts.
     ///
     /// Errors: `Io`.
-    pub fn open(store: &Arc<Store>, mounts: &Arc<Mounts>, point: &Path, hidden: Hidden, flags: &Flags) -> Result<Arc<Trees>> {
+    pub fn open(
+        store: &Arc<Store>,
+        mounts: &Arc<Mounts>,
+        point: &Path,
+        hidden: Hidden,
+        flags: &Flags,
+    ) -> Result<Arc<Trees>> {
         let (wanted, queue) = mpsc::channel();
         let trees = Arc::new(Trees {
             store: store.clone(),
@@ -229,7 +240,8 @@ impl Trees {
             }
             None => {
                 self.want(&mut all, serial, vec![thread]);
-                // The kernel forgets web/3 at once then, and lets one at a time look it up: the thread shall be past that.
+                // The kernel forgets web/3 at once then, and lets one at a time look it up: the thread shall
+                // be past that.
                 if self.mounts.are_several() { Step::AgainSoon(serial) } else { Step::Again }
             }
         }
@@ -337,7 +349,8 @@ impl Trees {
     fn bare(&self, serial: u32) -> Result<File> {
         let path = self.path_of(serial);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| Error::io("mount", &path)(e.into()))?;
+        let found =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| Error::io("mount", &path)(e.into()))?;
         let found = File::from(found);
         let meta = found.metadata().map_err(Error::io("stat", &path))?;
         let own = fs::metadata(&self.point).map_err(Error::io("stat", &self.point))?;
@@ -366,8 +379,8 @@ impl Trees {
 
     /// Takes mounts away, whoever is in them: before what they show is deleted.
     ///
-    /// It waits only so long: umount(2) walks the path, and a directory on it that the kernel has to look up again may be
-    /// locked by the very call that deletes. Then the mounts go once that call is answered.
+    /// It waits only so long: umount(2) walks the path, and a directory on it that the kernel has to look up
+    /// again may be locked by the very call that deletes. Then the mounts go once that call is answered.
     pub fn detach(self: &Arc<Self>, serials: &[u32]) {
         let used: Vec<u32> = {
             let mut all = self.all.lock();
@@ -432,7 +445,9 @@ impl Trees {
         let was = {
             let mut all = self.all.lock();
             match all.get_mut(&serial) {
-                Some(state @ State::Mounted { .. }) => std::mem::replace(state, State::Unmounting(this_thread())),
+                Some(state @ State::Mounted { .. }) => {
+                    std::mem::replace(state, State::Unmounting(this_thread()))
+                }
                 _ => return false,
             }
         };

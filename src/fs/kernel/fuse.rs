@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BackingId, BsdFileFlags, Config, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
 };
 
 use crate::blob::ReadBuf;
@@ -30,7 +31,8 @@ use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel, stale};
 use convert::{
-    EMPTY, answer_empty, answer_xattr, caller, errno, errno_of_node, file_attr, file_type, lasting, nanoseconds, node,
+    EMPTY, answer_empty, answer_xattr, caller, errno, errno_of_node, file_attr, file_type, lasting,
+    nanoseconds, node,
 };
 
 /// The largest write the kernel sends, in bytes; what it allows by default.
@@ -119,7 +121,8 @@ impl Kernel for ToKernel {
     }
 }
 
-/// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been greeted.
+/// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been
+/// greeted.
 ///
 /// Errors: what the descriptor fails with.
 pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnce()) -> io::Result<()> {
@@ -210,7 +213,8 @@ impl Filesystem for Adapter {
         }
         // Of files on the store's own file system, which may not be stacked any further.
         if self.backings.is_some()
-            && (config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() || config.set_max_stack_depth(1).is_err())
+            && (config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err()
+                || config.set_max_stack_depth(1).is_err())
         {
             self.backings = None;
         }
@@ -231,13 +235,18 @@ impl Filesystem for Adapter {
                 self.fs.gone.note_asked(who.pid, p, name.as_bytes());
                 self.fs.lookup(who, p, name.as_bytes())
             });
-            if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) = (&found, NodeId::from_ino(parent.0)) {
+            if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) =
+                (&found, NodeId::from_ino(parent.0))
+            {
                 // What is not in a version never will be: inode 0 lets the kernel remember that.
                 let none = Attr { ino: 0, ..EMPTY };
                 return reply.entry(&FOREVER, &file_attr(&none), Generation(0));
             }
             let trees = self.fs.trees.get().filter(|_| self.plane != Plane::Trees);
-            match trees.zip(found.as_ref().ok()).map(|(trees, id)| trees.on_the_way(*id, req.pid(), self.held.knows(*id))) {
+            match trees
+                .zip(found.as_ref().ok())
+                .map(|(trees, id)| trees.on_the_way(*id, req.pid(), self.held.knows(*id)))
+            {
                 None | Some(Step::Go) => self.reply_entry(who, found, reply),
                 Some(Step::Into) => {
                     self.fs.note_entered(&found);
@@ -320,11 +329,25 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
         guarded("mknod", || {
             let e = match NodeId::from_ino(parent.0) {
-                Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
-                _ => Error::Managed { what: "a device, pipe or socket".into(), why: "only tarballs bring them" },
+                Some(NodeId::Tree { .. } | NodeId::Version { .. }) => {
+                    Error::Frozen { what: "a version".into() }
+                }
+                _ => Error::Managed {
+                    what: "a device, pipe or socket".into(),
+                    why: "only tarballs bring them",
+                },
             };
             node(parent).iter().for_each(|parent| self.fs.note_refused_in(caller(req), *parent));
             reply.error(errno(&self.fs.refuse(caller(req), "mknod", name.as_bytes(), e)));
@@ -333,27 +356,36 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         guarded("mkdir", || {
-            let made = node(parent).and_then(|p| self.fs.mkdir(caller(req), p, name.as_bytes(), mode & !umask));
+            let made =
+                node(parent).and_then(|p| self.fs.mkdir(caller(req), p, name.as_bytes(), mode & !umask));
             self.reply_entry(caller(req), made, reply);
         });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("unlink", || match node(parent) {
-            Ok(p) => self.fs.unlink(caller(req), p, name.as_bytes(), Box::new(|result| answer_empty(reply, result))),
+            Ok(p) => self.fs.unlink(
+                caller(req),
+                p,
+                name.as_bytes(),
+                Box::new(|result| answer_empty(reply, result)),
+            ),
             Err(e) => reply.error(errno(&e)),
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, name) = (caller(req), name.as_bytes().to_vec());
-        self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.rmdir(who, node(parent)?, &name));
+        self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
+            fs.rmdir(who, node(parent)?, &name)
+        });
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         guarded("symlink", || {
             let target = target.as_os_str().as_bytes();
-            let made = node(parent).and_then(|p| self.fs.symlink(caller(req), p, link_name.as_bytes(), target));
+            let made =
+                node(parent).and_then(|p| self.fs.symlink(caller(req), p, link_name.as_bytes(), target));
             self.reply_entry(caller(req), made, reply);
         });
     }
@@ -371,7 +403,13 @@ impl Filesystem for Adapter {
         guarded("rename", || match (node(parent), node(newparent)) {
             (Ok(from), Ok(to)) => {
                 let (from, to) = ((from, name.as_bytes().to_vec()), (to, newname.as_bytes().to_vec()));
-                self.fs.rename(caller(req), from, to, flags.bits(), Box::new(|result| answer_empty(reply, result)));
+                self.fs.rename(
+                    caller(req),
+                    from,
+                    to,
+                    flags.bits(),
+                    Box::new(|result| answer_empty(reply, result)),
+                );
             }
             (Err(e), _) | (_, Err(e)) => reply.error(errno(&e)),
         });
@@ -380,7 +418,9 @@ impl Filesystem for Adapter {
     fn link(&self, req: &Request, _ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         guarded("link", || {
             let e = match NodeId::from_ino(newparent.0) {
-                Some(NodeId::Tree { .. } | NodeId::Version { .. }) => Error::Frozen { what: "a version".into() },
+                Some(NodeId::Tree { .. } | NodeId::Version { .. }) => {
+                    Error::Frozen { what: "a version".into() }
+                }
                 _ => Error::Managed { what: "a hard link".into(), why: "use ln -s for an alias" },
             };
             node(newparent).iter().for_each(|parent| self.fs.note_refused_in(caller(req), *parent));
@@ -395,15 +435,24 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         let (who, fs) = (caller(req), &self.fs);
-        let mode = OpenMode { writes: flags.acc_mode() != OpenAccMode::O_RDONLY, truncates: flags.0 & libc::O_TRUNC != 0 };
+        let mode = OpenMode {
+            writes: flags.acc_mode() != OpenAccMode::O_RDONLY,
+            truncates: flags.0 & libc::O_TRUNC != 0,
+        };
         let this = self.clone();
         let answer = move |opened: Result<Opened>| match opened {
-            Ok(Opened::Lasting) => reply.opened(LASTING, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            Ok(Opened::Lasting) => {
+                reply.opened(LASTING, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH)
+            }
             Ok(Opened::Large(blob)) => {
-                let object = || this.fs.store.blobs.checked_object(blob).and_then(|file| reply.open_backing(file).ok());
+                let object = || {
+                    this.fs.store.blobs.checked_object(blob).and_then(|file| reply.open_backing(file).ok())
+                };
                 let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
                 match this.backings.as_ref().map(|backings| backings.enter(ino.0, object)) {
-                    Some(Some(backing)) => reply.opened_passthrough(LARGE, FopenFlags::FOPEN_NOFLUSH, &backing),
+                    Some(Some(backing)) => {
+                        reply.opened_passthrough(LARGE, FopenFlags::FOPEN_NOFLUSH, &backing)
+                    }
                     Some(None) => reply.opened(LARGE, cached),
                     None => reply.opened(LASTING, cached),
                 }
@@ -491,7 +540,10 @@ impl Filesystem for Adapter {
                     self.fs.offload(Box::new(answer), move |fs| fs.write_setting(who, fh.0, offset, &data));
                 }
                 Ok(Handle::Staged { .. }) => answer(self.fs.write_staged(caller(req), fh.0, offset, data)),
-                _ => answer(Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() })),
+                _ => answer(Err(Error::Invalid {
+                    what: "it".into(),
+                    why: "it is not open for writing".into(),
+                })),
             }
         });
     }
@@ -507,7 +559,9 @@ impl Filesystem for Adapter {
             }
             Ok(Handle::Setting(..)) => {
                 let who = caller(req);
-                self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| fs.flush_setting(who, fh.0));
+                self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
+                    fs.flush_setting(who, fh.0)
+                });
             }
             Ok(Handle::Edit(..) | Handle::Lease(..) | Handle::Icon(..)) => {
                 answer_empty(reply, self.fs.flush_edit(caller(req), fh.0))
@@ -553,7 +607,10 @@ impl Filesystem for Adapter {
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // An upload is made durable by its close; an editor's fsync asks whether the document is good.
         guarded("fsync", || {
-            answer_empty(reply, if fh == LASTING || fh == LARGE { Ok(()) } else { self.fs.fsync(caller(req), fh.0) })
+            answer_empty(
+                reply,
+                if fh == LASTING || fh == LARGE { Ok(()) } else { self.fs.fsync(caller(req), fh.0) },
+            )
         });
     }
 
@@ -574,12 +631,14 @@ impl Filesystem for Adapter {
             Err(e) => reply.error(errno(&e)),
         };
         let open = move |fs: &ImageFs| node(ino).and_then(|id| fs.opendir(who, id));
-        guarded("opendir", || match self.fs.trees.get().zip(node(ino).ok()).and_then(|(trees, id)| trees.opened(id)) {
-            None => answer(open(&self.fs)),
-            Some(serial) => self.fs.offload(Box::new(answer), move |fs| {
-                fs.wait_for_tree(serial);
-                open(fs)
-            }),
+        guarded("opendir", || {
+            match self.fs.trees.get().zip(node(ino).ok()).and_then(|(trees, id)| trees.opened(id)) {
+                None => answer(open(&self.fs)),
+                Some(serial) => self.fs.offload(Box::new(answer), move |fs| {
+                    fs.wait_for_tree(serial);
+                    open(fs)
+                }),
+            }
         });
     }
 
@@ -587,7 +646,12 @@ impl Filesystem for Adapter {
         guarded("readdir", || {
             let listed = node(ino).and_then(|id| {
                 self.fs.list_entries(id, fh.0, offset, |next, entry| {
-                    reply.add(INodeNo(entry.node.ino()), next, file_type(entry.format), OsStr::from_bytes(&entry.name))
+                    reply.add(
+                        INodeNo(entry.node.ino()),
+                        next,
+                        file_type(entry.format),
+                        OsStr::from_bytes(&entry.name),
+                    )
                 })
             });
             match listed {
@@ -597,7 +661,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         self.count();
         let who = caller(req);
         guarded("readdirplus", || {
@@ -608,9 +679,11 @@ impl Filesystem for Adapter {
                     let current = dots || self.fs.still_leads(who, id, entry);
                     // No size now, since that would take long: whoever wants to know it asks again.
                     let slow = matches!(entry.node, NodeId::Version { part: VersionPart::Changes, .. });
-                    let attr = if current && !slow { self.fs.attr_for(who, entry.node) } else { Err(stale()) };
+                    let attr =
+                        if current && !slow { self.fs.attr_for(who, entry.node) } else { Err(stale()) };
                     let size = if current { 0 } else { NO_SIZE };
-                    let attr = attr.unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, size, ..EMPTY });
+                    let attr =
+                        attr.unwrap_or(Attr { ino: entry.node.ino(), mode: entry.format, size, ..EMPTY });
                     let ttl = lasting(&attr, attr.lasting && attr.lasting_name);
                     let full = reply.add(
                         INodeNo(attr.ino),
@@ -633,7 +706,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         if fh.0 != 0 {
             self.fs.close_directory(fh.0);
         }
@@ -649,33 +729,63 @@ impl Filesystem for Adapter {
         // It may count what the trash holds.
         let answer = |result| match result {
             Ok((total, free, files)) => {
-                reply.statfs(total / 4096, free / 4096, free / 4096, files + (1 << 28), 1 << 28, 4096, 255, 4096);
+                reply.statfs(
+                    total / 4096,
+                    free / 4096,
+                    free / 4096,
+                    files + (1 << 28),
+                    1 << 28,
+                    4096,
+                    255,
+                    4096,
+                );
             }
             Err(e) => reply.error(errno(&e)),
         };
         self.fs.offload(Box::new(answer), |fs| fs.space());
     }
 
-    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
         guarded("setxattr", || {
-            answer_empty(reply, node(ino).and_then(|id| self.fs.setxattr(caller(req), id, name.as_bytes(), value)));
+            answer_empty(
+                reply,
+                node(ino).and_then(|id| self.fs.setxattr(caller(req), id, name.as_bytes(), value)),
+            );
         });
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.count();
         guarded("getxattr", || {
-            answer_xattr(reply, size, node(ino).and_then(|id| self.fs.getxattr(caller(req), id, name.as_bytes())))
+            answer_xattr(
+                reply,
+                size,
+                node(ino).and_then(|id| self.fs.getxattr(caller(req), id, name.as_bytes())),
+            )
         });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || answer_xattr(reply, size, node(ino).and_then(|id| self.fs.listxattr(caller(req), id))));
+        guarded("listxattr", || {
+            answer_xattr(reply, size, node(ino).and_then(|id| self.fs.listxattr(caller(req), id)))
+        });
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("removexattr", || {
-            answer_empty(reply, node(ino).and_then(|id| self.fs.removexattr(caller(req), id, name.as_bytes())));
+            answer_empty(
+                reply,
+                node(ino).and_then(|id| self.fs.removexattr(caller(req), id, name.as_bytes())),
+            );
         });
     }
 
@@ -684,7 +794,16 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, _flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
         let (who, name, adapter) = (caller(req), name.as_bytes().to_vec(), self.clone());
         let make = move |fs: &ImageFs| {
             fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| {
@@ -692,7 +811,9 @@ impl Filesystem for Adapter {
                 fs.refuse(who, "create", &name, e)
             })
         };
-        let answer = move |made: Result<(NodeId, u64)>| match made.and_then(|(id, fh)| Ok((adapter.entry(who, id)?, fh))) {
+        let answer = move |made: Result<(NodeId, u64)>| match made
+            .and_then(|(id, fh)| Ok((adapter.entry(who, id)?, fh)))
+        {
             // Cached writes would cost a getxattr each.
             Ok((attr, fh)) => {
                 let flags = FopenFlags::FOPEN_DIRECT_IO;
@@ -719,13 +840,18 @@ impl Filesystem for Adapter {
             let first = in_data.first_chunk().map(|word| u32::from_ne_bytes(*word));
             // The kernel asks for the long form before it sets the short one.
             let answer = match (cmd, first) {
-                (GETFLAGS, _) => self.fs.is_immutable(id).map(|on| on.map(|on| flag(on, FS_IMMUTABLE).to_ne_bytes().to_vec())),
+                (GETFLAGS, _) => self
+                    .fs
+                    .is_immutable(id)
+                    .map(|on| on.map(|on| flag(on, FS_IMMUTABLE).to_ne_bytes().to_vec())),
                 (FSGETXATTR, _) => self.fs.is_immutable(id).map(|on| {
                     let mut fsxattr = flag(on?, XFLAG_IMMUTABLE).to_ne_bytes().to_vec();
                     fsxattr.resize(FSXATTR_LEN, 0);
                     Some(fsxattr)
                 }),
-                (SETFLAGS, Some(flags)) => self.fs.set_flags(caller(req), id, flags, FS_IMMUTABLE).map(|()| Some(Vec::new())),
+                (SETFLAGS, Some(flags)) => {
+                    self.fs.set_flags(caller(req), id, flags, FS_IMMUTABLE).map(|()| Some(Vec::new()))
+                }
                 (FSSETXATTR, Some(flags)) => {
                     self.fs.set_flags(caller(req), id, flags, XFLAG_IMMUTABLE).map(|()| Some(Vec::new()))
                 }
@@ -753,7 +879,15 @@ impl Filesystem for Adapter {
         reply.error(Errno::EOPNOTSUPP);
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         guarded("lseek", || {
             let data = match whence {
                 libc::SEEK_DATA => true,

@@ -1,4 +1,5 @@
-//! The inodes that the kernel knows on one connection: as long as it knows any of a version, its content stays.
+//! The inodes that the kernel knows on one connection: as long as it knows any of a version, its content
+//! stays.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};

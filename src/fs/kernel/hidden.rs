@@ -1,20 +1,24 @@
-//! Where the trees are mounted from (see attach.rs): a mount that no path leads to, so that no walker and no backup meets it.
+//! Where the trees are mounted from (see attach.rs): a mount that no path leads to, so that no walker and no
+//! backup meets it.
 //!
-//! Linux 6.15 and newer clone parts of a mount that is nowhere. Older ones only clone what is in the mount namespace of who
-//! asks: there a thread has a namespace of its own, with this mount alone in it.
+//! Linux 6.15 and newer clone parts of a mount that is nowhere. Older ones only clone what is in the mount
+//! namespace of who asks: there a thread has a namespace of its own, with this mount alone in it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc;
 
 use rustix::io::{Errno, Result as Answer};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
+};
 
 use crate::base::sys;
 use crate::error::{Error, Result};
 use crate::fs::start_thread;
 
-/// The mount of the second connection. It ends, and the connection with it, when this and all clones are gone.
+/// The mount of the second connection. It ends, and the connection with it, when this and all clones are
+/// gone.
 pub enum Hidden {
     Nowhere(OwnedFd),
     /// The thread that clones: the name of a directory, and where the answer goes.
@@ -36,11 +40,15 @@ impl Hidden {
             let failed = apart.is_err();
             let _ = tell.send(apart);
             if !failed {
-                queue.iter().for_each(|(name, answer)| answer.send(clone_of(mount.as_fd(), &name)).unwrap_or_default());
+                queue.iter().for_each(|(name, answer)| {
+                    answer.send(clone_of(mount.as_fd(), &name)).unwrap_or_default()
+                });
             }
         };
         start_thread("clone", "clones of trees", work)?;
-        told.recv().unwrap_or(Err(Errno::IO)).map_err(|e| Error::io("mount trees in", Path::new("a namespace"))(e.into()))?;
+        told.recv()
+            .unwrap_or(Err(Errno::IO))
+            .map_err(|e| Error::io("mount trees in", Path::new("a namespace"))(e.into()))?;
         Ok(Hidden::Apart(wanted))
     }
 
@@ -60,12 +68,14 @@ impl Hidden {
 }
 
 fn clone_of(mount: BorrowedFd<'_>, name: &str) -> Answer<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_NO_AUTOMOUNT;
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_NO_AUTOMOUNT;
     flags.set(OpenTreeFlags::AT_EMPTY_PATH, name.is_empty());
     open_tree(mount, name, flags)
 }
 
-/// Gives this thread a mount namespace with nothing but `mount` in it: what else was there would stay mounted for as long.
+/// Gives this thread a mount namespace with nothing but `mount` in it: what else was there would stay mounted
+/// for as long.
 fn move_apart(mount: &OwnedFd) -> Answer<()> {
     sys::leave_mount_namespace()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

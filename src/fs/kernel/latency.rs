@@ -1,7 +1,7 @@
 //! Short waits during bursts of requests: a halted virtual CPU takes 80 us to wake, a polling one 8.
 //!
-//! While more than `BURST` requests come within `WINDOW`, the kernel is asked (PM-QoS) to keep idle CPUs awake.
-//! The request ends `WINDOW` after the burst. Root only; without the right, nothing happens.
+//! While more than `BURST` requests come within `WINDOW`, the kernel is asked (PM-QoS) to keep idle CPUs
+//! awake. The request ends `WINDOW` after the burst. Root only; without the right, nothing happens.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

@@ -1,7 +1,7 @@
 //! mount(2) and umount(2): as root directly, as a user through fusermount3.
 //!
-//! The descriptor is ours and handed to fuser: its own teardown unmounts a path again after somebody else did, and
-//! may hit another file system.
+//! The descriptor is ours and handed to fuser: its own teardown unmounts a path again after somebody else
+//! did, and may hit another file system.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -24,7 +24,8 @@ use crate::base::flags::Flags;
 use crate::base::lock::StoreLock;
 use crate::error::{Error, Result};
 
-/// How long a daemon may take to end once its connections are ended, and to answer before it is looked at again.
+/// How long a daemon may take to end once its connections are ended, and to answer before it is looked at
+/// again.
 const ENDING: Duration = Duration::from_secs(10);
 const ASKING: Duration = Duration::from_millis(200);
 
@@ -55,23 +56,22 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
     let device = Path::new("/dev/fuse");
     let fd = File::options().read(true).write(true).open(device).map_err(Error::io("open", device))?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let mut options = format!("fd={},rootmode={:o},user_id={uid},group_id={gid}", fd.as_raw_fd(), mode & libc::S_IFMT);
+    let mut options =
+        format!("fd={},rootmode={:o},user_id={uid},group_id={gid}", fd.as_raw_fd(), mode & libc::S_IFMT);
     if flags.allow_other {
         // For others the kernel checks permissions. A mount of one user is all that user's.
         options.push_str(",allow_other,default_permissions");
     }
     let options = std::ffi::CString::new(options).expect("numbers and words");
-    let source =
-        std::ffi::CString::new(source).map_err(|_| Error::Invalid { what: source.into(), why: "it has a zero byte".into() })?;
-    rustix::mount::mount(&source, point, FS_TYPE, flags.bits(), Some(options.as_c_str())).map_err(|e| Error::Io {
-        doing: "mount on",
-        path: point.to_owned(),
-        source: e.into(),
-    })?;
+    let source = std::ffi::CString::new(source)
+        .map_err(|_| Error::Invalid { what: source.into(), why: "it has a zero byte".into() })?;
+    rustix::mount::mount(&source, point, FS_TYPE, flags.bits(), Some(options.as_c_str()))
+        .map_err(|e| Error::Io { doing: "mount on", path: point.to_owned(), source: e.into() })?;
     Ok(fd.into())
 }
 
-/// Makes a read-only mount of directories that no path leads to, as root; gives it, and the descriptor that is to be served.
+/// Makes a read-only mount of directories that no path leads to, as root; gives it, and the descriptor that
+/// is to be served.
 ///
 /// Errors: `Io` with what the kernel said.
 pub fn mount_nowhere(source: &Path, flags: &Flags) -> Result<(OwnedFd, OwnedFd)> {
@@ -109,8 +109,11 @@ fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd>
     if flags.allow_other {
         options.push_str(",allow_other,default_permissions");
     }
-    // An ordinary user gets no others. What is said about times that imgfs does not keep, the helper does not know.
-    for word in flags.words().filter(|word| !["nosuid", "nodev"].contains(word) && !ABOUT_TIMES.contains(word)) {
+    // An ordinary user gets no others. What is said about times that imgfs does not keep, the helper does not
+    // know.
+    for word in
+        flags.words().filter(|word| !["nosuid", "nodev"].contains(word) && !ABOUT_TIMES.contains(word))
+    {
         options.push(',');
         options.push_str(word);
     }
@@ -145,7 +148,8 @@ fn receive_fd(socket: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-/// Unmounts, with the trees that are mounted in it. `lazy` detaches at once and lets the users of open files finish.
+/// Unmounts, with the trees that are mounted in it. `lazy` detaches at once and lets the users of open files
+/// finish.
 ///
 /// Errors: EBUSY as `Io` while files are open.
 pub fn unmount(point: &Path, lazy: bool) -> Result<()> {
@@ -180,7 +184,8 @@ fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
     }
     let mut command = Command::new("fusermount3");
     command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(point).process_group(0);
-    let output = command.output().map_err(|e| Error::Invalid { what: "fusermount3".into(), why: e.to_string() })?;
+    let output =
+        command.output().map_err(|e| Error::Invalid { what: "fusermount3".into(), why: e.to_string() })?;
     if output.status.success() {
         return Ok(());
     }
@@ -198,7 +203,8 @@ fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
 pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
     let remounted = rustix::mount::mount_remount(&mounted.point, flags.bits(), c"");
     remounted.map_err(|e| Error::io("remount", &mounted.point)(e.into()))?;
-    let trees = mounts().into_iter().filter(|m| m.point != mounted.point && m.point.starts_with(&mounted.point));
+    let trees =
+        mounts().into_iter().filter(|m| m.point != mounted.point && m.point.starts_with(&mounted.point));
     for tree in trees {
         set_flags_of_tree(&tree.point, flags)?;
     }
@@ -211,12 +217,15 @@ fn set_flags_of_tree(tree: &Path, flags: &Flags) -> Result<()> {
     rustix::mount::mount_remount(tree, bits, c"").map_err(|e| Error::io("remount", tree)(e.into()))
 }
 
-/// Gives a tree that was just mounted the flags that a remount has given to the mount around it. `begun`: its own.
+/// Gives a tree that was just mounted the flags that a remount has given to the mount around it. `begun`: its
+/// own.
 ///
 /// Errors: `Io`.
 pub fn follow(point: &Path, tree: &Path, begun: &Flags) -> Result<()> {
     match mounted_on(point).map(|mounted| mounted.flags) {
-        Some(around) if around.read_only().attributes() != begun.read_only().attributes() => set_flags_of_tree(tree, &around),
+        Some(around) if around.read_only().attributes() != begun.read_only().attributes() => {
+            set_flags_of_tree(tree, &around)
+        }
         _ => Ok(()),
     }
 }
@@ -279,7 +288,8 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(out))
 }
 
-/// The imgfs mount on `point`, if there is one; found in the list, so that a dead daemon's mount does not hang us.
+/// The imgfs mount on `point`, if there is one; found in the list, so that a dead daemon's mount does not
+/// hang us.
 pub fn mounted_on(point: &Path) -> Option<Mounted> {
     let absolute = std::path::absolute(point).ok()?;
     let parent = absolute.parent().and_then(|p| fs::canonicalize(p).ok());
@@ -295,18 +305,21 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
     }
 }
 
-/// Ends the connections of a daemon that was killed and cannot end: one of its threads tells the kernel to forget a name,
-/// and waits for a directory that is locked by somebody who waits for the daemon; or it waits for a disk, and all who had
-/// asked something of the daemon wait with it. Then waits a while for its end. Says whether there was one.
+/// Ends the connections of a daemon that was killed and cannot end: one of its threads tells the kernel to
+/// forget a name, and waits for a directory that is locked by somebody who waits for the daemon; or it waits
+/// for a disk, and all who had asked something of the daemon wait with it. Then waits a while for its end.
+/// Says whether there was one.
 ///
-/// `detached`: connections are ended, too, whose mounts were detached or are in another mount namespace. Only for the guard
-/// when it sees the daemon end: later the number of one that is gone may be that of somebody else's file system.
+/// `detached`: connections are ended, too, whose mounts were detached or are in another mount namespace. Only
+/// for the guard when it sees the daemon end: later the number of one that is gone may be that of somebody
+/// else's file system.
 pub fn end_dying(store: &Path, detached: bool) -> bool {
     let dying = || StoreLock::holder(store).filter(|holder| holder.dying.is_some());
     let Some(holder) = dying() else { return false };
     log::warn!("{} is used by {holder}: ending its connections", store.display());
     let is_mounted = |number: &str| mounts().iter().any(|m| m.source == store && m.connection() == number);
-    // The next daemon of the store may be there meanwhile, with the same number. Not while the first has the lock.
+    // The next daemon of the store may be there meanwhile, with the same number. Not while the first has the
+    // lock.
     let is_still = || dying().is_some_and(|now| now.pid == holder.pid);
     for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
         if let Some(abort) = open_abort(mounted.connection())
@@ -340,24 +353,30 @@ fn open_abort(number: &str) -> Option<OwnedFd> {
     seen.or_else(|_| rustix::fs::openat(connections()?, &file, flags, Mode::empty())).ok()
 }
 
-/// The list of connections where nobody has mounted it, as in most containers: on a mount that none else sees.
+/// The list of connections where nobody has mounted it, as in most containers: on a mount that none else
+/// sees.
 fn connections() -> rustix::io::Result<OwnedFd> {
     let list = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&list)?;
     rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
-/// The connections that a process still has open. Linux 6.16 and newer say it. Asked thread by thread: the first, which has
-/// ended, has none.
+/// The connections that a process still has open. Linux 6.16 and newer say it. Asked thread by thread: the
+/// first, which has ended, has none.
 fn served_by(pid: u32) -> BTreeSet<String> {
     let list = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let threads = list(PathBuf::from(format!("/proc/{pid}/task")));
-    let files = threads.flat_map(|thread| list(thread.join("fdinfo"))).filter_map(|file| fs::read_to_string(file).ok());
-    let number = |text: String| Some(text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().to_owned());
+    let files = threads
+        .flat_map(|thread| list(thread.join("fdinfo")))
+        .filter_map(|file| fs::read_to_string(file).ok());
+    let number = |text: String| {
+        Some(text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().to_owned())
+    };
     files.filter_map(number).collect()
 }
 
-/// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's memory.
+/// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's
+/// memory.
 pub fn is_dead(mounted: &Mounted) -> bool {
     use rustix::io::Errno;
     end_dying(&mounted.source, false);

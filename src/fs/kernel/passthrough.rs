@@ -1,8 +1,8 @@
 //! Journey 2, cat of a large file: the kernel reads it from the store by itself, at the speed of the disk.
 //!
-//! Its rules: all that have a file open share one backing; and the way it is open, through imgfs or past it, may change
-//! only while nobody has it open. So who has a large file open is counted here. The kernel lets go before it says so:
-//! a count may be too high for a moment, which keeps the way as it was, and never too low.
+//! Its rules: all that have a file open share one backing; and the way it is open, through imgfs or past it,
+//! may change only while nobody has it open. So who has a large file open is counted here. The kernel lets go
+//! before it says so: a count may be too high for a moment, which keeps the way as it was, and never too low.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! ln -s ../../../../web MNT/.imgfs/aliases/centos/6/amd64: aliases whose names have slashes, as directories of links.
+//! ln -s ../../../../web MNT/.imgfs/aliases/centos/6/amd64: aliases whose names have slashes, as directories
+//! of links.
 //!
-//! An alias of one part is a link of the root, too: `jammy` and `.imgfs/aliases/jammy` are the same. A directory is there
-//! while an alias is in it; those that mkdir made, until rmdir or the end of the daemon.
+//! An alias of one part is a link of the root, too: `jammy` and `.imgfs/aliases/jammy` are the same. A
+//! directory is there while an alias is in it; those that mkdir made, until rmdir or the end of the daemon.
 
 use std::collections::BTreeSet;
 
@@ -76,8 +77,8 @@ fn name_at(fs: &ImageFs, at: &Named) -> Result<String> {
     name_in(fs, directory, &at.1)
 }
 
-/// What a link says, and the image that it leads to. Its number is made of what it says: of two aliases that say the
-/// same, either will do.
+/// What a link says, and the image that it leads to. Its number is made of what it says: of two aliases that
+/// say the same, either will do.
 fn link_with(fs: &ImageFs, number: u64) -> Result<(String, u32)> {
     let model = fs.store.catalog.read();
     let mut all = model.aliases_in("").filter_map(|(_, alias)| Some((text_of_alias(&model, alias)?, alias.image)));
@@ -94,8 +95,8 @@ fn keep_directories(fs: &ImageFs, name: &str) {
     }
 }
 
-/// What a link in a directory of aliases is to lead to: a way up to the root, and down again, to another alias, too; or
-/// an absolute path into the mount. A bare name is taken for what was meant.
+/// What a link in a directory of aliases is to lead to: a way up to the root, and down again, to another
+/// alias, too; or an absolute path into the mount. A bare name is taken for what was meant.
 fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
     let missing = || Error::NotFound { what: format!("{} to link to", text_of(target)) };
     let text = std::str::from_utf8(target).map_err(|_| missing())?;
@@ -310,8 +311,8 @@ impl Place for Aliases {
     }
 }
 
-/// The name under which an alias comes back from the trash: that which it had, if it had slashes and the gesture says
-/// no other.
+/// The name under which an alias comes back from the trash: that which it had, if it had slashes and the
+/// gesture says no other.
 pub(in crate::fs) fn name_of_restored(fs: &ImageFs, caller: Caller, serial: u32, to: &Named) -> Result<AliasName> {
     let own = {
         let model = fs.store.catalog.read();

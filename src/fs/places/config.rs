@@ -210,7 +210,8 @@ impl ImageFs {
         Ok(data.len() as u32)
     }
 
-    /// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes on.
+    /// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes
+    /// on.
     pub fn flush_setting(&self, caller: Caller, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let Handle::Setting(name, writing) = &*handle else { return Ok(()) };

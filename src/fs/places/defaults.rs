@@ -90,8 +90,8 @@ impl Place for Defaults {
 }
 
 impl ImageFs {
-    /// The image that a link in a directory of `.imgfs` leads to: `../../web` (`up` is `../../`), or an absolute path into the
-    /// mount. A bare name is taken for what was meant.
+    /// The image that a link in a directory of `.imgfs` leads to: `../../web` (`up` is `../../`), or an
+    /// absolute path into the mount. A bare name is taken for what was meant.
     pub(in crate::fs) fn deep_target(&self, up: &str, target: &[u8]) -> Result<u32> {
         let missing = || Error::NotFound { what: format!("image {} to link to", text_of(target)) };
         let text = std::str::from_utf8(target).map_err(|_| missing())?;

@@ -1,7 +1,7 @@
 //! The kinds of directory in `.imgfs`: each is one file here, and one line in kinds.rs.
 //!
-//! A kind answers for its directory, for those in it, and for the files and links that are its own. What it does not
-//! answer is refused.
+//! A kind answers for its directory, for those in it, and for the files and links that are its own. What it
+//! does not answer is refused.
 
 pub(super) mod kinds;
 
@@ -31,8 +31,8 @@ macro_rules! places {
 
 with_kinds!(places);
 
-/// What can be done with a kind of directory. `number` says which of its nodes is meant: 0 is the directory in `.imgfs`
-/// itself, and the kind makes up the others.
+/// What can be done with a kind of directory. `number` says which of its nodes is meant: 0 is the directory
+/// in `.imgfs` itself, and the kind makes up the others.
 pub(super) trait Place: Sync {
     fn kind(&self) -> Kind;
 
@@ -103,12 +103,26 @@ pub(super) trait Place: Sync {
     }
 
     /// `ln -s`, and the first half of `ln -sfn`.
-    fn symlink(&self, _fs: &ImageFs, _caller: Caller, directory: u64, _name: &[u8], _target: &[u8]) -> Result<NodeId> {
+    fn symlink(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        directory: u64,
+        _name: &[u8],
+        _target: &[u8],
+    ) -> Result<NodeId> {
         Err(frozen(NodeId::In(self.kind(), directory)))
     }
 
     /// The second half of `ln -sfn`: the name leads to `target` from now on.
-    fn switch(&self, _fs: &ImageFs, _caller: Caller, directory: u64, _name: &[u8], _target: &[u8]) -> Result<()> {
+    fn switch(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        directory: u64,
+        _name: &[u8],
+        _target: &[u8],
+    ) -> Result<()> {
         Err(frozen(NodeId::In(self.kind(), directory)))
     }
 

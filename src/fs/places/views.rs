@@ -177,7 +177,8 @@ impl ImageFs {
         }))
     }
 
-    /// What `df` shows of a view that has a quota: that, and what is left of it. Else there is the disk's, which all share.
+    /// What `df` shows of a view that has a quota: that, and what is left of it. Else there is the disk's,
+    /// which all share.
     pub(in crate::fs) fn view_space(&self, view: &str) -> Result<Option<(u64, u64, u64)>> {
         let (bound, used) = self.view_use(view)?;
         let files = self.store.catalog.read().all_versions().map(|v| v.facts.counts.files).sum();

@@ -1,4 +1,5 @@
-//! mv MNT/web/.new MNT/web/next, the end of staging: all of it becomes a version, or none; or it goes, after a week.
+//! mv MNT/web/.new MNT/web/next, the end of staging: all of it becomes a version, or none; or it goes, after
+//! a week.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,10 +12,15 @@ use crate::images::staging;
 use crate::ingest::{Target, staged};
 
 impl ImageFs {
-    /// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`, `mv MNT/.new MNT/web/`: publishes all of it as one version,
-    /// or nothing, and gives the version's serial. In its own directory, or out of an image, another dotted name is only a
-    /// rename.
-    pub(in crate::fs) fn rename_staging(&self, caller: Caller, number: u32, to: (Place, &[u8])) -> Result<Option<u32>> {
+    /// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`, `mv MNT/.new MNT/web/`: publishes all of it as
+    /// one version, or nothing, and gives the version's serial. In its own directory, or out of an image,
+    /// another dotted name is only a rename.
+    pub(in crate::fs) fn rename_staging(
+        &self,
+        caller: Caller,
+        number: u32,
+        to: (Place, &[u8]),
+    ) -> Result<Option<u32>> {
         let staging = self.stagings.by_number(number)?;
         let (place, name) = to;
         if let Place::Image(image) = place {
@@ -42,7 +48,14 @@ impl ImageFs {
         published.map(Some).inspect_err(|e| staging.refused.lock().note(&name, e))
     }
 
-    fn publish_staging(&self, caller: Caller, staging: &Staging, place: Place, name: &str, moves_in: bool) -> Result<u32> {
+    fn publish_staging(
+        &self,
+        caller: Caller,
+        staging: &Staging,
+        place: Place,
+        name: &str,
+        moves_in: bool,
+    ) -> Result<u32> {
         let target = match place {
             Place::Root => Target::New(self.new_name(caller, name.as_bytes())?),
             // As a file that is copied there would be.
@@ -61,7 +74,8 @@ impl ImageFs {
         let order = staged::Order { target, files, expect: about.expect, uid: about.uid, gid: about.gid };
         let name = format!("staged-{}", staging.number);
         let go_on = || !waits_to_die(caller.pid);
-        let published = staged::publish(&self.store, &name, order, &go_on).inspect_err(|e| job.end(&format!("refused: {e}")))?;
+        let published = staged::publish(&self.store, &name, order, &go_on)
+            .inspect_err(|e| job.end(&format!("refused: {e}")))?;
         self.stagings.remove(staging);
         let what = format!("{}/{}", published.name, published.number);
         let outcome = if published.new { "added" } else { "the newest version already is this" };

@@ -22,7 +22,8 @@ impl ImageFs {
     /// The manifest that is staged in a place, with its upload.
     pub(super) fn staged_manifest(&self, place: Place) -> Option<(Arc<Upload>, Arc<Manifest>)> {
         let Place::Image(_) = place else { return None };
-        let staged = self.uploads.in_place(place).into_iter().filter(|upload| is_manifest_name(&upload.name()));
+        let staged =
+            self.uploads.in_place(place).into_iter().filter(|upload| is_manifest_name(&upload.name()));
         staged.into_iter().find_map(|upload| {
             // Closed with success, though its last descriptor may not have let go yet.
             upload.info.lock().kept.as_ref()?;
@@ -48,19 +49,26 @@ impl ImageFs {
         upload.info.lock().waits = name == FILE && is_new && by_uuid;
     }
 
-    /// `close(2)` of a manifest in an image: the file that it announces is published with it, or it waits for that.
+    /// `close(2)` of a manifest in an image: the file that it announces is published with it, or it waits for
+    /// that.
     ///
     /// # Errors
     ///
-    /// `Invalid` for a manifest that is refused; `Mismatch` for another image's, or where the file is another; what
-    /// publishing refuses.
-    pub(super) fn take_manifest(&self, caller: Caller, upload: &Arc<Upload>, state: &mut State) -> Result<()> {
+    /// `Invalid` for a manifest that is refused; `Mismatch` for another image's, or where the file is
+    /// another; what publishing refuses.
+    pub(super) fn take_manifest(
+        &self,
+        caller: Caller,
+        upload: &Arc<Upload>,
+        state: &mut State,
+    ) -> Result<()> {
         let place = upload.place();
         let Place::Image(image) = place else { return Err(crate::fs::stale()) };
         let text = self.scratch_text(upload, state)?;
         let name = upload.name();
         let manifest = Manifest::parse(&text).map_err(|why| Error::Invalid { what: name.clone(), why })?;
-        let called = self.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
+        let called =
+            self.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
         if is_uuid_text(&called) && called != manifest.uuid() {
             let (wanted, found) = (called, manifest.uuid().to_owned());
             return Err(Error::Mismatch { what: format!("the uuid in {name}"), wanted, found });
@@ -83,7 +91,13 @@ impl ImageFs {
     }
 
     /// A file that has waited for its manifest becomes a version.
-    fn publish_announced(&self, caller: Caller, file: &Arc<Upload>, place: Place, manifest: Manifest) -> Result<()> {
+    fn publish_announced(
+        &self,
+        caller: Caller,
+        file: &Arc<Upload>,
+        place: Place,
+        manifest: Manifest,
+    ) -> Result<()> {
         let mut state = file.state.lock();
         // Whatever was unpacked ahead did not know that it is announced.
         spool_alone(&mut state);

@@ -23,11 +23,13 @@ use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, st
 /// How long the kernel may take to say what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
 
-/// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any other,
-/// but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and SEGV.
+/// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any
+/// other, but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and
+/// SEGV.
 ///
-/// A process in the middle of execve(2) holds its own stat closed while it flushes what it has open with O_CLOEXEC, so
-/// that waiting for the one in order to answer the other would never end. It is not being killed.
+/// A process in the middle of execve(2) holds its own stat closed while it flushes what it has open with
+/// O_CLOEXEC, so that waiting for the one in order to answer the other would never end. It is not being
+/// killed.
 fn is_killed(pid: u32) -> bool {
     const PF_SIGNALED: u64 = 0x400;
     let read = move || std::fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -36,11 +38,12 @@ fn is_killed(pid: u32) -> bool {
     flags.is_some_and(|f| f & PF_SIGNALED != 0)
 }
 
-/// Whether the thread would be gone but for a request of its own that it waits for. A signal that ends a process is
-/// pending as SIGKILL for each of its threads. Source: complete_signal in kernel/signal.c.
+/// Whether the thread would be gone but for a request of its own that it waits for. A signal that ends a
+/// process is pending as SIGKILL for each of its threads. Source: complete_signal in kernel/signal.c.
 pub(in crate::fs) fn waits_to_die(thread: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    let pending = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigPnd:")?.trim(), 16).ok());
+    let pending =
+        status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigPnd:")?.trim(), 16).ok());
     pending.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)
 }
 
@@ -60,7 +63,8 @@ impl ImageFs {
                 return Ok(());
             }
             if killed && of_thread(caller.pid) != upload.opener {
-                // It may only have had the file from its parent, which goes on: `(timeout 1 x; cat y) > web.tar`.
+                // It may only have had the file from its parent, which goes on: `(timeout 1 x; cat y) >
+                // web.tar`.
                 return Ok(());
             }
             fs.judge_at_close(caller, &upload, killed)
@@ -80,14 +84,17 @@ impl ImageFs {
             Err(Error::WriterKilled { name: upload.name() })
         } else {
             match self.wanted(upload, &state) {
-                Wanted::Publish => self.judge(caller, upload, &mut state, upload.place(), &upload.name(), false),
+                Wanted::Publish => {
+                    self.judge(caller, upload, &mut state, upload.place(), &upload.name(), false)
+                }
                 Wanted::Keep => self.keep_staged(upload, &mut state),
                 Wanted::Manifest => self.take_manifest(caller, upload, &mut state),
                 Wanted::Refuse(e) => Err(e),
             }
         };
         // Once its threads have ended, no more can come.
-        let incomplete = matches!(&result, Err(Error::Truncated { .. })) && !matches!(state.phase, Phase::Moving);
+        let incomplete =
+            matches!(&result, Err(Error::Truncated { .. })) && !matches!(state.phase, Phase::Moving);
         if let Err(e) = &result
             && !incomplete
             && upload.info.lock().kept.is_none()
@@ -103,7 +110,8 @@ impl ImageFs {
             // Another process of a pipeline or a shell list may go on where this one stopped.
             Err(_) if incomplete && caller.pid != 0 && of_thread(caller.pid) != upload.opener => Ok(()),
             other => other.map_err(|e| {
-                // Who was told so finds nothing under the name any more, though another descriptor may bring the rest.
+                // Who was told so finds nothing under the name any more, though another descriptor may bring
+                // the rest.
                 let mut info = upload.info.lock();
                 info.failed |= info.kept.is_none();
                 drop(info);
@@ -115,7 +123,8 @@ impl ImageFs {
         }
     }
 
-    /// `fsync(2)`: an upload is durable when it is closed; of what the close would refuse that cannot be promised.
+    /// `fsync(2)`: an upload is durable when it is closed; of what the close would refuse that cannot be
+    /// promised.
     pub(in crate::fs) fn sync_upload(&self, upload: &Upload) -> Result<()> {
         let Some(state) = upload.state.try_lock() else { return Ok(()) };
         match &state.phase {
@@ -162,8 +171,8 @@ impl ImageFs {
         }
     }
 
-    /// Unpacks what is not yet, and publishes if the archive is complete. `commit`: an archive without end marker
-    /// is taken, because a rename says that it is whole.
+    /// Unpacks what is not yet, and publishes if the archive is complete. `commit`: an archive without end
+    /// marker is taken, because a rename says that it is whole.
     pub(super) fn judge(
         &self,
         caller: Caller,
@@ -178,7 +187,8 @@ impl ImageFs {
         }
         if let Phase::Spooled = state.phase {
             let head = self.head_of(state);
-            let hint = if upload.info.lock().manifest.is_some() { Hint::announced(name) } else { Hint::of(name) };
+            let hint =
+                if upload.info.lock().manifest.is_some() { Hint::announced(name) } else { Hint::of(name) };
             if hint.recognises(&head) != Some(true) && (hint.unknown.is_none() || head.is_empty()) {
                 return Err(tar::not_a_tar(upload.name(), &head));
             }
@@ -194,7 +204,9 @@ impl ImageFs {
             Phase::Streaming(_) => {}
             _ => return Err(Error::Stopping),
         }
-        let Phase::Streaming(mut ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else { unreachable!("matched") };
+        let Phase::Streaming(mut ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else {
+            unreachable!("matched")
+        };
         // What was announced is to be found by hashing.
         let counts = {
             let info = upload.info.lock();
@@ -240,7 +252,11 @@ impl ImageFs {
         let mut source = self.source(upload, place, name)?;
         let manifest = upload.info.lock().manifest.clone();
         if let Some(manifest) = manifest {
-            check_identity(&self.store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
+            check_identity(
+                &self.store.catalog.read(),
+                manifest.uuid(),
+                manifest.origin().unwrap_or_default(),
+            )?;
             staged::take_manifest(&mut unpacked, &manifest, name)?;
             source.build.label = manifest.label();
         }
@@ -270,7 +286,8 @@ impl ImageFs {
         })
     }
 
-    /// Which image a file of this name in the root is for. `own`: the number of its upload, if that has one yet.
+    /// Which image a file of this name in the root is for. `own`: the number of its upload, if that has one
+    /// yet.
     pub(in crate::fs) fn target_named(&self, name: &str, own: Option<u64>) -> Result<(Target, Build)> {
         let (image, build) = ingest::named(&self.store.catalog.read(), image_stem(name));
         let image = ImageName::parse(image.as_bytes())?;
@@ -348,16 +365,18 @@ impl ImageFs {
             }
             state.phase = Phase::Empty;
         }
-        let why = match &mut state.phase {
-            Phase::Published(_) => return,
-            _ if upload.info.lock().kept.is_some() => return,
-            Phase::Empty => None,
-            Phase::Failed(_, sentence) => Some(sentence.clone()),
-            Phase::Streaming(ingest) => {
-                Some(ingest.failure().map_or_else(|| "it was closed before the archive was complete".into(), |e| e.to_string()))
-            }
-            _ => Some("it was closed before the archive was complete".into()),
-        };
+        let why =
+            match &mut state.phase {
+                Phase::Published(_) => return,
+                _ if upload.info.lock().kept.is_some() => return,
+                Phase::Empty => None,
+                Phase::Failed(_, sentence) => Some(sentence.clone()),
+                Phase::Streaming(ingest) => Some(ingest.failure().map_or_else(
+                    || "it was closed before the archive was complete".into(),
+                    |e| e.to_string(),
+                )),
+                _ => Some("it was closed before the archive was complete".into()),
+            };
         let name = upload.name();
         drop_staged(upload, &mut state);
         match why {
@@ -372,7 +391,13 @@ impl ImageFs {
 
     /// `mv MNT/.web.tar.xz.Ab12 MNT/web.tar.xz`, and inside an image: the rename publishes.
     /// Into an image it is published whatever its name, unless it was in that image before.
-    pub(in crate::fs) fn rename_upload(&self, caller: Caller, upload: &Arc<Upload>, to: Place, name: &str) -> Result<()> {
+    pub(in crate::fs) fn rename_upload(
+        &self,
+        caller: Caller,
+        upload: &Arc<Upload>,
+        to: Place,
+        name: &str,
+    ) -> Result<()> {
         let mut state = upload.state.lock();
         if let Phase::Published(_) = state.phase {
             return Err(Error::Managed { what: upload.name(), why: "it is the receipt of an upload" });
@@ -445,7 +470,9 @@ impl ImageFs {
 
     pub(super) fn scratch_text(&self, upload: &Upload, state: &State) -> Result<Vec<u8>> {
         if upload.size() > crate::formats::metadata::METADATA_MAX as u64 {
-            return Err(Error::BadMetadata { why: format!("it is over {} bytes", crate::formats::metadata::METADATA_MAX) });
+            return Err(Error::BadMetadata {
+                why: format!("it is over {} bytes", crate::formats::metadata::METADATA_MAX),
+            });
         }
         match &state.phase {
             Phase::Head(head) => Ok(head.clone()),
@@ -474,8 +501,8 @@ fn published_in(state: &State) -> Option<Published> {
     if let Phase::Published(published) = &state.phase { Some(published.clone()) } else { None }
 }
 
-/// Gives the rest of the file to the unpacker; what was never written is zeros. `go_on` is asked now and then: a hole of
-/// terabytes takes an hour. Else the upload stays as far as it came.
+/// Gives the rest of the file to the unpacker; what was never written is zeros. `go_on` is asked now and
+/// then: a hole of terabytes takes an hour. Else the upload stays as far as it came.
 fn feed_spool(state: &mut State, upload: &Upload, go_on: &dyn Fn() -> bool) -> Result<()> {
     let State { phase, spool, .. } = state;
     let Phase::Gapped(ingest, at) = phase else { return Ok(()) };

@@ -15,13 +15,20 @@ use crate::fs::{Caller, ImageFs};
 use crate::images::staging::{self, About, FileAbout};
 use crate::store::Store;
 
-/// How long what was unpacked ahead of a rename waits for it. Later the rename unpacks again: threads cost memory.
+/// How long what was unpacked ahead of a rename waits for it. Later the rename unpacks again: threads cost
+/// memory.
 const AHEAD: Duration = Duration::from_secs(60);
 
 impl ImageFs {
-    /// Takes a write to a staged file: into the spool, and ahead of its rename to the unpacker as long as the bytes come
-    /// in order. Streaming data is pushed by the caller.
-    pub(super) fn prepare_staged(&self, upload: &Upload, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
+    /// Takes a write to a staged file: into the spool, and ahead of its rename to the unpacker as long as the
+    /// bytes come in order. Streaming data is pushed by the caller.
+    pub(super) fn prepare_staged(
+        &self,
+        upload: &Upload,
+        state: &mut State,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
         if let Phase::Failed(errno, sentence) = &state.phase {
             return Err(super::repeated(*errno, sentence));
         }
@@ -189,7 +196,9 @@ pub(super) fn spool_again(upload: &Upload, state: &mut State) {
 /// All bytes of a staged file go, also those that were kept.
 pub(super) fn drop_staged(upload: &Upload, state: &mut State) {
     let kept = upload.info.lock().kept.take();
-    if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
+    if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) =
+        std::mem::replace(&mut state.phase, Phase::Empty)
+    {
         ingest.abort();
     }
     state.spool = None;
@@ -202,17 +211,20 @@ impl Uploads {
     /// Finds the staged files that are there, of the whole store or of a view.
     pub fn open(store: &Store) -> Uploads {
         let uploads = Uploads::default();
-        for staged in staging::all(&store.dir).filter(|staged| staged.about.view.as_deref() == store.catalog.view()) {
+        for staged in
+            staging::all(&store.dir).filter(|staged| staged.about.view.as_deref() == store.catalog.view())
+        {
             let Some(file) = staged.about.file else { continue };
             let path = staged.content();
             let opened = File::options().read(true).write(true).open(&path);
-            let (opened, size) = match opened.and_then(|opened| opened.metadata().map(|meta| (opened, meta.len()))) {
-                Ok(found) => found,
-                Err(e) => {
-                    log::error!("the staged file {}: {e}", staged.about.name);
-                    continue;
-                }
-            };
+            let (opened, size) =
+                match opened.and_then(|opened| opened.metadata().map(|meta| (opened, meta.len()))) {
+                    Ok(found) => found,
+                    Err(e) => {
+                        log::error!("the staged file {}: {e}", staged.about.name);
+                        continue;
+                    }
+                };
             let About { name, image, uid, gid, mut expect, .. } = staged.about;
             let place = image.map_or(Place::Root, Place::Image);
             let maker = Caller { uid, gid, pid: 0 };

@@ -10,12 +10,13 @@
 //! any --> Failed: every further write and close gets the same error
 //! ```
 //!
-//! FLUSH decides, because its error is what close(2) returns; it may come before the first byte, in the middle,
-//! and several times after the end. RELEASE is the end: what is neither published nor kept then is dropped.
+//! FLUSH decides, because its error is what close(2) returns; it may come before the first byte, in the
+//! middle, and several times after the end. RELEASE is the end: what is neither published nor kept then is
+//! dropped.
 //!
-//! A staged file (`.web.tar`, `web.tar.part`) goes the same way up to the close, and all its bytes lie in a spool, too.
-//! The close keeps that in STORE/staged, where it survives the daemon; the rename publishes what was unpacked meanwhile,
-//! or unpacks it then. See keep.rs.
+//! A staged file (`.web.tar`, `web.tar.part`) goes the same way up to the close, and all its bytes lie in a
+//! spool, too. The close keeps that in STORE/staged, where it survives the daemon; the rename publishes what
+//! was unpacked meanwhile, or unpacks it then. See keep.rs.
 
 mod announce;
 mod judge;
@@ -96,8 +97,8 @@ struct Info {
     version: Option<u32>,
     /// Of a staged file: its directory below STORE/staged, once a close has kept it there.
     kept: Option<PathBuf>,
-    /// It is staged, though its name does not say so: an editor's copy of metadata.json, a manifest without its file, a
-    /// file that waits for its manifest.
+    /// It is staged, though its name does not say so: an editor's copy of metadata.json, a manifest without
+    /// its file, a file that waits for its manifest.
     waits: bool,
     /// What announces it.
     manifest: Option<Arc<Manifest>>,
@@ -146,7 +147,11 @@ impl Spool {
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut got = 0;
         while got < out.len() {
-            match self.file.read_at(&mut out[got..], offset + got as u64).map_err(Error::io("read", &self.path))? {
+            match self
+                .file
+                .read_at(&mut out[got..], offset + got as u64)
+                .map_err(Error::io("read", &self.path))?
+            {
                 0 => break,
                 n => got += n,
             }
@@ -201,7 +206,12 @@ impl Upload {
                 manifest: None,
                 closed_empty: false,
             }),
-            state: Mutex::new(State { phase: Phase::Empty, spool: None, before: None, refused: RefusedRename::default() }),
+            state: Mutex::new(State {
+                phase: Phase::Empty,
+                spool: None,
+                before: None,
+                refused: RefusedRename::default(),
+            }),
         }
     }
 
@@ -320,7 +330,13 @@ impl Uploads {
     }
 
     fn in_place(&self, place: Place) -> Vec<Arc<Upload>> {
-        self.all.lock().by_number.values().filter(|u| u.place() == place && !u.is_published()).cloned().collect()
+        self.all
+            .lock()
+            .by_number
+            .values()
+            .filter(|u| u.place() == place && !u.is_published())
+            .cloned()
+            .collect()
     }
 
     /// The users whose uploads are in a place.
@@ -376,7 +392,10 @@ impl Uploads {
         if all.by_name.get(&from) == Some(&upload.number) {
             all.by_name.remove(&from);
         }
-        let old = all.by_name.insert((place, name.to_owned()), upload.number).filter(|old| *old != upload.number)?;
+        let old = all
+            .by_name
+            .insert((place, name.to_owned()), upload.number)
+            .filter(|old| *old != upload.number)?;
         all.receipts.retain(|n| *n != old);
         all.by_number.remove(&old)
     }

@@ -17,9 +17,9 @@ use crate::images::versions;
 use crate::ingest;
 
 impl ImageFs {
-    /// Whether a name still shows: an upload always, a receipt as long as the version is where the name says. A
-    /// second rsync must not take the receipt of a deleted image for the image. To who may not read the image it never
-    /// does.
+    /// Whether a name still shows: an upload always, a receipt as long as the version is where the name says.
+    /// A second rsync must not take the receipt of a deleted image for the image. To who may not read the
+    /// image it never does.
     pub(in crate::fs) fn shows(&self, caller: Caller, upload: &Upload) -> bool {
         let (name, version) = {
             let info = upload.info.lock();
@@ -33,14 +33,22 @@ impl ImageFs {
             (info.name.clone(), info.version)
         };
         let model = self.store.catalog.read();
-        let Some(version) = version.and_then(|v| model.versions.get(&v)).filter(|v| model.is_live(v)) else { return false };
+        let Some(version) = version.and_then(|v| model.versions.get(&v)).filter(|v| model.is_live(v)) else {
+            return false;
+        };
         if !model.images.get(&version.image).is_some_and(|image| self.may(caller, image, READ)) {
             return false;
         }
         // One that came through another mount is shown by the catalog.
         let in_root = upload.place() == Place::Root;
-        let is_same = |v: &&Version| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root);
-        if model.versions_of(version.image).rev().find(is_same).is_some_and(|newest| newest.number > version.number) {
+        let is_same =
+            |v: &&Version| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root);
+        if model
+            .versions_of(version.image)
+            .rev()
+            .find(is_same)
+            .is_some_and(|newest| newest.number > version.number)
+        {
             return false;
         }
         match (upload.place(), promise_of(&name)) {
@@ -53,20 +61,35 @@ impl ImageFs {
 
     /// Whether this very process has uploaded the image under just its name.
     pub(in crate::fs) fn has_uploaded_as(&self, caller: Caller, image: u32) -> bool {
-        let name = self.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
+        let name =
+            self.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
         let upload = self.uploads.named(Place::Root, &name).filter(|upload| upload.is_published());
         upload.is_some_and(|upload| caller.pid != 0 && upload.opener == of_thread(caller.pid))
     }
 
-    /// Whether an upload is another process's, under way. One that was told a moment ago that there is none, and now asks
-    /// again, is about to create it: it is told so once more, and then that the name is busy, instead of that it exists.
-    pub(in crate::fs) fn is_hidden_from(&self, caller: Caller, parent: NodeId, name: &[u8], upload: &Upload) -> bool {
-        let foreign = upload.writers.load(Ordering::Acquire) > 0 && !upload.is_published() && !upload.is_staged();
+    /// Whether an upload is another process's, under way. One that was told a moment ago that there is none,
+    /// and now asks again, is about to create it: it is told so once more, and then that the name is busy,
+    /// instead of that it exists.
+    pub(in crate::fs) fn is_hidden_from(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        upload: &Upload,
+    ) -> bool {
+        let foreign =
+            upload.writers.load(Ordering::Acquire) > 0 && !upload.is_published() && !upload.is_staged();
         foreign && self.missed.was_told(caller.pid, parent, name) && upload.opener != of_thread(caller.pid)
     }
 
     /// Reads back what was written, or what a receipt stands for.
-    pub(in crate::fs) fn read_upload(&self, upload: &Upload, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    pub(in crate::fs) fn read_upload(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let name = upload.name();
         // Being judged: there is nothing to read back then.
         let Some(state) = upload.state.try_lock() else { return Err(Error::UploadBusy { name }) };
@@ -93,7 +116,14 @@ impl ImageFs {
         drop(state);
         let version = version.ok_or_else(|| cannot(&name, "its version is gone"))?;
         if let Ok(kept) = self.store.kept(version) {
-            return RecipeReader::default().read(&self.store, &kept, crate::images::keep::RECIPE, offset, len, out);
+            return RecipeReader::default().read(
+                &self.store,
+                &kept,
+                crate::images::keep::RECIPE,
+                offset,
+                len,
+                out,
+            );
         }
         if !self.came_plain(version) {
             return Err(cannot(&name, "its compressed bytes are not kept"));
@@ -108,7 +138,11 @@ impl ImageFs {
             let info = upload.info.lock();
             (info.version.filter(|_| info.published || info.untouched), info.name.clone())
         };
-        if version.is_none() && !upload.is_published() && upload.writers.load(Ordering::Acquire) > 0 && !upload.is_staged() {
+        if version.is_none()
+            && !upload.is_published()
+            && upload.writers.load(Ordering::Acquire) > 0
+            && !upload.is_staged()
+        {
             return Err(Error::UploadBusy { name });
         }
         if let Some(version) = version {
@@ -148,7 +182,13 @@ impl ImageFs {
     }
 
     /// `touch`, `chmod` and `cp -p` on an upload or its receipt.
-    pub(in crate::fs) fn set_upload(&self, caller: Caller, upload: &Upload, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
+    pub(in crate::fs) fn set_upload(
+        &self,
+        caller: Caller,
+        upload: &Upload,
+        mode: Option<u32>,
+        mtime: Option<i64>,
+    ) -> Result<()> {
         let version = {
             let mut info = upload.info.lock();
             info.mode = mode.map_or(info.mode, |m| m & 0o7777);
@@ -160,7 +200,13 @@ impl ImageFs {
         if self.has_receipt(version, &name) { self.set_receipt(caller, version, mode, mtime) } else { Ok(()) }
     }
 
-    pub(in crate::fs) fn set_receipt(&self, caller: Caller, version: u32, mode: Option<u32>, mtime: Option<i64>) -> Result<()> {
+    pub(in crate::fs) fn set_receipt(
+        &self,
+        caller: Caller,
+        version: u32,
+        mode: Option<u32>,
+        mtime: Option<i64>,
+    ) -> Result<()> {
         if let Some(image) = versions::set_receipt(&self.store, version, caller.uid, mode, mtime)? {
             let image = self.image_node(image).ino();
             self.with_kernel(|kernel| kernel.forget_attributes(image));

@@ -56,9 +56,15 @@ impl ImageFs {
                 self.refuse_foreign(caller, &target)?;
             }
             (Place::Image(image), _) if text == "metadata.json" => return self.create_edit(caller, image),
-            (Place::Image(image), _) if let Some(form) = Form::of_name(name) => return self.create_icon(image, form),
+            (Place::Image(image), _) if let Some(form) = Form::of_name(name) => {
+                return self.create_icon(image, form);
+            }
             // Inside an image a file may be called anything that no entry of it is.
-            (Place::Image(_), _) if text == "default" || text == "latest" || crate::base::name::parse_number(name).is_some() => {
+            (Place::Image(_), _)
+                if text == "default"
+                    || text == "latest"
+                    || crate::base::name::parse_number(name).is_some() =>
+            {
                 return Err(Error::Managed { what: text.to_owned(), why: "imgfs gives these names" });
             }
             (Place::Image(_), _) => {}
@@ -90,7 +96,8 @@ impl ImageFs {
         upload.number = number.unwrap_or(upload.number);
         if let Some(before) = before {
             let info = upload.info.get_mut();
-            (info.size, info.mtime, info.untouched, info.version) = (before.size, before.mtime, true, Some(before.version));
+            (info.size, info.mtime, info.untouched, info.version) =
+                (before.size, before.mtime, true, Some(before.version));
             upload.state.get_mut().before = Some(before);
         }
         let upload = Arc::new(upload);
@@ -115,11 +122,16 @@ impl ImageFs {
                 let upload = self.uploads.by_number(number).ok_or_else(stale)?;
                 let version = {
                     let info = upload.info.lock();
-                    info.published.then(|| (info.version, info.size, info.name.clone(), info.mode, info.mtime))
+                    info.published
+                        .then(|| (info.version, info.size, info.name.clone(), info.mode, info.mtime))
                 };
                 match version {
                     Some((version, size, name, mode, mtime)) if writes => {
-                        let before = version.filter(|_| !open.truncates).map(|version| Before { version, size, mtime });
+                        let before = version.filter(|_| !open.truncates).map(|version| Before {
+                            version,
+                            size,
+                            mtime,
+                        });
                         self.new_upload(caller, upload.place(), &name, mode, before, Some(upload.number))
                     }
                     None if writes && upload.writers.load(Ordering::Acquire) > 0 && !upload.is_staged() => {
@@ -132,7 +144,10 @@ impl ImageFs {
                             }
                             // Not while the last one to have it open lets go of it.
                             let state = upload.state.lock();
-                            self.uploads.by_number(number).filter(|u| Arc::ptr_eq(u, &upload)).ok_or_else(stale)?;
+                            self.uploads
+                                .by_number(number)
+                                .filter(|u| Arc::ptr_eq(u, &upload))
+                                .ok_or_else(stale)?;
                             upload.writers.fetch_add(1, Ordering::AcqRel);
                             drop(state);
                         }
@@ -147,9 +162,21 @@ impl ImageFs {
                     let receipt = version.receipt.as_ref().ok_or_else(stale)?;
                     let place = if receipt.in_root { Place::Root } else { Place::Image(version.image) };
                     let image = model.images.get(&version.image).map(|i| i.name.clone()).unwrap_or_default();
-                    let published =
-                        Published { image: version.image, name: image, number: version.number, new: true, new_bytes: 0 };
-                    (place, receipt.name.clone(), version.facts.upload_size, receipt.mode, receipt.mtime, published)
+                    let published = Published {
+                        image: version.image,
+                        name: image,
+                        number: version.number,
+                        new: true,
+                        new_bytes: 0,
+                    };
+                    (
+                        place,
+                        receipt.name.clone(),
+                        version.facts.upload_size,
+                        receipt.mode,
+                        receipt.mtime,
+                        published,
+                    )
                 };
                 if writes {
                     self.new_upload(
@@ -167,7 +194,8 @@ impl ImageFs {
                     upload.state.lock().phase = Phase::Published(facts);
                     {
                         let mut info = upload.info.lock();
-                        (info.size, info.mtime, info.version, info.published) = (size, mtime, Some(serial), true);
+                        (info.size, info.mtime, info.version, info.published) =
+                            (size, mtime, Some(serial), true);
                     }
                     self.uploads.keep_receipt(&upload);
                     upload
@@ -179,14 +207,28 @@ impl ImageFs {
     }
 
     /// `write(2)` to an upload. Answered when there is room for more.
-    pub fn write_upload(self: &Arc<Self>, caller: Caller, upload: &Arc<Upload>, offset: u64, data: &[u8], reply: Reply<u32>) {
+    pub fn write_upload(
+        self: &Arc<Self>,
+        caller: Caller,
+        upload: &Arc<Upload>,
+        offset: u64,
+        data: &[u8],
+        reply: Reply<u32>,
+    ) {
         let Some(mut state) = upload.state.try_lock() else {
             // It is being judged, for another descriptor: wait for that elsewhere.
             let (upload, data) = (upload.clone(), data.to_vec());
             return self.offload(reply, move |fs| {
                 let (sender, receiver) = std::sync::mpsc::sync_channel(1);
                 let mut state = upload.state.lock();
-                fs.take_write(caller, &upload, &mut state, offset, &data, Box::new(move |result| drop(sender.send(result))));
+                fs.take_write(
+                    caller,
+                    &upload,
+                    &mut state,
+                    offset,
+                    &data,
+                    Box::new(move |result| drop(sender.send(result))),
+                );
                 drop(state);
                 receiver.recv().map_err(|_| Error::Stopping)?
             });
@@ -222,14 +264,22 @@ impl ImageFs {
             upload.job.reached(info.size);
         }
         match &mut state.phase {
-            Phase::Streaming(ingest) => ingest.push(Arc::new(data.to_vec()), Box::new(move || reply(Ok(len)))),
+            Phase::Streaming(ingest) => {
+                ingest.push(Arc::new(data.to_vec()), Box::new(move || reply(Ok(len))))
+            }
             _ => reply(Ok(len)),
         }
     }
 
-    /// Brings the upload into the phase that takes this write. Streaming data is pushed by the caller, all other
-    /// is kept here.
-    pub(super) fn prepare_write(&self, upload: &Upload, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
+    /// Brings the upload into the phase that takes this write. Streaming data is pushed by the caller, all
+    /// other is kept here.
+    pub(super) fn prepare_write(
+        &self,
+        upload: &Upload,
+        state: &mut State,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
         if let Some(before) = state.before.take() {
             upload.touch();
             self.seed(upload, state, before)?;
@@ -271,7 +321,8 @@ impl ImageFs {
                 Phase::Empty | Phase::Head(_) => self.begin_spool(upload, state)?,
                 Phase::Streaming(ingest) => {
                     if ingest.has_failed() {
-                        let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else {
+                        let Phase::Streaming(ingest) = std::mem::replace(&mut state.phase, Phase::Moving)
+                        else {
                             unreachable!("matched")
                         };
                         return Err(ingest.finish().err().unwrap_or(Error::Stopping));
@@ -307,8 +358,13 @@ impl ImageFs {
     }
 
     /// What begins to unpack an upload.
-    pub(super) fn begin_with(&self, upload: &Upload, hint: Hint) -> impl FnOnce(&[u8]) -> Result<Ingest> + Send + use<> {
-        let (store, staging, wish) = (self.store.clone(), format!("upload-{}", upload.number), self.wish(upload));
+    pub(super) fn begin_with(
+        &self,
+        upload: &Upload,
+        hint: Hint,
+    ) -> impl FnOnce(&[u8]) -> Result<Ingest> + Send + use<> {
+        let (store, staging, wish) =
+            (self.store.clone(), format!("upload-{}", upload.number), self.wish(upload));
         move |head| Ingest::start(&store, &staging, head, hint, wish)
     }
 
@@ -324,8 +380,8 @@ impl ImageFs {
         }
     }
 
-    /// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a rename
-    /// publishes may have been announced with its sha1 by then.
+    /// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a
+    /// rename publishes may have been announced with its sha1 by then.
     fn wish(&self, upload: &Upload) -> Wish {
         let announced = upload.info.lock().manifest.is_some();
         let keep = keep::policy(&self.store, self.target_of(upload), None);
@@ -362,7 +418,9 @@ impl ImageFs {
         self.make_spool(upload, state)?;
         let slot = self.store.tree(before.version)?;
         let recipe = self.as_it_came(before.version);
-        export::replay(&self.store, &slot.tree, recipe, |at, bytes| write_spool(&self.store, state, at, bytes))?;
+        export::replay(&self.store, &slot.tree, recipe, |at, bytes| {
+            write_spool(&self.store, state, at, bytes)
+        })?;
         upload.info.lock().size = before.size;
         state.phase = Phase::Spooled;
         Ok(())
@@ -373,7 +431,8 @@ impl ImageFs {
         // The last write may have been answered a moment before it let go.
         let locked = upload.state.try_lock_for(SETTLING);
         let Some(mut state) = locked else { return Err(Error::UploadBusy { name: upload.name() }) };
-        self.truncate(upload, &mut state, size).map_err(|e| self.refused(caller, "truncate", &self.path_name(upload), e))
+        self.truncate(upload, &mut state, size)
+            .map_err(|e| self.refused(caller, "truncate", &self.path_name(upload), e))
     }
 
     pub(super) fn truncate(&self, upload: &Upload, state: &mut State, size: u64) -> Result<()> {
@@ -395,7 +454,9 @@ impl ImageFs {
             if let Phase::Published(_) = state.phase {
                 return Err(Error::Invalid { what: upload.name(), why: "it is published already".into() });
             }
-            if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = std::mem::replace(&mut state.phase, Phase::Empty) {
+            if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) =
+                std::mem::replace(&mut state.phase, Phase::Empty)
+            {
                 ingest.abort();
             }
             state.spool = None;
@@ -412,10 +473,14 @@ impl ImageFs {
                 state.phase = Phase::Gapped(ingest, upload.size());
                 self.make_spool(upload, state)?;
             }
-            Phase::Gapped(_, from) if size < *from => return Err(Error::WrittenTwice { name: upload.name(), at: size }),
+            Phase::Gapped(_, from) if size < *from => {
+                return Err(Error::WrittenTwice { name: upload.name(), at: size });
+            }
             Phase::Streaming(_) => return Err(Error::WrittenTwice { name: upload.name(), at: size }),
             Phase::Spooled | Phase::Gapped(..) => {}
-            Phase::Published(_) => return Err(Error::Invalid { what: upload.name(), why: "it is published already".into() }),
+            Phase::Published(_) => {
+                return Err(Error::Invalid { what: upload.name(), why: "it is published already".into() });
+            }
             Phase::Failed(errno, sentence) => return Err(repeated(*errno, sentence)),
             Phase::Moving => return Err(Error::Stopping),
         }
@@ -427,7 +492,8 @@ impl ImageFs {
     }
 }
 
-/// What is larger than any upload may be needs no disk, for it may be one hole: it is refused before it is unpacked.
+/// What is larger than any upload may be needs no disk, for it may be one hole: it is refused before it is
+/// unpacked.
 pub(in crate::fs) fn refuse_over(store: &Store, size: u64) -> Result<()> {
     let limit = store.settings().limits.tar_size;
     if size > limit {

@@ -31,10 +31,12 @@ pub fn is_metadata(path: &[u8]) -> bool {
 
 /// Whether an archive is an LXD image, or half of one: metadata.yaml and nothing that LXD does not know.
 pub fn is_unified(builder: &Builder) -> bool {
-    builder.find("metadata.yaml").is_some() && builder.names_in_root().iter().all(|name| PARTS.contains(&name.as_slice()))
+    builder.find("metadata.yaml").is_some()
+        && builder.names_in_root().iter().all(|name| PARTS.contains(&name.as_slice()))
 }
 
-/// Whether an archive that has this entry in its root, or in a directory of it, may be an LXD image; `None` for the root.
+/// Whether an archive that has this entry in its root, or in a directory of it, may be an LXD image; `None`
+/// for the root.
 pub fn may_have(path: &[u8]) -> Option<bool> {
     let first = path.split(|b| *b == b'/').find(|part| !part.is_empty() && *part != b".")?;
     Some(PARTS.contains(&first))
@@ -44,8 +46,8 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the LXD image".into(), why: why.into() })
 }
 
-/// Makes a version of a unified image: rootfs/ is its rootfs/, metadata.yaml and templates/ lie beside, and image.tar
-/// is what came.
+/// Makes a version of a unified image: rootfs/ is its rootfs/, metadata.yaml and templates/ lie beside, and
+/// image.tar is what came.
 ///
 /// Errors: `Invalid` for what LXD would refuse.
 pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Result<Draft> {
@@ -58,9 +60,10 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
     if let Some(rootfs) = find(&draft, "rootfs").filter(|node| draft.builder.is_directory(*node)) {
         draft.builder.set_root(rootfs);
         draft.derive_tar()?;
-    } else if let Some((payload, node)) = [("rootfs.img", Payload::Qcow2), ("rootfs.squashfs", Payload::Squashfs)]
-        .into_iter()
-        .find_map(|(n, p)| Some((p, find(&draft, n)?)))
+    } else if let Some((payload, node)) =
+        [("rootfs.img", Payload::Qcow2), ("rootfs.squashfs", Payload::Squashfs)]
+            .into_iter()
+            .find_map(|(n, p)| Some((p, find(&draft, n)?)))
     {
         let head = head_of(&mut draft, node)?;
         if Payload::detect(&head) != Some(payload) {
@@ -76,7 +79,9 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
         let empty = draft.builder.new_directory();
         draft.builder.set_root(empty);
     } else {
-        return refuse("it has neither rootfs/ nor rootfs.img: put both files of a split image into a staging directory");
+        return refuse(
+            "it has neither rootfs/ nor rootfs.img: put both files of a split image into a staging directory",
+        );
     }
     draft.add_made("image.tar", recipe);
     Ok(draft)
@@ -113,13 +118,15 @@ pub fn add_metadata(draft: &mut Draft, name: &str, tarball: &[u8], limits: &Limi
 pub fn is_metadata_tarball(bytes: &[u8], limits: &Limits) -> bool {
     let looked = (|| {
         let limits = Limits { tar_size: TARBALL_MAX, ..*limits };
-        let source = ReadSource::new(inner::unpacked(Codec::detect(bytes), bytes, &limits)?.take(TARBALL_MAX));
+        let source =
+            ReadSource::new(inner::unpacked(Codec::detect(bytes), bytes, &limits)?.take(TARBALL_MAX));
         let mut reader = Reader::new(source, limits, Default::default())?;
         let (mut metadata, mut other) = (false, false);
         while let Some(entry) = reader.next_entry()? {
             let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
             metadata |= is_metadata(path);
-            other |= !(path.is_empty() || path == b"." || is_metadata(path) || path.starts_with(b"templates"));
+            other |=
+                !(path.is_empty() || path == b"." || is_metadata(path) || path.starts_with(b"templates"));
             while reader.read(&mut |_| Ok(()))? {}
         }
         Ok::<_, Error>(metadata && !other)
@@ -152,7 +159,9 @@ fn head_of(draft: &mut Draft, node: crate::tree::NodeIndex) -> Result<Vec<u8>> {
 
 fn read_metadata(writer: &mut crate::blob::Writer, builder: &Builder) -> Result<Vec<u8>> {
     let Some(node) = builder.find("metadata.yaml") else { return refuse("it has no metadata.yaml") };
-    let Some((content, size)) = builder.file(node) else { return refuse("its metadata.yaml is no regular file") };
+    let Some((content, size)) = builder.file(node) else {
+        return refuse("its metadata.yaml is no regular file");
+    };
     if size > METADATA_MAX {
         return refuse(format!("its metadata.yaml is over {METADATA_MAX} bytes"));
     }
@@ -191,7 +200,8 @@ pub fn limited(properties: BTreeMap<String, String>) -> BTreeMap<String, String>
 /// Reads metadata.yaml into the facts.
 fn describe(draft: &mut Draft, text: &[u8]) -> Result<()> {
     let text = std::str::from_utf8(text).or_else(|_| refuse("its metadata.yaml is not UTF-8"))?;
-    let parsed: Metadata = serde_saphyr::from_str(text).or_else(|e| refuse(format!("its metadata.yaml: {e}")))?;
+    let parsed: Metadata =
+        serde_saphyr::from_str(text).or_else(|e| refuse(format!("its metadata.yaml: {e}")))?;
     let word = parsed.architecture.unwrap_or_default();
     // "x86_64 x86_64" was seen: LXD takes the first word.
     let Some(machine) = word.split_whitespace().next().and_then(architecture) else {

@@ -1,4 +1,5 @@
-//! docker save, podman save, skopeo copy: an archive of layers becomes the rootfs that a container of it starts with.
+//! docker save, podman save, skopeo copy: an archive of layers becomes the rootfs that a container of it
+//! starts with.
 //!
 //! Source: OCI image-spec, image-layout.md, manifest.md, layer.md; Docker image specification 1.2.
 
@@ -59,12 +60,14 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the image archive".into(), why: why.into() })
 }
 
-/// Makes a version of the one image of an archive: its layers over each other are rootfs/, the archive is image.tar.
+/// Makes a version of the one image of an archive: its layers over each other are rootfs/, the archive is
+/// image.tar.
 ///
 /// Errors: `Unsupported` for several images, naming them; `Invalid`, `Mismatch` for what contradicts itself.
 pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Result<Draft> {
     let Draft { mut writer, builder, .. } = outer;
-    let mut archive = Archive { builder: &builder, writer: &mut writer, left: JSON_TOTAL, image: None, others: Vec::new() };
+    let mut archive =
+        Archive { builder: &builder, writer: &mut writer, left: JSON_TOTAL, image: None, others: Vec::new() };
     let docker = builder.find("manifest.json").is_some();
     // Docker's own list has the tags; new archives of it are OCI layouts as well.
     if docker {
@@ -113,10 +116,12 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
         draft.writer.forget(content)?;
     }
     draft.facts.format = if docker { "docker" } else { "oci" }.into();
-    draft.facts.architecture = config["architecture"].as_str().and_then(architecture).unwrap_or_default().into();
+    draft.facts.architecture =
+        config["architecture"].as_str().and_then(architecture).unwrap_or_default().into();
     draft.facts.config = summary(&config, &tags);
     if let Some(labels) = config["config"]["Labels"].as_object() {
-        draft.facts.properties = limited(labels.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect());
+        draft.facts.properties =
+            limited(labels.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect());
     }
     draft.derive_tar()?;
     draft.add_made("image.tar", recipe);
@@ -163,12 +168,18 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
 /// Says which layer an archive's error is of.
 fn in_layer(name: &str, e: Error) -> Error {
     match e {
-        Error::BadArchive { at, entry, why } => Error::BadArchive { at, entry, why: format!("in layer {name}: {why}") },
-        Error::LeavesRoot { at, entry, why } => Error::LeavesRoot { at, entry, why: format!("in layer {name}: {why}") },
+        Error::BadArchive { at, entry, why } => {
+            Error::BadArchive { at, entry, why: format!("in layer {name}: {why}") }
+        }
+        Error::LeavesRoot { at, entry, why } => {
+            Error::LeavesRoot { at, entry, why: format!("in layer {name}: {why}") }
+        }
         Error::Truncated { at, why } => {
             Error::BadArchive { at, entry: String::new(), why: format!("layer {name} is cut off: {why}") }
         }
-        Error::OverLimit { what, limit } => Error::OverLimit { what: format!("in layer {name}, {what}"), limit },
+        Error::OverLimit { what, limit } => {
+            Error::OverLimit { what: format!("in layer {name}, {what}"), limit }
+        }
         other => other,
     }
 }
@@ -214,7 +225,10 @@ impl Archive<'_> {
             return refuse(format!("{name} is over {JSON_MAX} bytes"));
         }
         let Some(left) = self.left.checked_sub(size) else {
-            return Err(Error::OverLimit { what: "the size of all its documents".into(), limit: format!("{JSON_TOTAL} bytes") });
+            return Err(Error::OverLimit {
+                what: "the size of all its documents".into(),
+                limit: format!("{JSON_TOTAL} bytes"),
+            });
         };
         self.left = left;
         let text = read_small(self.writer, content)?;
@@ -226,18 +240,29 @@ impl Archive<'_> {
         let list = self.json("manifest.json")?;
         let Some(list) = list.as_array() else { return refuse("its manifest.json is no list") };
         for image in list {
-            let tags = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+            let tags = image["RepoTags"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned);
             let tags: Vec<String> = tags.collect();
             if self.image.is_some() {
                 self.others.push(tags.first().cloned().unwrap_or_else(|| "without a tag".into()));
                 continue;
             }
-            let Some(config) = image["Config"].as_str() else { return refuse("its manifest.json names no Config") };
+            let Some(config) = image["Config"].as_str() else {
+                return refuse("its manifest.json names no Config");
+            };
             let config = self.json(config)?;
-            let Some(names) = image["Layers"].as_array() else { return refuse("its manifest.json names no Layers") };
+            let Some(names) = image["Layers"].as_array() else {
+                return refuse("its manifest.json names no Layers");
+            };
             let mut layers = Vec::new();
             for (n, name) in names.iter().enumerate() {
-                let Some(name) = name.as_str() else { return refuse("its manifest.json has a layer without name") };
+                let Some(name) = name.as_str() else {
+                    return refuse("its manifest.json has a layer without name");
+                };
                 let (content, _) = self.file(name)?;
                 layers.push(Blob { name: name.into(), content, digest: None, diff_id: diff_id(&config, n) });
             }
@@ -256,14 +281,18 @@ impl Archive<'_> {
         if depth > NESTED_MAX {
             return refuse("its indexes lead to each other");
         }
-        let Some(list) = index["manifests"].as_array() else { return refuse("an index of it has no manifests") };
+        let Some(list) = index["manifests"].as_array() else {
+            return refuse("an index of it has no manifests");
+        };
         for descriptor in list {
             let annotation = |key: &str| descriptor["annotations"][key].as_str().map(str::to_owned);
             // Attestations of buildkit.
-            if annotation("vnd.docker.reference.type").is_some() || descriptor["platform"]["os"] == "unknown" {
+            if annotation("vnd.docker.reference.type").is_some() || descriptor["platform"]["os"] == "unknown"
+            {
                 continue;
             }
-            let named = annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
+            let named = annotation("io.containerd.image.name")
+                .or_else(|| annotation("org.opencontainers.image.ref.name"));
             let tags: Vec<String> = named.into_iter().chain(tags.iter().cloned()).collect();
             let digest = descriptor["digest"].as_str().unwrap_or_default();
             match &mut self.image {
@@ -283,7 +312,9 @@ impl Archive<'_> {
                 continue;
             }
             let config = self.blob_json(&document["config"])?;
-            let Some(list) = document["layers"].as_array() else { return refuse("a manifest of it has no layers") };
+            let Some(list) = document["layers"].as_array() else {
+                return refuse("a manifest of it has no layers");
+            };
             let mut layers = Vec::new();
             for (n, layer) in list.iter().enumerate() {
                 let (name, digest) = blob_name(layer)?;
@@ -311,7 +342,9 @@ impl Archive<'_> {
 /// Where a descriptor's blob lies in the archive, and its sha256.
 fn blob_name(descriptor: &Value) -> Result<(String, String)> {
     let digest = descriptor["digest"].as_str().unwrap_or_default();
-    let Some(hex) = digest.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit())) else {
+    let Some(hex) =
+        digest.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+    else {
         return refuse(format!("it names a blob with the digest {digest:?}, and only sha256 is known"));
     };
     Ok((format!("blobs/sha256/{hex}"), hex.to_ascii_lowercase()))
@@ -330,7 +363,11 @@ fn check(from: &mut impl Read, name: &str, wanted: &str) -> Result<()> {
     if found == wanted {
         return Ok(());
     }
-    Err(Error::Mismatch { what: name.into(), wanted: format!("sha256:{wanted}"), found: format!("sha256:{found}") })
+    Err(Error::Mismatch {
+        what: name.into(),
+        wanted: format!("sha256:{wanted}"),
+        found: format!("sha256:{found}"),
+    })
 }
 
 /// Hashes what is read through it.
@@ -363,9 +400,13 @@ fn summary(config: &Value, tags: &[String]) -> Value {
     if !tags.is_empty() {
         add("tags", &json!(tags));
     }
-    for (key, from) in
-        [("created", "created"), ("architecture", "architecture"), ("os", "os"), ("variant", "variant"), ("author", "author")]
-    {
+    for (key, from) in [
+        ("created", "created"),
+        ("architecture", "architecture"),
+        ("os", "os"),
+        ("variant", "variant"),
+        ("author", "author"),
+    ] {
         add(key, &config[from]);
     }
     for (key, from) in [

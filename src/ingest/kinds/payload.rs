@@ -1,5 +1,5 @@
-//! cp disk.qcow2 in: what is no archive and is kept whole, readable at random: disk images, file system images,
-//! streams of zfs.
+//! cp disk.qcow2 in: what is no archive and is kept whole, readable at random: disk images, file system
+//! images, streams of zfs.
 //!
 //! The bytes are cut into pieces of 64 KiB, each a blob, so that a version holds only what differs from those
 //! before; runs of zeros are holes.
@@ -32,7 +32,8 @@ impl Payload {
     /// What begins so, by its magic. With less than `HEAD` bytes, some are not yet seen.
     pub fn detect(head: &[u8]) -> Option<Payload> {
         let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-        // dmu_replay_record: DRR_BEGIN, a length, the magic, in the writer's byte order. Source: zfs, sys/zfs_ioctl.h.
+        // dmu_replay_record: DRR_BEGIN, a length, the magic, in the writer's byte order. Source: zfs,
+        // sys/zfs_ioctl.h.
         const ZFS: u64 = 0x2_f5ba_cbac;
         if at(0, b"QFI\xfb") {
             Some(Payload::Qcow2)
@@ -68,7 +69,15 @@ impl Payload {
 
     /// The one that `name` calls so.
     pub fn named(name: &str) -> Option<Payload> {
-        let all = [Payload::Qcow2, Payload::Raw, Payload::Squashfs, Payload::Erofs, Payload::Iso, Payload::Zfs, Payload::Opaque];
+        let all = [
+            Payload::Qcow2,
+            Payload::Raw,
+            Payload::Squashfs,
+            Payload::Erofs,
+            Payload::Iso,
+            Payload::Zfs,
+            Payload::Opaque,
+        ];
         all.into_iter().find(|payload| payload.name() == name)
     }
 
@@ -84,11 +93,13 @@ impl Payload {
         }
     }
 
-    /// Bytes of the disk that a virtual machine sees, of `size` bytes that begin with `head`; 0 for what is no disk.
-    /// Source: qemu, docs/interop/qcow2.txt, bytes 24 to 31 of the header.
+    /// Bytes of the disk that a virtual machine sees, of `size` bytes that begin with `head`; 0 for what is
+    /// no disk. Source: qemu, docs/interop/qcow2.txt, bytes 24 to 31 of the header.
     pub fn virtual_size(self, head: &[u8], size: u64) -> u64 {
         match self {
-            Payload::Qcow2 => head.get(24..32).map_or(0, |b| u64::from_be_bytes(b.try_into().unwrap_or_default())),
+            Payload::Qcow2 => {
+                head.get(24..32).map_or(0, |b| u64::from_be_bytes(b.try_into().unwrap_or_default()))
+            }
             Payload::Raw => size,
             _ => 0,
         }
@@ -96,21 +107,33 @@ impl Payload {
 
     /// The bytes that it must have by its own header, as far as that can tell; a shorter one is cut off.
     pub fn least_size(self, head: &[u8]) -> u64 {
-        let le32 =
-            |at: usize| head.get(at..at + 4).map_or(0, |b| u64::from(u32::from_le_bytes(b.try_into().unwrap_or_default())));
-        let le64 = |at: usize| head.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
-        let be64 = |at: usize| head.get(at..at + 8).map_or(0, |b| u64::from_be_bytes(b.try_into().unwrap_or_default()));
-        let be32 =
-            |at: usize| head.get(at..at + 4).map_or(0, |b| u64::from(u32::from_be_bytes(b.try_into().unwrap_or_default())));
+        let le32 = |at: usize| {
+            head.get(at..at + 4)
+                .map_or(0, |b| u64::from(u32::from_le_bytes(b.try_into().unwrap_or_default())))
+        };
+        let le64 = |at: usize| {
+            head.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()))
+        };
+        let be64 = |at: usize| {
+            head.get(at..at + 8).map_or(0, |b| u64::from_be_bytes(b.try_into().unwrap_or_default()))
+        };
+        let be32 = |at: usize| {
+            head.get(at..at + 4)
+                .map_or(0, |b| u64::from(u32::from_be_bytes(b.try_into().unwrap_or_default())))
+        };
         match self {
             // bytes_used.
             Payload::Squashfs => le64(40),
             // Blocks of 2^blkszbits.
-            Payload::Erofs => le32(1024 + 36).checked_shl(head.get(1024 + 12).map_or(0, |b| u32::from(*b))).unwrap_or(0),
+            Payload::Erofs => {
+                le32(1024 + 36).checked_shl(head.get(1024 + 12).map_or(0, |b| u32::from(*b))).unwrap_or(0)
+            }
             // Volume space size, in logical blocks.
             Payload::Iso => le32(32768 + 80).saturating_mul(2048),
             // The backup of the partition table is the last sector.
-            Payload::Raw if head.get(512..520) == Some(b"EFI PART") => le64(512 + 32).saturating_add(1).saturating_mul(512),
+            Payload::Raw if head.get(512..520) == Some(b"EFI PART") => {
+                le64(512 + 32).saturating_add(1).saturating_mul(512)
+            }
             // The tables that the header names: those of the clusters, and of their counts.
             Payload::Qcow2 => {
                 let tables = be64(40).saturating_add(be32(36) * 8);
@@ -132,7 +155,12 @@ fn is_partitioned(head: &[u8]) -> bool {
 /// Stores all that comes, and gives its recipe.
 ///
 /// Errors: `OverLimit` over `limit` bytes; those of the writer and the source.
-pub fn store(source: &mut impl Source, writer: &mut Writer, limit: u64, mut at: impl FnMut(u64)) -> Result<RecipeBuilder> {
+pub fn store(
+    source: &mut impl Source,
+    writer: &mut Writer,
+    limit: u64,
+    mut at: impl FnMut(u64),
+) -> Result<RecipeBuilder> {
     let mut recipe = RecipeBuilder::new()?;
     let mut piece = Vec::with_capacity(PIECE);
     loop {
@@ -154,7 +182,10 @@ pub fn store(source: &mut impl Source, writer: &mut Writer, limit: u64, mut at: 
             return Ok(recipe);
         }
         if recipe.tar_size() > limit {
-            return Err(crate::error::Error::OverLimit { what: "the size of the image".into(), limit: limit.to_string() });
+            return Err(crate::error::Error::OverLimit {
+                what: "the size of the image".into(),
+                limit: limit.to_string(),
+            });
         }
     }
 }

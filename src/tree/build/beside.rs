@@ -28,7 +28,8 @@ impl Builder {
         self.put(beside, name, existing, node);
     }
 
-    /// Makes a directory of the tree its rootfs. What lies outside of it is dropped, but for what is shown beside.
+    /// Makes a directory of the tree its rootfs. What lies outside of it is dropped, but for what is shown
+    /// beside.
     pub fn set_root(&mut self, directory: NodeIndex) {
         self.root = directory;
     }
@@ -38,8 +39,8 @@ impl Builder {
         self.draft(&Meta { mode: 0o755, ..Meta::default() }, Make::Directory, ROOT)
     }
 
-    /// Shows what another tree has at a path of plain names beside this one's rootfs, with all below it. Both have
-    /// their content from the same upload.
+    /// Shows what another tree has at a path of plain names beside this one's rootfs, with all below it. Both
+    /// have their content from the same upload.
     pub fn take_beside(&mut self, other: &Builder, name: &str) {
         let Some(from) = other.find(name) else { return };
         let (order, children) = other.listings();
@@ -63,7 +64,9 @@ impl Builder {
     fn copy(&mut self, other: &Builder, node: NodeIndex, parent: NodeIndex) -> NodeIndex {
         let (meta, make, pieces) = other.describe(node);
         let make = match make {
-            Make::File { content, size, sparse: Some(_) } => Make::File { content, size, sparse: Some(&pieces) },
+            Make::File { content, size, sparse: Some(_) } => {
+                Make::File { content, size, sparse: Some(&pieces) }
+            }
             make => make,
         };
         self.draft(&meta, make, parent)
@@ -74,13 +77,15 @@ impl Builder {
         let draft = &self.drafts[node as usize];
         let attr = self.attrs[draft.attr as usize];
         let xattrs = self.xattrs_at(attr.xattrs);
-        let meta = Meta { mode: attr.mode & 0o7777, uid: attr.uid, gid: attr.gid, mtime: draft.mtime, xattrs };
+        let meta =
+            Meta { mode: attr.mode & 0o7777, uid: attr.uid, gid: attr.gid, mtime: draft.mtime, xattrs };
         let mut pieces = Vec::new();
         let make = match attr.mode & libc::S_IFMT {
             libc::S_IFDIR => Make::Directory,
             libc::S_IFREG => {
                 pieces = self.pieces_at(draft.extra);
-                let sparse: Option<&[(u64, u64)]> = (draft.extra != 0 && draft.extra & MADE == 0).then_some(&[]);
+                let sparse: Option<&[(u64, u64)]> =
+                    (draft.extra != 0 && draft.extra & MADE == 0).then_some(&[]);
                 Make::File { content: draft.content, size: draft.size, sparse }
             }
             libc::S_IFLNK => Make::Symlink(self.target(node)),
@@ -107,7 +112,8 @@ impl Builder {
                 return Some(node);
             }
             let target = std::str::from_utf8(self.target(node)).ok()?;
-            let mut parts: Vec<&str> = if target.starts_with('/') { Vec::new() } else { path.split('/').collect() };
+            let mut parts: Vec<&str> =
+                if target.starts_with('/') { Vec::new() } else { path.split('/').collect() };
             parts.pop();
             for part in target.split('/') {
                 match part {

@@ -14,9 +14,9 @@ use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{NodeIndex, SECTIONS, Section, join, lay_out};
 
 impl Builder {
-    /// Writes the tree file, durably, and gives its digest and what was counted. `recipes`: that of rootfs.tar, if
-    /// there is a rootfs, and those that other files are made by, from number 1 on. `id` says which blob a content
-    /// became.
+    /// Writes the tree file, durably, and gives its digest and what was counted. `recipes`: that of
+    /// rootfs.tar, if there is a rootfs, and those that other files are made by, from number 1 on. `id` says
+    /// which blob a content became.
     ///
     /// Errors: `Io`, `OverLimit`.
     pub fn finish(
@@ -52,7 +52,8 @@ impl Builder {
         sections[Section::Blobs as usize] = blobs;
         sections[Section::Recipe as usize] = tar.map(|tar| tar.finish(&id)).transpose()?.unwrap_or_default();
         sections[Section::Beside as usize] = beside.map(|n| n.to_le_bytes().to_vec()).unwrap_or_default();
-        sections[Section::More as usize] = join(more.into_iter().map(|recipe| recipe.finish(&id)).collect::<Result<_>>()?);
+        sections[Section::More as usize] =
+            join(more.into_iter().map(|recipe| recipe.finish(&id)).collect::<Result<_>>()?);
         Ok((write(path, &sections)?, counts))
     }
 
@@ -60,21 +61,28 @@ impl Builder {
     ///
     /// Errors: `OverLimit`.
     pub fn check_heaps(&self) -> Result<()> {
-        for (heap, what) in
-            [(&self.names, "names"), (&self.targets, "symlinks"), (&self.xattrs, "xattrs"), (&self.sparse, "sparse maps")]
-        {
+        for (heap, what) in [
+            (&self.names, "names"),
+            (&self.targets, "symlinks"),
+            (&self.xattrs, "xattrs"),
+            (&self.sparse, "sparse maps"),
+        ] {
             if heap.len() > HEAP_MAX {
-                return Err(Error::OverLimit { what: format!("the size of all {what}"), limit: "1 GiB".into() });
+                return Err(Error::OverLimit {
+                    what: format!("the size of all {what}"),
+                    limit: "1 GiB".into(),
+                });
             }
         }
         Ok(())
     }
 
-    /// The live entries of each directory, in the order of their names: entries, and where each directory's begin and
-    /// how many they are.
+    /// The live entries of each directory, in the order of their names: entries, and where each directory's
+    /// begin and how many they are.
     pub(super) fn listings(&self) -> (Vec<u32>, Vec<(u32, u32)>) {
         let name_of = |e: u32| name_at(&self.names, self.entries[e as usize].name);
-        let mut order: Vec<u32> = (0..self.entries.len() as u32).filter(|e| self.entries[*e as usize].node != NONE).collect();
+        let mut order: Vec<u32> =
+            (0..self.entries.len() as u32).filter(|e| self.entries[*e as usize].node != NONE).collect();
         order.sort_unstable_by(|&a, &b| {
             let (x, y) = (&self.entries[a as usize], &self.entries[b as usize]);
             x.parent.cmp(&y.parent).then_with(|| name_of(a).cmp(name_of(b)))
@@ -132,7 +140,8 @@ impl Builder {
         let outside = self.beside.map_or(NONE, |beside| number[beside as usize]);
         for (n, &node) in by_number.iter().enumerate() {
             let draft = &self.drafts[node as usize];
-            let (mut count, mut data, mut extra, mut parent) = (links[node as usize], draft.data, draft.extra, 0);
+            let (mut count, mut data, mut extra, mut parent) =
+                (links[node as usize], draft.data, draft.extra, 0);
             // What lies beside rootfs is no part of it.
             let mut ignored = Counts::default();
             let counts = if (n as u32) < outside { &mut counts } else { &mut ignored };
@@ -188,7 +197,9 @@ impl Builder {
         while let Some((path, node)) = todo.pop() {
             let (meta, make, pieces) = self.describe(node);
             let make = match make {
-                Make::File { content, size, sparse: Some(_) } => Make::File { content, size, sparse: Some(&pieces) },
+                Make::File { content, size, sparse: Some(_) } => {
+                    Make::File { content, size, sparse: Some(&pieces) }
+                }
                 make => make,
             };
             let first = first_names.get(&node).map(Vec::as_slice);
@@ -213,21 +224,27 @@ impl Builder {
     }
 
     pub(super) fn xattrs_at(&self, at: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let word = |at: usize| u32::from_le_bytes(self.xattrs[at..at + 4].try_into().expect("four bytes")) as usize;
+        let word =
+            |at: usize| u32::from_le_bytes(self.xattrs[at..at + 4].try_into().expect("four bytes")) as usize;
         let Some(at) = (at as usize).checked_sub(1) else { return Vec::new() };
         let (count, mut at) = (word(at), at + 4);
         let mut found = Vec::with_capacity(count);
         for _ in 0..count {
             let (name, value) = (word(at), word(at + 4));
             at += 8;
-            found.push((self.xattrs[at..at + name].to_vec(), self.xattrs[at + name..at + name + value].to_vec()));
+            found.push((
+                self.xattrs[at..at + name].to_vec(),
+                self.xattrs[at + name..at + name + value].to_vec(),
+            ));
             at += name + value;
         }
         found
     }
 
     pub(super) fn pieces_at(&self, extra: u32) -> Vec<(u64, u64)> {
-        let Some(at) = (extra as usize).checked_sub(1).filter(|_| extra & MADE == 0) else { return Vec::new() };
+        let Some(at) = (extra as usize).checked_sub(1).filter(|_| extra & MADE == 0) else {
+            return Vec::new();
+        };
         let Some(map) = self.sparse.get(at..) else { return Vec::new() };
         let count = u32::from_le_bytes(map[..4].try_into().expect("four bytes")) as usize;
         let number = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("eight bytes"));

@@ -15,7 +15,9 @@ impl Builder {
     ///
     /// Source: OCI image-spec, layer.md, "Whiteouts".
     pub fn white_out(&mut self, path: &[u8]) -> Placed<()> {
-        let Some((parent, name)) = self.place(path, Some(&Meta::default()))? else { return refuse("the root cannot be removed") };
+        let Some((parent, name)) = self.place(path, Some(&Meta::default()))? else {
+            return refuse("the root cannot be removed");
+        };
         let Some(at) = self.child(parent, &name) else { return Ok(()) };
         let entry = &self.entries[at as usize];
         if entry.layer < self.layer {
@@ -34,7 +36,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Ends a layer: its opaque directories lose what the layer itself did not bring, in whatever order that came.
+    /// Ends a layer: its opaque directories lose what the layer itself did not bring, in whatever order that
+    /// came.
     pub fn end_layer(&mut self) {
         let opaque = std::mem::take(&mut self.opaque);
         if opaque.is_empty() {
@@ -52,7 +55,8 @@ impl Builder {
                 if known {
                     for &e in below {
                         let entry = &self.entries[e as usize];
-                        let holds = self.is_directory(entry.node) && self.drafts[entry.node as usize].data > 0;
+                        let holds =
+                            self.is_directory(entry.node) && self.drafts[entry.node as usize].data > 0;
                         if entry.layer < self.layer && !holds {
                             self.remove(e);
                         }

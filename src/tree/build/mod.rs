@@ -194,21 +194,27 @@ impl Builder {
 
     /// Makes `path` another name of what `target` names.
     pub fn link(&mut self, path: &[u8], target: &[u8], meta: &Meta) -> Placed<()> {
-        let missing = || Refused { leaves: false, why: format!("its target {:?} is not there", lossy(target)) };
+        let missing =
+            || Refused { leaves: false, why: format!("its target {:?} is not there", lossy(target)) };
         let (from, target_name) = self.place(target, None)?.ok_or_else(missing)?;
         let entry = self.child(from, &target_name).ok_or_else(missing)?;
         let node = self.entries[entry as usize].node;
         if self.is_directory(node) {
             return refuse("a directory cannot have a second name");
         }
-        let Some((parent, name)) = self.place(path, Some(meta))? else { return refuse("only a directory can be the root") };
+        let Some((parent, name)) = self.place(path, Some(meta))? else {
+            return refuse("only a directory can be the root");
+        };
         let existing = self.child(parent, &name);
         if let Some(entry) = existing {
             let old = self.entries[entry as usize].node;
             if old == node {
                 return Ok(());
             }
-            if self.is_directory(old) && self.drafts[old as usize].data > 0 && self.entries[entry as usize].layer == self.layer {
+            if self.is_directory(old)
+                && self.drafts[old as usize].data > 0
+                && self.entries[entry as usize].layer == self.layer
+            {
                 return refuse("a directory that is not empty is in its place");
             }
         }
@@ -319,7 +325,9 @@ impl Builder {
     /// directories on the way are made, as tar does.
     fn place(&mut self, path: &[u8], implied: Option<&Meta>) -> Placed<Option<(NodeIndex, Vec<u8>)>> {
         let path = clean(path)?;
-        let Some(name) = path.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty()) else { return Ok(None) };
+        let Some(name) = path.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty()) else {
+            return Ok(None);
+        };
         let directory = &path[..path.len() - name.len()];
         if let Some((last, node)) = &self.last
             && last == directory
@@ -336,7 +344,13 @@ impl Builder {
         Ok(Some(found))
     }
 
-    fn step(&mut self, at: NodeIndex, name: &[u8], implied: Option<&Meta>, hops: &mut u32) -> Placed<NodeIndex> {
+    fn step(
+        &mut self,
+        at: NodeIndex,
+        name: &[u8],
+        implied: Option<&Meta>,
+        hops: &mut u32,
+    ) -> Placed<NodeIndex> {
         let Some(entry) = self.child(at, name) else {
             let Some(meta) = implied else { return refuse("a directory on its way is not there") };
             let meta = Meta { mode: 0o755, mtime: meta.mtime, ..Meta::default() };

@@ -1,4 +1,5 @@
-//! One of many hands: makes the system calls of the gestures, and writes down what each was answered, and when.
+//! One of many hands: makes the system calls of the gestures, and writes down what each was answered, and
+//! when.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -35,7 +36,8 @@ fn number_of(name: &str) -> Option<u8> {
 
 pub fn parse_trash_name(text: &str) -> Option<TrashName> {
     let (text, again) = text.split_once('~').unwrap_or((text, "1"));
-    let (name, number) = text.split_once('.').map_or((text, None), |(name, number)| (name, number.parse().ok()));
+    let (name, number) =
+        text.split_once('.').map_or((text, None), |(name, number)| (name, number.parse().ok()));
     Some(TrashName { name: number_of(name)?, number, again: again.parse().ok()? })
 }
 
@@ -49,7 +51,9 @@ fn show_trash_name(t: TrashName) -> String {
 pub fn archive(mark: u32) -> Vec<u8> {
     let content = mark.to_string();
     let mut header = [0; 512];
-    for (at, text) in [(0, "mark"), (100, "0000644\0"), (108, "0000000\0"), (116, "0000000\0"), (136, "00000000000\0")] {
+    for (at, text) in
+        [(0, "mark"), (100, "0000644\0"), (108, "0000000\0"), (116, "0000000\0"), (136, "00000000000\0")]
+    {
         header[at..at + text.len()].copy_from_slice(text.as_bytes());
     }
     header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
@@ -73,7 +77,9 @@ impl Hand {
             0..8 => Gesture::Add { name, mark: self.next_mark(), into: false },
             8..20 => Gesture::Add { name, mark: self.next_mark(), into: true },
             20..30 => Gesture::Switch { name },
-            30..38 => Gesture::Pin { name, to: self.some_number(name).filter(|_| !self.mark.is_multiple_of(3)) },
+            30..38 => {
+                Gesture::Pin { name, to: self.some_number(name).filter(|_| !self.mark.is_multiple_of(3)) }
+            }
             38..45 => Gesture::Rename { from: name, to: other },
             45..57 => Gesture::RemoveVersion { name, number: self.some_number(name).unwrap_or(0) },
             57..61 => Gesture::RemoveImage { name },
@@ -126,11 +132,13 @@ impl Hand {
 
     fn some_trash(&mut self) -> Option<TrashName> {
         let entries = fs::read_dir(self.mnt.join(".imgfs/trash")).ok()?;
-        let all: Vec<TrashName> = entries.flatten().filter_map(|e| parse_trash_name(e.file_name().to_str()?)).collect();
+        let all: Vec<TrashName> =
+            entries.flatten().filter_map(|e| parse_trash_name(e.file_name().to_str()?)).collect();
         if all.is_empty() { None } else { Some(*self.dice.pick(&all)) }
     }
 
-    /// As `rm -r` does: `.id` first, which is the deletion, and the directory last. imgfs knows a walker by its thread.
+    /// As `rm -r` does: `.id` first, which is the deletion, and the directory last. imgfs knows a walker by
+    /// its thread.
     fn remove_recursively(&mut self, name: u8) {
         let path = self.path(name);
         std::thread::scope(|scope| {
@@ -162,7 +170,9 @@ impl Hand {
                 self.link(open_dir(&self.path(*name))?, &to)?;
             }
             Gesture::Rename { from, to } => fs::rename(self.path(*from), self.path(*to))?,
-            Gesture::RemoveVersion { name, number } => fs::remove_dir(self.path(*name).join(number.to_string()))?,
+            Gesture::RemoveVersion { name, number } => {
+                fs::remove_dir(self.path(*name).join(number.to_string()))?
+            }
             Gesture::RemoveImage { name } | Gesture::EndWalk { name } => fs::remove_dir(self.path(*name))?,
             Gesture::RemoveId { name } => fs::remove_file(self.path(*name).join(".id"))?,
             Gesture::Restore { what, to } => {
@@ -171,7 +181,8 @@ impl Hand {
             }
             Gesture::ReadDefault => {
                 let target = fs::read_link(self.mnt.join("default"))?;
-                let name = target.to_str().and_then(number_of).ok_or_else(|| io::Error::from_raw_os_error(-2))?;
+                let name =
+                    target.to_str().and_then(number_of).ok_or_else(|| io::Error::from_raw_os_error(-2))?;
                 return Ok(Answer::Name(name));
             }
             Gesture::ReadMark { name } => return read_mark(&self.default_of(*name).join("rootfs/mark")),
@@ -218,14 +229,23 @@ impl Hand {
                 vec!["cp".into(), text(source), text(self.upload_path(*name, *mark, *into))]
             }
             Gesture::Switch { name } => {
-                vec!["ln".into(), "-sfn".into(), NAMES[usize::from(*name)].into(), text(self.mnt.join("default"))]
+                vec![
+                    "ln".into(),
+                    "-sfn".into(),
+                    NAMES[usize::from(*name)].into(),
+                    text(self.mnt.join("default")),
+                ]
             }
-            Gesture::Rename { from, to } => vec!["mv".into(), "-T".into(), text(self.path(*from)), text(self.path(*to))],
+            Gesture::Rename { from, to } => {
+                vec!["mv".into(), "-T".into(), text(self.path(*from)), text(self.path(*to))]
+            }
             Gesture::RemoveVersion { name, number } => {
                 vec!["rmdir".into(), text(self.path(*name).join(number.to_string()))]
             }
             Gesture::RemoveImage { name } => vec!["rmdir".into(), text(self.path(*name))],
-            Gesture::ReadMark { name } => vec!["cat".into(), text(self.default_of(*name).join("rootfs/mark"))],
+            Gesture::ReadMark { name } => {
+                vec!["cat".into(), text(self.default_of(*name).join("rootfs/mark"))]
+            }
             _ => return self.call(gesture),
         };
         let ran = Command::new(&words[0]).args(&words[1..]).env("LC_ALL", "C").output()?;
@@ -233,12 +253,19 @@ impl Hand {
         if ran.status.success() {
             return Ok(out.trim().parse().map_or(Answer::Done, Answer::Mark));
         }
-        let known = [("No such file", libc::ENOENT), ("resource busy", libc::EBUSY), ("File exists", libc::EEXIST)];
+        let known =
+            [("No such file", libc::ENOENT), ("resource busy", libc::EBUSY), ("File exists", libc::EEXIST)];
         // mv was told that the target is there, and then did not find it.
         // Or found that both are the same.
         let gone = [("cannot overwrite non-directory", libc::EEXIST), ("are the same file", libc::EEXIST)];
-        let more = [("Read-only", libc::EROFS), ("not permitted", libc::EPERM), ("Stale file handle", libc::ESTALE)];
-        let errno = known.into_iter().chain(gone).chain(more).find(|(words, _)| said.contains(words)).map(|(_, errno)| errno);
+        let more =
+            [("Read-only", libc::EROFS), ("not permitted", libc::EPERM), ("Stale file handle", libc::ESTALE)];
+        let errno = known
+            .into_iter()
+            .chain(gone)
+            .chain(more)
+            .find(|(words, _)| said.contains(words))
+            .map(|(_, errno)| errno);
         Err(io::Error::from_raw_os_error(errno.unwrap_or_else(|| panic!("{words:?} says {said}"))))
     }
 }
@@ -291,10 +318,19 @@ impl Shown {
             other => panic!("{}: {other:?}", version.display()),
         };
         let held = |image: &Path| -> Held {
-            let pinned = fs::read_link(image.join("default")).ok().and_then(|to| to.to_str().unwrap().parse().ok());
-            (pinned, numbers_in(image).unwrap().into_iter().map(|n| (n, mark(&image.join(n.to_string())))).collect())
+            let pinned =
+                fs::read_link(image.join("default")).ok().and_then(|to| to.to_str().unwrap().parse().ok());
+            (
+                pinned,
+                numbers_in(image)
+                    .unwrap()
+                    .into_iter()
+                    .map(|n| (n, mark(&image.join(n.to_string()))))
+                    .collect(),
+            )
         };
-        shown.default = fs::read_link(mnt.join("default")).ok().map(|t| number_of(t.to_str().unwrap()).unwrap());
+        shown.default =
+            fs::read_link(mnt.join("default")).ok().map(|t| number_of(t.to_str().unwrap()).unwrap());
         for (n, name) in NAMES.iter().enumerate().filter(|(_, name)| mnt.join(name).exists()) {
             shown.images.insert(n as u8, held(&mnt.join(name)));
         }

@@ -1,4 +1,5 @@
-//! Two daemons on one store: the second is refused, whoever the first is; commands work beside it under the load.
+//! Two daemons on one store: the second is refused, whoever the first is; commands work beside it under the
+//! load.
 //!
 //! Control: a lock file that names a process which is gone, or another one, is not believed.
 

@@ -1,4 +1,5 @@
-//! Is there an order of the gestures that the contract allows? The search of Wing and Gong, with Lowe's memory.
+//! Is there an order of the gestures that the contract allows? The search of Wing and Gong, with Lowe's
+//! memory.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash};
@@ -35,8 +36,8 @@ struct Config {
     model: Model,
 }
 
-/// Where a hand stands: its call, and how far that is. `before`: how far it was before its last step, while nothing was
-/// changed since.
+/// Where a hand stands: its call, and how far that is. `before`: how far it was before its last step, while
+/// nothing was changed since.
 #[derive(Clone, Copy, Default, Hash)]
 struct Place {
     call: u16,
@@ -58,7 +59,9 @@ impl Config {
         let (mut changes, mut looks) = (Vec::new(), Vec::new());
         let ways = self.model.ways();
         for (hand, way) in hands.into_iter().flat_map(|h| (0..ways).map(move |way| (h, way))) {
-            let (Some(call), place) = (open(hand).filter(|c| c.begin <= first), self.hands[hand]) else { continue };
+            let (Some(call), place) = (open(hand).filter(|c| c.begin <= first), self.hands[hand]) else {
+                continue;
+            };
             let mut at = place.at;
             loop {
                 let mut then = self.clone();
@@ -78,7 +81,8 @@ impl Config {
                     }
                     Step::Ends(changed) => {
                         then.hands[hand] = Place { call: place.call + 1, ..Place::default() };
-                        // An answer that changes nothing can as well be given now: no need to try anything else.
+                        // An answer that changes nothing can as well be given now: no need to try anything
+                        // else.
                         let Some(model) = changed else { return vec![then] };
                         then.model = model;
                     }
@@ -94,11 +98,13 @@ impl Config {
         looks
     }
 
-    /// Whether all that was looked up just before a change would be found otherwise after it. Else it could as well be
-    /// looked up later, and that is tried, too.
+    /// Whether all that was looked up just before a change would be found otherwise after it. Else it could
+    /// as well be looked up later, and that is tried, too.
     fn needed(&mut self, history: &History) -> bool {
         for (place, calls) in self.hands.iter_mut().zip(history) {
-            let (Some(before), Some(call)) = (place.before.take(), calls.get(usize::from(place.call))) else { continue };
+            let (Some(before), Some(call)) = (place.before.take(), calls.get(usize::from(place.call))) else {
+                continue;
+            };
             let again = |way| self.model.step(&call.gesture, &call.answer, before, way);
             if (0..self.model.ways()).any(|way| matches!(again(way), Step::Goes(at) if at == place.at)) {
                 return false;
@@ -108,7 +114,8 @@ impl Config {
     }
 }
 
-/// Looks for an order in at most so many places. `ends`: whether this is what the store was when all was quiet.
+/// Looks for an order in at most so many places. `ends`: whether this is what the store was when all was
+/// quiet.
 pub fn check(start: &Model, history: &History, most: usize, ends: impl Fn(&Model) -> bool) -> Verdict {
     let calls: usize = history.iter().map(Vec::len).sum();
     let begin = Config { hands: vec![Place::default(); history.len()], model: start.clone() };
@@ -123,7 +130,8 @@ pub fn check(start: &Model, history: &History, most: usize, ends: impl Fn(&Model
         let open = hands.map(|(p, calls)| format!("  {:?} {:?}\n", p.at, calls.get(usize::from(p.call))));
         let open: String = open.collect();
         let first = hands_open(&config).map(|c| c.end).min().unwrap_or_default();
-        let mut near: Vec<&Call> = history.iter().flatten().filter(|c| c.begin <= first && c.end + 5_000_000 >= first).collect();
+        let mut near: Vec<&Call> =
+            history.iter().flatten().filter(|c| c.begin <= first && c.end + 5_000_000 >= first).collect();
         near.sort_by_key(|c| c.end);
         let near: String = near.into_iter().map(|c| format!("  {c:?}\n")).collect();
         format!("{done} of {calls} can be put in order, then:\n{open}around:\n{near}{:?}", config.model)
@@ -147,7 +155,8 @@ pub fn check(start: &Model, history: &History, most: usize, ends: impl Fn(&Model
     Verdict::Refused(tell(best))
 }
 
-/// Damages a history so that no store that keeps the contract could have it. False if this one has nothing to damage.
+/// Damages a history so that no store that keeps the contract could have it. False if this one has nothing to
+/// damage.
 pub fn damage(history: &mut History, way: usize, dice: &mut Dice) -> bool {
     let all = |is: &dyn Fn(&Call) -> bool| -> Vec<(usize, usize)> {
         let places = history.iter().enumerate().flat_map(|(h, calls)| (0..calls.len()).map(move |n| (h, n)));
@@ -186,7 +195,9 @@ pub fn damage(history: &mut History, way: usize, dice: &mut Dice) -> bool {
                 return false;
             }
             let read = *dice.pick(&reads);
-            let Gesture::Add { mark, .. } = history[one.0][one.1].gesture else { unreachable!("one that adds") };
+            let Gesture::Add { mark, .. } = history[one.0][one.1].gesture else {
+                unreachable!("one that adds")
+            };
             let later = history[one.0][one.1].begin > history[read.0][read.1].end;
             history[read.0][read.1].answer = Answer::Mark(mark);
             later
@@ -198,7 +209,9 @@ pub fn damage(history: &mut History, way: usize, dice: &mut Dice) -> bool {
                 return false;
             }
             let list = *dice.pick(&lists);
-            let Answer::Numbers(numbers) = &mut history[list.0][list.1].answer else { unreachable!("a list") };
+            let Answer::Numbers(numbers) = &mut history[list.0][list.1].answer else {
+                unreachable!("a list")
+            };
             // Of an empty list, too: one number might be right.
             numbers.push(numbers.last().map_or(1000, |n| n + 1000));
             true

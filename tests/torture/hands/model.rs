@@ -1,7 +1,8 @@
 //! The contract of the gestures as a sequential machine: what each does to a store, and what it answers.
 //!
-//! The kernel walks a path name by name, so a gesture on `web/1` is two steps: `web` is found, then the change is made
-//! in what was found. Between them another hand may rename it. Each step happens at one moment.
+//! The kernel walks a path name by name, so a gesture on `web/1` is two steps: `web` is found, then the
+//! change is made in what was found. Between them another hand may rename it. Each step happens at one
+//! moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -129,7 +130,10 @@ impl Model {
     }
 
     pub fn trash_names(&self) -> BTreeSet<TrashName> {
-        self.images.iter().flat_map(|i| i.trash.into_iter().chain(i.versions.values().filter_map(|v| v.trash))).collect()
+        self.images
+            .iter()
+            .flat_map(|i| i.trash.into_iter().chain(i.versions.values().filter_map(|v| v.trash)))
+            .collect()
     }
 
     fn free_trash_name(&self, name: u8, number: Option<u32>) -> TrashName {
@@ -198,14 +202,16 @@ impl Model {
         Ok(model)
     }
 
-    /// How many ways there are in which a path may be walked: as the store says, and as the kernel may remember it.
+    /// How many ways there are in which a path may be walked: as the store says, and as the kernel may
+    /// remember it.
     pub fn ways(&self) -> usize {
         let of = |(name, image)| self.lingering.iter().filter(|(n, i)| *n == name || *i == image).count();
         let most = self.lingering.iter().map(|l| of(*l)).max().unwrap_or_default();
         1 + most.max(usize::from(!self.lingering_versions.is_empty()))
     }
 
-    /// What a link to the image says: its name, or one that it had before a renaming that is not answered yet.
+    /// What a link to the image says: its name, or one that it had before a renaming that is not answered
+    /// yet.
     fn called(&self, image: usize, way: usize) -> Option<u8> {
         let mut before = self.lingering.iter().filter(|(_, i)| *i == image).map(|(name, _)| *name);
         way.checked_sub(1).map_or(Some(self.images[image].name), |nth| before.nth(nth))
@@ -242,15 +248,23 @@ impl Model {
             (Gesture::Restore { what, to }, 0) if what.number.is_some() => look_up(*to),
 
             (Gesture::Add { into: true, .. }, _) if dead => refuses(libc::ENOENT),
-            // GNU cp found nothing there, and creates exclusively: between the two an image got this name that has a receipt
-            // of that file.
-            (Gesture::Add { into: false, .. }, _) if *answer == Answer::Refused(libc::EEXIST) => Step::Ends(None),
+            // GNU cp found nothing there, and creates exclusively: between the two an image got this name
+            // that has a receipt of that file.
+            (Gesture::Add { into: false, .. }, _) if *answer == Answer::Refused(libc::EEXIST) => {
+                Step::Ends(None)
+            }
             (Gesture::Add { name, mark, into }, _) => {
                 let mut model = self.clone();
                 let image = if *into { Some(serial) } else { self.named(*name) };
                 let image = image.unwrap_or_else(|| {
-                    let new =
-                        Image { name: *name, trash: None, next: 0, pinned: None, was_default: false, versions: BTreeMap::new() };
+                    let new = Image {
+                        name: *name,
+                        trash: None,
+                        next: 0,
+                        pinned: None,
+                        was_default: false,
+                        versions: BTreeMap::new(),
+                    };
                     model.images.push(new.into());
                     model.images.len() - 1
                 });
@@ -276,7 +290,9 @@ impl Model {
                 }
             },
             (Gesture::Pin { to, .. }, step) => {
-                let there = here.is_some_and(|i| to.is_none_or(|n| i.versions.get(&n).is_some_and(|v| v.trash.is_none())));
+                let there = here.is_some_and(|i| {
+                    to.is_none_or(|n| i.versions.get(&n).is_some_and(|v| v.trash.is_none()))
+                });
                 if !there || (dead && step == 2) {
                     refuses(libc::ENOENT)
                 } else if step == 1 {
@@ -321,11 +337,13 @@ impl Model {
                 model.lingering_versions.push((serial, *number));
                 done(Step::Moves(Progress { step: SETTLES, ..at }, model), &Answer::Done)
             }
-            (Gesture::RemoveImage { name }, _) => match self.named(*name).map(|image| (image, self.remove_image(image))) {
-                None => refuses(libc::ENOENT),
-                Some((_, Err(errno))) => refuses(errno),
-                Some((image, Ok(model))) => done(model.lingers(*name, image, at), &Answer::Done),
-            },
+            (Gesture::RemoveImage { name }, _) => {
+                match self.named(*name).map(|image| (image, self.remove_image(image))) {
+                    None => refuses(libc::ENOENT),
+                    Some((_, Err(errno))) => refuses(errno),
+                    Some((image, Ok(model))) => done(model.lingers(*name, image, at), &Answer::Done),
+                }
+            }
             (Gesture::RemoveId { .. }, _) if dead => refuses(libc::ENOENT),
             (Gesture::RemoveId { .. }, _) => match self.remove_image(serial) {
                 Err(errno) => refuses(errno),
@@ -336,17 +354,23 @@ impl Model {
                 }
             },
             (Gesture::EndWalk { name }, _) => {
-                // Where there is one again, that stays; where it was renamed before it was deleted, there is none.
+                // Where there is one again, that stays; where it was renamed before it was deleted, there is
+                // none.
                 if *answer == Answer::Refused(libc::ENOENT) {
                     return Step::Ends(None);
                 }
                 let mut model = self.clone();
                 model.lingering.retain(|(n, _)| n != name);
-                if self.named(*name).is_some() { Step::Impossible } else { done(Step::Ends(Some(model)), &Answer::Done) }
+                if self.named(*name).is_some() {
+                    Step::Impossible
+                } else {
+                    done(Step::Ends(Some(model)), &Answer::Done)
+                }
             }
 
             (Gesture::Restore { what, .. }, 1) => {
-                let home = self.images.iter().position(|i| i.versions.values().any(|v| v.trash == Some(*what)));
+                let home =
+                    self.images.iter().position(|i| i.versions.values().any(|v| v.trash == Some(*what)));
                 match home {
                     None => refuses(libc::ENOENT),
                     // The kernel may know that the directory is gone, and does not ask.
@@ -355,44 +379,54 @@ impl Model {
                     // Also into an image that is in the trash by now: it shows the version once it is back.
                     Some(home) => {
                         let raise = |i: &mut Image| {
-                            i.versions.values_mut().filter(|v| v.trash == Some(*what)).for_each(|v| v.trash = None);
+                            i.versions
+                                .values_mut()
+                                .filter(|v| v.trash == Some(*what))
+                                .for_each(|v| v.trash = None);
                         };
                         done(self.changed(home, raise), &Answer::Done)
                     }
                 }
             }
-            (Gesture::Restore { what, to }, _) => match self.images.iter().position(|i| i.trash == Some(*what)) {
-                None => refuses(libc::ENOENT),
-                Some(_) if self.named(*to).is_some() => refuses(libc::EEXIST),
-                Some(image) => {
-                    let mut model = self.clone();
-                    let raised = Rc::make_mut(&mut model.images[image]);
-                    (raised.trash, raised.name) = (None, *to);
-                    let was_default = std::mem::take(&mut raised.was_default);
-                    model.default = model.default.filter(|_| !was_default).or(Some(image));
-                    done(Step::Ends(Some(model)), &Answer::Done)
+            (Gesture::Restore { what, to }, _) => {
+                match self.images.iter().position(|i| i.trash == Some(*what)) {
+                    None => refuses(libc::ENOENT),
+                    Some(_) if self.named(*to).is_some() => refuses(libc::EEXIST),
+                    Some(image) => {
+                        let mut model = self.clone();
+                        let raised = Rc::make_mut(&mut model.images[image]);
+                        (raised.trash, raised.name) = (None, *to);
+                        let was_default = std::mem::take(&mut raised.was_default);
+                        model.default = model.default.filter(|_| !was_default).or(Some(image));
+                        done(Step::Ends(Some(model)), &Answer::Done)
+                    }
                 }
-            },
+            }
 
             (Gesture::ReadDefault, 0) => self.default.map_or_else(|| refuses(libc::ENOENT), found),
-            (Gesture::ReadDefault, _) => self.called(serial, way).map_or(Step::Impossible, |name| says(&Answer::Name(name))),
+            (Gesture::ReadDefault, _) => {
+                self.called(serial, way).map_or(Step::Impossible, |name| says(&Answer::Name(name)))
+            }
             (Gesture::List { name }, _) => match answer {
                 Answer::Refused(libc::ENOENT) if dead => Step::Ends(None),
-                // What is listed of a directory while it is removed is anybody's guess, but of nothing else. Also if the image
-                // is back by now, under another name.
+                // What is listed of a directory while it is removed is anybody's guess, but of nothing else.
+                // Also if the image is back by now, under another name.
                 Answer::Numbers(numbers) if dead || here.is_some_and(|image| image.name != *name) => {
                     let own = |n: &u32| here.is_some_and(|image| image.versions.contains_key(n));
                     if numbers.iter().all(own) { Step::Ends(None) } else { Step::Impossible }
                 }
                 _ => says(&Answer::Numbers(self.images[serial].live().map(|(n, _)| n).collect())),
             },
-            (Gesture::ReadMark { name }, step) => self.read_mark(answer, if name.is_some() { step + 2 } else { step }, at, way),
+            (Gesture::ReadMark { name }, step) => {
+                self.read_mark(answer, if name.is_some() { step + 2 } else { step }, at, way)
+            }
         }
     }
 
     /// `cat default/default/rootfs/mark`, name by name.
     fn read_mark(&self, answer: &Answer, step: u8, at: Progress, way: usize) -> Step {
-        let lost = || if *answer == Answer::Refused(libc::ENOENT) { Step::Ends(None) } else { Step::Impossible };
+        let lost =
+            || if *answer == Answer::Refused(libc::ENOENT) { Step::Ends(None) } else { Step::Impossible };
         let next = Progress { step: at.step + 1, ..at };
         if step == 0 {
             return self.default.map_or_else(lost, |d| Step::Goes(Progress { image: d as u16, ..next }));
@@ -409,7 +443,9 @@ impl Model {
             },
             2 => {
                 let found = self.walk(at.number as u8, way);
-                found.map_or_else(lost, |found| Step::Goes(Progress { image: found as u16, number: 0, ..next }))
+                found.map_or_else(lost, |found| {
+                    Step::Goes(Progress { image: found as u16, number: 0, ..next })
+                })
             }
             3 => match image.pinned {
                 Some(number) => Step::Goes(Progress { number, step: at.step + 2, ..next }),
@@ -420,7 +456,9 @@ impl Model {
                 newest.map_or_else(lost, |(number, _)| Step::Goes(Progress { number, ..next }))
             }
             5 if image.live().any(|(n, _)| n == at.number) => Step::Goes(next),
-            5 if way > 0 && self.lingering_versions.contains(&(usize::from(at.image), at.number)) => Step::Goes(next),
+            5 if way > 0 && self.lingering_versions.contains(&(usize::from(at.image), at.number)) => {
+                Step::Goes(next)
+            }
             5 => lost(),
             _ => match image.versions.get(&at.number) {
                 Some(version) if *answer == Answer::Mark(version.mark) => Step::Ends(None),

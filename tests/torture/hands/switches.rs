@@ -65,6 +65,8 @@ fn hands_never_find_default_dangling() {
     };
     let (control, dangling) = watch(&mount.mnt().join("alias"), 500, in_two_steps);
     assert!(dangling > 0, "of {control}");
-    println!("{switches} switches, {looked} looks of {READERS} readers, 0 in vain; control: {dangling} of {control} in vain");
+    println!(
+        "{switches} switches, {looked} looks of {READERS} readers, 0 in vain; control: {dangling} of {control} in vain"
+    );
     mount.fsck();
 }

@@ -1,4 +1,5 @@
-//! Ends what hangs: a request that is never answered holds its caller, and all who wait for the same directory, for ever.
+//! Ends what hangs: a request that is never answered holds its caller, and all who wait for the same
+//! directory, for ever.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -38,7 +38,10 @@ fn stalls_of_the_clock() {
             .trim()
             .parse()
             .unwrap();
-        assert!((year - 2026).abs() > 3 || clock.ends_with('d'), "control: the clock says {year} with {clock}");
+        assert!(
+            (year - 2026).abs() > 3 || clock.ends_with('d'),
+            "control: the clock says {year} with {clock}"
+        );
         mount.ok("ln -sfn db default; rm -r clock; cmp $S/a.tar web/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar; cmp $S/c.tar db/0/rootfs.tar");
         for tar in ["c", "a"] {
             mount.ok(&format!(
@@ -55,7 +58,10 @@ fn stalls_of_the_clock() {
         mount.ok("rm -rf .imgfs/trash/*; cat .imgfs/status.json > /dev/null; for l in .imgfs/by-id/*; do test -e $l/.id || exit 1; done");
         mount.unmount();
         mount.fsck();
-        assert!(!std::fs::read_to_string(mount.path("store/daemon.log")).unwrap_or_default().contains("panick"), "{n}");
+        assert!(
+            !std::fs::read_to_string(mount.path("store/daemon.log")).unwrap_or_default().contains("panick"),
+            "{n}"
+        );
         versions = versions_left(&mut mount);
     }
     println!(
@@ -73,8 +79,8 @@ fn versions_left(mount: &mut Mount) -> u32 {
     count
 }
 
-/// A week by the daemon's clock, in which versions come and go, the trash ends by its time and everything is looked at,
-/// while clients hold an upload and files. Then all that they held is given back.
+/// A week by the daemon's clock, in which versions come and go, the trash ends by its time and everything is
+/// looked at, while clients hold an upload and files. Then all that they held is given back.
 #[test]
 #[ignore = "minutes: scripts/torture.sh"]
 fn stalls_of_a_week() {
@@ -109,9 +115,15 @@ fn stalls_of_a_week() {
     assert!(passed > WEEK * 9 / 10, "control: {passed} s have passed by the clock of the daemon");
     assert!(most > 0 && most < gestures, "control: {most} of {gestures} in the trash at most");
     mount.ok("for i in $(seq 400); do test -z \"$(ls .imgfs/trash)\" && exit 0; sleep 0.1; done; exit 1");
-    let looked =
-        seconds(&mount, "python3 -c 'import json; print(json.load(open(\".imgfs/status.json\"))[\"scrub\"][\"ended_at\"])'");
-    assert!(looked > clock_begun + WEEK / 2, "everything was looked at last {} s after the begin", looked - clock_begun);
+    let looked = seconds(
+        &mount,
+        "python3 -c 'import json; print(json.load(open(\".imgfs/status.json\"))[\"scrub\"][\"ended_at\"])'",
+    );
+    assert!(
+        looked > clock_begun + WEEK / 2,
+        "everything was looked at last {} s after the begin",
+        looked - clock_begun
+    );
     let disk_after = disk(&mount);
     assert!(
         disk_after < disk_before * 2 + 1024,

@@ -13,7 +13,8 @@ pub fn errno(e: &Error) -> Errno {
     Errno::from_i32(e.errno())
 }
 
-/// For a node whose name was just found: if it is gone, the kernel is to look the name up again, which it does once.
+/// For a node whose name was just found: if it is gone, the kernel is to look the name up again, which it
+/// does once.
 pub fn errno_of_node(e: &Error) -> Errno {
     if matches!(e, Error::NotFound { .. }) { Errno::ESTALE } else { errno(e) }
 }
@@ -28,8 +29,13 @@ pub fn node(ino: INodeNo) -> Result<NodeId> {
 
 pub fn time((seconds, nanoseconds): (i64, u32)) -> SystemTime {
     let whole = Duration::from_secs(seconds.unsigned_abs());
-    let base = if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(whole) } else { SystemTime::UNIX_EPOCH.checked_add(whole) };
-    base.and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.into()))).unwrap_or(SystemTime::UNIX_EPOCH)
+    let base = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    base.and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.into())))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 pub fn nanoseconds(time: TimeOrNow) -> i64 {

@@ -6,8 +6,8 @@
 //! refcounts.rs  the counts that the file itself has, which must be no smaller
 //! ```
 //!
-//! Source: QEMU, docs/interop/qcow2.rst. Nothing is believed: tables may be cut, lie past the end, or be told a
-//! thousand times.
+//! Source: QEMU, docs/interop/qcow2.rst. Nothing is believed: tables may be cut, lie past the end, or be told
+//! a thousand times.
 
 mod refcounts;
 mod tables;
@@ -17,7 +17,8 @@ use crate::ingest::stored::Stored;
 
 /// Clusters of a file that are counted, a byte each: 4 TiB in clusters of 64 KiB.
 const CLUSTERS_MAX: u64 = 1 << 26;
-/// Limits of QEMU: bytes of an L1 table and of the refcount table; snapshots; bytes of a cluster, as a power of two.
+/// Limits of QEMU: bytes of an L1 table and of the refcount table; snapshots; bytes of a cluster, as a power
+/// of two.
 const L1_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65536;
@@ -104,13 +105,13 @@ fn be(bytes: &[u8], at: usize, len: usize) -> u64 {
 
 /// Looks whether a qcow2 is whole: everything it names lies in the file, and its own counts allow for that.
 ///
-/// It takes up to 150 MiB of memory, for a file of 4 TiB; 2 MiB for one of 64 GiB. It reads the tables once or twice,
-/// and none of the data.
+/// It takes up to 150 MiB of memory, for a file of 4 TiB; 2 MiB for one of 64 GiB. It reads the tables once
+/// or twice, and none of the data.
 ///
 /// # Errors
 ///
-/// `BadImage` for what `qemu-img check` calls an error. `Unsupported` for a disk that is not all in this file, or has
-/// features that nobody knows. `OverLimit`. Those of the store.
+/// `BadImage` for what `qemu-img check` calls an error. `Unsupported` for a disk that is not all in this
+/// file, or has features that nobody knows. `OverLimit`. Those of the store.
 pub fn check(image: &mut impl Stored) -> Result<()> {
     let header = read_header(image)?;
     let mut counts = refcounts::Refcounts::open(image, &header)?;
@@ -125,7 +126,12 @@ fn read_header(image: &mut impl Stored) -> Result<Header> {
     let (u32_at, u64_at) = (|at| be(&raw, at, 4) as u32, |at| be(&raw, at, 8));
     let version = u32_at(4);
     match version {
-        1 => return unsupported("a qcow disk of version 1", "make a qcow2 of it: qemu-img convert -O qcow2 OLD NEW"),
+        1 => {
+            return unsupported(
+                "a qcow disk of version 1",
+                "make a qcow2 of it: qemu-img convert -O qcow2 OLD NEW",
+            );
+        }
         2 | 3 => {}
         _ => return damaged(format!("its version is {version}, and 2 and 3 are known")),
     }
@@ -175,7 +181,8 @@ fn read_header(image: &mut impl Stored) -> Result<Header> {
 }
 
 /// What makes one file of a disk in several.
-const WHOLE: &str = "make one file of the disk, where all its files are: qemu-img convert -O qcow2 DISK WHOLE";
+const WHOLE: &str =
+    "make one file of the disk, where all its files are: qemu-img convert -O qcow2 DISK WHOLE";
 
 /// Refuses features that nobody knows, or that contradict each other.
 fn check_features(header: &Header, compression: u8) -> Result<()> {
@@ -203,7 +210,10 @@ fn check_features(header: &Header, compression: u8) -> Result<()> {
     }
     match header.encryption {
         0 | 2 => Ok(()),
-        1 => unsupported("a qcow2 encrypted with AES", "decrypt it: qemu-img convert -O qcow2 OLD NEW, with its secret"),
+        1 => unsupported(
+            "a qcow2 encrypted with AES",
+            "decrypt it: qemu-img convert -O qcow2 OLD NEW, with its secret",
+        ),
         other => damaged(format!("its encryption is of no known kind ({other})")),
     }
 }
@@ -264,7 +274,8 @@ fn read_extensions(image: &mut impl Stored, header: &mut Header) -> Result<()> {
                 let (count, unused) = (be(&body, 0, 4) as u32, be(&body, 4, 4));
                 let directory = Table { at: be(&body, 16, 8), len: be(&body, 8, 8) };
                 let most = u64::from(tables::BITMAPS_MAX) * 1024;
-                let fits = directory.at.is_multiple_of(header.cluster()) && (1..=most).contains(&directory.len);
+                let fits =
+                    directory.at.is_multiple_of(header.cluster()) && (1..=most).contains(&directory.len);
                 if unused != 0 || !(1..=tables::BITMAPS_MAX).contains(&count) || !fits {
                     return damaged("the header of its bitmaps makes no sense");
                 }

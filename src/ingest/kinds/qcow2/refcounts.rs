@@ -36,7 +36,8 @@ impl Blocks {
             }
             if *at != 0 {
                 image.read_at(*at, &mut block)?;
-                (0..per_block.min(all - first)).for_each(|i| show(first + i, count_in(&block, i, self.order)));
+                (0..per_block.min(all - first))
+                    .for_each(|i| show(first + i, count_in(&block, i, self.order)));
             }
         }
         Ok(())
@@ -48,7 +49,8 @@ impl Refcounts {
     ///
     /// # Errors
     ///
-    /// `BadImage` if their table makes no sense; `OverLimit` for more clusters than are counted; those of the store.
+    /// `BadImage` if their table makes no sense; `OverLimit` for more clusters than are counted; those of the
+    /// store.
     pub fn open(image: &mut impl Stored, header: &Header) -> Result<Refcounts> {
         let size = image.size();
         let clusters = size.div_ceil(header.cluster());
@@ -61,7 +63,9 @@ impl Refcounts {
         drop(raw);
         for (n, at) in at.iter().enumerate() {
             if !at.is_multiple_of(header.cluster()) {
-                return damaged(format!("entry {n} of its table of reference counts is no place of a cluster"));
+                return damaged(format!(
+                    "entry {n} of its table of reference counts is no place of a cluster"
+                ));
             }
             if at >> header.cluster_bits >= clusters {
                 return damaged(format!("block {n} of its reference counts lies past the end of the file"));
@@ -71,7 +75,9 @@ impl Refcounts {
         // The last cluster may be named although the file ends before it.
         let all = clusters as usize + 1;
         let mut ones = vec![0u64; all.div_ceil(64)];
-        blocks.each(image, all, |cluster, count| ones[cluster / 64] |= u64::from(count == 1) << (cluster % 64))?;
+        blocks.each(image, all, |cluster, count| {
+            ones[cluster / 64] |= u64::from(count == 1) << (cluster % 64)
+        })?;
         Ok(Refcounts { blocks, size, ones, used: vec![0; all] })
     }
 
@@ -97,27 +103,36 @@ impl Refcounts {
         };
         for n in at >> self.blocks.cluster_bits..=(end - 1) >> self.blocks.cluster_bits {
             let used = usize::try_from(n).ok().and_then(|n| self.used.get_mut(n));
-            let Some(used) = used else { return damaged(format!("{what} lies past the end of the file, at byte {at}")) };
+            let Some(used) = used else {
+                return damaged(format!("{what} lies past the end of the file, at byte {at}"));
+            };
             *used = used.saturating_add(u8::try_from(times).unwrap_or(u8::MAX));
         }
         Ok(())
     }
 
-    /// Compares what the file says with what was found. What is said to be used more often than it is, is lost room,
-    /// and no damage.
+    /// Compares what the file says with what was found. What is said to be used more often than it is, is
+    /// lost room, and no damage.
     ///
     /// # Errors
     ///
-    /// `BadImage` for a cluster that is used more often than the file says: who writes to one user's would change
-    /// the other's. Those of the store.
+    /// `BadImage` for a cluster that is used more often than the file says: who writes to one user's would
+    /// change the other's. Those of the store.
     pub fn compare(mut self, image: &mut impl Stored, header: &Header) -> Result<()> {
-        self.add(header.refcounts.at, header.refcounts.len * header.cluster(), 1, "its table of reference counts")?;
+        self.add(
+            header.refcounts.at,
+            header.refcounts.len * header.cluster(),
+            1,
+            "its table of reference counts",
+        )?;
         for n in 0..self.blocks.at.len() {
             let at = self.blocks.at[n];
             if at != 0 {
                 self.add(at, header.cluster(), 1, "a block of its reference counts")?;
                 if self.used[(at >> header.cluster_bits) as usize] != 1 {
-                    return damaged(format!("block {n} of its reference counts lies where something else does"));
+                    return damaged(format!(
+                        "block {n} of its reference counts lies where something else does"
+                    ));
                 }
             }
         }
@@ -130,11 +145,12 @@ impl Refcounts {
             }
         })?;
         // Those that no block counts.
-        let uncounted = || used.iter().position(|found| *found > 0).map(|cluster| (cluster, 0, used[cluster]));
+        let uncounted =
+            || used.iter().position(|found| *found > 0).map(|cluster| (cluster, 0, used[cluster]));
         match wrong.or_else(uncounted) {
-            Some((cluster, count, found)) => {
-                damaged(format!("cluster {cluster} is used {found} times, and its reference count is {count}"))
-            }
+            Some((cluster, count, found)) => damaged(format!(
+                "cluster {cluster} is used {found} times, and its reference count is {count}"
+            )),
             None => Ok(()),
         }
     }

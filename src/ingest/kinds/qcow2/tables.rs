@@ -14,8 +14,8 @@ const BITMAP_MAX: u64 = 0x2000_0000;
 const NAME_MAX: u64 = 1023;
 /// QEMU's limit of what a snapshot says beyond its name.
 const EXTRA_MAX: u64 = 1024;
-/// Bytes of all L1 tables, tables of bitmaps and lists of snapshots that are read: those of 1,000 snapshots of a disk of
-/// 1 TiB are 16 MiB.
+/// Bytes of all L1 tables, tables of bitmaps and lists of snapshots that are read: those of 1,000 snapshots
+/// of a disk of 1 TiB are 16 MiB.
 const TABLES_MAX: u64 = 256 << 20;
 /// L2 tables that are remembered, with 64 KiB clusters those of 1 PiB.
 const L2_MAX: usize = 1 << 21;
@@ -71,7 +71,12 @@ pub fn count(image: &mut impl Stored, header: &Header, counts: &mut Refcounts) -
 
 impl<S: Stored> Walk<'_, S> {
     /// Reads `len` bytes of a table in pieces of whole entries, and shows where in the table each begins.
-    fn read(&mut self, at: u64, len: u64, mut show: impl FnMut(&mut Self, u64, &[u8]) -> Result<()>) -> Result<()> {
+    fn read(
+        &mut self,
+        at: u64,
+        len: u64,
+        mut show: impl FnMut(&mut Self, u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         self.left = self.left.checked_sub(len).ok_or_else(|| over("the size of all tables", TABLES_MAX))?;
         let mut piece = vec![0; CHUNK.min(len) as usize];
         let mut done = 0;
@@ -131,7 +136,12 @@ impl<S: Stored> Walk<'_, S> {
     }
 
     /// Counts what an entry names. The inner error says what is wrong with it.
-    fn l2_entry(&mut self, entry: u64, subclusters: u64, l2: &L2) -> Result<std::result::Result<(), &'static str>> {
+    fn l2_entry(
+        &mut self,
+        entry: u64,
+        subclusters: u64,
+        l2: &L2,
+    ) -> Result<std::result::Result<(), &'static str>> {
         let (header, at) = (self.header, entry & OFFSET);
         // The lower half: there is data; the upper: it reads as zeros.
         let (there, zeros) = (subclusters & u64::from(u32::MAX), subclusters >> 32);
@@ -215,7 +225,8 @@ impl<S: Stored> Walk<'_, S> {
         let (name, extra) = (be(head, 18, 2), be(head, 20, 4));
         let is_place = table.at != 0 && table.at.is_multiple_of(cluster);
         let is_size = (1..=BITMAP_TABLE_MAX).contains(&table.len) && table.len * cluster <= BITMAP_MAX;
-        let is_kind = flags & !3 == 0 && kind == 1 && (9..=31).contains(&granularity) && name <= NAME_MAX && extra == 0;
+        let is_kind =
+            flags & !3 == 0 && kind == 1 && (9..=31).contains(&granularity) && name <= NAME_MAX && extra == 0;
         if !is_place || !is_size || !is_kind {
             return damaged("the directory entry of a bitmap makes no sense");
         }
@@ -230,7 +241,9 @@ impl<S: Stored> Walk<'_, S> {
                 let at = entry & OFFSET;
                 // Without a place, bit 0 means ones.
                 if entry & !OFFSET > u64::from(at == 0) || !at.is_multiple_of(cluster) {
-                    return damaged(format!("an entry of a bitmap's table is no place of a cluster ({entry:#x})"));
+                    return damaged(format!(
+                        "an entry of a bitmap's table is no place of a cluster ({entry:#x})"
+                    ));
                 }
                 if at != 0 {
                     walk.counts.add(at, cluster, 1, "a cluster of a bitmap")?;

@@ -39,15 +39,19 @@ impl Compressor {
                 decoder.read_to_end(&mut out).map_err(|e| bad(e.to_string()))?;
             }
             Compressor::Xz => {
-                let stream = xz2::stream::Stream::new_stream_decoder(64 << 20, 0).map_err(|e| bad(e.to_string()))?;
+                let stream =
+                    xz2::stream::Stream::new_stream_decoder(64 << 20, 0).map_err(|e| bad(e.to_string()))?;
                 let mut decoder = xz2::read::XzDecoder::new_stream(packed, stream).take(limit as u64 + 1);
                 decoder.read_to_end(&mut out).map_err(|e| bad(e.to_string()))?;
             }
             Compressor::Lzma => {
                 // Properties, the size in eight bytes of which four count, data.
                 let size = le(packed, 5, 4).to_le_bytes();
-                let whole = [packed.get(..5).unwrap_or_default(), &size, packed.get(13..).unwrap_or_default()].concat();
-                let stream = xz2::stream::Stream::new_lzma_decoder(64 << 20).map_err(|e| bad(e.to_string()))?;
+                let whole =
+                    [packed.get(..5).unwrap_or_default(), &size, packed.get(13..).unwrap_or_default()]
+                        .concat();
+                let stream =
+                    xz2::stream::Stream::new_lzma_decoder(64 << 20).map_err(|e| bad(e.to_string()))?;
                 let mut decoder = xz2::read::XzDecoder::new_stream(&whole[..], stream).take(limit as u64 + 1);
                 let read = decoder.read_to_end(&mut out);
                 // What follows the last byte is not looked at: unsquashfs takes such a block, too.
@@ -55,8 +59,12 @@ impl Compressor {
                     read.map_err(|e| bad(e.to_string()))?;
                 }
             }
-            Compressor::Lz4 => out = lz4_flex::block::decompress(packed, limit).map_err(|e| bad(e.to_string()))?,
-            Compressor::Zstd => out = zstd::bulk::decompress(packed, limit).map_err(|e| bad(e.to_string()))?,
+            Compressor::Lz4 => {
+                out = lz4_flex::block::decompress(packed, limit).map_err(|e| bad(e.to_string()))?
+            }
+            Compressor::Zstd => {
+                out = zstd::bulk::decompress(packed, limit).map_err(|e| bad(e.to_string()))?
+            }
         }
         if out.len() > limit { Err(damaged("a block unpacks to more than it may")) } else { Ok(out) }
     }
@@ -144,7 +152,8 @@ impl<S: Stored> Image<S> {
             }
             let mut packed = vec![0; len];
             self.read_at(at.saturating_add(2), &mut packed)?;
-            let bytes = if head & 0x8000 != 0 { packed } else { self.compressor.unpack(&packed, TABLE_BLOCK)? };
+            let bytes =
+                if head & 0x8000 != 0 { packed } else { self.compressor.unpack(&packed, TABLE_BLOCK)? };
             if self.tables.len() >= REMEMBERED {
                 self.tables.clear();
             }
@@ -220,14 +229,18 @@ impl<S: Stored> Image<S> {
             1 => {
                 let b: [u8; 16] = self.take(&mut at)?;
                 inode.size = le(&b, 8, 2);
-                inode.at =
-                    Cursor { block: self.head.directories_at.saturating_add(le(&b, 0, 4)), offset: le(&b, 10, 2) as usize };
+                inode.at = Cursor {
+                    block: self.head.directories_at.saturating_add(le(&b, 0, 4)),
+                    offset: le(&b, 10, 2) as usize,
+                };
             }
             8 => {
                 let b: [u8; 24] = self.take(&mut at)?;
                 inode.size = le(&b, 4, 4);
-                inode.at =
-                    Cursor { block: self.head.directories_at.saturating_add(le(&b, 8, 4)), offset: le(&b, 18, 2) as usize };
+                inode.at = Cursor {
+                    block: self.head.directories_at.saturating_add(le(&b, 8, 4)),
+                    offset: le(&b, 18, 2) as usize,
+                };
                 xattrs = le(&b, 20, 4) as u32;
             }
             2 => {
@@ -237,7 +250,8 @@ impl<S: Stored> Image<S> {
             }
             9 => {
                 let b: [u8; 40] = self.take(&mut at)?;
-                (inode.blocks_start, inode.size, inode.links) = (le(&b, 0, 8), le(&b, 8, 8), le(&b, 24, 4) as u32);
+                (inode.blocks_start, inode.size, inode.links) =
+                    (le(&b, 0, 8), le(&b, 8, 8), le(&b, 24, 4) as u32);
                 (inode.fragment, inode.fragment_offset) = (le(&b, 28, 4) as u32, le(&b, 32, 4) as u32);
                 (xattrs, inode.at) = (le(&b, 36, 4) as u32, at);
             }
@@ -323,7 +337,8 @@ impl<S: Stored> Image<S> {
         Ok(found)
     }
 
-    /// The names in a directory, in order, with references to their inodes, and whether these are directories.
+    /// The names in a directory, in order, with references to their inodes, and whether these are
+    /// directories.
     ///
     /// # Errors
     ///
@@ -342,7 +357,9 @@ impl<S: Stored> Image<S> {
                 let entry: [u8; 8] = self.take(&mut at)?;
                 let mut name = vec![0; le(&entry, 6, 2) as usize + 1];
                 self.fill(&mut at, &mut name)?;
-                left = left.checked_sub(8 + name.len() as u64).ok_or_else(|| damaged("a directory is cut off"))?;
+                left = left
+                    .checked_sub(8 + name.len() as u64)
+                    .ok_or_else(|| damaged("a directory is cut off"))?;
                 if name.contains(&b'/') || name == b"." || name == b".." {
                     return Err(damaged("a name is none"));
                 }
@@ -377,7 +394,10 @@ impl<S: Stored> Image<S> {
     /// `BadImage`; those of the store.
     pub fn tail(&mut self, inode: &Inode, len: usize) -> Result<Vec<u8>> {
         if self.tails.as_ref().is_none_or(|(n, _)| *n != inode.fragment) {
-            let (at, size) = *self.fragments.get(inode.fragment as usize).ok_or_else(|| damaged("a fragment is missing"))?;
+            let (at, size) = *self
+                .fragments
+                .get(inode.fragment as usize)
+                .ok_or_else(|| damaged("a fragment is missing"))?;
             self.tails = Some((inode.fragment, self.data_block(at, size)?));
         }
         let from = inode.fragment_offset as usize;
@@ -390,7 +410,11 @@ impl<S: Stored> Image<S> {
     /// # Errors
     ///
     /// `BadImage`; what `show` fails with; those of the store.
-    pub fn pieces(&mut self, inode: &Inode, mut show: impl FnMut(&mut Image<S>, u64, u32, u64) -> Result<()>) -> Result<()> {
+    pub fn pieces(
+        &mut self,
+        inode: &Inode,
+        mut show: impl FnMut(&mut Image<S>, u64, u32, u64) -> Result<()>,
+    ) -> Result<()> {
         let block = u64::from(self.block_size());
         let blocks = if inode.fragment == NONE { inode.size.div_ceil(block) } else { inode.size / block };
         let (mut sizes, mut at) = (inode.at, inode.blocks_start);

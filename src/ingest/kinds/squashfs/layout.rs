@@ -106,7 +106,8 @@ impl<S: Stored> Image<S> {
 
     /// The places of the blocks of a table. Their list, at `at`, ends where the next table begins.
     fn index(&mut self, at: u64, count: u64, row: u64, end: u64) -> Result<Vec<u64>> {
-        let bytes = count.checked_mul(row).filter(|n| *n <= 1 << 30).ok_or_else(|| damaged("a table is too long"))?;
+        let bytes =
+            count.checked_mul(row).filter(|n| *n <= 1 << 30).ok_or_else(|| damaged("a table is too long"))?;
         let len = bytes.div_ceil(TABLE_BLOCK as u64) * 8;
         if at.checked_add(len) != Some(end) {
             return Err(damaged("a table does not end where the next one begins"));

@@ -6,8 +6,9 @@
 //! image.rs   what the tables say: inodes, names, xattrs, blocks of data
 //! ```
 //!
-//! Source: squashfs 4.0, Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h. Nothing is believed: a
-//! table may be cut, a directory may hold itself, a size may lie. What is refused is what unsquashfs calls damaged.
+//! Source: squashfs 4.0, Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h. Nothing is
+//! believed: a table may be cut, a directory may hold itself, a size may lie. What is refused is what
+//! unsquashfs calls damaged.
 
 mod image;
 mod layout;
@@ -29,7 +30,8 @@ use crate::tree::{Make, Meta};
 ///
 /// # Errors
 ///
-/// `BadImage` if it is damaged; `BadArchive` for an entry that has no place; `OverLimit`; those of the writer.
+/// `BadImage` if it is damaged; `BadArchive` for an entry that has no place; `OverLimit`; those of the
+/// writer.
 pub fn unpack(draft: &mut Draft, recipe: &RecipeBuilder, limits: &Limits) -> Result<()> {
     let from = draft.writer.open_pieces(recipe.pieces())?;
     let Some(mut image) = Image::open(from)? else {
@@ -95,7 +97,9 @@ fn walk(draft: &mut Draft, image: &mut Image<impl Stored>, limits: &Limits) -> R
             }
             2 => add_file(draft, image, &path, &inode, &mut left, limits)?,
             3 => draft.builder.add(&path, &symlink, Make::Symlink(&inode.target)).map_err(refused)?,
-            4 => draft.builder.add(&path, &inode.meta, Make::BlockDevice { major, minor }).map_err(refused)?,
+            4 => {
+                draft.builder.add(&path, &inode.meta, Make::BlockDevice { major, minor }).map_err(refused)?
+            }
             5 => draft.builder.add(&path, &inode.meta, Make::CharDevice { major, minor }).map_err(refused)?,
             6 => draft.builder.add(&path, &inode.meta, Make::Fifo).map_err(refused)?,
             // A socket outlives nobody who listens on it; tar leaves it out, too.
@@ -140,7 +144,8 @@ fn add_file(
     if tail > 0 {
         add(inode.size - tail, tail);
     }
-    *left = left.checked_sub(stored).ok_or_else(|| over("the size of the unpacked image", limits.tar_size))?;
+    *left =
+        left.checked_sub(stored).ok_or_else(|| over("the size of the unpacked image", limits.tar_size))?;
     if pieces.len() > limits.pieces {
         return Err(over("the number of pieces of a sparse file", limits.pieces as u64));
     }
