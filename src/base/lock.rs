@@ -93,7 +93,7 @@ impl Holder {
         }
         let mut others = process::all().filter(|pid| *pid != self.pid).take(PROCESSES);
         let pid = others.find(|pid| self.is_mounted_for(&pid.to_string()))?;
-        Some(format!("process {pid} ({}) has that in a mount namespace of its own", name_of(pid)))
+        Some(format!("process {pid} ({}) has that in a mount namespace of its own", process::name(pid)))
     }
 
     fn is_mounted_for(&self, process: &str) -> bool {
@@ -110,15 +110,11 @@ impl Holder {
         let _ = from.read_to_string(&mut text);
         let (written, mounted) = parse_lock(&text);
         let pid = locker(file).unwrap_or(written);
-        let name = name_of(pid);
+        let name = process::name(pid);
         let is_imgfs = pid == written || name == "imgfs";
         let mounted = if is_imgfs { mounted } else { String::new() };
         Holder { pid, name, mounted, is_imgfs, elsewhere: None, dying: waits_dying(pid) }
     }
-}
-
-fn name_of(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 /// A path as mountinfo has it.

@@ -42,6 +42,11 @@ pub fn born(pid: u32) -> Option<u64> {
     field_of(pid, 19)
 }
 
+/// The name of a process or a thread: that of its program, to 15 bytes. Empty where it is not shown.
+pub fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
 /// The process (thread group) of a thread; requests carry the thread.
 pub fn of_thread(thread: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();

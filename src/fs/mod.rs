@@ -61,6 +61,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::base::process;
 use crate::error::{Error, Result};
 use crate::images::export::RecipeReaders;
 use crate::store::{Store, TreeSlot};
@@ -345,6 +346,14 @@ impl ImageFs {
     fn wait_for_tree(&self, serial: u32) {
         if let Some(trees) = self.trees.get() {
             trees.settle(serial);
+        }
+    }
+
+    /// umount(8) asks for the kind of file system first. umount(2) fails where something is mounted below, so trees
+    /// that nobody is in go before that.
+    fn trees_before_umount(&self, caller: Caller) {
+        if let Some(trees) = self.trees.get().filter(|_| process::name(caller.pid) == "umount") {
+            trees.let_go();
         }
     }
 

@@ -57,8 +57,8 @@ const WALKED: Duration = Duration::from_secs(60);
 /// How long a mount is believed to be there: somebody may have unmounted it.
 const SEEN: Duration = Duration::from_secs(2);
 /// How long a tree stays mounted that nobody looks up, and how often that is looked at.
-const IDLE: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the name of a mounted tree holds. Elsewhere it is asked for each time, because a walker that
 /// deletes the version must not take the directory that somebody stands in; who stands in a mount is safe
 /// from that.
@@ -427,6 +427,13 @@ impl Trees {
                 return;
             }
             left -= usize::from(self.unmount(serial, UnmountFlags::empty()));
+        }
+    }
+
+    /// Takes mounts away that nobody is in: somebody is about to unmount the whole.
+    pub fn let_go(&self) {
+        for (_, serial) in self.mounted() {
+            self.unmount(serial, UnmountFlags::empty());
         }
     }
 

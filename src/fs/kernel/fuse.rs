@@ -725,7 +725,7 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         // It may count what the trash holds.
         let answer = |result| match result {
             Ok((total, free, files)) => {
@@ -742,7 +742,11 @@ impl Filesystem for Adapter {
             }
             Err(e) => reply.error(errno(&e)),
         };
-        self.fs.offload(Box::new(answer), |fs| fs.space());
+        let who = caller(req);
+        self.fs.offload(Box::new(answer), move |fs| {
+            fs.trees_before_umount(who);
+            fs.space()
+        });
     }
 
     fn setxattr(
