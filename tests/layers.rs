@@ -72,7 +72,7 @@ fn what_is_planted_is_found() {
     // Two files of one folder; a folder's own file may hand on what is in it.
     let twins = [
         ("fs/mod.rs", "pub use node::Node;\nuse crate::fs::ls::list;"),
-        ("fs/ls.rs", "use crate::fs::Node;"),
+        ("fs/ls.rs", "pub(super) use crate::fs::Node;\npub(in crate::fs) fn f() {}"),
     ];
     assert!(house(&[twins[0], twins[1], ("fs/node.rs", "use super::Node;")]).circles().is_empty());
     let planted = house(&[

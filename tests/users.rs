@@ -25,6 +25,10 @@ fn as_user(dir: &std::path::Path, script: &str) -> common::Ran {
 
 #[test]
 fn an_ordinary_user_has_everything_of_an_own_store() {
+    if is_root() && sh(std::path::Path::new("/"), "getent passwd 1000").code != 0 {
+        println!("skipped: user 1000 has no name, which fusermount3 asks for");
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let prepared = sh(
         dir.path(),

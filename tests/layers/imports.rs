@@ -142,11 +142,9 @@ fn absolute(module: &str, path: &[String]) -> Option<Vec<String>> {
 fn paths(code: &str) -> Vec<Vec<String>> {
     let mut all = Vec::new();
     for (at, word) in words(code) {
-        let before = code[..at].trim_end();
-        if ["crate", "self", "super"].contains(&word)
-            && !before.ends_with("::")
-            && !before.ends_with("pub(in")
-        {
+        // Not `pub(super)`.
+        let is_path = code[at + word.len()..].starts_with("::") && !code[..at].ends_with("::");
+        if is_path && ["crate", "self", "super"].contains(&word) {
             tree(&code[at..], Vec::new(), &mut all);
         }
     }
