@@ -1,5 +1,7 @@
 //! The only unsafe code: calls that no library wraps, each with the reason why it is sound.
 
+#![allow(unsafe_code, reason = "its place")]
+
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;

@@ -4,6 +4,8 @@
 //! Controls: a copy that was cut behind the archive's last byte is published; and a store which did publish a
 //! killed copy would be seen.
 
+#![allow(unsafe_code)]
+
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! One of many hands: makes the system calls of the gestures, and writes down what each was answered, and
 //! when.
 
+#![allow(unsafe_code)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
