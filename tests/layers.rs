@@ -108,6 +108,28 @@ fn every_file_says_what_it_is_for_and_stays_readable() {
     }
 }
 
+/// The front page fits a screen or two, and every link of the documents leads to a file.
+#[test]
+fn the_documents_are_short_and_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    assert!(readme.lines().count() <= 150, "README.md has {} lines", readme.lines().count());
+    let long = readme.lines().find(|line| line.chars().count() > 100);
+    assert_eq!(long, None, "a line of README.md has over 100 columns");
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let (mut links, mut lost) = (0, Vec::new());
+    for file in docs.chain(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            links += 1;
+            if !target.is_empty() && !target.contains("://") && !file.with_file_name(target).exists() {
+                lost.push(format!("{}: {target}", file.display()));
+            }
+        }
+    }
+    assert!(links > 20 && lost.is_empty(), "{links} links, and these lead nowhere: {lost:?}");
+}
+
 /// Rows of a table of tests/ that name their test last, as `FILE: function`; a file outside of tests/ begins
 /// with `src/`.
 fn rows(table: &str) -> Vec<Vec<String>> {
