@@ -108,7 +108,7 @@ pub enum Error {
     #[error("an upload of {name} is under way")]
     UploadBusy { name: String },
     /// A rename that tools then do by copying.
-    #[error("{what} is not renamed to there, only copied")]
+    #[error("cannot move {what} there; copy it")]
     OtherPlace { what: String },
     #[error("there is no imgfs mount on {}", .point.display())]
     NotMounted { point: PathBuf },
@@ -335,7 +335,7 @@ impl Error {
                 "delete images and run imgfs gc --trash, or give the store more room"
             }
             Error::Io { source, .. } if source.raw_os_error() == Some(libc::EROFS) => {
-                "to read a store on a disk that cannot be written, lay an overlay over it: see the README, Nothing is lost"
+                "to read a store on a disk that cannot be written, lay an overlay over it: docs/reliability.md says how"
             }
             Error::Io { .. } => "look at the disk, then run imgfs fsck",
             Error::Catalog(_) => "run imgfs fsck",

@@ -85,13 +85,13 @@
 //!
 //! # History
 //!
-//! 1: the first. 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are
-//! read as they are, so
-//!    a store of format 1 is taken by writing its new number.
-//! 3: content and trees at rest may be packed. 4: trees at rest are packed against others; the catalog has a
-//! copy. 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know
-//! them would delete
-//!    what is leased.
+//! 1: the first.
+//! 2: a version may have files beside its rootfs, and several recipes. Trees of format 1 are read as they
+//!    are, so a store of format 1 is taken by writing its new number.
+//! 3: content and trees at rest may be packed.
+//! 4: trees at rest are packed against others; the catalog has a copy.
+//! 5: images have rules, versions labels and leases, aliases descriptions. A program that does not know them
+//!    would delete what is leased.
 //! 6: the catalog has settings that users choose: defaults of types, configuration; images have ACLs.
 //! 7: aliases may follow a link or a label; the trash has links; files are staged as directories are.
 

@@ -1,4 +1,4 @@
-//! README's table of refusals, a gesture a line: each says what is wrong, and what to do about just that.
+//! docs/refusals.md, a gesture a line: each says what is wrong, and what to do about just that.
 //! `cargo test --test remedies -- --nocapture` prints them all for review.
 
 mod common;

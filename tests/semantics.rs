@@ -1,4 +1,4 @@
-//! The README's two tables, a test a row: what each gesture does, and how each refusal looks.
+//! docs/gestures.md and docs/refusals.md, a test a row: what each gesture does, and how each refusal looks.
 
 mod common;
 

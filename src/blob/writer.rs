@@ -153,7 +153,7 @@ impl Writer {
         Ok(self.segment.as_mut().expect("just made"))
     }
 
-    /// Content of this upload that may be forgotten later: nothing else comes to stand on it from now on.
+    /// Excludes this blob from deduplication, so that `forget` can remove it.
     pub fn hide(&mut self, content: Content) {
         let Content::Fresh(n) = content else { return };
         let Some(Fresh { record, .. }) = self.fresh.get(n as usize) else { return };

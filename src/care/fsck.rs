@@ -134,7 +134,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     // Beside a mount, an upload has a tree and content before its row.
     if store.journal.running_jobs() == 0 {
         for name in store.blobs.stray_containers()? {
-            say(6, format!("{name} belongs to nothing"));
+            say(6, format!("{name}: no record refers to this file; gc will remove it"));
         }
     }
     found.sort_by(|a, b| (a.invariant, &a.what).cmp(&(b.invariant, &b.what)));

@@ -101,7 +101,7 @@ pub(super) fn of_invalid(what: &str, why: &str) -> &'static str {
     } else if what.starts_with("-o remount,") {
         "echo VALUE > .imgfs/config/NAME changes a setting; anything else: umount, then mount with that option"
     } else if what.starts_with("-o ") {
-        "imgfs mount --help names the options, and the README says what each is for"
+        "imgfs mount --help names the options, and docs/options.md says what each is for"
     } else if why.contains("it takes ") {
         "write one value: echo 7d > .imgfs/config/trash; truncate -s 0 sets it back to the default"
     } else {
@@ -118,6 +118,6 @@ pub(super) fn of_limit(what: &str, limit: &str) -> &'static str {
     } else if limit.contains("max_window") || what.contains("memory to decode") {
         "compress it with a smaller window (zstd without --long, xz -6), or raise .imgfs/config/max_window"
     } else {
-        "raise the limit, if it is right so: ls .imgfs/config/max_*, and Commands in the README"
+        "raise the limit, if it is right so: ls .imgfs/config/max_*, and docs/options.md"
     }
 }

@@ -314,6 +314,6 @@ pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
     let bad = |why: String| Error::BadMetadata { why };
     match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
         Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| is_editable(k)).collect()),
-        _ => Err(bad("it is no JSON object".into())),
+        _ => Err(bad("it is not a JSON object".into())),
     }
 }

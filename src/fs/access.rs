@@ -3,7 +3,8 @@
 //!
 //! With `allow_other` the kernel checks every path by the mode of what lies on it (`default_permissions`).
 //! What is left is an upload into the root that is the next version of somebody's image, `by-id`,
-//! `by-digest`, receipts, aliases, `errors` and `log`. Root and the owner of the mount may everything.
+//! `by-digest`, receipts, aliases, `errors` and `log`. Root and the owner of the mount may do
+//! everything.
 
 use std::collections::HashMap;
 

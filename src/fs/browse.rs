@@ -54,7 +54,7 @@ impl ImageFs {
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
             NodeId::Ghost => Err(not_found(name)),
-            _ => Err(Error::NotDirectory { what: "it".into() }),
+            _ => Err(Error::NotDirectory { what: "this path".into() }),
         }
     }
 
@@ -271,10 +271,9 @@ impl ImageFs {
         }
     }
 
-    /// Whether this was deleted, and who asks may have come to it by a name that the kernel has not yet
-    /// forgotten, because somebody holds the directory of the name: then it is to look at the path again. Not
-    /// if it comes again: it stands in it. Not for a name in it, either, which the kernel would then take to
-    /// be gone.
+    /// True if `node` is deleted and the caller probably used a stale cached name: the kernel then walks the path
+    /// again (ESTALE). False the second time, because the caller then stands in the directory, and for names in
+    /// it, which the kernel would take to be gone.
     pub fn is_outlived(&self, caller: Caller, node: NodeId) -> bool {
         let (serial, incarnation, object) = match node {
             NodeId::Image { serial, incarnation, .. } => (serial, incarnation, Object::Image(serial)),
@@ -445,7 +444,7 @@ impl ImageFs {
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),
             NodeId::Ghost => {}
-            _ => return Err(Error::NotDirectory { what: "it".into() }),
+            _ => return Err(Error::NotDirectory { what: "this path".into() }),
         }
         Ok(all)
     }
@@ -478,7 +477,7 @@ impl ImageFs {
         }
         let handle = self.handle(fh)?;
         let Handle::Directory(_, entries) = &*handle else {
-            return Err(Error::NotDirectory { what: "it".into() });
+            return Err(Error::NotDirectory { what: "this path".into() });
         };
         for (n, entry) in entries.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
             if add(n as u64 + 1, entry) {

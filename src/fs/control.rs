@@ -77,7 +77,7 @@ impl ImageFs {
                     add(name, NodeId::In(*kind, 0), dir);
                 }
             }
-            _ => return Err(Error::NotDirectory { what: "it".into() }),
+            _ => return Err(Error::NotDirectory { what: "this path".into() }),
         }
         Ok(())
     }
@@ -133,7 +133,7 @@ impl ImageFs {
             NodeId::Control(Control::Status) => self.status_text(),
             NodeId::Control(Control::Errors) => Ok(self.heard_by(caller, self.store.journal.errors_text())),
             NodeId::Control(control) if let Some(n) = log_number(control) => self.log_text(caller, n),
-            _ => Err(Error::IsDirectory { what: "it".into() }),
+            _ => Err(Error::IsDirectory { what: "this path".into() }),
         }
     }
 

@@ -138,7 +138,10 @@ impl ImageFs {
     pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let (Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) = &*handle else {
-            return Err(Error::Invalid { what: "it".into(), why: "it is not open for writing".into() });
+            return Err(Error::Invalid {
+                what: "this file".into(),
+                why: "it is not open for writing".into(),
+            });
         };
         edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "", e))?;
         Ok(data.len() as u32)

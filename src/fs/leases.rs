@@ -57,7 +57,7 @@ impl ImageFs {
         let target = self.lease(serial)?.facts.target;
         target
             .map(String::into_bytes)
-            .ok_or_else(|| Error::Invalid { what: "it".into(), why: "it is no symlink".into() })
+            .ok_or_else(|| Error::Invalid { what: "this path".into(), why: "it is not a symlink".into() })
     }
 
     fn add_lease(

@@ -86,7 +86,7 @@ pub struct Caller {
     pub pid: u32,
 }
 
-/// The daemon itself, which may everything.
+/// The daemon itself, which may do everything.
 const DAEMON: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 /// How long the kernel may believe names and attributes that another mount of the store may change, if there
@@ -210,8 +210,7 @@ pub(crate) fn start_thread(
     made.map(drop).map_err(Error::io("start a thread for", Path::new(what)))
 }
 
-/// Does something in a thread of its own that may wait for an answer which only the current call can give;
-/// what comes out of it within `time`.
+/// Runs `work` on its own thread and gives up after `time`, because it may deadlock on the current request.
 fn within<T: Send + 'static>(
     name: &str,
     time: Duration,

@@ -103,7 +103,7 @@ impl ImageFs {
                 Ok(Opened::Direct(self.open_handle(Handle::Log { number, caller })))
             }
             NodeId::Control(_) => text(self.control_text(caller, node)?),
-            _ => Err(Error::IsDirectory { what: "it".into() }),
+            _ => Err(Error::IsDirectory { what: "this path".into() }),
         }
     }
 
@@ -205,11 +205,11 @@ impl ImageFs {
                 Ok(())
             }
             Handle::Setting(..) => {
-                Err(Error::Invalid { what: "it".into(), why: "it is open for writing".into() })
+                Err(Error::Invalid { what: "this file".into(), why: "it is open for writing".into() })
             }
             Handle::Log { number, caller } => self.read_log(*caller, *number, offset, len, out),
             Handle::Upload { upload, .. } => self.read_upload(upload, offset, len, out),
-            Handle::Directory(..) => Err(Error::IsDirectory { what: "it".into() }),
+            Handle::Directory(..) => Err(Error::IsDirectory { what: "this path".into() }),
         }
     }
 

@@ -281,7 +281,7 @@ impl ImageFs {
                 let target = path_of_target(&model, &target_of(alias)).ok_or_else(stale)?;
                 format!("../../{target}")
             }
-            _ => return Err(Error::Invalid { what: "it".into(), why: "it is no symlink".into() }),
+            _ => return Err(Error::Invalid { what: "this path".into(), why: "it is not a symlink".into() }),
         };
         Ok(text.into_bytes())
     }

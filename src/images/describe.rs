@@ -234,7 +234,7 @@ pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Al
         return Err(bad(format!("it is over {METADATA_MAX} bytes")));
     }
     let parsed: Value = serde_json::from_slice(text).map_err(|e| bad(e.to_string()))?;
-    let Value::Object(new) = parsed else { return Err(bad("it is no JSON object".into())) };
+    let Value::Object(new) = parsed else { return Err(bad("it is not a JSON object".into())) };
     let current = image(model, of);
     let mut aliases = Vec::new();
     for (key, value) in &new {

@@ -169,7 +169,7 @@ pub fn read_file(
     buf: &mut ReadBuf,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "it".into() }) };
+    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "this path".into() }) };
     let end = node.size.min(offset.saturating_add(len as u64));
     if offset >= end {
         return Ok(());
@@ -205,7 +205,7 @@ pub fn read_file(
 
 /// SEEK_DATA and SEEK_HOLE in a file of a tree: the offset found, or nothing past the last data.
 pub fn seek(store: &Store, tree: &Tree, node: &Node, offset: u64, data: bool) -> Result<Option<u64>> {
-    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "it".into() }) };
+    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "this path".into() }) };
     if offset >= node.size {
         return Ok(None);
     }

@@ -78,8 +78,8 @@ impl Manifest {
         }
         let mut document = match serde_json::from_slice(text) {
             Ok(Value::Object(document)) => document,
-            Ok(_) => return Err(refused("it is no JSON object".into())),
-            Err(e) => return Err(refused(format!("it is no JSON: {e}"))),
+            Ok(_) => return Err(refused("it is not a JSON object".into())),
+            Err(e) => return Err(refused(format!("it is not valid JSON: {e}"))),
         };
         let mut broken = Vec::new();
         let has_creator = document.get("creator_uuid").is_some_and(is_set);

@@ -299,10 +299,10 @@ fn hostile_texts_are_refused_in_a_short_sentence() {
     let nested = format!("{}{}", "[".repeat(100), "]".repeat(100));
     let many = |element: &str, n| vec![element; n].join(",");
     for (text, why) in [
-        (String::new(), "it is no JSON: "),
-        ("{\"v\": 2".into(), "it is no JSON: "),
-        ("[".repeat(100_000), "it is no JSON: recursion limit exceeded"),
-        ("[]".into(), "it is no JSON object"),
+        (String::new(), "it is not valid JSON: "),
+        ("{\"v\": 2".into(), "it is not valid JSON: "),
+        ("[".repeat(100_000), "it is not valid JSON: recursion limit exceeded"),
+        ("[]".into(), "it is not a JSON object"),
         (
             "{}".into(),
             "v is missing; uuid is missing; name is missing; version is missing; type is missing; os is missing",
@@ -318,7 +318,7 @@ fn hostile_texts_are_refused_in_a_short_sentence() {
         let refusal = Manifest::parse(text.as_bytes()).unwrap_err();
         assert!(refusal.contains(why) && refusal.len() < 4096, "{refusal}");
     }
-    assert!(Manifest::parse(b"{\"v\": \"\xff\"}").unwrap_err().contains("it is no JSON: "));
+    assert!(Manifest::parse(b"{\"v\": \"\xff\"}").unwrap_err().contains("it is not valid JSON: "));
 }
 
 #[test]

@@ -541,7 +541,7 @@ impl Filesystem for Adapter {
                 }
                 Ok(Handle::Staged { .. }) => answer(self.fs.write_staged(caller(req), fh.0, offset, data)),
                 _ => answer(Err(Error::Invalid {
-                    what: "it".into(),
+                    what: "this file".into(),
                     why: "it is not open for writing".into(),
                 })),
             }

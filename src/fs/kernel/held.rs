@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use crate::fs::node::NodeId;
 use crate::store::Store;
 
-/// By the serials of versions.
+/// Version serial -> number of inodes the kernel holds.
 #[derive(Default)]
 pub struct Held(RwLock<HashMap<u32, AtomicI64>>);
 

@@ -82,7 +82,7 @@ pub(super) trait Place: Sync {
     }
 
     fn readlink(&self, _fs: &ImageFs, _number: u64) -> Result<Vec<u8>> {
-        Err(Error::Invalid { what: "it".into(), why: "it is no symlink".into() })
+        Err(Error::Invalid { what: "this path".into(), why: "it is not a symlink".into() })
     }
 
     /// `touch`, `cp`. Gives the file and its handle.

@@ -123,8 +123,7 @@ impl ImageFs {
         }
     }
 
-    /// `fsync(2)`: an upload is durable when it is closed; of what the close would refuse that cannot be
-    /// promised.
+    /// `fsync(2)`: an upload is durable when it is closed. fsync fails if close would refuse the upload.
     pub(in crate::fs) fn sync_upload(&self, upload: &Upload) -> Result<()> {
         let Some(state) = upload.state.try_lock() else { return Ok(()) };
         match &state.phase {
@@ -483,7 +482,7 @@ impl ImageFs {
                 Ok(text)
             }
             Phase::Empty => Ok(Vec::new()),
-            _ => Err(Error::BadMetadata { why: "it is no JSON".into() }),
+            _ => Err(Error::BadMetadata { why: "it is not valid JSON".into() }),
         }
     }
 }
