@@ -1,26 +1,21 @@
 //! The mount: what the kernel asks, answered from the store.
 //!
 //! ```text
-//! fuse.rs      and fuse/ alone name fuser: requests in, replies out
-//! browse.rs    ls: names; stat.rs: what they are; read.rs: cat
-//! access.rs    who may, where the kernel does not ask; acl.rs: setfacl
+//! kernel/      requests in, replies out; mount(2); what the kernel knows of us; trees as mounts of their own
+//! places/      the kinds of directory in .imgfs, one file each
+//! upload/      cp in: an upload from its first byte to its receipt
+//! browse.rs    ls: names; stat.rs: what they are; read.rs, opened.rs: cat
+//! access.rs    who may, where the kernel does not ask; acl.rs: setfacl; xattr.rs: getfattr, setfattr
 //! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
 //! staging.rs   several files that become one version
-//! upload/      cp in: an upload from its first byte to its receipt
 //! edit.rs      metadata.json being written; icon.rs: icon.png
 //! changes.rs   cat web/2/changes
-//! retire.rs    what goes by itself; shells.rs: images of a mkdir in which nothing was taken
 //! leases.rs    touch used_by/app7
-//! control.rs   the files of .imgfs; queries.rs: by/; defaults.rs: defaults/; config.rs: config/; views.rs: views/
-//! ghost.rs     rm -r: what a walker sees of what it has just deleted; moved.rs: mv, what a mover sees of what it has moved
-//! attach.rs    trees as mounts of their own (hidden.rs: where they are mounted from)
-//! xattr.rs     getfattr, setfattr
-//! latency.rs   idle CPUs kept awake during bursts
-//! held.rs      what the kernel knows of versions, which keeps their content
-//! guard.rs     a killed daemon that cannot end is ended
-//! mount.rs     mount(2), fusermount3, umount
+//! control.rs   the files of .imgfs
+//! ghost.rs     rm -r: what a walker sees of what it has just deleted; gone.rs, moved.rs: and what a mover sees
+//! shells.rs    images of a mkdir in which nothing was taken
+//! retire.rs    what goes by itself
 //! mounts.rs    several mounts of one store
-//! daemon.rs    the process behind a mount: start, background work, end
 //! ```
 //!
 //! Slow work leaves the event loops: such operations take a `Reply` and answer it from a thread of their own.
