@@ -146,7 +146,9 @@ enum Found {
     Empty,
 }
 
-/// Errors: `NotAStore` for what holds other things; `FormatLost` for a store that does not say which; `Io`.
+/// # Errors
+///
+/// `NotAStore` for what holds other things; `FormatLost` for a store that does not say which; `Io`.
 fn look(dir: &Path) -> Result<Found> {
     let path = dir.join("format");
     if !dir.exists() {
@@ -188,14 +190,18 @@ fn begins(path: &Path, magic: &[u8]) -> bool {
 
 /// Before anything is written into `dir`: that it is a store, or may become one.
 ///
-/// Errors: `NotAStore`, `FormatLost`, `Io`.
+/// # Errors
+///
+/// `NotAStore`, `FormatLost`, `Io`.
 pub fn refuse_others(dir: &Path) -> Result<()> {
     look(dir).map(drop)
 }
 
 /// Checks that `dir` is a store; for what does not make one.
 ///
-/// Errors: `NotAStore`, `FormatLost`, `Io`.
+/// # Errors
+///
+/// `NotAStore`, `FormatLost`, `Io`.
 pub fn check(dir: &Path) -> Result<()> {
     match look(dir)? {
         Found::Store(_) => Ok(()),
@@ -206,7 +212,9 @@ pub fn check(dir: &Path) -> Result<()> {
 /// Writes a format file that is lost or damaged again; says whether it was. For fsck --repair. A catalog that
 /// is of a newer format is refused for its schema.
 ///
-/// Errors: as `check`'s.
+/// # Errors
+///
+/// As `check`'s.
 pub fn mend(dir: &Path) -> Result<bool> {
     match check(dir) {
         Err(Error::FormatLost { .. }) => write_format(dir).map(|()| true),
@@ -220,7 +228,9 @@ fn write_format(dir: &Path) -> Result<()> {
 
 /// Makes `dir` a store, or checks that it is one this program can read.
 ///
-/// Errors: `StoreNewer`; `NotAStore` if it holds other things; `FormatLost`; `Io`.
+/// # Errors
+///
+/// `StoreNewer`; `NotAStore` if it holds other things; `FormatLost`; `Io`.
 ///
 /// A store of an older format becomes one of this; `keep(FORMAT)` keeps what a return to it would need,
 /// before anything is changed.

@@ -39,7 +39,9 @@ pub struct Acl {
 impl Acl {
     /// Reads the value of the xattr: the ACL, if it is more than a mode, and the mode's nine bits.
     ///
-    /// Errors: `Invalid` for anything that is no ACL.
+    /// # Errors
+    ///
+    /// `Invalid` for anything that is no ACL.
     pub fn parse(value: &[u8]) -> Result<(Option<Acl>, u32)> {
         let bad = |why: &str| Error::Invalid { what: "the ACL".into(), why: why.into() };
         let (head, entries) = value.split_at_checked(4).ok_or_else(|| bad("it is cut off"))?;

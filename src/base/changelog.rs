@@ -28,7 +28,9 @@ pub struct LongFile {
 }
 
 impl LongFile {
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(path: PathBuf, long: u64, aside: u32) -> Result<LongFile> {
         let file = open(&path)?;
         let len = file.metadata().map_err(Error::io("read", &path))?.len();
@@ -72,7 +74,9 @@ pub struct ChangeLog {
 impl ChangeLog {
     /// Opens the log of the store in `dir`.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(dir: &Path) -> Result<ChangeLog> {
         let file = LongFile::open(dir.join("log"), LONG, ASIDE)?;
         Ok(ChangeLog { dir: dir.to_owned(), file: Mutex::new(file) })
@@ -97,7 +101,9 @@ impl ChangeLog {
 
     /// Appends what the log, or the `n`th aside, has from `offset` on, up to `most` bytes.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn read(&self, n: u32, offset: u64, most: usize, out: &mut Vec<u8>) -> Result<()> {
         let path = self.path(n);
         let file = File::open(&path).map_err(Error::io("open", &path))?;

@@ -6,7 +6,9 @@ use crate::error::{Error, Result};
 
 /// Compresses `content` against `base`, empty for none, and tries whether it comes back.
 ///
-/// Errors: `Io` for what zstd says.
+/// # Errors
+///
+/// `Io` for what zstd says.
 pub fn pack(content: &[u8], base: &[u8], level: i32) -> Result<Vec<u8>> {
     let failed = |code| compression(get_error_name(code));
     let window = usize::BITS - (content.len() + base.len()).leading_zeros();
@@ -25,7 +27,9 @@ pub fn pack(content: &[u8], base: &[u8], level: i32) -> Result<Vec<u8>> {
 
 /// Unpacks what was compressed against `base` and is `size` bytes long. `out` is used again.
 ///
-/// Errors: why not.
+/// # Errors
+///
+/// Why not.
 pub fn unpack(
     packed: &[u8],
     base: &[u8],

@@ -19,7 +19,9 @@ pub enum Expected {
 impl Expected {
     /// Reads `sha256:HEX`, `sha1:HEX`, or hex of either length.
     ///
-    /// Errors: `Invalid`.
+    /// # Errors
+    ///
+    /// `Invalid`.
     pub fn parse(text: &str) -> Result<Expected> {
         let text = text.trim();
         let (kind, hex) = text.split_once(':').unwrap_or(("", text));
@@ -37,7 +39,9 @@ impl Expected {
         })
     }
 
-    /// Errors: `Mismatch`.
+    /// # Errors
+    ///
+    /// `Mismatch`.
     pub fn check(&self, what: &str, sha256: &str, sha1: &str) -> Result<()> {
         let (wanted, found) = match self {
             Expected::Sha256(wanted) => (wanted, sha256),

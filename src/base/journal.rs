@@ -316,7 +316,9 @@ impl Journal {
 
     /// What is told here of the log of changes, or of the `n`th that was put aside.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn log_text(&self, n: u32) -> Result<String> {
         let mut all = Vec::new();
         self.all.changes.read(n, 0, usize::MAX, &mut all)?;

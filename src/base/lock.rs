@@ -25,7 +25,9 @@ pub struct StoreLock {
 impl StoreLock {
     /// Takes the lock of the store in `dir`.
     ///
-    /// Errors: `Locked` with the holder's process and mount point.
+    /// # Errors
+    ///
+    /// `Locked` with the holder's process and mount point.
     pub fn take(dir: &Path) -> Result<StoreLock> {
         let path = dir.join("lock");
         let file = File::options()

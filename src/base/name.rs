@@ -43,7 +43,9 @@ pub struct ImageName(String);
 impl ImageName {
     /// Checks the naming rule of the contract.
     ///
-    /// Errors: `NameTooLong`, `BadName`.
+    /// # Errors
+    ///
+    /// `NameTooLong`, `BadName`.
     pub fn parse(name: &[u8]) -> Result<ImageName> {
         let bad = |why| Error::BadName { name: String::from_utf8_lossy(name).into_owned(), why };
         if name.len() > NAME_MAX {

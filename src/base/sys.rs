@@ -37,7 +37,9 @@ pub fn keep_inherited_files() {
 
 /// Gives this thread a mount namespace, a root and a working directory of its own.
 ///
-/// Errors: the kernel's.
+/// # Errors
+///
+/// The kernel's.
 pub fn leave_mount_namespace() -> rustix::io::Result<()> {
     // SAFETY: takes a number, and shares no less memory and no fewer descriptors with the other threads.
     match unsafe { libc::unshare(libc::CLONE_NEWNS) } {

@@ -18,7 +18,9 @@ pub struct Writable {
 }
 
 impl Writable {
-    /// Errors: `Stopped` after a sync has failed.
+    /// # Errors
+    ///
+    /// `Stopped` after a sync has failed.
     pub fn check(&self) -> Result<()> {
         match self.stopped.get() {
             None => Ok(()),

@@ -38,7 +38,9 @@ impl BlobStore {
 
     /// Moves blobs out of packs; `go_on` is told the bytes and says whether to go on. The caller pins them.
     ///
-    /// Errors: `Corrupt` for what cannot be read, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt` for what cannot be read, `Io`.
     pub fn loosen(&self, ids: &[BlobId], go_on: &dyn Fn(u64) -> bool) -> Result<()> {
         let mut portion = Vec::new();
         let mut bytes = 0;

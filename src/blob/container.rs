@@ -78,7 +78,9 @@ impl Container {
 
     /// Fills `out` from `offset` on.
     ///
-    /// Errors: `Corrupt` if the file is too short, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt` if the file is too short, `Io`.
     pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(out, offset).map_err(|e| {
             if e.kind() == std::io::ErrorKind::UnexpectedEof {

@@ -72,7 +72,9 @@ impl BlobStore {
 
     /// Records that are damaged and that nobody needs are free. For fsck --repair.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn free_damaged_records(&self, live: &IdSet) -> Result<()> {
         let mut table = self.table.write();
         let free: Vec<_> = table.damaged().filter(|id| !live.contains(*id)).map(|id| (id, None)).collect();

@@ -88,7 +88,9 @@ pub type MakeRoom = Arc<dyn Fn() -> bool + Send + Sync>;
 impl BlobStore {
     /// Opens the content of the store in `dir`, whose directories exist.
     ///
-    /// Errors: `Io`; `Corrupt` if the table does not begin as one.
+    /// # Errors
+    ///
+    /// `Io`; `Corrupt` if the table does not begin as one.
     pub fn open(dir: &Path, writable: &Writable) -> Result<BlobStore> {
         let mut next = 1;
         for (number, _) in container::list(dir)? {
@@ -128,7 +130,9 @@ impl BlobStore {
 
     /// The record of a blob: its digest, size and place.
     ///
-    /// Errors: `Corrupt` if there is none, or its check fails.
+    /// # Errors
+    ///
+    /// `Corrupt` if there is none, or its check fails.
     pub fn record(&self, id: BlobId) -> Result<Record> {
         self.table.read().get(id)
     }

@@ -148,7 +148,9 @@ fn footer_of(container: &Container) -> Result<Option<u64>> {
 impl Pack {
     /// Opens a pack and checks its tables.
     ///
-    /// Errors: `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn open(store: &std::path::Path, number: u32) -> Result<Pack> {
         let container = Container::open(store, number, Place::Pack)?;
         let bad = |why: &str| Error::Corrupt { what: container.path.display().to_string(), why: why.into() };
@@ -227,7 +229,9 @@ impl Pack {
 
     /// Id and size of each blob, in the order of the stream.
     ///
-    /// Errors: `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn list(&self) -> Result<Vec<(BlobId, u64)>> {
         let (at, len, digest) = self.list;
         let packed_len = usize::try_from(len)

@@ -218,7 +218,9 @@ impl BlobStore {
 
     /// Gives all of a blob of `size` bytes to `take`, in order: where a piece begins, and its bytes.
     ///
-    /// Errors: `Corrupt`, `Io`, and what `take` fails with.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`, and what `take` fails with.
     pub(super) fn each_piece(
         &self,
         id: BlobId,

@@ -31,7 +31,9 @@ impl BlobStore {
     /// `bound`, or that is listed, will be given out. What was free and is found is freed again by the next
     /// sweep.
     ///
-    /// Errors: `Io`. Damage of a container loses what only it had.
+    /// # Errors
+    ///
+    /// `Io`. Damage of a container loses what only it had.
     pub fn rebuild(&self, bound: BlobId) -> Result<()> {
         // What it reads itself finds it under way; others wait for it.
         let under_way = self.mending.lock();
@@ -87,7 +89,9 @@ impl BlobStore {
 
     /// Looks for other copies of damaged content, which lists may still lead to. Gives how many were found.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn find_again(&self, damaged: &[BlobId]) -> Result<usize> {
         let found = self.listed()?;
         let (mut buf, mut healed) = (ReadBuf::default(), Vec::new());

@@ -14,7 +14,9 @@ use crate::error::{Error, Result};
 impl Writer {
     /// Opens content of this upload, or that it shares with the store, to read it again.
     ///
-    /// Errors: `Io`; `Corrupt` for what no blob holds.
+    /// # Errors
+    ///
+    /// `Io`; `Corrupt` for what no blob holds.
     pub fn open(&mut self, content: Content) -> Result<ContentReader> {
         let from = match content {
             Content::Known(id) => From::Store { store: self.store.clone(), id, buf: ReadBuf::default() },
@@ -45,7 +47,9 @@ impl Writer {
     /// Opens what was stored in pieces (offset, content, length), to read it again at random while more is
     /// stored.
     ///
-    /// Errors: `Io`; `Corrupt` for what lies in no segment.
+    /// # Errors
+    ///
+    /// `Io`; `Corrupt` for what lies in no segment.
     pub fn open_pieces(&mut self, pieces: impl Iterator<Item = (u64, Content, u64)>) -> Result<PieceReader> {
         let segment = match &mut self.segment {
             Some(segment) => {

@@ -83,7 +83,9 @@ impl BlobStore {
 
     /// Frees what is neither in `live` nor counted on by an upload, and gives its space back.
     ///
-    /// Errors: `Io`; what was freed stays free, and the next sweep goes on.
+    /// # Errors
+    ///
+    /// `Io`; what was freed stays free, and the next sweep goes on.
     pub fn sweep(&self, token: MarkToken<'_>, live: &IdSet) -> Result<Swept> {
         let mut swept = Swept::default();
         let packs = self.all_packs()?;

@@ -154,7 +154,9 @@ impl Table {
 
     /// Appends records durably; they get consecutive ids from the one returned on.
     ///
-    /// Errors: `Io`, `OverLimit` past 2^31 blobs. Nothing changes on an error.
+    /// # Errors
+    ///
+    /// `Io`, `OverLimit` past 2^31 blobs. Nothing changes on an error.
     pub fn append(&mut self, records: &[Record]) -> Result<BlobId> {
         self.writable.check()?;
         let first = self.len();

@@ -178,7 +178,9 @@ impl Writer {
     /// Makes all content durable and known (invariant 1, first half): content, names of the files, table
     /// records.
     ///
-    /// Errors: `Io`. Nothing is known of the upload then; stray files are swept.
+    /// # Errors
+    ///
+    /// `Io`. Nothing is known of the upload then; stray files are swept.
     pub fn seal(mut self) -> Result<Sealed> {
         // The bulk is synced before the lock is taken; what follows under it is small.
         for fresh in self.fresh.iter().filter(|f| !f.forgotten) {

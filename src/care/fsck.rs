@@ -23,7 +23,9 @@ pub struct Finding {
 
 /// Checks all; `progress` is told bytes done and bytes in all, and says whether anybody waits for more.
 ///
-/// Errors: only what keeps it from looking at all; damage is a finding.
+/// # Errors
+///
+/// Only what keeps it from looking at all; damage is a finding.
 pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Finding>> {
     // What is due to go, as damaged content that has just been healed, is not of interest. What keeps it here
     // is found.
@@ -163,7 +165,9 @@ pub struct Repaired {
 
 /// Checks all, and repairs what can be.
 ///
-/// Errors: what keeps it from looking or writing; damage that no copy heals is left.
+/// # Errors
+///
+/// What keeps it from looking or writing; damage that no copy heals is left.
 pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Repaired> {
     let found = check(store, &mut progress)?;
     if found.is_empty() {

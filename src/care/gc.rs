@@ -8,7 +8,9 @@ use crate::store::Store;
 
 /// Marks what lives and sweeps the rest.
 ///
-/// Errors: anything that keeps it from seeing every tree; then nothing is swept.
+/// # Errors
+///
+/// Anything that keeps it from seeing every tree; then nothing is swept.
 pub fn run(store: &Store) -> Result<Swept> {
     let _one_at_a_time = store.gc.lock();
     let token = store.blobs.begin_mark();
@@ -53,7 +55,9 @@ pub fn make_room(store: &Store) -> Result<bool> {
 
 /// Gives space back if there may be any.
 ///
-/// Errors: as `run`'s; it is tried again.
+/// # Errors
+///
+/// As `run`'s; it is tried again.
 pub fn run_if_due(store: &Store) -> Result<()> {
     if store.take_garbage() {
         run(store).inspect_err(|_| store.has_garbage())?;

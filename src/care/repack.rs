@@ -49,7 +49,9 @@ pub struct Repacked {
 /// Carries out a repack as a job, if there is anything to do: nice, and giving way to uploads. `listen` is
 /// told bytes done and bytes in all, and says whether to go on; what is done then stays.
 ///
-/// Errors: `Io`. What was moved stays moved. Content that cannot be read stays where it is.
+/// # Errors
+///
+/// `Io`. What was moved stays moved. Content that cannot be read stays where it is.
 pub fn run(
     store: &Store,
     what: What,

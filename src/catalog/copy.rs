@@ -51,7 +51,9 @@ struct LineOf<'r> {
 impl Copy {
     /// Opens the copy to go on from `model`; one that ends otherwise, or is not there, is written anew.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(path: &Path, model: &Model) -> Result<Copy> {
         let mut copy = Copy { path: path.to_owned(), file: None, size: 0, whole: 0 };
         if last_commit(path)? == Some(model.commit) {
@@ -90,7 +92,9 @@ impl Copy {
 
     /// Writes the copy anew.
     ///
-    /// Errors: `Io`; then it stays as it was.
+    /// # Errors
+    ///
+    /// `Io`; then it stays as it was.
     pub fn rewrite(&mut self, model: &Model) -> Result<()> {
         self.file = None;
         let line = line_of(model.commit, model.next_serial, &model.rows());
@@ -123,7 +127,9 @@ fn parse(line: &[u8]) -> Option<(u64, &str)> {
 
 /// The number of the last commit in a copy; `None` if there is no copy, or its last line is damaged or torn.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub fn last_commit(path: &Path) -> Result<Option<u64>> {
     let mut file = match File::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -155,7 +161,9 @@ pub struct Said {
 
 /// Reads a copy as far as it is good.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub fn read(path: &Path) -> Result<Said> {
     let text = std::fs::read(path).map_err(Error::io("read", path))?;
     let mut said = Said { model: Model::default(), whole: text.starts_with(ROWS_MAGIC.as_bytes()) };

@@ -102,7 +102,9 @@ impl Model {
 
     /// Refuses a change of an image that this view only sees.
     ///
-    /// Errors: `Attached`.
+    /// # Errors
+    ///
+    /// `Attached`.
     pub fn refuse_attached(&self, image: &Image) -> Result<()> {
         if self.attached.contains(&image.serial) {
             Err(Error::Attached { image: image.name.clone() })
@@ -249,7 +251,9 @@ impl Lens {
 
     /// The rows of the store that these rows of the view are.
     ///
-    /// Errors: `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`,
+    /// # Errors
+    ///
+    /// `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`,
     /// `NameTooLong`.
     pub(super) fn stored(&self, whole: &Model, seen: &Model, rows: Vec<Row>) -> Result<Vec<Row>> {
         let missing = |what: &str| Error::NotFound { what: format!("{what} in this view") };

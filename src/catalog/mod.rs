@@ -139,7 +139,9 @@ impl Catalog {
     /// Opens the catalog in `dir`, or makes a new one. One that is lost, damaged, or behind its copy is put
     /// aside and made again. `has_content`: there are trees, so an empty catalog is a lost one.
     ///
-    /// Errors: `Catalog`, `Io`.
+    /// # Errors
+    ///
+    /// `Catalog`, `Io`.
     pub fn open(dir: &Path, has_content: bool, writable: &Writable) -> Result<(Catalog, Opened)> {
         let (path, copy) = (dir.join("catalog.db"), dir.join("catalog.rows"));
         let there = path.exists();
@@ -190,7 +192,9 @@ impl Catalog {
 
     /// Every tree has a row: after `RebuiltInPart`.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn rebuilt(&self, dir: &Path) -> Result<()> {
         let path = dir.join(REBUILDING);
         match std::fs::remove_file(&path) {
@@ -202,7 +206,9 @@ impl Catalog {
     /// Keeps a copy of the catalog of a store of an older format, as `catalog.format-N`. One that cannot be
     /// read has a copy of its own, or none.
     ///
-    /// Errors: `Io`, `Catalog`.
+    /// # Errors
+    ///
+    /// `Io`, `Catalog`.
     pub fn keep(dir: &Path, format: u32) -> Result<()> {
         let (path, kept) = (dir.join("catalog.db"), dir.join(format!("catalog.format-{format}")));
         if !path.exists() || kept.exists() {
@@ -226,7 +232,9 @@ impl Catalog {
 
     /// Works out a change and makes it, durably and whole, or not at all.
     ///
-    /// Errors: what `work` refuses; `Catalog` or `Io` if it cannot be written.
+    /// # Errors
+    ///
+    /// What `work` refuses; `Catalog` or `Io` if it cannot be written.
     pub fn commit<T>(&self, work: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
         let All { files, model: all, writable, reserve } = &*self.all;
         let mut files = files.lock();
@@ -305,7 +313,9 @@ impl Catalog {
 
 /// Checks a catalog that has no total against its copy, if that is of the same commit.
 ///
-/// Errors: `Corrupt`.
+/// # Errors
+///
+/// `Corrupt`.
 fn agrees(model: &Model, copy: &Path) -> Result<()> {
     if copy::last_commit(copy)? != Some(model.commit) {
         return Ok(());

@@ -42,7 +42,9 @@ impl Reserve {
 
     /// Gives it up, for a change that cannot wait.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn give_up(&self) -> Result<()> {
         match fs::remove_file(&self.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.path)(e)),

@@ -75,7 +75,9 @@ pub struct Immutable {
 impl Image {
     /// An image without versions.
     ///
-    /// Errors: `Io` if there is no randomness for its id.
+    /// # Errors
+    ///
+    /// `Io` if there is no randomness for its id.
     pub fn new(serial: u32, name: &str, uid: u32, gid: u32, mode: u32, at: i64) -> Result<Image> {
         Ok(Image {
             serial,

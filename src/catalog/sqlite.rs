@@ -281,7 +281,9 @@ impl Db {
 
 /// Writes a database anew into another file, durably.
 ///
-/// Errors: `Corrupt`, `Catalog`, `Io`.
+/// # Errors
+///
+/// `Corrupt`, `Catalog`, `Io`.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let temporary = to.with_extension("new");
     let _ = std::fs::remove_file(&temporary);

@@ -12,7 +12,9 @@ use crate::store::settings::Settings;
 /// Changes the flags that the kernel keeps of the mount on `point`. Only they can change: what else is given
 /// has to be as it is, since mount(8) repeats what fstab and the mount say.
 ///
-/// Errors: `NotMounted`; `Invalid` for what cannot change; `Io`: only root may.
+/// # Errors
+///
+/// `NotMounted`; `Invalid` for what cannot change; `Io`: only root may.
 pub fn remount(point: &Path, parsed: &Parsed) -> Result<()> {
     let mounted = mount::mounted_on(point).ok_or_else(|| Error::NotMounted { point: point.to_owned() })?;
     if parsed.flags.allow_other && !mounted.flags.allow_other {

@@ -22,7 +22,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Starts the guard of this process. Call in its first thread, whose end the guard is told of.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub fn start(store: &Path) -> Result<()> {
     let program = std::env::current_exe().map_err(Error::io("find", Path::new("imgfs")))?;
     let mut command = Command::new(&program);
@@ -36,7 +38,9 @@ pub fn start(store: &Path) -> Result<()> {
 
 /// Waits for the daemon's end.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub fn run(store: &Path, daemon: u32) -> Result<()> {
     let failed = |source: std::io::Error| Error::Io { doing: "watch", path: "the daemon".into(), source };
     let mut signals = Signals::new([SIGTERM]).map_err(failed)?;

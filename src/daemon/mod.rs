@@ -82,7 +82,9 @@ struct Served {
 /// Mounts, calls `ready` with a line for the user, and serves until the mount and all that were made beside
 /// it are gone.
 ///
-/// Errors: what keeps it from starting, or broke the connection to the kernel.
+/// # Errors
+///
+/// What keeps it from starting, or broke the connection to the kernel.
 pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     crate::base::sys::limit_heaps();
     if let Ok(dir) = std::fs::canonicalize(&options.store) {
@@ -149,7 +151,9 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
 impl Daemon {
     /// The file system of a mount that is to be made.
     ///
-    /// Errors: `NotFound` for a view that is not there; `Locked` for the whole store once more; `Stopping`.
+    /// # Errors
+    ///
+    /// `NotFound` for a view that is not there; `Locked` for the whole store once more; `Stopping`.
     fn file_system(&self, point: &Path, request: &MountRequest) -> Result<(u64, Arc<ImageFs>)> {
         let flags = &request.flags;
         let mount = MountPoint {

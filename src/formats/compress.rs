@@ -96,7 +96,9 @@ impl Method {
 
     /// Begins to compress `size` bytes into `out`.
     ///
-    /// Errors: parameters that the library refuses.
+    /// # Errors
+    ///
+    /// Parameters that the library refuses.
     pub fn begin<W: Write>(&self, size: u64, mut out: W) -> io::Result<Compressor<W>> {
         Ok(match self {
             Method::Gzip { level, header } => {

@@ -62,7 +62,9 @@ impl ImageFs {
 
     /// A name that something in the root is to get.
     ///
-    /// Errors: `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view; `Taken` by an
+    /// # Errors
+    ///
+    /// `BadName`, `NameTooLong`; `NotYours` for one that would bind it to a view; `Taken` by an
     /// upload.
     pub(super) fn new_name(&self, caller: Caller, name: &[u8]) -> Result<ImageName> {
         let name = ImageName::parse(name)?;
@@ -73,7 +75,9 @@ impl ImageFs {
 
     /// Refuses a name in the root that an upload has, but for one: both would show.
     ///
-    /// Errors: `Taken`.
+    /// # Errors
+    ///
+    /// `Taken`.
     pub(super) fn refuse_staged(&self, name: &str, but: Option<u64>) -> Result<()> {
         let shown = self.uploads.named(Place::Root, name).filter(|upload| upload.is_under_way());
         if shown.is_some_and(|upload| Some(upload.number) != but) {
@@ -87,7 +91,9 @@ impl ImageFs {
 
     /// Refuses who does not administer the store.
     ///
-    /// Errors: `NotYours`.
+    /// # Errors
+    ///
+    /// `NotYours`.
     pub(super) fn refuse_others(&self, caller: Caller, what: &str) -> Result<()> {
         let refusal = || Error::NotYours { what: what.into(), uid: self.mount.uid };
         if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
@@ -95,7 +101,9 @@ impl ImageFs {
 
     /// What is bound to a view, who administers the store says; and it has a name there.
     ///
-    /// Errors: `NotYours`, `BadName`.
+    /// # Errors
+    ///
+    /// `NotYours`, `BadName`.
     pub(super) fn refuse_binding(&self, caller: Caller, name: &str) -> Result<()> {
         match self.store.catalog.read().bound(name) {
             Some((view, shown)) => {

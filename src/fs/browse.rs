@@ -30,7 +30,9 @@ fn not_found(name: &[u8]) -> Error {
 impl ImageFs {
     /// Finds a name in a directory.
     ///
-    /// Errors: `NotFound`, `NotDirectory`, `NameTooLong`; `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `NotFound`, `NotDirectory`, `NameTooLong`; `Corrupt`, `Io`.
     pub fn lookup(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
         if name.len() > crate::base::name::NAME_MAX {
             return Err(Error::NameTooLong { len: name.len() });

@@ -275,7 +275,9 @@ fn edit_aliases(model: &Model, of: &Image, list: &Value) -> Result<Vec<Alias>> {
 /// Changes one editable key from text, as an extended attribute does: `description`, `properties.KEY`, or an
 /// alias's description, `aliases.NAME`. Nothing clears it.
 ///
-/// Errors: `BadMetadata`, `Immutable`, `NoAttribute`.
+/// # Errors
+///
+/// `BadMetadata`, `Immutable`, `NoAttribute`.
 pub fn edit_key(model: &Model, of: &mut Image, by: By, key: &str, value: &str) -> Result<Vec<Alias>> {
     let editable = &mut of.editable;
     if let Some(name) = key.strip_prefix("aliases.") {

@@ -47,7 +47,9 @@ type Place = (Vec<u8>, Option<NodeIndex>, Option<NodeIndex>);
 /// What differs between two versions of a store, in the order of the paths. Times alone do not count, nor
 /// what is only stored in another way.
 ///
-/// Errors: `Corrupt`, `Io` if a tree is damaged.
+/// # Errors
+///
+/// `Corrupt`, `Io` if a tree is damaged.
 pub fn between(store: &Store, old: &Version, new: &Version) -> Result<Vec<Difference>> {
     let (before, after) = (store.tree(old.serial)?, store.tree(new.serial)?);
     let same_made =
@@ -178,7 +180,9 @@ pub fn text(differences: &[Difference]) -> String {
 /// What differs between two versions that are called as links in the root call them: `web/1`, `web`, an
 /// alias.
 ///
-/// Errors: `NotFound`; as `between`.
+/// # Errors
+///
+/// `NotFound`; as `between`.
 pub fn between_named(store: &Store, old: &str, new: &str) -> Result<Vec<Difference>> {
     let find = |name: &str| find_version(&store.catalog.read(), name);
     between(store, &find(old)?, &find(new)?)

@@ -25,7 +25,9 @@ impl RecipeReader {
     /// Appends up to `len` bytes of what recipe `number` makes, from `offset` on, to `out`; less only at its
     /// end.
     ///
-    /// Errors: `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn read(
         &mut self,
         store: &Store,
@@ -93,7 +95,9 @@ impl RecipeReaders {
 
 /// The sha256 of all that a recipe makes, in hex.
 ///
-/// Errors: `Corrupt`, `Io`.
+/// # Errors
+///
+/// `Corrupt`, `Io`.
 pub fn sha256(store: &Store, tree: &Tree, recipe: u32) -> Result<String> {
     let mut hasher = Sha256::new();
     replay(store, tree, recipe, |_, bytes| {
@@ -105,7 +109,9 @@ pub fn sha256(store: &Store, tree: &Tree, recipe: u32) -> Result<String> {
 
 /// Gives all that a recipe makes to `take`, in order: where a piece begins, and its bytes.
 ///
-/// Errors: `Corrupt`, `Io`, and what `take` fails with.
+/// # Errors
+///
+/// `Corrupt`, `Io`, and what `take` fails with.
 pub fn replay(
     store: &Store,
     tree: &Tree,

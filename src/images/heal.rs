@@ -38,7 +38,9 @@ fn are_twins(a: &Version, b: &Version) -> bool {
 /// Gives the tree of `good`, a version or what was just made, to every version that came as the same bytes
 /// and whose own tree is lost. Gives their names.
 ///
-/// Errors: `Io`, `Catalog`.
+/// # Errors
+///
+/// `Io`, `Catalog`.
 pub fn heal_trees(store: &Store, good: &Version, tree: &Path, digest: Digest) -> Result<Vec<String>> {
     let all: Vec<Version> =
         store.catalog.read().all_versions().filter(|v| are_twins(v, good)).cloned().collect();
@@ -77,7 +79,9 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
 
 /// Finds what every version that reads badly needs, in versions that read well. For fsck --repair.
 ///
-/// Errors: `Io`, `Catalog`.
+/// # Errors
+///
+/// `Io`, `Catalog`.
 pub fn heal_from_twins(store: &Store) -> Result<Vec<String>> {
     let all: Vec<Version> = store.catalog.read().all_versions().cloned().collect();
     let mut healed = Vec::new();

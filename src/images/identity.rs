@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 
 /// What a manifest asks of the store: its uuid is new, its origin is there.
 ///
-/// Errors: `NotUnique`, `NotFound`.
+/// # Errors
+///
+/// `NotUnique`, `NotFound`.
 pub fn check_identity(model: &Model, uuid: &str, origin: &str) -> Result<()> {
     let known = |uuid: &str| model.all_versions().find(|v| v.facts.uuid == uuid && model.is_live(v));
     if let Some(version) = known(uuid).filter(|_| !uuid.is_empty()) {

@@ -108,7 +108,9 @@ pub fn came_as(store: &Store, version: &Version) -> Result<String> {
 /// Takes the next upload that should only stay if it cannot be made again, and finds out. False if there is
 /// none.
 ///
-/// Errors: what keeps it from reading or from writing the row; the upload stays then.
+/// # Errors
+///
+/// What keeps it from reading or from writing the row; the upload stays then.
 pub fn prove_next(store: &Store) -> Result<bool> {
     let next = {
         let model = store.catalog.read();
@@ -200,7 +202,9 @@ fn make(store: &Store, serial: u32, method: &Method, out: impl Write) -> Result<
 
 /// Makes an upload again, into a file without a name.
 ///
-/// Errors: `Corrupt` if other bytes come out than came in: then this program has another library than the one
+/// # Errors
+///
+/// `Corrupt` if other bytes come out than came in: then this program has another library than the one
 /// that proved it.
 pub fn remake(store: &Store, serial: u32, method: &Method) -> Result<File> {
     let path = store.dir.join("staging").join(format!("remade-{serial}-{}", crate::base::name::new_id()?));

@@ -9,7 +9,9 @@ use crate::store::Store;
 
 /// A label on a version; with `moves`, one that is on another is taken from it.
 ///
-/// Errors: `NotFound`, `BadName`, `NotUnique`, `Immutable`.
+/// # Errors
+///
+/// `NotFound`, `BadName`, `NotUnique`, `Immutable`.
 pub fn put(store: &Store, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
     let name = parse(name)?;
     store.catalog.commit(|change| {
@@ -21,7 +23,9 @@ pub fn put(store: &Store, image: u32, name: &str, number: u32, moves: bool) -> R
 
 /// The same as a part of another change. A label whose version is in the trash is free.
 ///
-/// Errors: `NotUnique`.
+/// # Errors
+///
+/// `NotUnique`.
 pub fn put_row(change: &mut Change<'_>, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
     let serial = match change.model.label(image, name) {
         Some(old) if old.number != number && !moves && change.model.is_label_live(old) => {
@@ -37,7 +41,9 @@ pub fn put_row(change: &mut Change<'_>, image: u32, name: &str, number: u32, mov
 
 /// `rm MNT/web/@22.04.5`: into the trash, as `web.@22.04.5`.
 ///
-/// Errors: `NotFound`, `Immutable`.
+/// # Errors
+///
+/// `NotFound`, `Immutable`.
 pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
     store.catalog.commit(|change| {
         let of = live_image(change.model, image)?;
@@ -52,7 +58,9 @@ pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
 
 /// `mv MNT/web/@a MNT/web/@b`; one that is there is replaced, as by any mv.
 ///
-/// Errors: `NotFound`, `BadName`, `Immutable`.
+/// # Errors
+///
+/// `NotFound`, `BadName`, `Immutable`.
 pub fn rename(store: &Store, image: u32, from: &str, to: &str) -> Result<()> {
     let to = parse(to)?;
     store.catalog.commit(|change| {
@@ -68,7 +76,9 @@ pub fn rename(store: &Store, image: u32, from: &str, to: &str) -> Result<()> {
 
 /// Checks the name of a label, given without its `@`. A slash is written as in names of images.
 ///
-/// Errors: `BadName`, `NameTooLong`.
+/// # Errors
+///
+/// `BadName`, `NameTooLong`.
 pub fn parse(name: &str) -> Result<&str> {
     let bad = |why| Err(Error::BadName { name: format!("@{name}"), why });
     if name.len() >= NAME_MAX {

@@ -15,7 +15,9 @@ pub const TEXT_MAX: usize = 4096;
 
 /// A new lease. Gives its serial.
 ///
-/// Errors: `NotFound`, `BadName`, `Taken`; `Managed` for an image whose status is `deleted`.
+/// # Errors
+///
+/// `NotFound`, `BadName`, `Taken`; `Managed` for an image whose status is `deleted`.
 pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Result<u32> {
     let name = parse_name(name)?;
     last_use::note(store, version);
@@ -43,7 +45,9 @@ pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Resul
 
 /// A lease's text, owner, mode or time.
 ///
-/// Errors: `NotFound`.
+/// # Errors
+///
+/// `NotFound`.
 pub fn change(store: &Store, serial: u32, work: impl FnOnce(&mut LeaseFacts)) -> Result<()> {
     store.catalog.commit(|change| {
         let mut lease = change.model.leases.get(&serial).ok_or_else(gone)?.clone();
@@ -55,7 +59,9 @@ pub fn change(store: &Store, serial: u32, work: impl FnOnce(&mut LeaseFacts)) ->
 
 /// `rm`: the lease ends.
 ///
-/// Errors: `NotFound`.
+/// # Errors
+///
+/// `NotFound`.
 pub fn end(store: &Store, serial: u32) -> Result<()> {
     store.catalog.commit(|change| {
         let lease = change.model.leases.get(&serial).ok_or_else(gone)?;
@@ -93,7 +99,9 @@ pub fn links(model: &Model, of: impl Fn(&Version) -> bool) -> Vec<Lease> {
 
 /// Refuses what would take a version from those who use it.
 ///
-/// Errors: `InUse`.
+/// # Errors
+///
+/// `InUse`.
 pub fn refuse_used(store: &Store, model: &Model, going: &[&Version], stale: &HashSet<u32>) -> Result<()> {
     let now = now();
     let holds =

@@ -52,7 +52,9 @@ pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) 
 
 /// Refuses to take away what is default, of what is to be seen and of the whole store.
 ///
-/// Errors: as `refuse_default_of`.
+/// # Errors
+///
+/// As `refuse_default_of`.
 pub fn refuse_default(change: &Change<'_>, image: &Image) -> Result<()> {
     refuse_default_of(change.model, image)?;
     change.whole.images.get(&image.serial).map_or(Ok(()), |image| refuse_default_of(change.whole, image))
@@ -61,7 +63,9 @@ pub fn refuse_default(change: &Change<'_>, image: &Image) -> Result<()> {
 /// Refuses to take away the default image while there are others, or that of its type while there are others
 /// of that.
 ///
-/// Errors: `ImageIsDefault`, `ImageIsTypeDefault`, `ImageIsViewDefault`.
+/// # Errors
+///
+/// `ImageIsDefault`, `ImageIsTypeDefault`, `ImageIsViewDefault`.
 pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
     if model.default_image == Some(image.serial) && model.live_images().count() > 1 {
         return Err(Error::ImageIsDefault { image: image.name.clone() });
@@ -85,7 +89,9 @@ pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
 /// `ln -sfn ../../web MNT/.imgfs/defaults/vm`; none: `rm`, as BusyBox's ln -sfn begins, and what was default
 /// stays protected.
 ///
-/// Errors: `NotFound`; `Invalid` for an image of another type; `Managed` for one whose status is `deleted`.
+/// # Errors
+///
+/// `NotFound`; `Invalid` for an image of another type; `Managed` for one whose status is `deleted`.
 pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result<()> {
     store.catalog.commit(|change| {
         let value = match image {
@@ -245,7 +251,9 @@ fn forget_trashed_alias(change: &mut Change<'_>, name: &str) {
 
 /// `rm MNT/jammy`: into the trash.
 ///
-/// Errors: `NotFound`.
+/// # Errors
+///
+/// `NotFound`.
 pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
     store.catalog.commit(|change| {
         let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?;
@@ -347,7 +355,9 @@ pub fn target_of(alias: &Alias) -> LinkTarget {
 /// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`,
 /// `web@22.04`, or an absolute path into the mount.
 ///
-/// Errors: `NotFound` for what is not there.
+/// # Errors
+///
+/// `NotFound` for what is not there.
 pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
     let missing = || Error::NotFound { what: format!("{target} to link to") };
     let inside = match target.strip_prefix(mount_point) {
@@ -434,7 +444,9 @@ pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Versi
 /// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` and an alias for its
 /// default.
 ///
-/// Errors: `NotFound`.
+/// # Errors
+///
+/// `NotFound`.
 pub fn find_version(model: &Model, name: &str) -> Result<Version> {
     let missing = || Error::NotFound { what: format!("version {name}") };
     let target = resolve_root_link(model, name, "").map_err(|_| missing())?;

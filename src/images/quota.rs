@@ -60,7 +60,9 @@ impl Payer {
 
 /// Refuses one more image.
 ///
-/// Errors: `OverQuota`.
+/// # Errors
+///
+/// `OverQuota`.
 pub fn refuse_image(store: &Store, whole: &Model, payers: &[Payer]) -> Result<()> {
     for payer in payers {
         let most = payer.bound(store, whole).images;
@@ -73,7 +75,9 @@ pub fn refuse_image(store: &Store, whole: &Model, payers: &[Payer]) -> Result<()
 
 /// Refuses what comes back from the trash, or into a view, where it would be too much.
 ///
-/// Errors: as `refuse_bytes`.
+/// # Errors
+///
+/// As `refuse_bytes`.
 pub fn refuse_restored(store: &Store, payers: &[Payer], versions: &[u32]) -> Result<()> {
     let slots: Vec<_> = versions.iter().filter_map(|serial| store.tree(*serial).ok()).collect();
     let kept: Vec<_> = versions.iter().filter_map(|serial| store.kept(*serial).ok()).collect();
@@ -84,7 +88,9 @@ pub fn refuse_restored(store: &Store, payers: &[Payer], versions: &[u32]) -> Res
 
 /// Refuses versions with these trees where they would be too much; without any, where there is no room left.
 ///
-/// Errors: `OverQuota`; `Io` if a tree cannot be read.
+/// # Errors
+///
+/// `OverQuota`; `Io` if a tree cannot be read.
 pub fn refuse_bytes(store: &Store, payers: &[Payer], new: &[&Tree]) -> Result<()> {
     for payer in payers {
         let most = payer.bound(store, &store.whole().catalog.read()).bytes;
@@ -101,7 +107,9 @@ pub fn refuse_bytes(store: &Store, payers: &[Payer], new: &[&Tree]) -> Result<()
 
 /// The bytes of live versions that count as this one's, and of more trees.
 ///
-/// Errors: `Io` if a tree cannot be read.
+/// # Errors
+///
+/// `Io` if a tree cannot be read.
 pub fn used(store: &Store, payer: &Payer, new: &[&Tree]) -> Result<u64> {
     let versions: Vec<u32> = {
         let whole = store.whole().catalog.read();

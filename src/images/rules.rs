@@ -16,7 +16,9 @@ pub struct By {
 
 /// Refuses a change of an image that is immutable.
 ///
-/// Errors: `Immutable`.
+/// # Errors
+///
+/// `Immutable`.
 pub fn refuse_immutable(image: &Image) -> Result<()> {
     match &image.rules.immutable {
         Some(by) => Err(Error::Immutable { image: image.name.clone(), uid: by.uid }),
@@ -26,7 +28,9 @@ pub fn refuse_immutable(image: &Image) -> Result<()> {
 
 /// Sets the flag, or takes it away: that may who has set it, and who administers the store.
 ///
-/// Errors: `Immutable` for anybody else.
+/// # Errors
+///
+/// `Immutable` for anybody else.
 pub fn set_immutable(image: &mut Image, by: By, on: bool) -> Result<()> {
     match (&image.rules.immutable, on) {
         (None, true) => image.rules.immutable = Some(Immutable { uid: by.uid, at: now() }),

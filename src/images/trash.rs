@@ -189,7 +189,9 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
 
 /// `rm -r .imgfs/trash/web`: gone for good. The caller runs gc.
 ///
-/// Errors: `NotFound` for what is not in the trash any more.
+/// # Errors
+///
+/// `NotFound` for what is not in the trash any more.
 pub fn purge(store: &Store, what: Trashed) -> Result<()> {
     if purge_since(store, what, None)? { Ok(()) } else { Err(not_found("such thing in the trash any more")) }
 }

@@ -34,7 +34,9 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
 
 /// `rmdir MNT/web/1`: into the trash, with its aliases. Gives the version's serial.
 ///
-/// Errors: `OnlyVersion`, `VersionIsPinned`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
+/// # Errors
+///
+/// `OnlyVersion`, `VersionIsPinned`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
 pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
     store.trash_has_changed();
     let stale = stale_leases(store, image);
@@ -62,7 +64,9 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
 
 /// `rmdir MNT/web`: the image with all its versions and aliases, into the trash.
 ///
-/// Errors: `ImageIsDefault`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
+/// # Errors
+///
+/// `ImageIsDefault`, `InUse`, `HasDependents`, `Immutable`, `NotFound`.
 pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     store.trash_has_changed();
     let stale = stale_leases(store, serial);
@@ -134,7 +138,9 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
 
 /// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1::web`, too, which binds it to a view.
 ///
-/// Errors: `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached;
+/// # Errors
+///
+/// `NotFound`, `Immutable`, `Taken`, `OverQuota`; `OfView` for one that another view has attached;
 /// `ImageIsViewDefault`.
 pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     let _held = store.quota.lock();
@@ -175,7 +181,9 @@ fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
 /// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of
 /// an image that is immutable nothing else changes than that.
 ///
-/// Errors: what `change` refuses; `Immutable`, `ImageIsDefault`.
+/// # Errors
+///
+/// What `change` refuses; `Immutable`, `ImageIsDefault`.
 pub fn edit(
     store: &Store,
     image: u32,
@@ -217,7 +225,9 @@ pub fn set_owner(
 
 /// `setfacl` on an image: the ACL, and the nine bits of the mode that say the rest of it; none: `setfacl -b`.
 ///
-/// Errors: `Immutable`, `NotFound`.
+/// # Errors
+///
+/// `Immutable`, `NotFound`.
 pub fn set_acl(store: &Store, image: u32, acl: Option<Acl>, bits: Option<u32>) -> Result<()> {
     change_image(store, image, |_, image| {
         refuse_immutable(image)?;

@@ -16,7 +16,9 @@ const VIEW_NAME_MAX: usize = 100;
 
 /// `mkdir MNT/.imgfs/views/dc1`.
 ///
-/// Errors: `BadName`, `NameTooLong`; `Taken` if there is one, or something else whose name begins so.
+/// # Errors
+///
+/// `BadName`, `NameTooLong`; `Taken` if there is one, or something else whose name begins so.
 pub fn make(store: &Store, name: &[u8]) -> Result<()> {
     let name = ImageName::parse(name)?.to_string();
     if name.contains([':', ',']) || name.len() > VIEW_NAME_MAX {
@@ -38,7 +40,9 @@ pub fn make(store: &Store, name: &[u8]) -> Result<()> {
 
 /// `rmdir MNT/.imgfs/views/dc1`, once it has no image any more. Its settings go with it.
 ///
-/// Errors: `NotEmpty`, `NotFound`.
+/// # Errors
+///
+/// `NotEmpty`, `NotFound`.
 pub fn remove(store: &Store, name: &str) -> Result<()> {
     store.catalog.commit(|change| {
         find(change.model, name)?;
@@ -57,7 +61,9 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
 
 /// `ln -s ../../../web MNT/.imgfs/views/dc1/web`: from now on the view shows it.
 ///
-/// Errors: `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this
+/// # Errors
+///
+/// `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this
 /// name; `OfView` for an image that is bound to another.
 pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
     store.catalog.commit(|change| {
@@ -87,7 +93,9 @@ pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
 
 /// `rm MNT/.imgfs/views/dc1/web`: it shows it no more; the view's aliases to it go, too.
 ///
-/// Errors: `NotFound`; `Managed` for what is bound to it; `InUse` while it is used in the view;
+/// # Errors
+///
+/// `NotFound`; `Managed` for what is bound to it; `InUse` while it is used in the view;
 /// `ImageIsViewDefault` while that has others.
 pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
     store.catalog.commit(|change| {
@@ -120,7 +128,9 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
 /// What another name of an image means for the views, of the whole store: one that it leaves, one that it is
 /// bound to, and those that have it attached. In a view there are none.
 ///
-/// Errors: `OfView`, `Taken`, `ImageIsViewDefault`.
+/// # Errors
+///
+/// `OfView`, `Taken`, `ImageIsViewDefault`.
 pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result<()> {
     let model = change.model;
     let (old, new) = (model.bound(&image.name).map(|(view, _)| view), model.bound(to).map(|(view, _)| view));
@@ -174,7 +184,9 @@ fn drop_aliases(change: &mut Change<'_>, view: &str, image: u32) {
 /// Refuses a name that would hide an image which is attached to the view that the name is bound to; but not
 /// that image itself.
 ///
-/// Errors: `Taken`.
+/// # Errors
+///
+/// `Taken`.
 pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> Result<()> {
     let Some((of, shown)) = model.bound(name) else { return Ok(()) };
     match model.attached_to(of).find(|image| image.name == shown && Some(image.serial) != itself) {
@@ -185,7 +197,9 @@ pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> R
 
 /// Refuses an alias of a view to what the view does not show.
 ///
-/// Errors: `NotFound`, `Taken`.
+/// # Errors
+///
+/// `NotFound`, `Taken`.
 pub(crate) fn refuse_alias(model: &Model, name: &str, image: u32) -> Result<()> {
     refuse_shadow(model, name, None)?;
     let Some((of, _)) = model.bound(name) else { return Ok(()) };
@@ -200,7 +214,9 @@ pub fn image_in<'m>(model: &'m Model, name: &'m str, image: &str) -> Option<&'m 
     model.images_of_view(name).find(|(shown, _)| *shown == image).map(|(_, image)| image)
 }
 
-/// Errors: `NotFound`.
+/// # Errors
+///
+/// `NotFound`.
 pub fn find<'m>(model: &'m Model, name: &str) -> Result<&'m View> {
     model.views.get(name).ok_or_else(|| Error::NotFound { what: format!("view {name}") })
 }

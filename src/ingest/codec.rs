@@ -221,7 +221,10 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
 ///
 /// `found` is what the first bytes say, and is put right if later ones know better.
 /// `at_end` is true while the stream could end here: every member so far came to its verified end.
-/// Errors: `BadCompression`, `Truncated`.
+///
+/// # Errors
+///
+/// `BadCompression`, `Truncated`.
 pub fn decode(
     found: &Mutex<Codec>,
     input: &mut PipeReader,

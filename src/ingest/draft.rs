@@ -78,7 +78,9 @@ pub fn entries<S: Source>(
 
 /// Puts an entry into the tree.
 ///
-/// Errors: `LeavesRoot` and `BadArchive` for one that has no place there.
+/// # Errors
+///
+/// `LeavesRoot` and `BadArchive` for one that has no place there.
 pub fn place(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Result<()> {
     builder.check_heaps()?;
     let meta =

@@ -13,7 +13,9 @@ use crate::ingest::sink::OUT;
 /// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball. Bounded as
 /// uploads are.
 ///
-/// Errors: `Unsupported` for lzma, which nobody packs layers with.
+/// # Errors
+///
+/// `Unsupported` for lzma, which nobody packs layers with.
 pub fn unpacked<'r>(
     codec: Option<Codec>,
     from: impl Read + 'r,

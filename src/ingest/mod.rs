@@ -318,7 +318,9 @@ impl Ingest {
 
     /// Ends the upload and waits for its threads.
     ///
-    /// Errors: what is wrong with the archive, or with our disk.
+    /// # Errors
+    ///
+    /// What is wrong with the archive, or with our disk.
     pub fn finish(mut self) -> Result<Unpacked> {
         for pipe in &self.inputs {
             pipe.end();

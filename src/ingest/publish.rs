@@ -88,7 +88,9 @@ pub struct Published {
 
 /// Makes an unpacked upload a version, unless the image's newest version is the same.
 ///
-/// Errors: `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an
+/// # Errors
+///
+/// `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an
 /// error nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
     refuse_early(store, source.uid, &source.target, &source.build)?;
@@ -215,7 +217,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
 
 /// What the commit would refuse, said before the work: of an upload of this user's.
 ///
-/// Errors: `Immutable`, `Attached`, `Taken`, `OverQuota`.
+/// # Errors
+///
+/// `Immutable`, `Attached`, `Taken`, `OverQuota`.
 pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> Result<()> {
     let payers = target.payers(store, uid);
     quota::refuse_bytes(store, &payers, &[])?;

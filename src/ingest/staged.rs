@@ -68,7 +68,9 @@ type GoOn<'g> = &'g dyn Fn() -> bool;
 
 /// Publishes all of it, or nothing. `name` is the ingest's own, under STORE/staging.
 ///
-/// Errors: `Mismatch` for what was announced differently; `Invalid` for files that make no version;
+/// # Errors
+///
+/// `Mismatch` for what was announced differently; `Invalid` for files that make no version;
 /// `WriterKilled` once nobody is to `go_on`; those of the ingest and of `publish`.
 pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<Published> {
     let Sorted { images, metadata, manifest, expect } = sort(order.files, order.expect)?;

@@ -59,7 +59,9 @@ pub type MayBeLxd = Arc<OnceLock<bool>>;
 
 /// Reads an upload to its end. `may_be_lxd` is set by its first entry.
 ///
-/// Errors: those of the reader and the writer; `LeavesRoot` and `BadArchive` for entries that have no place;
+/// # Errors
+///
+/// Those of the reader and the writer; `LeavesRoot` and `BadArchive` for entries that have no place;
 /// `NotTar`, `Unsupported` for what is no image.
 pub fn unpack(
     input: &mut PipeReader,

@@ -21,7 +21,9 @@ const NAMELESS: &str = "recovered";
 
 /// Gives every good tree that no row names a row; puts damaged ones aside as `ID.damaged`.
 ///
-/// Errors: `Io`, `Catalog`.
+/// # Errors
+///
+/// `Io`, `Catalog`.
 pub fn adopt(store: &Store) -> Result<()> {
     let named: HashSet<PathBuf> =
         store.catalog.read().all_versions().map(|v| store.tree_path(&v.id)).collect();

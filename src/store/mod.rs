@@ -157,7 +157,9 @@ impl Core {
 
     /// Chooses a setting, for good; none: as if nobody had.
     ///
-    /// Errors: `NotFound`, `Invalid`; what the catalog fails with.
+    /// # Errors
+    ///
+    /// `NotFound`, `Invalid`; what the catalog fails with.
     pub fn choose(&self, name: &str, text: Option<&str>) -> Result<()> {
         let (name, value) = match text {
             Some(text) => settings::check(name, text).map(|(name, value)| (name, Some(value)))?,
@@ -180,7 +182,9 @@ impl Core {
 
     /// The tree of a kept upload.
     ///
-    /// Errors: `NotFound` if it is not kept; `Corrupt` and `Io` if the file is damaged.
+    /// # Errors
+    ///
+    /// `NotFound` if it is not kept; `Corrupt` and `Io` if the file is damaged.
     pub fn kept(&self, serial: u32) -> Result<Arc<Tree>> {
         if let Some(tree) = self.kept.read().get(&serial) {
             return Ok(tree.clone());
@@ -206,7 +210,9 @@ impl Core {
 
     /// The tree of a version, opened and checked on first use.
     ///
-    /// Errors: `NotFound`; `Corrupt` and `Io` if the file is damaged.
+    /// # Errors
+    ///
+    /// `NotFound`; `Corrupt` and `Io` if the file is damaged.
     pub fn tree(&self, serial: u32) -> Result<Arc<TreeSlot>> {
         if let Some(slot) = self.slots.read().get(&serial) {
             return Ok(slot.clone());
@@ -325,7 +331,9 @@ impl Core {
 
     /// Every blob that a version, the trash, or an inode the kernel still knows needs.
     ///
-    /// Errors: any tree that cannot be read, unless fsck --repair has put it aside: then nothing may be
+    /// # Errors
+    ///
+    /// Any tree that cannot be read, unless fsck --repair has put it aside: then nothing may be
     /// swept.
     pub fn live_blobs(&self) -> Result<IdSet> {
         let mut live = IdSet::default();

@@ -23,7 +23,9 @@ use crate::store::{BASE, Core, DAMAGED, Store};
 impl Store {
     /// Opens the store in `dir`, making a new one of an empty directory, and clears what a crash left.
     ///
-    /// Errors: `Locked`, `StoreNewer`, `NotAStore`, `FormatLost`, `Corrupt`, `Catalog`, `Io`.
+    /// # Errors
+    ///
+    /// `Locked`, `StoreNewer`, `NotAStore`, `FormatLost`, `Corrupt`, `Catalog`, `Io`.
     pub fn open(dir: &Path, settings: Settings) -> Result<Arc<Store>> {
         format::refuse_others(dir)?;
         format::make_dir(dir)?;

@@ -114,7 +114,9 @@ impl Settings {
 
     /// Sets one from text.
     ///
-    /// Errors: `NotFound`; `Invalid` for a text that says nothing of its type.
+    /// # Errors
+    ///
+    /// `NotFound`; `Invalid` for a text that says nothing of its type.
     pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
         let (_, place) = ALL.iter().find(|(known, _)| *known == name).ok_or_else(|| unknown(name))?;
         parse(place(self), text.trim())
@@ -136,7 +138,9 @@ impl Settings {
 
     /// One as text.
     ///
-    /// Errors: `NotFound`.
+    /// # Errors
+    ///
+    /// `NotFound`.
     pub fn text(mut self, name: &str) -> Result<String> {
         let (_, place) = ALL.iter().find(|(known, _)| *known == name).ok_or_else(|| unknown(name))?;
         Ok(match place(&mut self) {
@@ -169,7 +173,9 @@ impl Settings {
 
 /// What is wrong with a setting's text, if anything is; the name and the text as they are kept.
 ///
-/// Errors: `NotFound`, `Invalid`.
+/// # Errors
+///
+/// `NotFound`, `Invalid`.
 pub fn check(name: &str, text: &str) -> Result<(String, String)> {
     let name = canonical(name).ok_or_else(|| unknown(name))?;
     let setting = kind_of(&name);

@@ -17,7 +17,9 @@ impl Core {
 
     /// Every file in `trees/`.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn tree_files(&self) -> Result<Vec<PathBuf>> {
         let dir = self.dir.join("trees");
         let entries = fs::read_dir(&dir).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
@@ -32,7 +34,9 @@ impl Core {
     /// Puts a tree that was packed, against that of `base`, in the place of the one that is there. Not if
     /// either has been purged meanwhile.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn put_packed(&self, serial: u32, tree: &Tree, packed: &[u8], base: Option<&str>) -> Result<()> {
         let _held = self.bases.lock();
         let there = |base: &str| [TREE, BASE].iter().any(|e| self.tree_path(base).with_extension(e).exists());
@@ -51,7 +55,9 @@ impl Core {
     /// Removes the file of a tree that no row names. One that may be the base of others stays until
     /// `drop_bases`.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn drop_tree(&self, path: &Path) -> Result<()> {
         let _held = self.bases.lock();
         let gone = match form_of(path) {
@@ -66,7 +72,9 @@ impl Core {
 
     /// Removes the bases that no packed tree needs any more.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn drop_bases(&self) -> Result<()> {
         let _held = self.bases.lock();
         let paths = self.tree_files()?;
@@ -88,7 +96,9 @@ impl Core {
     /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds
     /// nothing.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn quarantine(&self, path: &Path) -> Result<()> {
         match fs::rename(path, path.with_extension(DAMAGED)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {

@@ -78,7 +78,9 @@ pub struct Node {
 impl Tree {
     /// Opens a tree, as it was written or packed, and checks it against the digest in its version's row.
     ///
-    /// Errors: `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn open(path: &Path, digest: &Digest) -> Result<Tree> {
         let (tree, found) = Tree::read(path)?;
         if found == *digest {
@@ -90,7 +92,9 @@ impl Tree {
 
     /// Opens a tree whose row is lost: with the digest that a row of it is to have.
     ///
-    /// Errors: `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn read(path: &Path) -> Result<(Tree, Digest)> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let stored = file.metadata().map_err(Error::io("stat", path))?.len();
@@ -124,7 +128,9 @@ impl Tree {
     /// What the file of this tree, which has the digest, is to be at rest: against one of the trees in
     /// `bases`, if that is worth it. And the version whose tree it then needs.
     ///
-    /// Errors: `Corrupt`, `Io`.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn pack(&self, digest: Digest, bases: &[PathBuf]) -> Result<(Vec<u8>, Option<String>)> {
         let mut sections: [Vec<u8>; SECTIONS] = self.sections.map(|(from, to)| self.map[from..to].to_vec());
         let (mut recipes, mut inline) = (Vec::new(), Vec::new());
@@ -224,7 +230,9 @@ impl Tree {
 
     /// Reads a node.
     ///
-    /// Errors: `Corrupt` if there is no such node or it makes no sense.
+    /// # Errors
+    ///
+    /// `Corrupt` if there is no such node or it makes no sense.
     pub fn node(&self, index: NodeIndex) -> Result<Node> {
         let raw = row(self.section(Section::Nodes), index, NODE_LEN)
             .ok_or_else(|| self.corrupt("a node is missing"))?;
@@ -378,7 +386,9 @@ impl Tree {
 
     /// The recipe with this number; 0 is that of rootfs.tar.
     ///
-    /// Errors: `Corrupt` if there is none, or it makes no sense.
+    /// # Errors
+    ///
+    /// `Corrupt` if there is none, or it makes no sense.
     pub fn recipe(&self, number: u32) -> Result<Recipe<'_>> {
         let recipe = self.stored_recipe(number)?;
         if self.packed.is_none() {

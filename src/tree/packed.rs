@@ -119,7 +119,9 @@ impl Packed {
 
     /// Unpacks and checks a part: 0 the tree, 1 the inline bytes.
     ///
-    /// Errors: `Corrupt`, `Io`, also of the base.
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`, also of the base.
     pub fn part(&self, number: usize) -> Result<Vec<u8>> {
         let base = match &self.head.base {
             None => Vec::new(),
@@ -165,7 +167,9 @@ fn find(dir: &Path, version: &str) -> Result<Packed> {
 /// Packs the parts of the tree with this digest: against the first of `bases` that is packed, or its own
 /// base, if that is worth it. Gives the file's content, and the name of the base.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub(super) fn pack(
     digest: Digest,
     parts: [Vec<u8>; 2],

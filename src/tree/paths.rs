@@ -7,7 +7,9 @@ use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree};
 impl Tree {
     /// Shows every name below a directory to `visit`, with its path from there, until that says false.
     ///
-    /// Errors: `Corrupt`.
+    /// # Errors
+    ///
+    /// `Corrupt`.
     pub fn each_path(&self, from: NodeIndex, mut visit: impl FnMut(&[u8], NodeIndex) -> bool) -> Result<()> {
         let mut todo = vec![(Vec::new(), from)];
         while let Some((path, index)) = todo.pop() {

@@ -119,7 +119,9 @@ impl RecipeBuilder {
 
     /// The stored form; `id` says which blob a content became.
     ///
-    /// Errors: `Io` if it cannot be compressed.
+    /// # Errors
+    ///
+    /// `Io` if it cannot be compressed.
     pub fn finish(mut self, id: &impl Fn(Content) -> Option<BlobId>) -> Result<Vec<u8>> {
         if !self.pending.is_empty() {
             self.pack()?;
@@ -273,7 +275,9 @@ impl<'t> Recipe<'t> {
     /// Walks the pieces that make up `[offset, offset + len)` of the tar; `emit` takes the bytes of inline
     /// pieces and the places of blob pieces, in order.
     ///
-    /// Errors: `Corrupt`, and what `emit` fails with.
+    /// # Errors
+    ///
+    /// `Corrupt`, and what `emit` fails with.
     pub fn walk(
         &self,
         cursor: &mut Cursor,

@@ -70,7 +70,9 @@ pub struct Edits<'a> {
 impl Manifest {
     /// Reads a manifest: version 2 (`.imgmanifest`), or version 1 (`.dsmanifest`), which is upgraded.
     ///
-    /// Errors: one sentence that names every broken field at once (the first 40 of them).
+    /// # Errors
+    ///
+    /// One sentence that names every broken field at once (the first 40 of them).
     pub fn parse(text: &[u8]) -> Result<Manifest, String> {
         let refused = |why: String| format!("the manifest is refused: {why}");
         if text.len() > MANIFEST_MAX {

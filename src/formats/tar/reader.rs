@@ -176,7 +176,9 @@ impl<S: Source> Reader<S> {
 
     /// The next entry; `None` at the end of the archive. The content of the one before must have been taken.
     ///
-    /// Errors: `BadArchive`, `Truncated`, `NotTar`, `OverLimit`, `Unsupported`, and what the source fails
+    /// # Errors
+    ///
+    /// `BadArchive`, `Truncated`, `NotTar`, `OverLimit`, `Unsupported`, and what the source fails
     /// with.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut local = Extensions::default();

@@ -127,7 +127,9 @@ pub struct Trees {
 
 /// Takes away what an older daemon that was killed has left mounted in the store.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub fn clear(store: &Path) -> Result<()> {
     let place = store.join("mounted");
     while mount::mounted_on(&place).is_some() {
@@ -144,7 +146,9 @@ fn this_thread() -> u32 {
 impl Trees {
     /// Starts the thread that mounts.
     ///
-    /// Errors: `Io`.
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(
         store: &Arc<Store>,
         mounts: &Arc<Mounts>,
@@ -345,7 +349,9 @@ impl Trees {
 
     /// The directory itself.
     ///
-    /// Errors: `NotFound` if it is mounted over, or the name leads elsewhere by now; `Io`.
+    /// # Errors
+    ///
+    /// `NotFound` if it is mounted over, or the name leads elsewhere by now; `Io`.
     fn bare(&self, serial: u32) -> Result<File> {
         let path = self.path_of(serial);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -124,7 +124,9 @@ impl Kernel for ToKernel {
 /// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been
 /// greeted.
 ///
-/// Errors: what the descriptor fails with.
+/// # Errors
+///
+/// What the descriptor fails with.
 pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnce()) -> io::Result<()> {
     let Serving { plane, threads, allow_other, acls, latency } = serving;
     let mut config = Config::default();

@@ -28,7 +28,9 @@ pub enum Hidden {
 impl Hidden {
     /// Takes a mount that is nowhere yet; its connection must be served already. `old`: as before Linux 6.15.
     ///
-    /// Errors: `Io` where neither way is open.
+    /// # Errors
+    ///
+    /// `Io` where neither way is open.
     pub fn new(mount: OwnedFd, old: bool) -> Result<Hidden> {
         if !old && clone_of(mount.as_fd(), "").is_ok() {
             return Ok(Hidden::Nowhere(mount));
@@ -54,7 +56,9 @@ impl Hidden {
 
     /// A directory of it as a mount that can be put anywhere.
     ///
-    /// Errors: the kernel's.
+    /// # Errors
+    ///
+    /// The kernel's.
     pub fn tree(&self, name: String) -> Answer<OwnedFd> {
         match self {
             Hidden::Nowhere(mount) => clone_of(mount.as_fd(), &name),

@@ -37,7 +37,9 @@ const FS_TYPE: &str = "fuse.imgfs";
 
 /// Mounts on `point`; the descriptor is to be served at once.
 ///
-/// Errors: `Io` with what mount(2) said; `Invalid` with what fusermount3 said.
+/// # Errors
+///
+/// `Io` with what mount(2) said; `Invalid` with what fusermount3 said.
 pub fn mount(point: &Path, source: &Path, flags: &Flags) -> Result<OwnedFd> {
     let meta = fs::metadata(point).map_err(Error::io("stat", point))?;
     if !meta.is_dir() {
@@ -73,7 +75,9 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
 /// Makes a read-only mount of directories that no path leads to, as root; gives it, and the descriptor that
 /// is to be served.
 ///
-/// Errors: `Io` with what the kernel said.
+/// # Errors
+///
+/// `Io` with what the kernel said.
 pub fn mount_nowhere(source: &Path, flags: &Flags) -> Result<(OwnedFd, OwnedFd)> {
     let device = Path::new("/dev/fuse");
     let fd = File::options().read(true).write(true).open(device).map_err(Error::io("open", device))?;
@@ -151,7 +155,9 @@ fn receive_fd(socket: &UnixStream) -> Option<OwnedFd> {
 /// Unmounts, with the trees that are mounted in it. `lazy` detaches at once and lets the users of open files
 /// finish.
 ///
-/// Errors: EBUSY as `Io` while files are open.
+/// # Errors
+///
+/// EBUSY as `Io` while files are open.
 pub fn unmount(point: &Path, lazy: bool) -> Result<()> {
     if lazy {
         return unmount_one(point, true);
@@ -199,7 +205,9 @@ fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
 
 /// Changes what the kernel keeps of a mount that is there, and of the trees in it, which stay read-only.
 ///
-/// Errors: `Io`: only root may.
+/// # Errors
+///
+/// `Io`: only root may.
 pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
     let remounted = rustix::mount::mount_remount(&mounted.point, flags.bits(), c"");
     remounted.map_err(|e| Error::io("remount", &mounted.point)(e.into()))?;
@@ -220,7 +228,9 @@ fn set_flags_of_tree(tree: &Path, flags: &Flags) -> Result<()> {
 /// Gives a tree that was just mounted the flags that a remount has given to the mount around it. `begun`: its
 /// own.
 ///
-/// Errors: `Io`.
+/// # Errors
+///
+/// `Io`.
 pub fn follow(point: &Path, tree: &Path, begun: &Flags) -> Result<()> {
     match mounted_on(point).map(|mounted| mounted.flags) {
         Some(around) if around.read_only().attributes() != begun.read_only().attributes() => {

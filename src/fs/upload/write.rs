@@ -28,7 +28,9 @@ const SETTLING: Duration = Duration::from_secs(2);
 impl ImageFs {
     /// `creat(2)`: a new upload or scratch file.
     ///
-    /// Errors: `BadName`, `NameTooLong`, `Taken`, `UploadBusy`.
+    /// # Errors
+    ///
+    /// `BadName`, `NameTooLong`, `Taken`, `UploadBusy`.
     pub fn create(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<(NodeId, u64)> {
         if let NodeId::Staging(directory) = parent {
             return self.create_staged(directory, name, mode);

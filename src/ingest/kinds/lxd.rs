@@ -49,7 +49,9 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
 /// Makes a version of a unified image: rootfs/ is its rootfs/, metadata.yaml and templates/ lie beside, and
 /// image.tar is what came.
 ///
-/// Errors: `Invalid` for what LXD would refuse.
+/// # Errors
+///
+/// `Invalid` for what LXD would refuse.
 pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Result<Draft> {
     if metadata > 1 {
         return refuse("it has metadata.yaml more than once");
@@ -89,7 +91,9 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
 
 /// Adds the metadata tarball of a split image to a version of its rootfs. `name`: as the tarball is called.
 ///
-/// Errors: `Invalid` for what LXD would refuse; those of the decoder and the archive reader.
+/// # Errors
+///
+/// `Invalid` for what LXD would refuse; those of the decoder and the archive reader.
 pub fn add_metadata(draft: &mut Draft, name: &str, tarball: &[u8], limits: &Limits) -> Result<()> {
     let limits = Limits { tar_size: TARBALL_MAX.min(limits.tar_size), ..*limits };
     let mut reader = Reader::new(

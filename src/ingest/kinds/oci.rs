@@ -63,7 +63,9 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
 /// Makes a version of the one image of an archive: its layers over each other are rootfs/, the archive is
 /// image.tar.
 ///
-/// Errors: `Unsupported` for several images, naming them; `Invalid`, `Mismatch` for what contradicts itself.
+/// # Errors
+///
+/// `Unsupported` for several images, naming them; `Invalid`, `Mismatch` for what contradicts itself.
 pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Result<Draft> {
     let Draft { mut writer, builder, .. } = outer;
     let mut archive =
@@ -186,7 +188,9 @@ fn in_layer(name: &str, e: Error) -> Error {
 
 /// Puts an entry of a layer over what is there, or takes away what it whites out.
 ///
-/// Errors: `LeavesRoot` and `BadArchive` for one that has no place there.
+/// # Errors
+///
+/// `LeavesRoot` and `BadArchive` for one that has no place there.
 pub fn lay(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Result<()> {
     let (directory, name) = match entry.path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&entry.path[..at], &entry.path[at + 1..]),

@@ -154,7 +154,9 @@ fn is_partitioned(head: &[u8]) -> bool {
 
 /// Stores all that comes, and gives its recipe.
 ///
-/// Errors: `OverLimit` over `limit` bytes; those of the writer and the source.
+/// # Errors
+///
+/// `OverLimit` over `limit` bytes; those of the writer and the source.
 pub fn store(
     source: &mut impl Source,
     writer: &mut Writer,

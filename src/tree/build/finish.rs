@@ -18,7 +18,9 @@ impl Builder {
     /// rootfs.tar, if there is a rootfs, and those that other files are made by, from number 1 on. `id` says
     /// which blob a content became.
     ///
-    /// Errors: `Io`, `OverLimit`.
+    /// # Errors
+    ///
+    /// `Io`, `OverLimit`.
     pub fn finish(
         self,
         path: &Path,
@@ -59,7 +61,9 @@ impl Builder {
 
     /// Whether the tree can hold what it was given; asked now and then, so that nothing grows without end.
     ///
-    /// Errors: `OverLimit`.
+    /// # Errors
+    ///
+    /// `OverLimit`.
     pub fn check_heaps(&self) -> Result<()> {
         for (heap, what) in [
             (&self.names, "names"),
