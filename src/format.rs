@@ -123,12 +123,20 @@ pub const TREE_MAGIC_1: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 
 /// Makes the directory of a store, if it is not there: for its owner alone, because it holds what in the
 /// images only root may read.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn make_dir(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))
 }
 
 /// Makes a directory in one that is there, unless it is there, too.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn make_subdir(dir: &Path) -> Result<()> {
     match fs::create_dir(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -256,6 +264,10 @@ pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
 }
 
 /// Writes a small file so that it is whole or absent after a crash.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
     use std::io::Write;
     let temporary = path.with_extension("new");
@@ -269,6 +281,10 @@ pub fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// Makes the names in a directory durable.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
 }

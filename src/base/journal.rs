@@ -118,6 +118,10 @@ impl Job {
 
 impl Journal {
     /// Opens the journal of the store in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(dir: &Path) -> Result<Journal> {
         let all = All {
             refusals: Mutex::default(),

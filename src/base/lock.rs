@@ -54,6 +54,10 @@ impl StoreLock {
     }
 
     /// Writes who holds the lock, and where the store is mounted.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn describe(&self, mounted: &str) -> Result<()> {
         let text = format!("{}\n{mounted}\n", std::process::id());
         // Written first and shortened then: whoever reads meanwhile finds a holder.

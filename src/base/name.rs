@@ -288,6 +288,10 @@ pub fn is_part_of_version(name: &str) -> bool {
 }
 
 /// A new id: 20 characters of `0-9a-v`, 100 random bits, safe in URLs and file names.
+///
+/// # Errors
+///
+/// `Io` if the kernel gives no random bytes.
 pub fn new_id() -> Result<String> {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
     let mut random = [0u8; 20];

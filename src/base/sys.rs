@@ -14,6 +14,10 @@ use crate::error::{Error, Result};
 ///
 /// The files mapped are a store's trees, or what they unpack to, and its blob table: written once or appended
 /// to by the one process that holds the store's lock, and never made shorter while mapped.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn map(file: &File, path: &Path) -> Result<Mmap> {
     // SAFETY: a mapped file must not shrink or change under its readers. Trees are never written after their
     // rename; table records are only rewritten under the table's write lock; neither is ever truncated.
@@ -68,6 +72,10 @@ pub fn limit_heaps() {
 }
 
 /// Fills `out` with random bytes from the kernel.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn random(out: &mut [u8]) -> Result<()> {
     use std::io::Read;
     let path = Path::new("/dev/urandom");

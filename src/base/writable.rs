@@ -40,6 +40,10 @@ impl Writable {
     }
 
     /// The outcome of a sync of `path`: a failure stops all writing.
+    ///
+    /// # Errors
+    ///
+    /// `Io` if the sync failed.
     pub fn synced(&self, path: &Path, outcome: io::Result<()>) -> Result<()> {
         let outcome = if fault::leaves_out("sync.fails") {
             Err(io::Error::from_raw_os_error(libc::EIO))

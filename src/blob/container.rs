@@ -65,6 +65,11 @@ impl Container {
         Path::new(place.directory()).join(format!("{number:08x}.{}", place.suffix()))
     }
 
+    /// Opens a container of the store in `store` for reading.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(store: &Path, number: u32, place: Place) -> Result<Container> {
         let path = store.join(Container::name_of(number, place));
         let file = File::open(&path).map_err(Error::io("open", &path))?;
@@ -72,6 +77,10 @@ impl Container {
     }
 
     /// The file once more, to give ranges of it back. Reading goes on where nothing can be written.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn to_punch(&self) -> Result<File> {
         File::options().write(true).open(&self.path).map_err(Error::io("open", &self.path))
     }
@@ -93,6 +102,10 @@ impl Container {
 }
 
 /// The containers of a store, by name; anything else in their directories is passed over.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn list(store: &Path) -> Result<Vec<(u32, Place)>> {
     let mut found = Vec::new();
     for sub in ["loose", "packs"] {
@@ -114,6 +127,10 @@ fn parse_name(name: &str) -> Option<(u32, Place)> {
 }
 
 /// Gives a range of a file back to the disk; it reads as zeros then.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn punch(file: &File, path: &Path, from: u64, len: u64) -> Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, len) {
         // A file system without holes keeps the space until the file goes.

@@ -55,6 +55,10 @@ impl<'w> Large<'w> {
     }
 
     /// Takes the next bytes; no more than `size` in all.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; `Corrupt` if the blob that it equalled so far is damaged.
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if self.group.is_empty() && bytes.len() >= GROUP {
@@ -145,6 +149,10 @@ impl<'w> Large<'w> {
     }
 
     /// Ends the content.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; `Invalid` if there was no content; `Corrupt` if the blob that it equalled so far is damaged.
     pub fn finish(mut self) -> Result<Content> {
         if !self.group.is_empty() {
             let group = std::mem::take(&mut self.group);

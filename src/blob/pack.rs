@@ -218,6 +218,10 @@ impl Pack {
     }
 
     /// Values of an outline, from number `first` on.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; `Corrupt` if the pack holds no such values, or is cut off.
     pub fn outline(&self, first: u32, count: usize) -> Result<Vec<ChainingValue>> {
         if u64::from(first) + count as u64 > self.outlines {
             return Err(self.corrupt("it holds no such outline"));

@@ -36,7 +36,11 @@ impl BlobStore {
     /// Reads up to `len` bytes of a blob's content from `offset` on; shorter only at the end, empty past it.
     ///
     /// What is read is checked first. Loose: against the blob's digest, whole up to 64 KiB, by groups of 64
-    /// KiB above. In a pack: against the check of its frame. Errors: `Corrupt`, `Io`.
+    /// KiB above. In a pack: against the check of its frame.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn read<'b>(&self, id: BlobId, offset: u64, len: usize, buf: &'b mut ReadBuf) -> Result<&'b [u8]> {
         self.read_as(id, offset, len, buf, Use::Read)
     }
@@ -187,6 +191,10 @@ impl BlobStore {
     }
 
     /// Where the next data (or hole) of a blob begins, from `offset` on; the blob's size if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn seek(&self, id: BlobId, offset: u64, data: bool) -> Result<u64> {
         self.read_record(id, |record| {
             if record.size <= GROUP as u64 {
@@ -244,6 +252,10 @@ impl BlobStore {
     }
 
     /// Reads all of a blob and checks it against its digest, wherever it lies; for fsck.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if there is no such blob, or its content is damaged; `Io`.
     pub fn verify(&self, id: BlobId, buf: &mut ReadBuf) -> Result<()> {
         let record = self.record(id)?;
         let mut hasher = blake3::Hasher::new();

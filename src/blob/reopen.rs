@@ -99,6 +99,10 @@ enum From {
 
 impl ContentReader {
     /// Reads from `offset` on; fewer bytes than `out` has only at the end.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; `Corrupt` if a blob of the store is damaged.
     pub fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<usize> {
         let len = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
         match &mut self.from {

@@ -56,7 +56,11 @@ impl BlobStore {
     /// Moves blobs into packs, in this order; those with a base behind the others. `go_on` is told the bytes
     /// that were just packed and says whether to go on; what is done then stays. `threads` compress at once.
     ///
-    /// The caller pins the blobs and their bases. Errors: `Corrupt` for what cannot be read, `Io`.
+    /// The caller pins the blobs and their bases.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` for what cannot be read; `Stopped` after a sync has failed; `Io`.
     pub fn pack_all(
         self: &Arc<Self>,
         moves: &[Move],
@@ -143,6 +147,10 @@ impl BlobStore {
     }
 
     /// Whether a blob is compressed against others.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if there is no such blob, or its pack is damaged; `Io`.
     pub fn has_bases(&self, id: BlobId) -> Result<bool> {
         let record = self.record(id)?;
         if record.place != Place::Pack {
@@ -153,6 +161,10 @@ impl BlobStore {
     }
 
     /// Which blobs of those in packs lie in frames that are mostly dead: they are worth packing anew.
+    ///
+    /// # Errors
+    ///
+    /// `Io`. Damaged packs are passed over.
     pub fn thinly_packed(&self) -> Result<HashSet<BlobId>> {
         let mut live: std::collections::HashMap<(u32, usize), u64> = Default::default();
         let records: Vec<_> = self.records().into_iter().filter(|(_, r)| r.place == Place::Pack).collect();

@@ -122,6 +122,10 @@ impl BlobStore {
     }
 
     /// Writes every segment that holds freed content anew, however little that is.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; `Stopped` after a sync has failed. Damaged containers are passed over.
     pub fn squeeze(&self) -> Result<()> {
         self.reclaim(true)
     }
@@ -272,6 +276,10 @@ impl BlobStore {
     }
 
     /// Bytes the content takes on the disk.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn stored_bytes(&self) -> Result<u64> {
         let mut total = 0;
         for (number, place) in container::list(&self.dir)? {
@@ -295,6 +303,10 @@ impl BlobStore {
     }
 
     /// Frames whose bases are not there, or need bases themselves (invariant 10). For fsck.
+    ///
+    /// # Errors
+    ///
+    /// `Io` if the containers cannot be listed.
     pub fn broken_bases(&self) -> Result<Vec<String>> {
         // A pack that cannot be opened is damage of its blobs.
         let packs = container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack);
@@ -311,6 +323,10 @@ impl BlobStore {
     }
 
     /// Container files that no record names (invariant 6). For fsck.
+    ///
+    /// # Errors
+    ///
+    /// `Io` if the containers cannot be listed.
     pub fn stray_containers(&self) -> Result<Vec<String>> {
         let _no_new_ones = self.seal.lock();
         let of = |r: &Record| [r.container, if r.place == Place::Object { r.outline_in } else { 0 }];

@@ -100,6 +100,10 @@ struct Index {
 
 impl Table {
     /// Opens the table, or makes an empty one. What does not begin as one is put aside.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn open(path: &Path, writable: &Writable) -> Result<Table> {
         let open = || File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = open().map_err(Error::io("open", path))?;
@@ -135,6 +139,11 @@ impl Table {
         if id == 0 { None } else { Record::decode(id, self.raw(id)) }
     }
 
+    /// The record of a blob that must be there.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the id is free, or its record torn or damaged.
     pub fn get(&self, id: BlobId) -> Result<Record> {
         self.find(id).ok_or_else(|| Error::Corrupt {
             what: format!("blob {id}"),
@@ -183,6 +192,10 @@ impl Table {
 
     /// Rewrites records in place: with a new place when content moved, as free when it is gone.
     /// A record is 64 aligned bytes, which no disk tears. Durable after the next `sync`.
+    ///
+    /// # Errors
+    ///
+    /// `Stopped` after a sync has failed; `Io`.
     pub fn rewrite(&mut self, changes: &[(BlobId, Option<Record>)]) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
@@ -206,6 +219,10 @@ impl Table {
     }
 
     /// Makes ids below `bound` given out, free as long as nothing says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// `Stopped` after a sync has failed; `Io`.
     pub fn grow(&mut self, bound: BlobId) -> Result<()> {
         let len = u64::from(bound) * RECORD_LEN as u64;
         if len > self.map.len() as u64 {
@@ -218,11 +235,20 @@ impl Table {
         Ok(())
     }
 
+    /// Makes all records that were written durable.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn sync(&self) -> Result<()> {
         self.writable.synced(&self.path, self.file.sync_data())
     }
 
     /// Gives pages of the table that hold free records only back to the disk.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn punch_free(&self) -> Result<()> {
         let per_page = (4096 / RECORD_LEN) as u32;
         for page in 1..self.len() / per_page {

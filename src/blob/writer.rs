@@ -81,6 +81,10 @@ impl Sealed {
 
 impl BlobStore {
     /// Begins an upload whose new content is staged in `staging/NAME`.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn writer(self: &Arc<Self>, name: &str) -> Result<Writer> {
         let pins = Arc::new(self.pin());
         if !self.table.read().has_index() {
@@ -103,6 +107,10 @@ impl BlobStore {
 
 impl Writer {
     /// Takes content of less than `OBJECT_MIN` bytes.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn put(&mut self, content: &[u8]) -> Result<Content> {
         let (digest, outline) = digest::hash(content);
         if let Some(known) = self.known(&digest) {
@@ -163,6 +171,10 @@ impl Writer {
     }
 
     /// Drops an object that was stored on the way and hidden: something else makes its bytes.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn forget(&mut self, content: Content) -> Result<()> {
         let Content::Fresh(n) = content else { return Ok(()) };
         let Some(Fresh { staged: Some(staged), .. }) = self.fresh.get(n as usize) else { return Ok(()) };
@@ -287,6 +299,10 @@ impl Drop for Writer {
 
 impl Segment {
     /// Begins a segment. With `room`, a full disk is asked for more before a write fails.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn create(path: PathBuf, room: Option<MakeRoom>) -> Result<Segment> {
         let create = || {
             File::options()
@@ -305,6 +321,10 @@ impl Segment {
     }
 
     /// Pads so that what follows `ahead` further bytes begins on a page border.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn pad_to_page(&mut self, ahead: usize) -> Result<()> {
         let page = PAGE as u64;
         let pad = (page - (self.end() + ahead as u64) % page) % page;
@@ -312,6 +332,11 @@ impl Segment {
         self.write_full()
     }
 
+    /// Appends the values of an outline; gives their offset.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn append_outline(&mut self, outline: &Outline) -> Result<u64> {
         let offset = self.end();
         for cv in &outline.0 {
@@ -322,6 +347,10 @@ impl Segment {
     }
 
     /// Appends content; gives its offset. Whole pages of zeros of what begins on a page border become holes.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn append(&mut self, content: &[u8]) -> Result<u64> {
         let offset = self.end();
         if content.len() > GROUP
@@ -354,6 +383,10 @@ impl Segment {
     }
 
     /// Writes the list of what was stored and the footer, durably.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn finish(&mut self, entries: &[(BlobId, Record)]) -> Result<()> {
         // Making room sweeps, and that waits for the seal under way here.
         self.room = None;
@@ -386,6 +419,10 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Does what takes room on the disk; a full one is given as many chances as room can be made on it.
+///
+/// # Errors
+///
+/// Those of `attempt`, and of `make_room`.
 pub fn with_room<T>(
     mut make_room: impl FnMut() -> Result<bool>,
     mut attempt: impl FnMut() -> Result<T>,

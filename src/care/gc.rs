@@ -43,6 +43,10 @@ pub fn run(store: &Store) -> Result<Swept> {
 
 /// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came
 /// back.
+///
+/// # Errors
+///
+/// `Stopped`, `Catalog`, `Io` of the trash; those of `run`.
 pub fn make_room(store: &Store) -> Result<bool> {
     let store = store.whole();
     while trash::purge_oldest(store)? {
@@ -66,6 +70,10 @@ pub fn run_if_due(store: &Store) -> Result<()> {
 }
 
 /// What the daemon does every few seconds: ends the trash's time, gives space back.
+///
+/// # Errors
+///
+/// Those of `end_trash_time` and `run_if_due`. What comes after the failure waits for the next round.
 pub fn tick(store: &Store) -> Result<()> {
     trash::end_trash_time(store)?;
     store.note_use();

@@ -299,6 +299,10 @@ impl Catalog {
     }
 
     /// Looks for damage: SQLite's own check, every row's, and the copy's, which is made good. For fsck.
+    ///
+    /// # Errors
+    ///
+    /// `Catalog`, `Io`; `Corrupt` if SQLite cannot read the database at all.
     pub fn check(&self) -> Result<Vec<String>> {
         let mut files = self.all.files.lock();
         let mut found = files.db.check()?;

@@ -59,6 +59,11 @@ impl From<rusqlite::Error> for Error {
 }
 
 impl Db {
+    /// Opens the database, or makes it, and brings it to the schema of this program.
+    ///
+    /// # Errors
+    ///
+    /// `Io` on a full disk; `Catalog`; `Corrupt`, also for a schema that this program does not know.
     pub fn open(path: &Path) -> Result<Db> {
         let connection = Connection::open(path)?;
         // FULL: a commit is on the disk when it returns. In WAL mode NORMAL would lose the last ones.
@@ -81,7 +86,11 @@ impl Db {
     /// Reads everything, checking every row and that none is missing.
     ///
     /// False beside what was read: there is no total, as before format 4, and whether it is whole only the
-    /// copy says. Errors: `Corrupt`.
+    /// copy says.
+    ///
+    /// # Errors
+    ///
+    /// `Catalog`; `Corrupt` if a row is damaged, makes no sense, or is missing.
     pub fn load(&mut self) -> Result<(Model, bool)> {
         let mut model = Model::default();
         let (mut total, mut said) = (0, None);
@@ -179,6 +188,10 @@ impl Db {
     }
 
     /// Writes all rows in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// `Io` on a full disk; `Catalog`, `Corrupt`.
     pub fn write(&mut self, rows: &[Row], next_serial: u32, commit: u64) -> Result<()> {
         let transaction = self.connection.transaction()?;
         let total = std::cell::Cell::new(self.total);
@@ -252,6 +265,10 @@ impl Db {
 
     /// Moves what SQLite's log holds into the database, and cuts the log off if it has grown: it keeps its
     /// size otherwise.
+    ///
+    /// # Errors
+    ///
+    /// `Io` on a full disk; `Catalog`, `Corrupt`.
     pub fn shrink_log(&self) -> Result<()> {
         let log = self.path.with_extension("db-wal");
         if log.metadata().is_ok_and(|meta| meta.len() > LOG) {
@@ -260,6 +277,11 @@ impl Db {
         Ok(())
     }
 
+    /// Looks for damage, by SQLite's own check and every row's; gives what it found, a sentence each.
+    ///
+    /// # Errors
+    ///
+    /// `Catalog`; `Corrupt` if SQLite cannot read the database at all.
     pub fn check(&mut self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         {

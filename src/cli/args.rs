@@ -30,6 +30,11 @@ impl StoreArg {
         self.dir.is_some()
     }
 
+    /// The directory that was given, or the default one of this user. It need not be there.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if `--store` is not given and neither `XDG_DATA_HOME` nor `HOME` says where it is.
     pub fn dir(&self) -> Result<PathBuf> {
         if let Some(dir) = &self.dir {
             return Ok(dir.clone());
@@ -242,6 +247,10 @@ pub struct Parsed {
 }
 
 /// Reads `-o`; unknown words are refused, those of fstab and mount(8) that mean nothing here are passed over.
+///
+/// # Errors
+///
+/// `Invalid` for an unknown option, or a value that the option does not take.
 pub fn parse_options(lists: &[String]) -> Result<Parsed> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let mut parsed = Parsed {

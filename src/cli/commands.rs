@@ -96,6 +96,12 @@ pub(super) fn unexpected() -> Error {
     Error::Invalid { what: "the daemon's answer".into(), why: "it answers another question".into() }
 }
 
+/// Prints what a store holds and what that costs, as lines or as JSON.
+///
+/// # Errors
+///
+/// `Invalid` if no store is found, or the daemon refuses, or its answer makes no sense. `Locked`, `Stopping`,
+/// `Io`. Where nobody holds the store, those of `Store::open` and `socket::perform`.
 pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
     let Answer::Document { document } = perform(store, Request::Status, "status")? else {
         return Err(unexpected());
@@ -132,6 +138,11 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints what differs between two versions, as lines or as JSON.
+///
+/// # Errors
+///
+/// Those of `status`; `Ended` if the daemon ends before it answers.
 pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<ExitCode> {
     let Answer::Document { document } = perform(store, Request::Diff { old, new }, "diff")? else {
         return Err(unexpected());
@@ -145,6 +156,12 @@ pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
+/// Checks the store, and repairs it if asked; prints what was done and what is wrong. The exit code is 4 if
+/// damage is left.
+///
+/// # Errors
+///
+/// Those of `status`; `Ended` if the daemon ends before it answers.
 pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {
     let Answer::Checked(Repaired { done, left: findings }) =
         perform(store, Request::Fsck { repair }, "fsck")?
@@ -167,6 +184,11 @@ pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(4) })
 }
 
+/// Gives back the space that nothing needs; with `trash`, empties that first.
+///
+/// # Errors
+///
+/// Those of `status`; `Ended` if the daemon ends before it answers.
 pub fn gc(store: &StoreArg, trash: bool) -> Result<ExitCode> {
     let Answer::Swept { purged, blobs, bytes: freed } = perform(store, Request::Gc { trash }, "gc")? else {
         return Err(unexpected());
@@ -175,6 +197,12 @@ pub fn gc(store: &StoreArg, trash: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Packs what is loose; or stops the background's packing, or lets it go on.
+///
+/// # Errors
+///
+/// Those of `status`; `Ended` if the daemon ends before it answers. `Invalid` for a pause or its end if the
+/// store is not mounted.
 pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
     if pause || resume {
         if StoreLock::holder(&store.dir()?).is_none() {
@@ -194,6 +222,11 @@ pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints the man page, as roff.
+///
+/// # Errors
+///
+/// `Io` if the page cannot be made.
 pub fn man() -> Result<ExitCode> {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command())

@@ -116,6 +116,14 @@ fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
     })
 }
 
+/// Writes what a version holds into `file`, compressed as its name says; into a directory, the upload as it
+/// came.
+///
+/// # Errors
+///
+/// `Invalid` if no store is found, or the version has no such file, or the daemon refuses. `Unsupported` for
+/// lz4, or an upload that is not kept as it came. `NotFound`, `Corrupt`, `Stopping`, `Io`. Where no mount has
+/// the store, those of `Store::open`.
 pub fn export(
     store: &StoreArg,
     version: &str,

@@ -34,6 +34,14 @@ const KEPT: Duration = Duration::from_secs(2);
 /// How long a daemon may take to end after its mount is gone.
 const END: Duration = Duration::from_secs(60);
 
+/// Mounts a store, by its daemon if it has one, or changes a mount. Returns once the mount answers; in front,
+/// once it is gone.
+///
+/// # Errors
+///
+/// `Invalid` for what was given, or a refusal of the daemon that has the store. `NotMounted` for a remount of
+/// nothing. `Locked`, `Io`; in front, those of `daemon::run`. A daemon in the background reports its own to
+/// who started it.
 pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     let parsed = parse_options(&arguments.options)?;
     if parsed.remount {
@@ -221,6 +229,11 @@ fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> 
     }
 }
 
+/// Unmounts, and waits until the daemon has ended, for a minute at most.
+///
+/// # Errors
+///
+/// `NotMounted`; `Io`, `Invalid` if it cannot be unmounted. One that is in use is no error, but exit code 1.
 pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     let mounted = mount::mounted_on(point).ok_or_else(|| Error::NotMounted { point: point.to_owned() })?;
     let dead = mount::is_dead(&mounted);

@@ -339,6 +339,11 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
 }
 
 /// The mount point as an absolute path; a dead daemon's mount on it is cleared away.
+///
+/// # Errors
+///
+/// `Taken` if a store is mounted there; `Io` if there is no such path. `Io`, `Invalid` if a dead mount cannot
+/// be cleared away.
 pub fn prepare_point(point: &Path) -> Result<PathBuf> {
     if let Some(mounted) = mount::mounted_on(point) {
         if !mount::is_dead(&mounted) {

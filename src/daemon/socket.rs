@@ -111,6 +111,10 @@ pub enum Answer {
 /// Carries out a request on a store that this process holds.
 ///
 /// `progress` is told what is done of all, and says whether anybody still waits for it.
+///
+/// # Errors
+///
+/// Those of what the request asks for; `Stopping` for `Mount`, which only a daemon with a mount serves.
 pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     Ok(match request {
         Request::Gc { trash: everything } => {
@@ -178,6 +182,11 @@ fn came(store: &Store, version: &str) -> Result<Answer> {
 }
 
 /// Asks the daemon that holds the store in `dir`.
+///
+/// # Errors
+///
+/// `Io` if the daemon cannot be reached or goes away; `Invalid` for an answer that is not understood.
+/// `Stopping` if it ends without an answer, or `progress` gives up.
 pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     let path = dir.join("control");
     let (dir_fd, address) = short_address(dir)?;
@@ -199,6 +208,10 @@ pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> 
 }
 
 /// Listens for requests until the process ends.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn listen(store: Arc<Store>, mounter: Mounter) -> Result<()> {
     let path = store.dir.join("control");
     let _ = std::fs::remove_file(&path);

@@ -149,6 +149,10 @@ pub enum Compressor<W: Write> {
 
 impl<W: Write> Compressor<W> {
     /// Ends the stream, and gives the output back.
+    ///
+    /// # Errors
+    ///
+    /// Those of the output; what the library fails with.
     pub fn finish(self) -> io::Result<W> {
         match self {
             Compressor::Gzip(encoder, crc) => {

@@ -157,6 +157,10 @@ impl Editable {
     }
 
     /// Changes one key; null and nothing clear it.
+    ///
+    /// # Errors
+    ///
+    /// `BadMetadata` if no such key can be changed, or it does not take the value.
     pub fn set(&mut self, key: &str, value: &Value) -> Result<()> {
         let bad = |why: &str| Err(Error::BadMetadata { why: format!("{key} {why}") });
         let text = match value {
@@ -310,6 +314,10 @@ pub struct Cost {
 }
 
 /// The editable keys in a metadata.json that came with an image; what imgfs keeps itself is passed over.
+///
+/// # Errors
+///
+/// `BadMetadata` if it is no JSON object.
 pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
     let bad = |why: String| Error::BadMetadata { why };
     match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {

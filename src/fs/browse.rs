@@ -221,6 +221,10 @@ impl ImageFs {
     }
 
     /// A tree by the serial of its version, as the second connection calls it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if it is no serial of a version; `Corrupt`, `Io` if the tree is damaged.
     pub fn tree_called(&self, name: &[u8]) -> Result<NodeId> {
         let serial = std::str::from_utf8(name)
             .ok()
@@ -317,6 +321,11 @@ impl ImageFs {
     }
 
     /// Opens a directory: a listing of its own, or nothing for trees, which are read in place.
+    ///
+    /// # Errors
+    ///
+    /// `NotDirectory`; `NotFound` if it is gone; `Corrupt` for a damaged tree. `Again` for a walker that was
+    /// just refused to delete it.
     pub fn opendir(&self, caller: Caller, node: NodeId) -> Result<Opened> {
         refuse_walk(self.refused_walk(caller, node))?;
         if let NodeId::Tree { .. } = node {
@@ -467,6 +476,11 @@ impl ImageFs {
 
     /// Walks a listing from entry `from` on, until `add` says that the buffer is full. `add` gets the number
     /// that the next listing would begin with.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open; `NotDirectory` if it is of something else. Of a tree `NotFound`,
+    /// `Corrupt`, `Io`.
     pub fn list_entries(
         &self,
         node: NodeId,

@@ -72,6 +72,12 @@ impl ImageFs {
     }
 
     /// `mkdir MNT/web`.
+    ///
+    /// # Errors
+    ///
+    /// `BadName`, `NameTooLong`, `Taken`, `OverQuota`, `OverLimit`, `NotYours`, `Attached`, `NotFound`.
+    /// `Managed`, `NoTree`, `Unsupported`, `Frozen` where no directory can be made. `Io`; those of
+    /// `Catalog::commit`.
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<NodeId> {
         let made = match parent {
             NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. } if name.starts_with(b".") => {
@@ -122,6 +128,12 @@ impl ImageFs {
     }
 
     /// `rmdir MNT/web`, `rmdir MNT/web/1`, and the last step of a walker.
+    ///
+    /// # Errors
+    ///
+    /// Those of `lookup`, `versions::delete_image`, `versions::delete_version`, and of `trash::purge`.
+    /// `NotEmpty`, `InUse`, `NotYours`, `Attached`; `Managed`, `Frozen` for what stays. `Again` for a walker
+    /// that was just refused the whole.
     pub fn rmdir(&self, caller: Caller, parent: NodeId, name: &[u8]) -> Result<()> {
         let path = self.path_in(parent, name);
         self.rmdir_inner(caller, parent, name).map_err(|e| self.refused(caller, "rmdir", &path, e))
@@ -432,6 +444,12 @@ impl ImageFs {
     }
 
     /// Changes what stat shows; gives the new values.
+    ///
+    /// # Errors
+    ///
+    /// Those of `attr`, `truncate_upload`, `versions::set_owner`, `versions::set_root`, and of
+    /// `Catalog::commit`. `Invalid`, `OverLimit`, `UploadBusy`, `NotYours`, `NotFound`, `Io` for what cannot
+    /// have that size or mode. `Frozen` in a version, `Managed` for what follows the mount.
     pub fn setattr(&self, caller: Caller, node: NodeId, fh: Option<u64>, changes: Changes) -> Result<Attr> {
         if let Some(size) = changes.size {
             self.set_size(caller, node, fh, size)?;
@@ -546,6 +564,10 @@ impl ImageFs {
     }
 
     /// `fsync(2)`: an editor asks whether the document is good; a staged file reaches the disk.
+    ///
+    /// # Errors
+    ///
+    /// Those of `flush_edit` and `sync_staged`. `Again` for an upload that has failed already.
     pub fn fsync(&self, caller: Caller, fh: u64) -> Result<()> {
         self.flush_edit(caller, fh)?;
         if let Some(Handle::Upload { upload, .. }) = self.handles.read().get(&fh).map(|handle| &**handle) {
@@ -555,6 +577,10 @@ impl ImageFs {
     }
 
     /// Size of what an open handle shows; for a stat of the descriptor.
+    ///
+    /// # Errors
+    ///
+    /// Those of `attr_for`.
     pub fn handle_attr(&self, caller: Caller, node: NodeId, fh: u64) -> Result<Attr> {
         let handle = self.handles.read().get(&fh).cloned();
         match handle.as_deref() {

@@ -150,6 +150,10 @@ impl ImageFs {
 
     /// Total and free space, in bytes, and files. What the trash holds counts as free: it is emptied when
     /// space is needed.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn space(&self) -> Result<(u64, u64, u64)> {
         if let Some(space) =
             self.store.catalog.view().map(|view| self.view_space(view)).transpose()?.flatten()

@@ -36,6 +36,11 @@ impl Edit {
         &self.text[from..self.text.len().min(from.saturating_add(len))]
     }
 
+    /// Puts bytes at `offset`; zeros fill a gap before them.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the text gets too long, `OverLimit` if it is an icon; then all of it is dropped.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(data.len());
@@ -52,6 +57,11 @@ impl Edit {
         Ok(())
     }
 
+    /// Cuts the text to `size` bytes, or fills it up with zeros. Cutting it to nothing is no change to judge.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if that is too long, `OverLimit` for an icon.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         let size = usize::try_from(size).ok().filter(|s| *s <= self.most).ok_or_else(|| self.too_long())?;
         self.dirty |= size != self.text.len() && size > 0;
@@ -135,6 +145,10 @@ impl ImageFs {
     }
 
     /// `write(2)` to metadata.json or a lease.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open for writing, or the text gets too long; `OverLimit` for an icon.
     pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let (Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) = &*handle else {
@@ -148,6 +162,12 @@ impl ImageFs {
     }
 
     /// `fsync(2)` and `close(2)` of metadata.json or a lease: judges the whole document.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open. Of a document those of `versions::edit` and `describe::edit`. Of
+    /// a lease `Invalid` if it is not UTF-8, and those of `leases::change`. Of an icon `Attached`, and those
+    /// of `icons::put`.
     pub fn flush_edit(&self, caller: Caller, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let (image, edit) = match &*handle {

@@ -136,6 +136,12 @@ impl ImageFs {
     }
 
     /// `ln -s web MNT/jammy`, and the first half of `ln -sfn`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a target that is not there; `BadName`, `NameTooLong`, `Taken`, `NotUnique`,
+    /// `NotDirectory` for the name. `NotYours`, `Immutable`, `Attached`, `OfView`, `Invalid`. `Managed`,
+    /// `Frozen` where there can be no such link. Those of `lookup` and `Catalog::commit`.
     pub fn symlink(&self, caller: Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId> {
         let made = self.symlink_inner(caller, parent, name, target);
         made.map_err(|e| {

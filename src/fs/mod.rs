@@ -363,6 +363,10 @@ impl ImageFs {
 
     /// Tries again while an upload of the same name is being closed: the kernel sends the end of a file after
     /// close(2) has returned, and the next command may be faster.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`; `UploadBusy` once it has lasted for long.
     pub fn once_closed<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
         let begun = std::time::Instant::now();
         loop {

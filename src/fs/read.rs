@@ -36,6 +36,11 @@ pub(super) enum Part {
 
 impl ImageFs {
     /// Opens a file for reading, or metadata.json or an upload also for writing.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if it is gone; `IsDirectory`; `Corrupt`, `Io`. For writing `Frozen`, `Managed`,
+    /// `Immutable`, `Attached`, `NotYours`, `UploadBusy`, and those of `truncate_upload`.
     pub fn open(&self, caller: Caller, node: NodeId, mode: OpenMode) -> Result<Opened> {
         let text = |text: String| Ok(Opened::Direct(self.open_handle(Handle::Text(text.into_bytes()))));
         match node {
@@ -157,6 +162,10 @@ impl ImageFs {
     }
 
     /// Reads from a file of a tree. The bytes are in one of the two buffers. Less than `len` only at its end.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `IsDirectory`, `Corrupt`, `Io`.
     pub fn read_tree<'b>(
         &self,
         serial: u32,
@@ -177,6 +186,11 @@ impl ImageFs {
     }
 
     /// Reads from a file that has a handle; appends to `out`. Less than `len` only at its end.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open, or only for writing; `IsDirectory`; `Corrupt`, `Io`. Of an upload
+    /// `UploadBusy`, `Stopping`, `NotFound`, and `Unsupported` if its bytes are not there to be read.
     pub fn read(&self, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let handle = self.handle(fh)?;
         match &*handle {
@@ -236,6 +250,10 @@ impl ImageFs {
     }
 
     /// SEEK_DATA, SEEK_HOLE. `None`: there is no data from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `IsDirectory`, `Corrupt`, `Io` of a tree; those of `attr` of anything else.
     pub fn seek(&self, node: NodeId, fh: u64, offset: u64, data: bool) -> Result<Option<u64>> {
         let size = match node {
             NodeId::Tree { serial, index } => {

@@ -163,6 +163,11 @@ impl Stagings {
         staging
     }
 
+    /// The staging directory with this number.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
     pub fn by_number(&self, number: u32) -> Result<Arc<Staging>> {
         self.all.lock().get(&number).cloned().ok_or_else(stale)
     }
@@ -331,6 +336,10 @@ impl ImageFs {
     }
 
     /// `write(2)` to a staged file; the trash makes room where the disk is full.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open, `NotFound` if it is of something else; `OverLimit`, `Io`.
     pub fn write_staged(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Handle::Staged { file, path, .. } = &*handle else { return Err(stale()) };
@@ -343,6 +352,10 @@ impl ImageFs {
     }
 
     /// `fsync(2)` of a staged file.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open; `Io`.
     pub fn sync_staged(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let Handle::Staged { file, path, .. } = &*handle else { return Ok(()) };

@@ -13,6 +13,10 @@ use crate::tree::{Bytes, Kind, Node, ROOT};
 
 impl ImageFs {
     /// What stat shows of a node; of some files each user sees what that one may know.
+    ///
+    /// # Errors
+    ///
+    /// Those of `attr`.
     pub fn attr_for(&self, caller: Caller, node: NodeId) -> Result<Attr> {
         let attr = self.attr(node)?;
         match node {
@@ -25,6 +29,10 @@ impl ImageFs {
     }
 
     /// What stat shows of a node to the daemon itself.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if it is gone; `Corrupt`, `Io` if what is shown of it cannot be read.
     pub fn attr(&self, node: NodeId) -> Result<Attr> {
         let attr = self.attr_of(node)?;
         // A tree never changes; the rest may through another mount.
@@ -234,6 +242,10 @@ impl ImageFs {
     }
 
     /// A symlink's target.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if it is gone; `Invalid` if it is no symlink. Of a tree `Corrupt`, `Io`.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
         let model = self.store.catalog.read();
         let name = |image: u32| model.images.get(&image).map(|i| i.name.clone()).ok_or_else(stale);

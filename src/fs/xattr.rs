@@ -168,6 +168,10 @@ impl ImageFs {
     }
 
     /// lsattr. None for what has no flags: an overlay would take those of a tree's files along.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if the image is gone.
     pub fn is_immutable(&self, node: NodeId) -> Result<Option<bool>> {
         let NodeId::Image { serial, part: ImagePart::Dir, .. } = node else { return Ok(None) };
         let model = self.store.catalog.read();
@@ -175,6 +179,10 @@ impl ImageFs {
     }
 
     /// chattr +i, -i, by the bit that means it. The kernel lets root alone do that.
+    ///
+    /// # Errors
+    ///
+    /// `Frozen` in a version; `Unsupported` for another flag, or elsewhere; those of `versions::edit`.
     pub fn set_flags(&self, caller: Caller, node: NodeId, flags: u32, immutable: u32) -> Result<()> {
         let result = match node {
             NodeId::Image { serial, part: ImagePart::Dir, .. } if flags & !immutable == 0 => {
@@ -218,6 +226,12 @@ impl ImageFs {
     }
 
     /// `setfattr -n user.imgfs.description -v TEXT MNT/web`: the editable keys of metadata.json, one by one.
+    ///
+    /// # Errors
+    ///
+    /// `Frozen` in a version; `Unsupported` for what is no such attribute, or an ACL that cannot be.
+    /// `BadMetadata`, `NoAttribute`, `Invalid` for a value or key; `NotFound`, `UploadBusy`, `Io` of a staged
+    /// file. Those of `versions::edit`, `versions::set_acl`, `versions::set_root` and `setattr`.
     pub fn setxattr(&self, caller: Caller, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(name).into_owned();
         if ACLS.contains(&text.as_str())
@@ -257,6 +271,12 @@ impl ImageFs {
         result.map_err(|e| self.refused(caller, "setfattr", &text, e))
     }
 
+    /// `setfattr -x`, `setfacl -b`: clears an editable key, what is expected of a staged file, or an ACL.
+    ///
+    /// # Errors
+    ///
+    /// `NoAttribute`; `Frozen` in a version; `Unsupported` without ACLs. `NotFound`, `UploadBusy`, `Io` of a
+    /// staged file. Those of `versions::edit`, `versions::set_acl` and `versions::set_root`.
     pub fn removexattr(&self, caller: Caller, node: NodeId, name: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(name).into_owned();
         let result = match (node, text.strip_prefix(PREFIX)) {

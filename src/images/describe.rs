@@ -226,8 +226,11 @@ pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32
 
 /// Makes of an image what a new text of its metadata.json says, and of its aliases, which are given back.
 ///
-/// A key that is left out stays; null clears it. Errors: `BadMetadata` for anything but a change of editable
-/// keys; `Immutable`.
+/// A key that is left out stays; null clears it.
+///
+/// # Errors
+///
+/// `BadMetadata` for anything but a change of editable keys; `Immutable`.
 pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Alias>> {
     let bad = |why: String| Error::BadMetadata { why };
     if text.len() > METADATA_MAX {

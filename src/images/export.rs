@@ -77,6 +77,10 @@ pub struct RecipeReaders {
 
 impl RecipeReaders {
     /// As `RecipeReader::read`.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn read(
         &self,
         store: &Store,
@@ -166,6 +170,10 @@ fn append_blob(
 }
 
 /// Appends up to `len` bytes of a file in a tree to `out`.
+///
+/// # Errors
+///
+/// `IsDirectory` for what is no file; `Corrupt`, `Io`.
 pub fn read_file(
     store: &Store,
     tree: &Tree,
@@ -210,6 +218,10 @@ pub fn read_file(
 }
 
 /// SEEK_DATA and SEEK_HOLE in a file of a tree: the offset found, or nothing past the last data.
+///
+/// # Errors
+///
+/// `IsDirectory` for what is no file; `Corrupt`, `Io`.
 pub fn seek(store: &Store, tree: &Tree, node: &Node, offset: u64, data: bool) -> Result<Option<u64>> {
     let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "this path".into() }) };
     if offset >= node.size {

@@ -128,6 +128,10 @@ fn refuse_hidden(image: &Image) -> Result<()> {
 }
 
 /// `ln -sfn web MNT/default`.
+///
+/// # Errors
+///
+/// `NotFound`; `Managed` for a link into an image, or one that takes no new users; those of `Catalog::commit`.
 pub fn set_default(store: &Store, target: LinkTarget) -> Result<()> {
     store.catalog.commit(|change| put_default(change, target))
 }
@@ -158,6 +162,10 @@ pub(crate) fn show_default(change: &mut Change<'_>, image: u32) {
 
 /// `rm MNT/default`, as BusyBox's ln -sfn begins: the trash has the link. What was default stays protected
 /// until another is named.
+///
+/// # Errors
+///
+/// Those of `Catalog::commit`.
 pub fn hide_default(store: &Store) -> Result<()> {
     store.catalog.commit(|change| {
         put_hidden_default(change, change.model.default_image);
@@ -171,6 +179,10 @@ fn put_hidden_default(change: &mut Change<'_>, image: Option<u32>) {
 }
 
 /// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (none).
+///
+/// # Errors
+///
+/// `NotFound` if there is no such image or version; `Attached` in a view; those of `Catalog::commit`.
 pub fn pin(store: &Store, image: u32, number: Option<u32>) -> Result<()> {
     change_image(store, image, |model, image| {
         if let Some(number) = number {
@@ -183,6 +195,10 @@ pub fn pin(store: &Store, image: u32, number: Option<u32>) -> Result<()> {
 }
 
 /// `rm MNT/web/default`; see `hide_default`.
+///
+/// # Errors
+///
+/// `NotFound`; `Attached` in a view; those of `Catalog::commit`.
 pub fn hide_image_default(store: &Store, image: u32) -> Result<()> {
     change_image(store, image, |_, image| {
         image.default_hidden = true;
@@ -265,6 +281,11 @@ pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
 }
 
 /// `mv MNT/jammy MNT/lts`; over `default`, it becomes the default.
+///
+/// # Errors
+///
+/// `NotFound`, `Taken`, `NotDirectory`; those of `set_default` over `default`; `NameTooLong` in a view; those
+/// of `Catalog::commit`.
 pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>) -> Result<()> {
     let to: Option<AliasName> = to.map(Into::into);
     store.catalog.commit(|change| {
@@ -326,6 +347,10 @@ pub fn path_of_target(model: &Model, target: &LinkTarget) -> Option<String> {
 }
 
 /// `mv MNT/default MNT/default.~1~`, as ln --backup does: an alias to the same image; the link is hidden.
+///
+/// # Errors
+///
+/// `NotFound` if there is no default; `Taken`; `NameTooLong` in a view; those of `Catalog::commit`.
 pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
     store.catalog.commit(|change| {
         let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
@@ -454,6 +479,10 @@ pub fn find_version(model: &Model, name: &str) -> Result<Version> {
 }
 
 /// What a link inside an image is to name: a version's number, that of a label, or none for `latest`.
+///
+/// # Errors
+///
+/// `NotFound` for what is not there.
 pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Option<u32>> {
     let missing = || Error::NotFound { what: format!("version {target} to link to") };
     let target = target.strip_prefix("./").unwrap_or(target).trim_end_matches('/');
@@ -469,6 +498,11 @@ pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Opt
 }
 
 /// RENAME_EXCHANGE of two links of the root; one of them may be `default`.
+///
+/// # Errors
+///
+/// `NotFound` for what is no link; `Taken`; those of `set_default` if one is `default`, and of
+/// `Catalog::commit`.
 pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
     store.catalog.commit(|change| {
         let link = |name: &str| -> Result<(Option<Alias>, LinkTarget)> {

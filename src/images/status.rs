@@ -6,6 +6,10 @@ use crate::error::Result;
 use crate::store::Store;
 
 /// What `status.json` and `imgfs status` say of a store.
+///
+/// # Errors
+///
+/// `Io`.
 pub fn status(store: &Store) -> Result<serde_json::Value> {
     let (mut images, mut versions, mut logical, mut tar_bytes, mut in_trash) = (0, 0, 0, 0, 0);
     {

@@ -26,6 +26,12 @@ pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
 }
 
 /// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
+///
+/// # Errors
+///
+/// `NotFound`, `Taken`, `OverQuota`; `NotUnique` for a uuid that another has by now. `OfView`,
+/// `ImageIsViewDefault` for a name of another view; `Attached`, `NameTooLong` in a view. `Io`; those of
+/// `Catalog::commit`.
 pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()> {
     let _held = store.quota.lock();
     refuse_too_much(store, Some(name), |v| v.image == serial && v.trashed_at.is_none())?;
@@ -269,12 +275,20 @@ fn drop_aliases(change: &mut Change<'_>, image: u32, number: Option<u32>) {
 }
 
 /// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
+///
+/// # Errors
+///
+/// Those of `Catalog::commit`; what was purged before stays so.
 pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
     purge_those(store, |at, _| everything || at <= trash_limit(store))
 }
 
 /// The same in the background: what it has not seen in the trash for a while stays, because the clock may
 /// have jumped.
+///
+/// # Errors
+///
+/// Those of `Catalog::commit`; what was purged before stays so.
 pub fn end_trash_time(store: &Store) -> Result<usize> {
     let least = Duration::from_secs(store.settings().trash_seconds.min(SEEN_MIN));
     let mut seen = store.seen_in_trash.lock();
@@ -306,6 +320,10 @@ fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usiz
 }
 
 /// Purges the oldest entry of the trash, for want of space. False if there is none.
+///
+/// # Errors
+///
+/// Those of `Catalog::commit`.
 pub fn purge_oldest(store: &Store) -> Result<bool> {
     // Links give back nothing.
     let takes_room = |what: &Trashed| matches!(what, Trashed::Image(_) | Trashed::Version(_));

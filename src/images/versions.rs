@@ -20,6 +20,10 @@ use crate::images::views;
 use crate::store::Store;
 
 /// `mkdir MNT/web`.
+///
+/// # Errors
+///
+/// `Taken`, `OverQuota`; `NameTooLong` in a view; `Io`; those of `Catalog::commit`.
 pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
     store.catalog.commit(|change| {
         refuse_taken(change.model, name.as_str())?;
@@ -208,6 +212,10 @@ pub fn edit(
 }
 
 /// `chmod`, `chown` on an image.
+///
+/// # Errors
+///
+/// `NotFound`, `Immutable`; `Attached` in a view; those of `Catalog::commit`.
 pub fn set_owner(
     store: &Store,
     image: u32,
@@ -238,6 +246,10 @@ pub fn set_acl(store: &Store, image: u32, acl: Option<Acl>, bits: Option<u32>) -
 }
 
 /// `chmod`, `chown` on the mount's root: who may make and delete images.
+///
+/// # Errors
+///
+/// Those of `Catalog::commit`.
 pub fn set_root(store: &Store, root: Root) -> Result<()> {
     store.catalog.commit(|change| {
         change.put(Row::Root(root));
@@ -288,6 +300,10 @@ pub fn set_receipt(
 }
 
 /// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
+///
+/// # Errors
+///
+/// `NotFound`; `Attached` in a view; those of `Catalog::commit`.
 pub fn change_receipt(
     store: &Store,
     version: u32,

@@ -12,6 +12,10 @@ use crate::tree::{Builder, Make};
 /// Makes the recipe of a tar of the rootfs; gives it with its sha256 in hex.
 ///
 /// The same tree gives the same bytes: entries in the order of their names, nothing of today in them.
+///
+/// # Errors
+///
+/// `Corrupt`, `Io`.
 pub fn rootfs_tar(builder: &Builder, writer: &mut Writer) -> Result<(RecipeBuilder, String)> {
     let mut recipe = RecipeBuilder::new()?;
     let mut hasher = Sha256::new();

@@ -36,6 +36,10 @@ impl Draft {
     }
 
     /// Stores a small file and shows it beside rootfs.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn add_small(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let content = if bytes.is_empty() { None } else { Some(self.writer.put(bytes)?) };
         self.builder.add_beside(
@@ -47,6 +51,10 @@ impl Draft {
     }
 
     /// Makes rootfs.tar of a rootfs that did not come as one.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
     pub fn derive_tar(&mut self) -> Result<()> {
         let (recipe, sha256) = derive::rootfs_tar(&self.builder, &mut self.writer)?;
         self.facts.size = recipe.tar_size();
@@ -62,6 +70,10 @@ fn beside_meta() -> Meta {
 }
 
 /// Reads an archive entry by entry: its content is stored, then `put` says where it goes.
+///
+/// # Errors
+///
+/// Those of `Reader::next_entry` and of `put`; `Truncated` within an entry; `Io`.
 pub fn entries<S: Source>(
     reader: &mut Reader<S>,
     writer: &mut Writer,

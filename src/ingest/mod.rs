@@ -164,6 +164,10 @@ pub struct Unpacked {
 impl Ingest {
     /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has
     /// them).
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn start(store: &Store, staging: &str, head: &[u8], hint: Hint, wish: Wish) -> Result<Ingest> {
         let limits = store.settings().limits;
         let codec = Codec::detect(head).map(|codec| Arc::new(Mutex::new(codec)));

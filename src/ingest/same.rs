@@ -146,6 +146,10 @@ impl Same {
 
 impl Incoming {
     /// Begins an upload: into `image`, if that is there, with `head`, which is pushed later.
+    ///
+    /// # Errors
+    ///
+    /// Those of `begin`; `Io` if no thread can be started.
     pub fn start(store: &Arc<Store>, image: Option<u32>, head: &[u8], begin: Begin) -> Result<Incoming> {
         let begin = match image {
             None => begin,
@@ -241,6 +245,11 @@ impl Incoming {
     }
 
     /// As `Ingest::finish`, when it is not compared any more.
+    ///
+    /// # Errors
+    ///
+    /// Those of `Ingest::finish`, or what kept it from being unpacked. `Stopping` if that was told before, or
+    /// nothing differed.
     pub fn finish(mut self) -> Result<Unpacked> {
         match self.compared() {
             Some(Err(e)) => return Err(e),

@@ -117,6 +117,10 @@ impl Store {
     }
 
     /// What only this version holds, of what there is to see.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `Corrupt`, `Io` if the version's own tree is damaged.
     pub fn cost(&self, version: &Version) -> Result<Cost> {
         let mut others = IdSet::default();
         let serials: Vec<u32> =
@@ -176,6 +180,10 @@ impl Core {
     }
 
     /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn mounted_on(&self, mount_point: &str) -> Result<()> {
         self.lock.describe(mount_point)
     }
@@ -222,6 +230,10 @@ impl Core {
     }
 
     /// The same from its file, even if it is open.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `Corrupt`, `Io` if the file is damaged.
     pub fn read_tree(&self, serial: u32) -> Result<Tree> {
         let (path, digest) = {
             let model = self.catalog.read();
@@ -252,6 +264,10 @@ impl Core {
     }
 
     /// A version has another file for a tree: the next look opens that. Inodes of the old one stay counted.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `Corrupt`, `Io` if the new file is damaged.
     pub fn tree_was_replaced(&self, serial: u32) -> Result<()> {
         let old = self.slots.write().remove(&serial);
         self.hurt.lock().remove(&serial);
@@ -360,6 +376,10 @@ impl Core {
     }
 
     /// Bytes that content and trees take on the disk.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
     pub fn stored_bytes(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
         let trees = self.dir.join("trees");

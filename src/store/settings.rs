@@ -124,6 +124,10 @@ impl Settings {
     }
 
     /// Sets one as this mount's.
+    ///
+    /// # Errors
+    ///
+    /// Those of `set`.
     pub fn give(&mut self, name: &str, text: &str) -> Result<()> {
         self.set(name, text)?;
         self.given |= ALL.iter().position(|(known, _)| *known == name).map_or(0, |at| 1 << at);

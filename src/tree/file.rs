@@ -273,6 +273,10 @@ impl Tree {
     }
 
     /// Entry `n` of a directory: name and node. `None` past its end.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if it is no directory, or the entry or its name is missing.
     pub fn entry(&self, directory: &Node, n: u32) -> Result<Option<(&[u8], NodeIndex)>> {
         let Kind::Directory { first, count } = directory.kind else {
             return Err(self.corrupt("a directory is none"));
@@ -295,6 +299,10 @@ impl Tree {
     }
 
     /// Finds a name in a directory.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if it is no directory, or an entry or its name is missing.
     pub fn lookup(&self, directory: &Node, name: &[u8]) -> Result<Option<NodeIndex>> {
         let Kind::Directory { count, .. } = directory.kind else {
             return Err(self.corrupt("a directory is none"));
@@ -341,6 +349,10 @@ impl Tree {
     }
 
     /// A symlink's target.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the target is missing.
     pub fn symlink(&self, node: &Node) -> Result<&[u8]> {
         let names = self.section(Section::Names);
         let at = node.data as usize;
@@ -361,6 +373,10 @@ impl Tree {
 
     /// The pieces of a sparse file: (offset in the file, length), ascending. Its blob holds them back to
     /// back.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the map is missing or cut off.
     pub fn sparse_map(&self, node: &Node) -> Result<Vec<(u64, u64)>> {
         let Kind::File(Bytes::Sparse(_)) = node.kind else { return Ok(Vec::new()) };
         let bad = || self.corrupt("a sparse map is missing");
@@ -432,6 +448,10 @@ impl Tree {
     }
 
     /// The files beside rootfs that recipes make: name, number of the recipe.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`.
     pub fn made_beside(&self) -> Result<Vec<(String, u32)>> {
         let mut found = Vec::new();
         let Some(index) = self.beside() else { return Ok(found) };

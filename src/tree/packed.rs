@@ -88,7 +88,11 @@ impl Head {
 }
 
 impl Packed {
-    /// Opens a packed tree. Errors: `Corrupt`, `Io`.
+    /// Opens a packed tree.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if its head is damaged, or it is cut off or too long; `Io`.
     pub fn open(path: &Path) -> Result<Packed> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let mut head = [0; HEAD_LEN];

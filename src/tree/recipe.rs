@@ -41,6 +41,11 @@ pub struct RecipeBuilder {
 }
 
 impl RecipeBuilder {
+    /// Begins an empty recipe.
+    ///
+    /// # Errors
+    ///
+    /// `Io` if zstd has no compressor for it.
     pub fn new() -> Result<RecipeBuilder> {
         let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(compression)?;
         Ok(RecipeBuilder {
@@ -56,6 +61,10 @@ impl RecipeBuilder {
     }
 
     /// Bytes of the tar that are no content.
+    ///
+    /// # Errors
+    ///
+    /// `Io` if they cannot be compressed.
     pub fn inline(&mut self, mut bytes: &[u8]) -> Result<()> {
         let len = bytes.len() as u64;
         self.run += len;
@@ -223,6 +232,11 @@ struct Record {
 }
 
 impl<'t> Recipe<'t> {
+    /// Reads the head of a stored recipe; the rest is read when it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the lengths in its head contradict its bytes.
     pub fn parse(raw: &'t [u8]) -> Result<Recipe<'t>> {
         let field = |n: usize| {
             raw.get(n * 8..n * 8 + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
@@ -332,6 +346,10 @@ impl<'t> Recipe<'t> {
     }
 
     /// Where the next data (or hole) begins, from `offset` on; the end of the file if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`.
     pub fn seek_data(&self, offset: u64, data: bool) -> Result<u64> {
         let mut position = self.seek(offset);
         while position.tar < self.tar_size {
@@ -354,6 +372,10 @@ impl<'t> Recipe<'t> {
     }
 
     /// Bytes that are no hole.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`.
     pub fn data_size(&self) -> Result<u64> {
         let (mut at, mut data) = (0, 0u64);
         loop {

@@ -67,6 +67,10 @@ impl<'b> Header<'b> {
 }
 
 /// Reads a numeric field: octal between blanks, or base 256 when the first bit is set.
+///
+/// # Errors
+///
+/// Why the field holds no number, in words: it is empty, not octal, or too large.
 pub fn number(field: &[u8]) -> Result<i64, &'static str> {
     let (&first, rest) = field.split_first().ok_or("an empty field")?;
     if first & 0x80 != 0 {

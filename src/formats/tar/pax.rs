@@ -40,6 +40,10 @@ impl Extensions {
     }
 
     /// Takes the records of an extended header, over what `self` has. An empty value deletes, as POSIX says.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with a record, in words. Those before it are taken.
     pub fn take(&mut self, mut data: &[u8]) -> Result<(), &'static str> {
         let mut offset = None;
         while !data.is_empty() {
@@ -95,6 +99,10 @@ impl Extensions {
 
 /// The xattrs in the spellings of star (raw), libarchive (names URL-encoded, values base64) and, for ACLs, of
 /// star again (words). Where an entry has one in two spellings, star's raw one counts.
+///
+/// # Errors
+///
+/// In words, that a value of libarchive's is no base64.
 pub fn xattrs(all: &Extensions) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, &'static str> {
     let mut found = BTreeMap::new();
     for (key, name) in [

@@ -19,6 +19,10 @@ use crate::tree::recipe::RecipeBuilder;
 /// Where the bytes come from.
 pub trait Source {
     /// The bytes at hand; waits for some. Empty at the end only.
+    ///
+    /// # Errors
+    ///
+    /// Those of the decoder or the file behind it.
     fn fill(&mut self) -> Result<&[u8]>;
     /// Marks bytes of `fill` as taken.
     fn consume(&mut self, n: usize);
@@ -143,6 +147,11 @@ pub struct Reader<S> {
 }
 
 impl<S: Source> Reader<S> {
+    /// Begins to read the tar that `source` gives; `stage` is kept up to date.
+    ///
+    /// # Errors
+    ///
+    /// `Io` if zstd has no compressor for the recipe.
     pub fn new(source: S, limits: Limits, stage: Arc<AtomicU8>) -> Result<Reader<S>> {
         let recipe = RecipeBuilder::new()?;
         Ok(Reader {
@@ -551,6 +560,10 @@ impl<S: Source> Reader<S> {
 
     /// Gives the next bytes of the last entry's content to `take`; false when there are none left.
     /// The caller names the whole content with `content` once it is stored.
+    ///
+    /// # Errors
+    ///
+    /// `Truncated` if the bytes end before the content does; those of the source and of `take`.
     pub fn read(&mut self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
         if self.left == 0 {
             return Ok(false);

@@ -20,6 +20,10 @@ impl Map {
     /// Checks the order, the sum and the limit, and drops empty pieces.
     ///
     /// `packed` is the number of bytes in the archive.
+    ///
+    /// # Errors
+    ///
+    /// Why the map is refused, in words: pieces overlap, go past the end, or hold more than `packed` bytes.
     pub fn check(mut self, packed: u64) -> Result<Map, &'static str> {
         let (mut end, mut sum) = (0u64, 0u64);
         for (offset, len) in &self.pieces {
@@ -60,12 +64,20 @@ impl Old {
     }
 
     /// The whole size.
+    ///
+    /// # Errors
+    ///
+    /// Why the field holds none, in words.
     pub fn size(&self, header: &Header<'_>) -> Result<u64, &'static str> {
         u64::try_from(number(header.field(self.size_at, 12))?).map_err(|_| "a negative size")
     }
 }
 
 /// The pieces in an old header or one of its extension blocks.
+///
+/// # Errors
+///
+/// Which number is none, or negative, in words. The pieces before it are taken.
 pub fn old_pieces(fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<(), &'static str> {
     for piece in fields.chunks_exact(24) {
         if piece[0] == 0 {
@@ -79,6 +91,10 @@ pub fn old_pieces(fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<(), &'s
 }
 
 /// The map that pax records 0.0 and 0.1 give; nothing if the file is not sparse that way.
+///
+/// # Errors
+///
+/// `TOO_MANY` for more pieces than `limit`; else what is wrong with the records, in words.
 pub fn from_records(extensions: &Extensions, limit: usize) -> Result<Option<Map>, &'static str> {
     let pieces = match extensions.get("GNU.sparse.map") {
         Some(list) => {
@@ -112,6 +128,10 @@ pub struct MapReader {
 
 impl MapReader {
     /// Takes a block; true when the map is complete.
+    ///
+    /// # Errors
+    ///
+    /// `TOO_MANY` for more pieces than `limit`; else what is wrong with the map, in words.
     pub fn take(&mut self, block: &[u8; BLOCK], limit: usize) -> Result<bool, &'static str> {
         for byte in block {
             match byte {

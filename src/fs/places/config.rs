@@ -187,6 +187,11 @@ impl Place for Config {
 
 impl ImageFs {
     /// `write(2)`: the whole of what was written must be a value.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a text that is too long or no value of the setting, or if the handle is not open.
+    /// `NotFound` if it is of something else; those of `Catalog::commit`.
     pub fn write_setting(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Handle::Setting(name, writing) = &*handle else { return Err(stale()) };
@@ -212,6 +217,10 @@ impl ImageFs {
 
     /// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes
     /// on.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the handle is not open; those of `Catalog::commit`.
     pub fn flush_setting(&self, caller: Caller, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let Handle::Setting(name, writing) = &*handle else { return Ok(()) };

@@ -429,6 +429,12 @@ impl ImageFs {
     }
 
     /// `ftruncate(2)`, and `O_TRUNC` as the kernel sends it.
+    ///
+    /// # Errors
+    ///
+    /// `UploadBusy` while it is written or judged; `WrittenTwice` below what is unpacked; `Invalid` once it
+    /// is published. `Again` if it has failed; `OverLimit`, `Stopping`, `Io`. Over a receipt `Unsupported` if
+    /// its bytes are not kept, `NotFound`, `Corrupt`.
     pub fn truncate_upload(&self, caller: Caller, upload: &Arc<Upload>, size: u64) -> Result<()> {
         // The last write may have been answered a moment before it let go.
         let locked = upload.state.try_lock_for(SETTLING);

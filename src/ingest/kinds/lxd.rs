@@ -173,6 +173,10 @@ fn read_metadata(writer: &mut crate::blob::Writer, builder: &Builder) -> Result<
 }
 
 /// All of a small content.
+///
+/// # Errors
+///
+/// `Corrupt`, `Io`.
 pub fn read_small(writer: &mut crate::blob::Writer, content: Option<Content>) -> Result<Vec<u8>> {
     let Some(content) = content else { return Ok(Vec::new()) };
     let mut text = Vec::new();

@@ -192,6 +192,10 @@ impl Builder {
     }
 
     /// Shows every name below rootfs to `visit`, a directory before what it holds, in the order of the names.
+    ///
+    /// # Errors
+    ///
+    /// Those of `visit`.
     pub fn visit(&self, mut visit: impl FnMut(Visit<'_>) -> Result<()>) -> Result<()> {
         let (order, children) = self.listings();
         let mut first_names: HashMap<NodeIndex, Vec<u8>> = HashMap::new();

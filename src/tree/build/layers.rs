@@ -14,6 +14,10 @@ impl Builder {
     /// A whiteout: what lower layers have under this path goes.
     ///
     /// Source: OCI image-spec, layer.md, "Whiteouts".
+    ///
+    /// # Errors
+    ///
+    /// `Refused` for the root, and for a path that cannot be walked or leaves it.
     pub fn white_out(&mut self, path: &[u8]) -> Placed<()> {
         let Some((parent, name)) = self.place(path, Some(&Meta::default()))? else {
             return refuse("the root cannot be removed");
@@ -29,6 +33,10 @@ impl Builder {
     }
 
     /// An opaque whiteout: what lower layers have in this directory goes.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` for a path that cannot be walked or leaves the root.
     pub fn make_opaque(&mut self, path: &[u8]) -> Placed<()> {
         let inside = [path, b"/x"].concat();
         let Some((directory, _)) = self.place(&inside, Some(&Meta::default()))? else { return Ok(()) };

@@ -161,6 +161,11 @@ impl Builder {
     }
 
     /// Puts an entry at `path`, replacing what tar would replace.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` for a path that leaves the root or that something else bars, and for a symlink that no system
+    /// could follow.
     pub fn add(&mut self, path: &[u8], meta: &Meta, make: Make<'_>) -> Placed<()> {
         if let Make::Symlink(target) = make {
             check_target(target)?;
@@ -193,6 +198,10 @@ impl Builder {
     }
 
     /// Makes `path` another name of what `target` names.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` for a path that leaves the root, and for a target that is not there or is a directory.
     pub fn link(&mut self, path: &[u8], target: &[u8], meta: &Meta) -> Placed<()> {
         let missing =
             || Refused { leaves: false, why: format!("its target {:?} is not there", lossy(target)) };

@@ -23,6 +23,11 @@ pub fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
+/// The node that the kernel means by an inode's number.
+///
+/// # Errors
+///
+/// `NotFound` if the number stands for none.
 pub fn node(ino: INodeNo) -> Result<NodeId> {
     NodeId::from_ino(ino.0).ok_or_else(|| Error::NotFound { what: format!("inode {}", ino.0) })
 }
