@@ -40,10 +40,10 @@ impl ImageFs {
         Ok(Attr { lasting: attr.lasting && lasting, lasting_name: attr.lasting_name && lasting, ..attr })
     }
 
-    fn attr_of(&self, node: NodeId) -> Result<Attr> {
-        let ino = node.ino();
-        let own = |mode: u32, size: u64, at: i64| Attr {
-            ino,
+    /// What the mount's owner has, changed at `at`; neither the name nor the rest holds for a while.
+    fn own(&self, node: NodeId, mode: u32, size: u64, at: i64) -> Attr {
+        Attr {
+            ino: node.ino(),
             mode,
             links: if mode & libc::S_IFMT == libc::S_IFDIR { 2 } else { 1 },
             uid: self.mount.uid,
@@ -55,143 +55,47 @@ impl ImageFs {
             device: (0, 0),
             lasting_name: false,
             lasting: false,
-        };
+        }
+    }
+
+    fn attr_of(&self, node: NodeId) -> Result<Attr> {
         let (directory, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK | 0o777);
         match node {
-            NodeId::Tree { serial, index } => {
-                let slot = self.store.tree(serial)?;
-                let found = slot.tree.node(index)?;
-                let mut attr = tree_attr(node, &found, index);
-                match found.kind {
-                    Kind::File(Bytes::Sparse(_)) => {
-                        attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum()
-                    }
-                    Kind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
-                    _ => {}
-                }
-                Ok(attr)
-            }
+            NodeId::Tree { serial, index } => self.tree_attr(node, serial, index),
             NodeId::Root => {
                 let images = self.store.catalog.read().live_images().count();
                 let links = u32::try_from(images).unwrap_or(u32::MAX - 2) + 2;
                 let root = self.root();
-                let attr = own(directory | self.root_rights().mode, 4096, self.root_changed());
+                let attr = self.own(node, directory | self.root_rights().mode, 4096, self.root_changed());
                 Ok(Attr { links, lasting: true, uid: root.uid, gid: root.gid, ..attr })
             }
-            NodeId::Image { serial, part, .. } => {
-                let model = self.store.catalog.read();
-                let Some(image) = model.images.get(&serial) else {
-                    // Gone for good: its walker still removes what it has listed.
-                    return Ok(own(
-                        if part == ImagePart::Dir { directory | 0o777 } else { file | 0o444 },
-                        0,
-                        0,
-                    ));
-                };
-                let owned = |attr: Attr| Attr { uid: image.uid, gid: image.gid, ..attr };
-                let mode = self.image_rights(image).mode;
-                let live = image.trashed_at.is_none();
-                Ok(match part {
-                    ImagePart::Dir => {
-                        let links = u32::try_from(model.versions_of(serial).count()).unwrap_or(0) + 2;
-                        let attr = own(directory | mode, 4096, image.updated_at);
-                        Attr { links, lasting_name: live, lasting: live, ..owned(attr) }
-                    }
-                    ImagePart::Id => {
-                        owned(own(file | mode & 0o444, image.id.len() as u64 + 1, image.created_at))
-                    }
-                    ImagePart::Icon => {
-                        let size = icons::bytes(&model, serial).map_or(0, |bytes| bytes.len() as u64);
-                        owned(own(file | mode & 0o666, size, image.updated_at))
-                    }
-                    ImagePart::Metadata => {
-                        let size = json::pretty(&describe::image(&model, image)).len() as u64;
-                        owned(own(file | mode & 0o666, size, image.updated_at))
-                    }
-                })
-            }
-            NodeId::Version { serial, part, .. } => {
-                let size = match part {
-                    VersionPart::Metadata => self.version_text(serial).map(|text| text.len() as u64),
-                    VersionPart::Changes => self.changes_size(serial),
-                    VersionPart::Manifest => {
-                        Ok(self.manifest_text(serial).map_or(0, |text| text.len() as u64))
-                    }
-                    _ => Ok(0),
-                };
-                let model = self.store.catalog.read();
-                let Ok((image, version)) = version_of(&model, serial) else {
-                    let mode = if matches!(part, VersionPart::Dir | VersionPart::UsedBy) {
-                        directory | 0o777
-                    } else {
-                        file | 0o444
-                    };
-                    return Ok(self.shown_open(node).unwrap_or_else(|| own(mode, 0, 0)));
-                };
-                let live = model.is_live(version);
-                let mode = self.image_rights(image).mode;
-                let attr = match part {
-                    VersionPart::Dir => {
-                        // rm -r begins in it, by who may change the image; anything else in it is refused.
-                        let attr = own(directory | mode & 0o777, 4096, version.created_at);
-                        Attr { links: 4, lasting_name: live, lasting: live, ..attr }
-                    }
-                    VersionPart::Id => {
-                        own(file | mode & 0o444, version.id.len() as u64 + 1, version.created_at)
-                    }
-                    VersionPart::Tar => Attr {
-                        lasting: live,
-                        lasting_name: live,
-                        ..own(file | mode & 0o444, version.facts.size, version.created_at)
-                    },
-                    VersionPart::Upload => Attr {
-                        lasting: live,
-                        lasting_name: live,
-                        ..own(file | mode & 0o444, version.facts.upload_size, version.created_at)
-                    },
-                    VersionPart::UsedBy => {
-                        own(directory | used_by_mode(mode, live), 4096, version.created_at)
-                    }
-                    VersionPart::Metadata | VersionPart::Changes | VersionPart::Manifest => {
-                        own(file | mode & 0o444, size?, version.created_at)
-                    }
-                };
-                Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
-            }
+            NodeId::Image { serial, part, .. } => self.image_attr(node, serial, part),
+            NodeId::Version { serial, part, .. } => self.version_attr(node, serial, part),
             NodeId::Link(of) => {
                 let (uid, gid) = self.owner_of_link(of);
-                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, self.root_changed()) })
+                Ok(Attr {
+                    uid,
+                    gid,
+                    ..self.own(node, link, self.readlink(node)?.len() as u64, self.root_changed())
+                })
             }
             NodeId::StagedLink(number) => {
                 let (uid, gid) = self.staged_owner(number);
-                Ok(Attr { uid, gid, ..own(link, self.readlink(node)?.len() as u64, self.root_changed()) })
+                Ok(Attr {
+                    uid,
+                    gid,
+                    ..self.own(node, link, self.readlink(node)?.len() as u64, self.root_changed())
+                })
             }
-            NodeId::Upload(number) => {
-                let upload = self.uploads.by_number(number).ok_or_else(stale)?;
-                let (attr, model) = (upload.attr(ino), self.store.catalog.read());
-                // Once it is a version, who may change the image may write that again. It is hidden from who
-                // may not read it.
-                match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
-                    Some((image, _)) => {
-                        Ok(Attr { mode: attr.mode | self.image_rights(image).mode & 0o022, ..attr })
-                    }
-                    None => Ok(attr),
-                }
+            NodeId::Upload(number) => self.upload_attr(node, number),
+            NodeId::Receipt(serial) => self.receipt_attr(node, serial),
+            NodeId::Lease(serial) => self.lease_attr(serial, self.own(node, file, 0, 0)),
+            NodeId::Staging(_) | NodeId::Staged { .. } => {
+                self.staged_attr(node, self.own(node, directory, 0, 0))
             }
-            NodeId::Receipt(serial) => {
-                let model = self.store.catalog.read();
-                let version = model.versions.get(&serial).ok_or_else(stale)?;
-                let receipt = version.receipt.as_ref().ok_or_else(stale)?;
-                let image = model.images.get(&version.image).ok_or_else(stale)?;
-                let mode = self.receipt_mode(image, file | receipt.mode);
-                let attr = own(mode, version.facts.upload_size, receipt.mtime);
-                Ok(Attr { uid: version.facts.uid, gid: image.gid, ..attr })
-            }
-            NodeId::Lease(serial) => self.lease_attr(serial, own(file, 0, 0)),
-            NodeId::Staging(_) | NodeId::Staged { .. } => self.staged_attr(node, own(directory, 0, 0)),
-            NodeId::Ghost => Ok(own(directory | 0o555, 4096, 0)),
+            NodeId::Ghost => Ok(self.own(node, directory | 0o555, 4096, 0)),
             NodeId::In(kind, number) => {
-                kind.place().attr(self, number, own(directory, 4096, self.root_changed()))
+                kind.place().attr(self, number, self.own(node, directory, 4096, self.root_changed()))
             }
             NodeId::Control(_) => {
                 let (format, size) = self.control_shape(DAEMON, node)?;
@@ -199,9 +103,133 @@ impl ImageFs {
                     _ if format == directory => directory | 0o755,
                     _ => file | 0o444,
                 };
-                Ok(own(mode, size, self.root_changed()))
+                Ok(self.own(node, mode, size, self.root_changed()))
             }
         }
+    }
+
+    /// Of a file in a version's tree.
+    fn tree_attr(&self, node: NodeId, serial: u32, index: u32) -> Result<Attr> {
+        let slot = self.store.tree(serial)?;
+        let found = slot.tree.node(index)?;
+        let mut attr = attr_in_tree(node, &found, index);
+        match found.kind {
+            Kind::File(Bytes::Sparse(_)) => {
+                attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum()
+            }
+            Kind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
+            _ => {}
+        }
+        Ok(attr)
+    }
+
+    /// Of an image, and of what is its own.
+    fn image_attr(&self, node: NodeId, serial: u32, part: ImagePart) -> Result<Attr> {
+        let model = self.store.catalog.read();
+        let Some(image) = model.images.get(&serial) else {
+            // Gone for good: its walker still removes what it has listed.
+            return Ok(self.own(
+                node,
+                if part == ImagePart::Dir { libc::S_IFDIR | 0o777 } else { libc::S_IFREG | 0o444 },
+                0,
+                0,
+            ));
+        };
+        let owned = |attr: Attr| Attr { uid: image.uid, gid: image.gid, ..attr };
+        let mode = self.image_rights(image).mode;
+        let live = image.trashed_at.is_none();
+        Ok(match part {
+            ImagePart::Dir => {
+                let links = u32::try_from(model.versions_of(serial).count()).unwrap_or(0) + 2;
+                let attr = self.own(node, libc::S_IFDIR | mode, 4096, image.updated_at);
+                Attr { links, lasting_name: live, lasting: live, ..owned(attr) }
+            }
+            ImagePart::Id => owned(self.own(
+                node,
+                libc::S_IFREG | mode & 0o444,
+                image.id.len() as u64 + 1,
+                image.created_at,
+            )),
+            ImagePart::Icon => {
+                let size = icons::bytes(&model, serial).map_or(0, |bytes| bytes.len() as u64);
+                owned(self.own(node, libc::S_IFREG | mode & 0o666, size, image.updated_at))
+            }
+            ImagePart::Metadata => {
+                let size = json::pretty(&describe::image(&model, image)).len() as u64;
+                owned(self.own(node, libc::S_IFREG | mode & 0o666, size, image.updated_at))
+            }
+        })
+    }
+
+    /// Of a version, and of what is made for it.
+    fn version_attr(&self, node: NodeId, serial: u32, part: VersionPart) -> Result<Attr> {
+        let size = match part {
+            VersionPart::Metadata => self.version_text(serial).map(|text| text.len() as u64),
+            VersionPart::Changes => self.changes_size(serial),
+            VersionPart::Manifest => Ok(self.manifest_text(serial).map_or(0, |text| text.len() as u64)),
+            _ => Ok(0),
+        };
+        let model = self.store.catalog.read();
+        let Ok((image, version)) = version_of(&model, serial) else {
+            let mode = if matches!(part, VersionPart::Dir | VersionPart::UsedBy) {
+                libc::S_IFDIR | 0o777
+            } else {
+                libc::S_IFREG | 0o444
+            };
+            return Ok(self.shown_open(node).unwrap_or_else(|| self.own(node, mode, 0, 0)));
+        };
+        let live = model.is_live(version);
+        let mode = self.image_rights(image).mode;
+        let attr = match part {
+            VersionPart::Dir => {
+                // rm -r begins in it, by who may change the image; anything else in it is refused.
+                let attr = self.own(node, libc::S_IFDIR | mode & 0o777, 4096, version.created_at);
+                Attr { links: 4, lasting_name: live, lasting: live, ..attr }
+            }
+            VersionPart::Id => {
+                self.own(node, libc::S_IFREG | mode & 0o444, version.id.len() as u64 + 1, version.created_at)
+            }
+            VersionPart::Tar => Attr {
+                lasting: live,
+                lasting_name: live,
+                ..self.own(node, libc::S_IFREG | mode & 0o444, version.facts.size, version.created_at)
+            },
+            VersionPart::Upload => Attr {
+                lasting: live,
+                lasting_name: live,
+                ..self.own(node, libc::S_IFREG | mode & 0o444, version.facts.upload_size, version.created_at)
+            },
+            VersionPart::UsedBy => {
+                self.own(node, libc::S_IFDIR | used_by_mode(mode, live), 4096, version.created_at)
+            }
+            VersionPart::Metadata | VersionPart::Changes | VersionPart::Manifest => {
+                self.own(node, libc::S_IFREG | mode & 0o444, size?, version.created_at)
+            }
+        };
+        Ok(Attr { uid: image.uid, gid: image.gid, ..attr })
+    }
+
+    /// Of a file that is being written, or was.
+    fn upload_attr(&self, node: NodeId, number: u64) -> Result<Attr> {
+        let upload = self.uploads.by_number(number).ok_or_else(stale)?;
+        let (attr, model) = (upload.attr(node.ino()), self.store.catalog.read());
+        // Once it is a version, who may change the image may write that again. It is hidden from who
+        // may not read it.
+        match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
+            Some((image, _)) => Ok(Attr { mode: attr.mode | self.image_rights(image).mode & 0o022, ..attr }),
+            None => Ok(attr),
+        }
+    }
+
+    /// Of the name under which a version was written.
+    fn receipt_attr(&self, node: NodeId, serial: u32) -> Result<Attr> {
+        let model = self.store.catalog.read();
+        let version = model.versions.get(&serial).ok_or_else(stale)?;
+        let receipt = version.receipt.as_ref().ok_or_else(stale)?;
+        let image = model.images.get(&version.image).ok_or_else(stale)?;
+        let mode = self.receipt_mode(image, libc::S_IFREG | receipt.mode);
+        let attr = self.own(node, mode, version.facts.upload_size, receipt.mtime);
+        Ok(Attr { uid: version.facts.uid, gid: image.gid, ..attr })
     }
 
     /// What the image lets nobody read, its receipt does not, either; who may change it may write that again.
@@ -318,7 +346,7 @@ pub(super) fn format_of(node: &Node) -> u32 {
     }
 }
 
-fn tree_attr(id: NodeId, node: &Node, index: u32) -> Attr {
+fn attr_in_tree(id: NodeId, node: &Node, index: u32) -> Attr {
     let device = match node.kind {
         Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => (major, minor),
         _ => (0, 0),
