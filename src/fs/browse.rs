@@ -352,103 +352,14 @@ impl ImageFs {
     }
 
     fn list(&self, caller: Caller, node: NodeId) -> Result<Vec<DirEntry>> {
-        let (directory, file, link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
-        let entry =
-            |name: &str, node: NodeId, format: u32| DirEntry { name: name.as_bytes().to_vec(), node, format };
-        let mut all = vec![entry(".", node, directory), entry("..", self.parent_of(node), directory)];
+        let mut all = vec![entry(".", node, libc::S_IFDIR), entry("..", self.parent_of(node), libc::S_IFDIR)];
         match node {
-            NodeId::Root => {
-                self.drop_shells();
-                let model = self.store.catalog.read();
-                if let Some(image) = model.default_image.filter(|_| !model.default_hidden) {
-                    all.push(entry("default", NodeId::Link(Link::Image(image)), link));
-                }
-                for (name, named) in model.names() {
-                    match named {
-                        Named::Image(serial)
-                            if model.images.get(&serial).is_some_and(|i| !i.editable.offer.is_listed()) => {}
-                        Named::Image(serial) => all.push(entry(name, self.image_node(serial), directory)),
-                        Named::Alias(serial) => {
-                            all.extend(
-                                alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), link)),
-                            );
-                        }
-                    }
-                }
-                drop(model);
-                all.extend(
-                    self.stagings
-                        .list(Place::Root)
-                        .into_iter()
-                        .map(|(name, node)| entry(&name, node, directory)),
-                );
-                for upload in self.uploads.under_way(Some(Place::Root)) {
-                    all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
-                }
-            }
+            NodeId::Root => self.list_root(&mut all),
             NodeId::Image { serial, part: ImagePart::Dir, incarnation } => {
-                if self.deleted_by(caller, Object::Image(serial)) && incarnation != self.incarnation(serial) {
-                    return Ok(all);
-                }
-                let part = |part| NodeId::Image { serial, part, incarnation };
-                let model = self.store.catalog.read();
-                let Some(image) = model.images.get(&serial) else { return Ok(all) };
-                // First, so that rm -r meets it first.
-                all.push(entry(".id", part(ImagePart::Id), file));
-                all.push(entry("metadata.json", part(ImagePart::Metadata), file));
-                if let Some(form) = icons::form(&model, serial) {
-                    all.push(entry(form.name(), part(ImagePart::Icon), file));
-                }
-                if let Some(newest) = model.latest(serial) {
-                    all.push(entry("latest", NodeId::Link(Link::Number(newest.serial)), link));
-                }
-                if let Some(target) = default_link(&model, image) {
-                    all.push(entry("default", NodeId::Link(target), link));
-                }
-                for version in model.versions_of(serial) {
-                    all.push(entry(
-                        &version.number.to_string(),
-                        self.version_node(version.serial),
-                        directory,
-                    ));
-                }
-                for label in model.labels_of(serial) {
-                    let version =
-                        model.version(serial, label.number).map(|v| NodeId::Link(Link::Number(v.serial)));
-                    all.extend(version.map(|node| entry(&format!("@{}", label.name), node, link)));
-                }
-                drop(model);
-                let here = self.stagings.list(Place::Image(serial));
-                all.extend(here.into_iter().map(|(name, node)| entry(&name, node, directory)));
-                for upload in self.uploads.under_way(Some(Place::Image(serial))) {
-                    all.push(entry(&upload.name(), NodeId::Upload(upload.number), file));
-                }
+                self.list_image(caller, (serial, incarnation), &mut all)
             }
             NodeId::Version { serial, part: VersionPart::Dir, incarnation } => {
-                let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
-                let walker = self.deleted_by(caller, Object::Version(serial))
-                    || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)));
-                if walker || image.is_none() {
-                    return Ok(all);
-                }
-                let part = |part| NodeId::Version { serial, part, incarnation };
-                all.push(entry(".id", part(VersionPart::Id), file));
-                all.push(entry("metadata.json", part(VersionPart::Metadata), file));
-                match self.store.tree(serial) {
-                    Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), &mut all)?,
-                    // A damaged tree: the version can still be looked at, and deleted.
-                    Err(e) => log::error!("{e}"),
-                }
-                if let Some(kept) = self.kept_name(serial) {
-                    all.push(entry(&kept, part(VersionPart::Upload), file));
-                }
-                if self.has_manifest(serial) {
-                    all.push(entry("manifest", part(VersionPart::Manifest), file));
-                }
-                if self.has_changes(serial) {
-                    all.push(entry("changes", part(VersionPart::Changes), file));
-                }
-                all.push(entry("used_by", part(VersionPart::UsedBy), directory));
+                self.list_version(caller, (serial, incarnation), &mut all)?
             }
             NodeId::In(kind, directory) => kind.place().list(self, caller, directory, &mut all)?,
             NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
@@ -458,6 +369,101 @@ impl ImageFs {
             _ => return Err(Error::NotDirectory { what: "this path".into() }),
         }
         Ok(all)
+    }
+
+    /// What the root shows.
+    fn list_root(&self, all: &mut Vec<DirEntry>) {
+        self.drop_shells();
+        let model = self.store.catalog.read();
+        if let Some(image) = model.default_image.filter(|_| !model.default_hidden) {
+            all.push(entry("default", NodeId::Link(Link::Image(image)), libc::S_IFLNK));
+        }
+        for (name, named) in model.names() {
+            match named {
+                Named::Image(serial)
+                    if model.images.get(&serial).is_some_and(|i| !i.editable.offer.is_listed()) => {}
+                Named::Image(serial) => all.push(entry(name, self.image_node(serial), libc::S_IFDIR)),
+                Named::Alias(serial) => {
+                    all.extend(
+                        alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), libc::S_IFLNK)),
+                    );
+                }
+            }
+        }
+        drop(model);
+        all.extend(
+            self.stagings.list(Place::Root).into_iter().map(|(name, node)| entry(&name, node, libc::S_IFDIR)),
+        );
+        for upload in self.uploads.under_way(Some(Place::Root)) {
+            all.push(entry(&upload.name(), NodeId::Upload(upload.number), libc::S_IFREG));
+        }
+    }
+
+    /// What an image shows; `of` is its serial and the incarnation that is listed.
+    fn list_image(&self, caller: Caller, of: (u32, u8), all: &mut Vec<DirEntry>) {
+        let (serial, incarnation) = of;
+        if self.deleted_by(caller, Object::Image(serial)) && incarnation != self.incarnation(serial) {
+            return;
+        }
+        let part = |part| NodeId::Image { serial, part, incarnation };
+        let model = self.store.catalog.read();
+        let Some(image) = model.images.get(&serial) else { return };
+        // First, so that rm -r meets it first.
+        all.push(entry(".id", part(ImagePart::Id), libc::S_IFREG));
+        all.push(entry("metadata.json", part(ImagePart::Metadata), libc::S_IFREG));
+        if let Some(form) = icons::form(&model, serial) {
+            all.push(entry(form.name(), part(ImagePart::Icon), libc::S_IFREG));
+        }
+        if let Some(newest) = model.latest(serial) {
+            all.push(entry("latest", NodeId::Link(Link::Number(newest.serial)), libc::S_IFLNK));
+        }
+        if let Some(target) = default_link(&model, image) {
+            all.push(entry("default", NodeId::Link(target), libc::S_IFLNK));
+        }
+        for version in model.versions_of(serial) {
+            all.push(entry(&version.number.to_string(), self.version_node(version.serial), libc::S_IFDIR));
+        }
+        for label in model.labels_of(serial) {
+            let version = model.version(serial, label.number).map(|v| NodeId::Link(Link::Number(v.serial)));
+            all.extend(version.map(|node| entry(&format!("@{}", label.name), node, libc::S_IFLNK)));
+        }
+        drop(model);
+        let here = self.stagings.list(Place::Image(serial));
+        all.extend(here.into_iter().map(|(name, node)| entry(&name, node, libc::S_IFDIR)));
+        for upload in self.uploads.under_way(Some(Place::Image(serial))) {
+            all.push(entry(&upload.name(), NodeId::Upload(upload.number), libc::S_IFREG));
+        }
+    }
+
+    /// What a version shows; `of` is its serial and the incarnation that is listed.
+    fn list_version(&self, caller: Caller, of: (u32, u8), all: &mut Vec<DirEntry>) -> Result<()> {
+        let (serial, incarnation) = of;
+        let image = self.store.catalog.read().versions.get(&serial).map(|v| v.image);
+        let walker = self.deleted_by(caller, Object::Version(serial))
+            || image.is_some_and(|i| self.deleted_by(caller, Object::Image(i)));
+        if walker || image.is_none() {
+            return Ok(());
+        }
+        let part = |part| NodeId::Version { serial, part, incarnation };
+        all.push(entry(".id", part(VersionPart::Id), libc::S_IFREG));
+        all.push(entry("metadata.json", part(VersionPart::Metadata), libc::S_IFREG));
+        match self.store.tree(serial) {
+            Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), all)?,
+            // A damaged tree: the version can still be looked at, and deleted.
+            Err(e) => log::error!("{e}"),
+        }
+        if let Some(kept) = self.kept_name(serial) {
+            all.push(entry(&kept, part(VersionPart::Upload), libc::S_IFREG));
+        }
+        if self.has_manifest(serial) {
+            all.push(entry("manifest", part(VersionPart::Manifest), libc::S_IFREG));
+        }
+        if self.has_changes(serial) {
+            all.push(entry("changes", part(VersionPart::Changes), libc::S_IFREG));
+        }
+        all.push(entry("used_by", part(VersionPart::UsedBy), libc::S_IFDIR));
+
+        Ok(())
     }
 
     pub(super) fn parent_of(&self, node: NodeId) -> NodeId {
@@ -601,4 +607,9 @@ fn receipt_in<'m>(model: &'m Model, image: u32, name: &str, in_root: bool) -> Op
         .versions_of(image)
         .rev()
         .find(|v| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root))
+}
+
+/// A name of a listing. `format`: type bits of st_mode.
+fn entry(name: &str, node: NodeId, format: u32) -> DirEntry {
+    DirEntry { name: name.as_bytes().to_vec(), node, format }
 }
