@@ -42,7 +42,11 @@ pub(in crate::fs) fn is_directory(node: NodeId) -> bool {
 
 /// What the link of an alias says: the way up to the root, and what it leads to.
 fn text_of_alias(model: &Model, alias: &Alias) -> Option<String> {
-    Some(format!("{UP}{}{}", "../".repeat(alias.name.matches('/').count()), path_of_target(model, &links::target_of(alias))?))
+    Some(format!(
+        "{UP}{}{}",
+        "../".repeat(alias.name.matches('/').count()),
+        path_of_target(model, &links::target_of(alias))?
+    ))
 }
 
 fn join(directory: &str, name: &str) -> String {
@@ -81,7 +85,8 @@ fn name_at(fs: &ImageFs, at: &Named) -> Result<String> {
 /// say the same, either will do.
 fn link_with(fs: &ImageFs, number: u64) -> Result<(String, u32)> {
     let model = fs.store.catalog.read();
-    let mut all = model.aliases_in("").filter_map(|(_, alias)| Some((text_of_alias(&model, alias)?, alias.image)));
+    let mut all =
+        model.aliases_in("").filter_map(|(_, alias)| Some((text_of_alias(&model, alias)?, alias.image)));
     all.find(|(text, _)| number_of(text) << 1 | LINK == number).ok_or_else(stale)
 }
 
@@ -105,7 +110,8 @@ fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
         return links::resolve_root_link(&model, text, &fs.mount.path);
     }
     let path = path_of(fs, directory)?;
-    let mut at: Vec<&str> = [".imgfs", "aliases"].into_iter().chain(path.split('/').filter(|p| !p.is_empty())).collect();
+    let mut at: Vec<&str> =
+        [".imgfs", "aliases"].into_iter().chain(path.split('/').filter(|p| !p.is_empty())).collect();
     for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
         if part == ".." {
             at.pop().ok_or_else(missing)?;
@@ -151,7 +157,11 @@ impl Place for Aliases {
         };
         for full in &directories {
             let node = directory_at(full);
-            all.extend(here(full).map(|name| DirEntry { name: name.into_bytes(), node, format: libc::S_IFDIR }));
+            all.extend(here(full).map(|name| DirEntry {
+                name: name.into_bytes(),
+                node,
+                format: libc::S_IFDIR,
+            }));
         }
         let model = fs.store.catalog.read();
         for (full, alias) in model.aliases_in(&path).filter(|(full, _)| !directories.contains(*full)) {
@@ -178,7 +188,12 @@ impl Place for Aliases {
     fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
         if number & LINK == 0 {
             let root = fs.root();
-            return Ok(Attr { mode: libc::S_IFDIR | fs.root_rights().mode, uid: root.uid, gid: root.gid, ..own });
+            return Ok(Attr {
+                mode: libc::S_IFDIR | fs.root_rights().mode,
+                uid: root.uid,
+                gid: root.gid,
+                ..own
+            });
         }
         let (text, image) = link_with(fs, number)?;
         let model = fs.store.catalog.read();
@@ -227,7 +242,14 @@ impl Place for Aliases {
     }
 
     /// `ln -s`, and the first half of `ln -sfn`.
-    fn symlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], text: &[u8]) -> Result<NodeId> {
+    fn symlink(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: u64,
+        name: &[u8],
+        text: &[u8],
+    ) -> Result<NodeId> {
         let to = target(fs, directory, text)?;
         if is_temporary(name) {
             return Ok(fs.stage_link(caller, NodeId::In(Kind::Aliases, directory), name, text));
@@ -261,7 +283,8 @@ impl Place for Aliases {
             return Err(Error::IsDirectory { what: text_of(name) });
         }
         let full = name_in(fs, directory, name)?;
-        let serial = fs.store.catalog.read().alias_named(&full).map(|alias| alias.serial).ok_or_else(stale)?;
+        let serial =
+            fs.store.catalog.read().alias_named(&full).map(|alias| alias.serial).ok_or_else(stale)?;
         fs.refuse_alias_change(caller, &full)?;
         links::drop_alias(&fs.store, serial)?;
         keep_directories(fs, &full);
@@ -273,7 +296,10 @@ impl Place for Aliases {
     /// `mv` within `.imgfs/aliases`: of an alias, or of a directory with all that is in it.
     fn rename(&self, fs: &ImageFs, caller: Caller, number: u64, from: &Named, to: &Named) -> Result<()> {
         if !is_directory(to.0) {
-            return Err(Error::Managed { what: text_of(&from.1), why: "an alias in .imgfs/aliases moves within that" });
+            return Err(Error::Managed {
+                what: text_of(&from.1),
+                why: "an alias in .imgfs/aliases moves within that",
+            });
         }
         let (old, new) = (name_at(fs, from)?, name_at(fs, to)?);
         for name in [&old, &new] {
@@ -281,7 +307,8 @@ impl Place for Aliases {
         }
         if number & LINK == 0 {
             AliasName::parse(format!("{new}/x").as_bytes())?;
-            let within: Vec<String> = fs.store.catalog.read().aliases_in(&old).map(|(name, _)| name.to_owned()).collect();
+            let within: Vec<String> =
+                fs.store.catalog.read().aliases_in(&old).map(|(name, _)| name.to_owned()).collect();
             within.iter().try_for_each(|name| fs.refuse_alias_change(caller, name))?;
             if directories(fs).iter().any(|other| other.starts_with(&format!("{new}/"))) {
                 return Err(Error::NotEmpty { what: format!(".imgfs/aliases/{new}") });
@@ -297,7 +324,8 @@ impl Place for Aliases {
             *made = made.iter().map(moved).chain([new.clone()]).collect();
             drop(made);
         } else {
-            let serial = fs.store.catalog.read().alias_named(&old).map(|alias| alias.serial).ok_or_else(stale)?;
+            let serial =
+                fs.store.catalog.read().alias_named(&old).map(|alias| alias.serial).ok_or_else(stale)?;
             let name = AliasName::parse(new.as_bytes())?;
             if !name.as_str().contains('/') {
                 fs.refuse_staged(name.as_str(), None)?;
@@ -313,12 +341,18 @@ impl Place for Aliases {
 
 /// The name under which an alias comes back from the trash: that which it had, if it had slashes and the
 /// gesture says no other.
-pub(in crate::fs) fn name_of_restored(fs: &ImageFs, caller: Caller, serial: u32, to: &Named) -> Result<AliasName> {
+pub(in crate::fs) fn name_of_restored(
+    fs: &ImageFs,
+    caller: Caller,
+    serial: u32,
+    to: &Named,
+) -> Result<AliasName> {
     let own = {
         let model = fs.store.catalog.read();
         let alias = model.aliases.get(&serial).ok_or_else(stale)?;
         let entry = alias.trashed.as_ref().map(|trash| trash.name.clone());
-        (alias.name.contains('/') && entry.is_some_and(|entry| entry.as_bytes() == to.1)).then(|| alias.name.clone())
+        (alias.name.contains('/') && entry.is_some_and(|entry| entry.as_bytes() == to.1))
+            .then(|| alias.name.clone())
     };
     let name = match own {
         Some(name) => name,

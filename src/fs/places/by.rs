@@ -42,13 +42,16 @@ impl Shows {
     }
 
     fn node(&self) -> NodeId {
-        NodeId::In(Kind::By, match self {
-            Shows::Dimensions => 0,
-            Shows::Values(dimension) => dimension + 1,
-            Shows::Having(dimension, value) => value << DIMENSION | (dimension + 1),
-            Shows::Unused => UNUSED,
-            Shows::Deprecated => DEPRECATED,
-        })
+        NodeId::In(
+            Kind::By,
+            match self {
+                Shows::Dimensions => 0,
+                Shows::Values(dimension) => dimension + 1,
+                Shows::Having(dimension, value) => value << DIMENSION | (dimension + 1),
+                Shows::Unused => UNUSED,
+                Shows::Deprecated => DEPRECATED,
+            },
+        )
     }
 }
 
@@ -59,7 +62,8 @@ fn dimension(n: u64) -> Result<Dimension> {
 /// The values that images of a dimension have which this user may read.
 fn values(fs: &ImageFs, caller: Caller, of: Dimension) -> BTreeSet<String> {
     let model = fs.store.catalog.read();
-    let shown = model.live_images().filter(|image| image.editable.offer.is_offered() && fs.may(caller, image, READ));
+    let shown =
+        model.live_images().filter(|image| image.editable.offer.is_offered() && fs.may(caller, image, READ));
     shown.flat_map(|image| of.values(image).map(str::to_owned)).collect()
 }
 
@@ -68,7 +72,10 @@ fn having(fs: &ImageFs, caller: Caller, of: Dimension, value: u64) -> Vec<(Strin
     let model = fs.store.catalog.read();
     let value = model.live_images().flat_map(|image| of.values(image)).find(|v| number_of(v) == value);
     let found = value.into_iter().flat_map(|value| query::having(&model, of, value));
-    found.filter(|image| fs.may(caller, image, READ)).map(|image| (image.name.clone(), image.serial)).collect()
+    found
+        .filter(|image| fs.may(caller, image, READ))
+        .map(|image| (image.name.clone(), image.serial))
+        .collect()
 }
 
 /// The images that nobody uses, or those that are deprecated: names and serials.
@@ -122,7 +129,9 @@ impl Place for By {
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
+        let mut add = |name: &str, node: NodeId, format: u32| {
+            all.push(DirEntry { name: name.as_bytes().to_vec(), node, format })
+        };
         match Shows::of(directory) {
             Shows::Dimensions => {
                 for (n, (name, _)) in Dimension::ALL.iter().enumerate() {
@@ -138,7 +147,9 @@ impl Place for By {
                     }
                 }
             }
-            shows => links(fs, caller, &shows)?.iter().for_each(|(name, link)| add(name, NodeId::Link(*link), libc::S_IFLNK)),
+            shows => links(fs, caller, &shows)?
+                .iter()
+                .for_each(|(name, link)| add(name, NodeId::Link(*link), libc::S_IFLNK)),
         }
         Ok(())
     }

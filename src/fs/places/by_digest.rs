@@ -29,7 +29,9 @@ impl Place for ByDigest {
         let model = fs.store.catalog.read();
         let mut found: Vec<(&str, u32)> = Vec::new();
         for version in fs.shown_to(caller, &model) {
-            found.extend(version.facts.sha256s().filter(|d| d.starts_with(prefix)).map(|d| (d, version.serial)));
+            found.extend(
+                version.facts.sha256s().filter(|d| d.starts_with(prefix)).map(|d| (d, version.serial)),
+            );
         }
         found.sort_unstable();
         let (first, serial) = *found.first().ok_or_else(missing)?;

@@ -17,11 +17,14 @@ impl Place for ById {
 
     fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
         let model = fs.store.catalog.read();
-        if let Some(image) = model.live_images().find(|i| i.id.as_bytes() == name && fs.may(caller, i, READ)) {
+        if let Some(image) = model.live_images().find(|i| i.id.as_bytes() == name && fs.may(caller, i, READ))
+        {
             return Ok(NodeId::Link(Link::DeepImage(image.serial)));
         }
         let found = fs.shown_to(caller, &model).find(|v| v.id.as_bytes() == name);
-        found.map(|v| NodeId::Link(Link::DeepVersion(v.serial))).ok_or_else(|| Error::NotFound { what: text_of(name) })
+        found
+            .map(|v| NodeId::Link(Link::DeepVersion(v.serial)))
+            .ok_or_else(|| Error::NotFound { what: text_of(name) })
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {

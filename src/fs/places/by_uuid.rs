@@ -17,13 +17,16 @@ impl Place for ByUuid {
     fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
         let model = fs.store.catalog.read();
         let found = fs.shown_to(caller, &model).find(|v| !name.is_empty() && v.facts.uuid.as_bytes() == name);
-        found.map(|v| NodeId::Link(Link::DeepVersion(v.serial))).ok_or_else(|| Error::NotFound { what: text_of(name) })
+        found
+            .map(|v| NodeId::Link(Link::DeepVersion(v.serial)))
+            .ok_or_else(|| Error::NotFound { what: text_of(name) })
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
         let model = fs.store.catalog.read();
         for version in fs.shown_to(caller, &model).filter(|v| !v.facts.uuid.is_empty()) {
-            let (name, node) = (version.facts.uuid.clone().into(), NodeId::Link(Link::DeepVersion(version.serial)));
+            let (name, node) =
+                (version.facts.uuid.clone().into(), NodeId::Link(Link::DeepVersion(version.serial)));
             all.push(DirEntry { name, node, format: libc::S_IFLNK });
         }
         Ok(())

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::fs::names::text_of;
 use crate::fs::acl::Shown;
+use crate::fs::names::text_of;
 use crate::fs::node::{NodeId, number_of};
-use crate::fs::places::{Kind, Place};
 use crate::fs::opened::{OpenMode, Opened, frozen};
+use crate::fs::places::{Kind, Place};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
 use crate::images::views;
 use crate::store::settings::{self, Settings};
@@ -118,7 +118,13 @@ impl Place for Config {
             return Ok(Attr { mode: libc::S_IFDIR | fs.admin_rights(0o755).mode, ..own });
         }
         let size = text_of_setting(fs, &named(fs, number)?)?.len() as u64 + 1;
-        Ok(Attr { mode: libc::S_IFREG | fs.admin_rights(0o644).mode & 0o666, links: 1, size, data: size, ..own })
+        Ok(Attr {
+            mode: libc::S_IFREG | fs.admin_rights(0o644).mode & 0o666,
+            links: 1,
+            size,
+            data: size,
+            ..own
+        })
     }
 
     fn rights(&self, fs: &ImageFs, number: u64) -> Option<(Shown, u32)> {
@@ -167,7 +173,10 @@ impl Place for Config {
         let name = named(fs, number)?;
         fs.refuse_others(caller, HERE)?;
         if Settings::is_known(&name) {
-            return Err(Error::Managed { what: format!("the setting {name}"), why: "truncate it: then it is as by default" });
+            return Err(Error::Managed {
+                what: format!("the setting {name}"),
+                why: "truncate it: then it is as by default",
+            });
         }
         choose(fs, caller, &name, "")
     }
@@ -179,7 +188,10 @@ impl Place for Config {
         }
         fs.refuse_others(caller, HERE)?;
         if size > 0 {
-            return Err(Error::Invalid { what: "a setting".into(), why: "write its value, or truncate it to nothing".into() });
+            return Err(Error::Invalid {
+                what: "a setting".into(),
+                why: "write its value, or truncate it to nothing".into(),
+            });
         }
         choose(fs, caller, &named(fs, number)?, "")
     }
@@ -208,7 +220,9 @@ impl ImageFs {
         text.resize(text.len().max(end), b' ');
         text[from..end].copy_from_slice(data);
         // A shorter value over a longer one is that value.
-        text.truncate(text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1));
+        text.truncate(
+            text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1),
+        );
         let value = String::from_utf8_lossy(&text).trim().to_owned();
         choose(self, caller, name, &value).map_err(refused)?;
         writing.text = text;

@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::formats::metadata::TYPES;
+use crate::fs::acl::Shown;
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
-use crate::fs::acl::Shown;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::places::{Kind, Place};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs};
@@ -39,7 +39,9 @@ impl Place for Defaults {
             return Ok(staged);
         }
         let found = shown(fs).into_iter().find(|(kind, _)| kind.as_bytes() == name);
-        found.map(|(_, image)| NodeId::Link(Link::DeepImage(image))).ok_or_else(|| Error::NotFound { what: text_of(name) })
+        found
+            .map(|(_, image)| NodeId::Link(Link::DeepImage(image)))
+            .ok_or_else(|| Error::NotFound { what: text_of(name) })
     }
 
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
@@ -61,7 +63,14 @@ impl Place for Defaults {
         Some((fs.root_rights(), 7))
     }
 
-    fn symlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], target: &[u8]) -> Result<NodeId> {
+    fn symlink(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<NodeId> {
         if is_temporary(name) {
             fs.deep_target(UP, target)?;
             return Ok(fs.stage_link(caller, HERE, name, target));
@@ -70,7 +79,14 @@ impl Place for Defaults {
         self.lookup(fs, caller, directory, name)
     }
 
-    fn switch(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8], target: &[u8]) -> Result<()> {
+    fn switch(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        _directory: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<()> {
         let (kind, image) = (kind_of(name)?, fs.deep_target(UP, target)?);
         fs.refuse_default(caller)?;
         links::set_type_default(&fs.store, kind, Some(image))?;

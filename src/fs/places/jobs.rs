@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
-use crate::fs::node::{NodeId};
+use crate::fs::node::NodeId;
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{Kind, Place};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
@@ -23,7 +23,11 @@ impl Place for Jobs {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let name = std::str::from_utf8(name).map_err(|_| missing())?;
-        let id = name.strip_suffix(".json").and_then(|id| id.parse().ok()).filter(|id| *id > 0).ok_or_else(missing)?;
+        let id = name
+            .strip_suffix(".json")
+            .and_then(|id| id.parse().ok())
+            .filter(|id| *id > 0)
+            .ok_or_else(missing)?;
         fs.store.journal.job_text(id).map(|_| NodeId::In(Kind::Jobs, id)).ok_or_else(missing)
     }
 

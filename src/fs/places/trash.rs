@@ -43,7 +43,11 @@ impl Place for Trash {
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
         let model = fs.store.catalog.read();
         for (name, _, what) in model.trash() {
-            let format = if matches!(what, Trashed::Image(_) | Trashed::Version(_)) { libc::S_IFDIR } else { libc::S_IFLNK };
+            let format = if matches!(what, Trashed::Image(_) | Trashed::Version(_)) {
+                libc::S_IFDIR
+            } else {
+                libc::S_IFLNK
+            };
             let node = node_of(fs, &model, what);
             all.extend(node.map(|node| DirEntry { name: name.into(), node, format }));
         }

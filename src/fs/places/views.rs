@@ -2,12 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
+use crate::fs::acl::Shown;
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
-use crate::fs::acl::Shown;
 use crate::fs::node::{Link, NodeId, number_of};
-use crate::fs::places::{Kind, Place};
 use crate::fs::opened::frozen;
+use crate::fs::places::{Kind, Place};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};
 use crate::images::{staging, views};
@@ -59,7 +59,9 @@ impl Place for Views {
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry { name: name.as_bytes().to_vec(), node, format });
+        let mut add = |name: &str, node: NodeId, format: u32| {
+            all.push(DirEntry { name: name.as_bytes().to_vec(), node, format })
+        };
         if directory == 0 {
             names(fs).iter().for_each(|view| add(view, node_of(view), libc::S_IFDIR));
             return Ok(());
@@ -117,7 +119,14 @@ impl Place for Views {
         Ok(())
     }
 
-    fn symlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], target: &[u8]) -> Result<NodeId> {
+    fn symlink(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<NodeId> {
         let here = NodeId::In(Kind::Views, directory);
         if directory == 0 {
             return Err(frozen(here));
