@@ -37,7 +37,7 @@ pub use reopen::{ContentReader, PieceReader};
 pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
-pub use writer::{Sealed, Writer, with_room};
+pub use writer::{Sealed, Writer};
 
 use crate::base::digest::BlobId;
 use crate::base::writable::Writable;
@@ -121,6 +121,15 @@ impl BlobStore {
     /// Says what to do when the disk is full during an upload. Once.
     pub fn when_full(&self, make_room: MakeRoom) {
         let _ = self.room.set(make_room);
+    }
+
+    /// Does what takes room on the disk. Where it is full, room is made and the attempt is repeated.
+    ///
+    /// # Errors
+    ///
+    /// Those of `attempt`.
+    pub fn in_room<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        writer::in_room(self.room.get(), attempt)
     }
 
     /// Has room made on the disk. False if none could be made, or if nobody is there to make it.

@@ -419,25 +419,13 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Does what takes room on the disk; a full one is given as many chances as room can be made on it.
-///
-/// # Errors
-///
-/// Those of `attempt`, and of `make_room`.
-pub fn with_room<T>(
-    mut make_room: impl FnMut() -> Result<bool>,
-    mut attempt: impl FnMut() -> Result<T>,
-) -> Result<T> {
+pub(super) fn in_room<T>(room: Option<&MakeRoom>, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match attempt() {
-            Err(e) if e.is_no_space() && make_room()? => {}
+            Err(e) if e.is_no_space() && room.is_some_and(|make_room| make_room()) => {}
             other => return other,
         }
     }
-}
-
-/// The same, if there is a way to make room.
-pub(super) fn in_room<T>(room: Option<&MakeRoom>, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    with_room(|| Ok(room.is_some_and(|make_room| make_room())), attempt)
 }
 
 fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeRoom>) -> Result<()> {

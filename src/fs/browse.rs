@@ -52,7 +52,7 @@ impl ImageFs {
                 self.lookup_in_version(caller, serial, incarnation, name)
             }
             NodeId::In(kind, directory) => kind.place().lookup(self, caller, directory, name),
-            NodeId::Control(_) => self.lookup_in_control(caller, parent, name),
+            NodeId::Control(Control::Dir) => self.lookup_in_control(name),
             NodeId::Staging(directory) => self.lookup_staged(directory, name),
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.lookup_lease(serial, name),
             NodeId::Ghost => Err(not_found(name)),
@@ -352,7 +352,10 @@ impl ImageFs {
     }
 
     fn list(&self, caller: Caller, node: NodeId) -> Result<Vec<DirEntry>> {
-        let mut all = vec![entry(".", node, libc::S_IFDIR), entry("..", self.parent_of(node), libc::S_IFDIR)];
+        let mut all = vec![
+            DirEntry::new(".", node, libc::S_IFDIR),
+            DirEntry::new("..", self.parent_of(node), libc::S_IFDIR),
+        ];
         match node {
             NodeId::Root => self.list_root(&mut all),
             NodeId::Image { serial, part: ImagePart::Dir, incarnation } => {
@@ -362,7 +365,7 @@ impl ImageFs {
                 self.list_version(caller, (serial, incarnation), &mut all)?
             }
             NodeId::In(kind, directory) => kind.place().list(self, caller, directory, &mut all)?,
-            NodeId::Control(_) => self.list_control(caller, node, &mut all)?,
+            NodeId::Control(Control::Dir) => self.list_control(&mut all),
             NodeId::Staging(number) => self.list_staged(number, &mut all)?,
             NodeId::Version { serial, part: VersionPart::UsedBy, .. } => self.list_leases(serial, &mut all),
             NodeId::Ghost => {}
@@ -376,26 +379,30 @@ impl ImageFs {
         self.drop_shells();
         let model = self.store.catalog.read();
         if let Some(image) = model.default_image.filter(|_| !model.default_hidden) {
-            all.push(entry("default", NodeId::Link(Link::Image(image)), libc::S_IFLNK));
+            all.push(DirEntry::new("default", NodeId::Link(Link::Image(image)), libc::S_IFLNK));
         }
         for (name, named) in model.names() {
             match named {
                 Named::Image(serial)
                     if model.images.get(&serial).is_some_and(|i| !i.editable.offer.is_listed()) => {}
-                Named::Image(serial) => all.push(entry(name, self.image_node(serial), libc::S_IFDIR)),
+                Named::Image(serial) => all.push(DirEntry::new(name, self.image_node(serial), libc::S_IFDIR)),
                 Named::Alias(serial) => {
                     all.extend(
-                        alias_link(&model, serial).map(|l| entry(name, NodeId::Link(l), libc::S_IFLNK)),
+                        alias_link(&model, serial)
+                            .map(|l| DirEntry::new(name, NodeId::Link(l), libc::S_IFLNK)),
                     );
                 }
             }
         }
         drop(model);
         all.extend(
-            self.stagings.list(Place::Root).into_iter().map(|(name, node)| entry(&name, node, libc::S_IFDIR)),
+            self.stagings
+                .list(Place::Root)
+                .into_iter()
+                .map(|(name, node)| DirEntry::new(name, node, libc::S_IFDIR)),
         );
         for upload in self.uploads.under_way(Some(Place::Root)) {
-            all.push(entry(&upload.name(), NodeId::Upload(upload.number), libc::S_IFREG));
+            all.push(DirEntry::new(upload.name(), NodeId::Upload(upload.number), libc::S_IFREG));
         }
     }
 
@@ -409,29 +416,33 @@ impl ImageFs {
         let model = self.store.catalog.read();
         let Some(image) = model.images.get(&serial) else { return };
         // First, so that rm -r meets it first.
-        all.push(entry(".id", part(ImagePart::Id), libc::S_IFREG));
-        all.push(entry("metadata.json", part(ImagePart::Metadata), libc::S_IFREG));
+        all.push(DirEntry::new(".id", part(ImagePart::Id), libc::S_IFREG));
+        all.push(DirEntry::new("metadata.json", part(ImagePart::Metadata), libc::S_IFREG));
         if let Some(form) = icons::form(&model, serial) {
-            all.push(entry(form.name(), part(ImagePart::Icon), libc::S_IFREG));
+            all.push(DirEntry::new(form.name(), part(ImagePart::Icon), libc::S_IFREG));
         }
         if let Some(newest) = model.latest(serial) {
-            all.push(entry("latest", NodeId::Link(Link::Number(newest.serial)), libc::S_IFLNK));
+            all.push(DirEntry::new("latest", NodeId::Link(Link::Number(newest.serial)), libc::S_IFLNK));
         }
         if let Some(target) = default_link(&model, image) {
-            all.push(entry("default", NodeId::Link(target), libc::S_IFLNK));
+            all.push(DirEntry::new("default", NodeId::Link(target), libc::S_IFLNK));
         }
         for version in model.versions_of(serial) {
-            all.push(entry(&version.number.to_string(), self.version_node(version.serial), libc::S_IFDIR));
+            all.push(DirEntry::new(
+                version.number.to_string(),
+                self.version_node(version.serial),
+                libc::S_IFDIR,
+            ));
         }
         for label in model.labels_of(serial) {
             let version = model.version(serial, label.number).map(|v| NodeId::Link(Link::Number(v.serial)));
-            all.extend(version.map(|node| entry(&format!("@{}", label.name), node, libc::S_IFLNK)));
+            all.extend(version.map(|node| DirEntry::new(format!("@{}", label.name), node, libc::S_IFLNK)));
         }
         drop(model);
         let here = self.stagings.list(Place::Image(serial));
-        all.extend(here.into_iter().map(|(name, node)| entry(&name, node, libc::S_IFDIR)));
+        all.extend(here.into_iter().map(|(name, node)| DirEntry::new(name, node, libc::S_IFDIR)));
         for upload in self.uploads.under_way(Some(Place::Image(serial))) {
-            all.push(entry(&upload.name(), NodeId::Upload(upload.number), libc::S_IFREG));
+            all.push(DirEntry::new(upload.name(), NodeId::Upload(upload.number), libc::S_IFREG));
         }
     }
 
@@ -445,23 +456,23 @@ impl ImageFs {
             return Ok(());
         }
         let part = |part| NodeId::Version { serial, part, incarnation };
-        all.push(entry(".id", part(VersionPart::Id), libc::S_IFREG));
-        all.push(entry("metadata.json", part(VersionPart::Metadata), libc::S_IFREG));
+        all.push(DirEntry::new(".id", part(VersionPart::Id), libc::S_IFREG));
+        all.push(DirEntry::new("metadata.json", part(VersionPart::Metadata), libc::S_IFREG));
         match self.store.tree(serial) {
             Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), all)?,
             // A damaged tree: the version can still be looked at, and deleted.
             Err(e) => log::error!("{e}"),
         }
         if let Some(kept) = self.kept_name(serial) {
-            all.push(entry(&kept, part(VersionPart::Upload), libc::S_IFREG));
+            all.push(DirEntry::new(kept, part(VersionPart::Upload), libc::S_IFREG));
         }
         if self.has_manifest(serial) {
-            all.push(entry("manifest", part(VersionPart::Manifest), libc::S_IFREG));
+            all.push(DirEntry::new("manifest", part(VersionPart::Manifest), libc::S_IFREG));
         }
         if self.has_changes(serial) {
-            all.push(entry("changes", part(VersionPart::Changes), libc::S_IFREG));
+            all.push(DirEntry::new("changes", part(VersionPart::Changes), libc::S_IFREG));
         }
-        all.push(entry("used_by", part(VersionPart::UsedBy), libc::S_IFDIR));
+        all.push(DirEntry::new("used_by", part(VersionPart::UsedBy), libc::S_IFDIR));
 
         Ok(())
     }
@@ -536,17 +547,13 @@ impl ImageFs {
         let mut n = from;
         loop {
             let entry = match n {
-                0 => DirEntry {
-                    name: b".".to_vec(),
-                    node: NodeId::Tree { serial, index },
-                    format: libc::S_IFDIR,
-                },
-                1 => DirEntry { name: b"..".to_vec(), node: up, format: libc::S_IFDIR },
+                0 => DirEntry::new(".", NodeId::Tree { serial, index }, libc::S_IFDIR),
+                1 => DirEntry::new("..", up, libc::S_IFDIR),
                 _ => {
                     let at = u32::try_from(n - 2).map_err(|_| stale())?;
                     let Some((name, child)) = tree.entry(&directory, at)? else { return Ok(()) };
                     let format = format_of(&tree.node(child)?);
-                    DirEntry { name: name.to_vec(), node: NodeId::Tree { serial, index: child }, format }
+                    DirEntry::new(name, NodeId::Tree { serial, index: child }, format)
                 }
             };
             n += 1;
@@ -573,8 +580,7 @@ fn default_link(model: &Model, image: &Image) -> Option<Link> {
 
 /// What a version's tree shows in the version: rootfs and its tar, and what lies beside them.
 fn list_content(serial: u32, tree: &Tree, tar: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
-    let mut add =
-        |name: &[u8], node: NodeId, format: u32| all.push(DirEntry { name: name.to_vec(), node, format });
+    let mut add = |name: &[u8], node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
     if tree.has_rootfs() {
         add(b"rootfs", NodeId::Tree { serial, index: ROOT }, libc::S_IFDIR);
         add(b"rootfs.tar", tar, libc::S_IFREG);
@@ -607,9 +613,4 @@ fn receipt_in<'m>(model: &'m Model, image: u32, name: &str, in_root: bool) -> Op
         .versions_of(image)
         .rev()
         .find(|v| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root))
-}
-
-/// A name of a listing. `format`: type bits of st_mode.
-fn entry(name: &str, node: NodeId, format: u32) -> DirEntry {
-    DirEntry { name: name.as_bytes().to_vec(), node, format }
 }

@@ -6,13 +6,13 @@ use crate::base::name::parse_number;
 use crate::catalog::{Named, Root, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::acl::asked;
-use crate::fs::control::directory_name;
 use crate::fs::ghost::{Object, refuse_walk};
 use crate::fs::names::label_of;
 use crate::fs::names::text_of;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::opened::frozen;
 use crate::fs::places::trash::TRASH;
+use crate::fs::places::{no_mkdir, no_rmdir, no_unlink};
 use crate::fs::stale;
 use crate::fs::upload::{Place, refuse_over};
 use crate::fs::{Attr, Caller, Handle, ImageFs, Reply};
@@ -52,7 +52,6 @@ impl ImageFs {
                 drop(model);
                 kind.place().path(self, directory, &name)
             }
-            NodeId::Control(control) => format!("/.imgfs/{}{name}", directory_name(control)),
             _ => format!("/.imgfs/{name}"),
         }
     }
@@ -115,7 +114,7 @@ impl ImageFs {
             NodeId::Version { .. } | NodeId::Tree { .. } | NodeId::Ghost => {
                 Err(Error::Frozen { what: "a version".into() })
             }
-            _ => Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }),
+            _ => Err(no_mkdir()),
         };
         let serial = made.map_err(|e| {
             self.note_refused_in(caller, parent);
@@ -185,7 +184,7 @@ impl ImageFs {
                 self.delete_version(caller, serial, parent)
             }
             NodeId::In(kind, number) => kind.place().rmdir(self, caller, number),
-            NodeId::Control(_) => Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" }),
+            NodeId::Control(_) => Err(no_rmdir()),
             NodeId::Staging(number) => self.remove_staging(number),
             NodeId::Ghost => Ok(()),
             _ => Err(Error::NotDirectory { what: text_of(name) }),
@@ -375,12 +374,7 @@ impl ImageFs {
             NodeId::Ghost => return Ok(()),
             NodeId::Staging(directory) => return self.unlink_staged(directory, name),
             NodeId::In(kind, directory) => return kind.place().unlink(self, caller, directory, name),
-            NodeId::Control(_) => {
-                return Err(Error::Managed {
-                    what: "this file".into(),
-                    why: "it shows the store, and stays",
-                });
-            }
+            NodeId::Control(_) => return Err(no_unlink()),
             _ => {}
         }
         let place = self.place_of(parent)?;

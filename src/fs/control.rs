@@ -7,9 +7,9 @@ use crate::base::json;
 use crate::catalog::{Model, Version};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
+use crate::fs::names::text_of;
 use crate::fs::node::{Control, NodeId};
 use crate::fs::places;
-use crate::fs::stale;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
 const README: &str = include_str!("gestures.txt");
@@ -24,11 +24,6 @@ const FILES: &[(&str, Control)] = &[
     ("log.3", Control::Log3),
 ];
 
-/// How a directory of `.imgfs` is called, with a slash; `.imgfs` itself by nothing.
-pub(super) fn directory_name(control: Control) -> String {
-    FILES.iter().find(|(_, c)| *c == control).map(|(name, _)| format!("{name}/")).unwrap_or_default()
-}
-
 /// Which log a file shows: 0 for the newest.
 pub(super) fn log_number(control: Control) -> Option<u32> {
     [Control::Log, Control::Log1, Control::Log2, Control::Log3]
@@ -38,21 +33,14 @@ pub(super) fn log_number(control: Control) -> Option<u32> {
 }
 
 impl ImageFs {
-    pub(super) fn lookup_in_control(&self, _caller: Caller, parent: NodeId, name: &[u8]) -> Result<NodeId> {
-        let missing = || Error::NotFound { what: String::from_utf8_lossy(name).into_owned() };
-        let name = std::str::from_utf8(name).map_err(|_| missing())?;
-        let NodeId::Control(directory) = parent else { return Err(missing()) };
-        match directory {
-            Control::Dir => {
-                let file = FILES
-                    .iter()
-                    .find(|(n, c)| *n == name && self.is_there(*c))
-                    .map(|(_, c)| NodeId::Control(*c));
-                let kind = || places::ALL.iter().find(|(n, kind)| *n == name && kind.place().is_there(self));
-                file.or_else(|| kind().map(|(_, kind)| NodeId::In(*kind, 0))).ok_or_else(missing)
-            }
-            _ => Err(Error::NotDirectory { what: name.into() }),
-        }
+    /// A name in `.imgfs`.
+    pub(super) fn lookup_in_control(&self, name: &[u8]) -> Result<NodeId> {
+        let file = FILES.iter().find(|(n, c)| n.as_bytes() == name && self.is_there(*c));
+        let kind =
+            || places::ALL.iter().find(|(n, kind)| n.as_bytes() == name && kind.place().is_there(self));
+        let found = file.map(|(_, c)| NodeId::Control(*c));
+        let found = found.or_else(|| kind().map(|(_, kind)| NodeId::In(*kind, 0)));
+        found.ok_or_else(|| Error::NotFound { what: text_of(name) })
     }
 
     /// The live versions of images that this user may read.
@@ -62,24 +50,12 @@ impl ImageFs {
         model.all_versions().filter(move |v| v.trashed_at.is_none() && images.contains(&v.image))
     }
 
-    pub(super) fn list_control(&self, _caller: Caller, node: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
-        let NodeId::Control(directory) = node else { return Err(stale()) };
-        let (dir, file, _link) = (libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK);
-        let mut add = |name: &str, node: NodeId, format: u32| {
-            all.push(DirEntry { name: name.as_bytes().to_vec(), node, format })
-        };
-        match directory {
-            Control::Dir => {
-                for (name, control) in FILES.iter().filter(|(_, c)| self.is_there(*c)) {
-                    add(name, NodeId::Control(*control), file);
-                }
-                for (name, kind) in places::ALL.iter().filter(|(_, kind)| kind.place().is_there(self)) {
-                    add(name, NodeId::In(*kind, 0), dir);
-                }
-            }
-            _ => return Err(Error::NotDirectory { what: "this path".into() }),
-        }
-        Ok(())
+    /// What `.imgfs` shows.
+    pub(super) fn list_control(&self, all: &mut Vec<DirEntry>) {
+        let files = FILES.iter().filter(|(_, c)| self.is_there(*c));
+        all.extend(files.map(|(name, c)| DirEntry::new(*name, NodeId::Control(*c), libc::S_IFREG)));
+        let kinds = places::ALL.iter().filter(|(_, kind)| kind.place().is_there(self));
+        all.extend(kinds.map(|(name, kind)| DirEntry::new(*name, NodeId::In(*kind, 0), libc::S_IFDIR)));
     }
 
     fn is_there(&self, control: Control) -> bool {

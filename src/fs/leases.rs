@@ -27,10 +27,9 @@ impl ImageFs {
 
     pub(super) fn list_leases(&self, version: u32, all: &mut Vec<DirEntry>) {
         let model = self.store.catalog.read();
-        all.extend(model.leases_of(version).map(|lease| DirEntry {
-            name: lease.name.clone().into_bytes(),
-            node: NodeId::Lease(lease.serial),
-            format: if lease.facts.target.is_some() { libc::S_IFLNK } else { libc::S_IFREG },
+        all.extend(model.leases_of(version).map(|lease| {
+            let format = if lease.facts.target.is_some() { libc::S_IFLNK } else { libc::S_IFREG };
+            DirEntry::new(lease.name.as_str(), NodeId::Lease(lease.serial), format)
         }));
     }
 

@@ -124,6 +124,12 @@ pub struct DirEntry {
     pub format: u32,
 }
 
+impl DirEntry {
+    pub fn new(name: impl Into<Vec<u8>>, node: NodeId, format: u32) -> DirEntry {
+        DirEntry { name: name.into(), node, format }
+    }
+}
+
 /// An open file or directory that needs memory of its own. Files of trees do not.
 enum Handle {
     Upload {

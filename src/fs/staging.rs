@@ -256,11 +256,7 @@ impl ImageFs {
         let staging = self.stagings.by_number(directory)?;
         let files = staging.files.lock();
         for (name, number) in &files.by_name {
-            all.push(DirEntry {
-                name: name.as_bytes().to_vec(),
-                node: staging.node(*number),
-                format: libc::S_IFREG,
-            });
+            all.push(DirEntry::new(name.as_str(), staging.node(*number), libc::S_IFREG));
         }
         Ok(())
     }

@@ -99,11 +99,8 @@ impl ImageFs {
             }
             NodeId::Control(_) => {
                 let (format, size) = self.control_shape(DAEMON, node)?;
-                let mode = match node {
-                    _ if format == directory => directory | 0o755,
-                    _ => file | 0o444,
-                };
-                Ok(self.own(node, mode, size, self.root_changed()))
+                let mode = if format == directory { 0o755 } else { 0o444 };
+                Ok(self.own(node, format | mode, size, self.root_changed()))
             }
         }
     }

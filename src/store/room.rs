@@ -1,6 +1,5 @@
 //! Room on the disk for what is written: where it is full, the oldest of the trash goes for it.
 
-use crate::blob::with_room;
 use crate::error::Result;
 use crate::store::Store;
 
@@ -11,7 +10,7 @@ impl Store {
     ///
     /// Those of the attempt.
     pub fn in_room<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        with_room(|| Ok(self.blobs.make_room()), attempt)
+        self.blobs.in_room(attempt)
     }
 
     /// Makes room until `bytes` are free, or until there is nothing left to give.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Control, NodeId, number_of};
-use crate::fs::places::{Kind, Named, Place};
+use crate::fs::places::{Kind, Named, Place, no_rmdir};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::links::{self, LinkTarget, parents, path_of_target};
 
@@ -157,17 +157,13 @@ impl Place for Aliases {
         };
         for full in &directories {
             let node = directory_at(full);
-            all.extend(here(full).map(|name| DirEntry {
-                name: name.into_bytes(),
-                node,
-                format: libc::S_IFDIR,
-            }));
+            all.extend(here(full).map(|name| DirEntry::new(name, node, libc::S_IFDIR)));
         }
         let model = fs.store.catalog.read();
         for (full, alias) in model.aliases_in(&path).filter(|(full, _)| !directories.contains(*full)) {
             let Some((name, text)) = here(full).zip(text_of_alias(&model, alias)) else { continue };
             let node = link_saying(&text);
-            all.push(DirEntry { name: name.into_bytes(), node, format: libc::S_IFLNK });
+            all.push(DirEntry::new(name, node, libc::S_IFLNK));
         }
         Ok(())
     }
@@ -228,7 +224,7 @@ impl Place for Aliases {
     /// `rmdir`: of an empty one.
     fn rmdir(&self, fs: &ImageFs, _caller: Caller, number: u64) -> Result<()> {
         if number == 0 {
-            return Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" });
+            return Err(no_rmdir());
         }
         let path = path_of(fs, number)?;
         let below = format!("{path}/");

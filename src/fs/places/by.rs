@@ -129,9 +129,7 @@ impl Place for By {
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        let mut add = |name: &str, node: NodeId, format: u32| {
-            all.push(DirEntry { name: name.as_bytes().to_vec(), node, format })
-        };
+        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
         match Shows::of(directory) {
             Shows::Dimensions => {
                 for (n, (name, _)) in Dimension::ALL.iter().enumerate() {

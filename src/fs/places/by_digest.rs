@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::places::{Kind, Place};
-use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+use crate::fs::{Caller, DirEntry, ImageFs};
 
 /// `.imgfs/by-digest`: a link a digest of what a version is made of, or came as.
 pub struct ByDigest;
@@ -51,19 +51,13 @@ impl Place for ByDigest {
                 seen.entry(digest.to_owned()).or_insert(version.serial);
             }
         }
-        all.extend(seen.into_iter().map(|(digest, serial)| DirEntry {
-            name: digest.into(),
-            node: NodeId::Link(Link::DeepVersion(serial)),
-            format: libc::S_IFLNK,
+        all.extend(seen.into_iter().map(|(digest, serial)| {
+            DirEntry::new(digest, NodeId::Link(Link::DeepVersion(serial)), libc::S_IFLNK)
         }));
         Ok(())
     }
 
     fn changes(&self) -> bool {
         false
-    }
-
-    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
     }
 }

@@ -5,7 +5,7 @@ use crate::fs::access::READ;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::places::{Kind, Place};
-use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+use crate::fs::{Caller, DirEntry, ImageFs};
 
 /// `.imgfs/by-id`: a link an image and a version.
 pub struct ById;
@@ -29,7 +29,7 @@ impl Place for ById {
 
     fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
         let mut add = |id: &str, link: Link| {
-            all.push(DirEntry { name: id.into(), node: NodeId::Link(link), format: libc::S_IFLNK });
+            all.push(DirEntry::new(id, NodeId::Link(link), libc::S_IFLNK));
         };
         let model = fs.store.catalog.read();
         for image in model.live_images().filter(|i| fs.may(caller, i, READ)) {
@@ -43,9 +43,5 @@ impl Place for ById {
 
     fn changes(&self) -> bool {
         false
-    }
-
-    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
     }
 }

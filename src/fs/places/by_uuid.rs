@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::places::{Kind, Place};
-use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+use crate::fs::{Caller, DirEntry, ImageFs};
 
 /// `.imgfs/by-uuid`: a link a version that came with a manifest.
 pub struct ByUuid;
@@ -25,18 +25,13 @@ impl Place for ByUuid {
     fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
         let model = fs.store.catalog.read();
         for version in fs.shown_to(caller, &model).filter(|v| !v.facts.uuid.is_empty()) {
-            let (name, node) =
-                (version.facts.uuid.clone().into(), NodeId::Link(Link::DeepVersion(version.serial)));
-            all.push(DirEntry { name, node, format: libc::S_IFLNK });
+            let link = NodeId::Link(Link::DeepVersion(version.serial));
+            all.push(DirEntry::new(version.facts.uuid.as_str(), link, libc::S_IFLNK));
         }
         Ok(())
     }
 
     fn changes(&self) -> bool {
         false
-    }
-
-    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
     }
 }

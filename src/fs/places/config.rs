@@ -101,11 +101,11 @@ impl Place for Config {
     }
 
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        all.extend(names(fs).into_iter().map(|name| DirEntry {
-            node: node_of(&name),
-            name: settings::shown(&name).into_bytes(),
-            format: libc::S_IFREG,
-        }));
+        all.extend(
+            names(fs)
+                .into_iter()
+                .map(|name| DirEntry::new(settings::shown(&name), node_of(&name), libc::S_IFREG)),
+        );
         Ok(())
     }
 

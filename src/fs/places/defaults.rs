@@ -45,11 +45,11 @@ impl Place for Defaults {
     }
 
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        all.extend(shown(fs).into_iter().map(|(kind, image)| DirEntry {
-            name: kind.into(),
-            node: NodeId::Link(Link::DeepImage(image)),
-            format: libc::S_IFLNK,
-        }));
+        all.extend(
+            shown(fs).into_iter().map(|(kind, image)| {
+                DirEntry::new(kind, NodeId::Link(Link::DeepImage(image)), libc::S_IFLNK)
+            }),
+        );
         Ok(())
     }
 

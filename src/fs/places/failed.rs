@@ -3,9 +3,8 @@
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
 use crate::fs::node::{NodeId, number_of};
-use crate::fs::opened::{OpenMode, Opened, frozen};
-use crate::fs::places::{Kind, Place};
-use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
+use crate::fs::places::{Kind, Place, private_text};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 
 /// `.imgfs/failed`: a file an upload that was refused, whose number is made of its name.
 pub struct Failed;
@@ -32,10 +31,9 @@ impl Place for Failed {
     }
 
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        all.extend(fs.store.journal.failed_names().into_iter().map(|name| DirEntry {
-            node: node_of(&name),
-            name: name.into(),
-            format: libc::S_IFREG,
+        all.extend(fs.store.journal.failed_names().into_iter().map(|name| {
+            let node = node_of(&name);
+            DirEntry::new(name, node, libc::S_IFREG)
         }));
         Ok(())
     }
@@ -50,16 +48,14 @@ impl Place for Failed {
             return Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own });
         }
         let (uid, text) = told(fs, number)?;
-        let size = text.len() as u64;
-        Ok(Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own })
+        Ok(private_text(uid, &text, own))
     }
 
-    fn open(&self, fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
-        match number {
-            _ if mode.writes => Err(frozen(NodeId::In(Kind::Failed, number))),
-            0 => Err(Error::IsDirectory { what: ".imgfs/failed".into() }),
-            _ => Ok(Opened::Direct(fs.open_handle(Handle::Text(told(fs, number)?.1.into_bytes())))),
+    fn text(&self, fs: &ImageFs, number: u64) -> Result<String> {
+        if number == 0 {
+            return Err(Error::IsDirectory { what: ".imgfs/failed".into() });
         }
+        Ok(told(fs, number)?.1)
     }
 
     fn unlink(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<()> {

@@ -3,9 +3,8 @@
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
 use crate::fs::node::NodeId;
-use crate::fs::opened::{OpenMode, Opened, frozen};
-use crate::fs::places::{Kind, Place};
-use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
+use crate::fs::places::{Kind, Place, private_text};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 
 /// `.imgfs/jobs`: a file a job, whose number is the job's, counted from 1.
 pub struct Jobs;
@@ -32,11 +31,13 @@ impl Place for Jobs {
     }
 
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        all.extend(fs.store.journal.job_ids().into_iter().map(|id| DirEntry {
-            name: format!("{id}.json").into(),
-            node: NodeId::In(Kind::Jobs, id),
-            format: libc::S_IFREG,
-        }));
+        all.extend(
+            fs.store
+                .journal
+                .job_ids()
+                .into_iter()
+                .map(|id| DirEntry::new(format!("{id}.json"), NodeId::In(Kind::Jobs, id), libc::S_IFREG)),
+        );
         Ok(())
     }
 
@@ -50,15 +51,13 @@ impl Place for Jobs {
             return Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own });
         }
         let (uid, text) = told(fs, number)?;
-        let size = text.len() as u64;
-        Ok(Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own })
+        Ok(private_text(uid, &text, own))
     }
 
-    fn open(&self, fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
-        match number {
-            _ if mode.writes => Err(frozen(NodeId::In(Kind::Jobs, number))),
-            0 => Err(Error::IsDirectory { what: ".imgfs/jobs".into() }),
-            _ => Ok(Opened::Direct(fs.open_handle(Handle::Text(told(fs, number)?.1.into_bytes())))),
+    fn text(&self, fs: &ImageFs, number: u64) -> Result<String> {
+        if number == 0 {
+            return Err(Error::IsDirectory { what: ".imgfs/jobs".into() });
         }
+        Ok(told(fs, number)?.1)
     }
 }

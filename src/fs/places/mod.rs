@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::fs::acl::Shown;
 use crate::fs::node::{Control, NodeId};
 use crate::fs::opened::{OpenMode, Opened, frozen};
-use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
 use kinds::with_kinds;
 pub use kinds::{ALL, Kind};
 
@@ -62,7 +62,14 @@ pub(super) trait Place: Sync {
     }
 
     /// What stat shows. `own` has the inode, the owner and the time that a directory of imgfs has.
-    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr>;
+    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
+    }
+
+    /// The text of a file, as it is now.
+    fn text(&self, _fs: &ImageFs, _number: u64) -> Result<String> {
+        Err(Error::IsDirectory { what: format!(".imgfs/{}", self.kind().name()) })
+    }
 
     /// The rights that its ACL shows, and the most that it may give; nothing if it has none.
     fn rights(&self, _fs: &ImageFs, _number: u64) -> Option<(Shown, u32)> {
@@ -74,11 +81,11 @@ pub(super) trait Place: Sync {
         false
     }
 
-    fn open(&self, _fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
+    fn open(&self, fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
         if mode.writes {
             return Err(frozen(NodeId::In(self.kind(), number)));
         }
-        Err(Error::IsDirectory { what: format!(".imgfs/{}", self.kind().name()) })
+        Ok(Opened::Direct(fs.open_handle(Handle::Text(self.text(fs, number)?.into_bytes()))))
     }
 
     fn readlink(&self, _fs: &ImageFs, _number: u64) -> Result<Vec<u8>> {
@@ -91,15 +98,15 @@ pub(super) trait Place: Sync {
     }
 
     fn mkdir(&self, _fs: &ImageFs, _caller: Caller, _directory: u64, _name: &[u8]) -> Result<NodeId> {
-        Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" })
+        Err(no_mkdir())
     }
 
     fn rmdir(&self, _fs: &ImageFs, _caller: Caller, _number: u64) -> Result<()> {
-        Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" })
+        Err(no_rmdir())
     }
 
     fn unlink(&self, _fs: &ImageFs, _caller: Caller, _directory: u64, _name: &[u8]) -> Result<()> {
-        Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" })
+        Err(no_unlink())
     }
 
     /// `ln -s`, and the first half of `ln -sfn`.
@@ -135,4 +142,23 @@ pub(super) trait Place: Sync {
     fn truncate(&self, _fs: &ImageFs, _caller: Caller, number: u64, _size: u64) -> Result<()> {
         Err(frozen(NodeId::In(self.kind(), number)))
     }
+}
+
+/// What stat shows of a file whose text is for one user alone.
+fn private_text(uid: u32, text: &str, own: Attr) -> Attr {
+    let size = text.len() as u64;
+    Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own }
+}
+
+/// The refusals of `.imgfs`, also for where a kind answers in some of its directories alone.
+pub(super) fn no_mkdir() -> Error {
+    Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }
+}
+
+pub(super) fn no_rmdir() -> Error {
+    Error::Managed { what: ".imgfs".into(), why: "its directories stay" }
+}
+
+pub(super) fn no_unlink() -> Error {
+    Error::Managed { what: "this file".into(), why: "it shows the store, and stays" }
 }

@@ -49,7 +49,7 @@ impl Place for Trash {
                 libc::S_IFLNK
             };
             let node = node_of(fs, &model, what);
-            all.extend(node.map(|node| DirEntry { name: name.into(), node, format }));
+            all.extend(node.map(|node| DirEntry::new(name, node, format)));
         }
         Ok(())
     }

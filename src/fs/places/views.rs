@@ -7,7 +7,7 @@ use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId, number_of};
 use crate::fs::opened::frozen;
-use crate::fs::places::{Kind, Place};
+use crate::fs::places::{Kind, Place, no_mkdir, no_rmdir, no_unlink};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};
 use crate::images::{staging, views};
@@ -59,9 +59,7 @@ impl Place for Views {
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        let mut add = |name: &str, node: NodeId, format: u32| {
-            all.push(DirEntry { name: name.as_bytes().to_vec(), node, format })
-        };
+        let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
         if directory == 0 {
             names(fs).iter().for_each(|view| add(view, node_of(view), libc::S_IFDIR));
             return Ok(());
@@ -91,7 +89,7 @@ impl Place for Views {
     /// `mkdir .imgfs/views/dc1`.
     fn mkdir(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
         if directory != 0 {
-            return Err(Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" });
+            return Err(no_mkdir());
         }
         fs.refuse_others(caller, HERE)?;
         views::make(&fs.store, name)?;
@@ -102,7 +100,7 @@ impl Place for Views {
     /// `rmdir`: not while it is mounted.
     fn rmdir(&self, fs: &ImageFs, caller: Caller, number: u64) -> Result<()> {
         if number == 0 {
-            return Err(Error::Managed { what: ".imgfs".into(), why: "its directories stay" });
+            return Err(no_rmdir());
         }
         fs.refuse_others(caller, HERE)?;
         let name = named(fs, number)?;
@@ -154,7 +152,7 @@ impl Place for Views {
             return Ok(());
         }
         if directory == 0 {
-            return Err(Error::Managed { what: "this file".into(), why: "it shows the store, and stays" });
+            return Err(no_unlink());
         }
         self.lookup(fs, caller, directory, name)?;
         fs.refuse_others(caller, HERE)?;
