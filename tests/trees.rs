@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::{IMGFS, Mount, as_root};
 
 /// A mount with one image, fresh: nothing was looked up yet.
@@ -298,4 +302,41 @@ fn older_kernels_mount_trees_from_a_namespace() {
     m.ok("mkdir $S/t; mount -t tmpfs none $S/t; umount $S/t; test $(cat /proc/$(head -1 $STORE/lock)/task/*/mountinfo | sort -u | grep -c ' / / ') -ge 2");
     m.unmount();
     m.mount();
+}
+
+/// The kernel walks a path twice, no more: whose link led to another tree at the second time was told
+/// "Stale file handle".
+#[test]
+fn a_link_that_is_switched_at_the_first_look_leads_somewhere() {
+    if !as_root() {
+        return;
+    }
+    let m = fresh();
+    // statfs by a process of this name unmounts the trees that nobody is in.
+    m.ok("cp $(command -v stat) $S/umount");
+    let (web, ended) = (m.mnt().join("web"), AtomicBool::new(false));
+    let switch = || {
+        for to in ["0", "1"].iter().cycle() {
+            symlink(to, web.join(".ln")).unwrap();
+            fs::rename(web.join(".ln"), web.join("default")).unwrap();
+            if ended.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(switch);
+        for _ in 0..400 {
+            m.ok("$S/umount -f $MNT > $S/x");
+            let look = || fs::read_to_string(web.join("default/rootfs/etc/motd"));
+            let looks: Vec<_> = (0..3).map(|_| scope.spawn(look)).collect();
+            let failed: Vec<_> = looks.into_iter().filter_map(|look| look.join().unwrap().err()).collect();
+            if !failed.is_empty() {
+                ended.store(true, Ordering::Release);
+                panic!("{failed:?}");
+            }
+        }
+        ended.store(true, Ordering::Release);
+    });
+    m.fsck();
 }

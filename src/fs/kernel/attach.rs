@@ -50,6 +50,8 @@ const MANY: usize = 256;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// From the answer to the thread until it has gone on.
 const NEAR: Duration = Duration::from_micros(200);
+/// How long a thread that was told to look again may take until it does.
+const WALKS_AGAIN: Duration = Duration::from_secs(1);
 /// How long what could not be mounted is read without.
 const REFUSED: Duration = Duration::from_secs(5);
 /// How long a tree that somebody may walk without a mount gets none.
@@ -107,6 +109,29 @@ impl State {
     }
 }
 
+/// Threads that were told to walk their path again: thread, version serial, when.
+///
+/// The kernel walks a path twice, no more. If a link on it is switched in between, the second walk comes to
+/// another tree, and must get through there.
+#[derive(Default)]
+struct SentBack(Mutex<Vec<(u32, u32, Instant)>>);
+
+impl SentBack {
+    fn note(&self, thread: u32, serial: u32) {
+        self.0.lock().push((thread, serial, Instant::now()));
+    }
+
+    /// A thread comes to a version or its tree. Whether it was just sent back to another one.
+    fn comes(&self, thread: u32, serial: u32) -> bool {
+        let mut sent = self.0.lock();
+        if sent.is_empty() {
+            return false;
+        }
+        sent.retain(|(by, to, at)| (*by, *to) != (thread, serial) && at.elapsed() < WALKS_AGAIN);
+        sent.iter().any(|(by, ..)| *by == thread)
+    }
+}
+
 /// The trees that are mounts of their own.
 pub struct Trees {
     store: Arc<Store>,
@@ -122,6 +147,7 @@ pub struct Trees {
     thread: AtomicU32,
     wanted: mpsc::Sender<u32>,
     all: Mutex<HashMap<u32, State>>,
+    sent_back: SentBack,
     settled: Condvar,
 }
 
@@ -167,6 +193,7 @@ impl Trees {
             thread: AtomicU32::new(u32::MAX),
             wanted,
             all: Mutex::default(),
+            sent_back: SentBack::default(),
             settled: Condvar::new(),
         });
         let weak = Arc::downgrade(&trees);
@@ -203,6 +230,7 @@ impl Trees {
             NodeId::Version { serial, part: VersionPart::Dir, .. } => (serial, false),
             _ => return Step::Go,
         };
+        let sent_elsewhere = self.sent_back.comes(thread, serial) && is_tree;
         let mut all = self.all.lock();
         if thread == self.thread.load(Ordering::Acquire) {
             if let Some(State::Wanted { near, .. }) = all.get_mut(&serial) {
@@ -216,13 +244,14 @@ impl Trees {
         }
         match all.get_mut(&serial) {
             Some(State::Wanted { again, .. }) if is_tree && !known => {
-                if again.contains(&thread) {
-                    // It did not come by web/3, or was tired of waiting there.
+                if sent_elsewhere || again.contains(&thread) {
+                    // It did not come by web/3, or was tired of waiting there, or may not be sent back again.
                     all.insert(serial, State::refused(WALKED));
                     self.settled.notify_all();
                     return Step::Go;
                 }
                 again.push(thread);
+                self.sent_back.note(thread, serial);
                 Step::Again
             }
             Some(State::Wanted { .. } | State::Moving) => Step::Wait(serial),
@@ -242,8 +271,13 @@ impl Trees {
                 self.want(&mut all, serial, Vec::new());
                 Step::Wait(serial)
             }
+            None if sent_elsewhere => {
+                all.insert(serial, State::refused(WALKED));
+                Step::Go
+            }
             None => {
                 self.want(&mut all, serial, vec![thread]);
+                self.sent_back.note(thread, serial);
                 // The kernel forgets web/3 at once then, and lets one at a time look it up: the thread shall
                 // be past that.
                 if self.mounts.are_several() { Step::AgainSoon(serial) } else { Step::Again }
