@@ -315,15 +315,7 @@ impl Error {
             }
             Error::NotDirectory { .. } | Error::IsDirectory { .. } => "look with ls -l",
             Error::NoAttribute { .. } => "list them with getfattr -d",
-            Error::Locked { holder, .. } if holder.dying.is_some() => {
-                "wait: it ends when its disk answers; see dmesg"
-            }
-            Error::Locked { holder, .. } if holder.elsewhere.is_some() => {
-                "end that; lsns -t mnt lists mount namespaces"
-            }
-            Error::Locked { holder, .. } if !holder.is_imgfs => "wait for that process to end, or end it",
-            Error::Locked { holder, .. } if holder.mounted.is_empty() => "wait for that command to end",
-            Error::Locked { .. } => "imgfs umount it first",
+            Error::Locked { holder, .. } => remedy::of_locked(holder),
             Error::StoreNewer { .. } => "use a newer imgfs",
             Error::NotAStore { .. } => "give another --store, or an empty directory",
             Error::FormatLost { .. } => "imgfs fsck --repair writes it again, as this program's",
@@ -331,13 +323,7 @@ impl Error {
             Error::Corrupt { .. } => {
                 "copy the same upload in again, which heals it; imgfs fsck says what else is damaged"
             }
-            Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
-                "delete images and run imgfs gc --trash, or give the store more room"
-            }
-            Error::Io { source, .. } if source.raw_os_error() == Some(libc::EROFS) => {
-                "to read a store on a disk that cannot be written, lay an overlay over it: docs/reliability.md says how"
-            }
-            Error::Io { .. } => "look at the disk, then run imgfs fsck",
+            Error::Io { source, .. } => remedy::of_io(source),
             Error::Catalog(_) => "run imgfs fsck",
             Error::Again { .. } => "see the refusal before this one",
             Error::Stopping => "mount it again",

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use crate::base::digest::BlobId;
-use crate::blob::ReadBuf;
+use crate::blob::{ReadBuf, Record};
 use crate::care::gc;
 use crate::catalog::{Image, Lease, Model, Row, Version};
 use crate::error::{Error, Result};
@@ -48,25 +48,12 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     let total =
         records.iter().map(|(_, r)| r.size).sum::<u64>() + versions.iter().map(|v| v.facts.size).sum::<u64>();
     let mut done = 0;
-
+    let mut goes_on = |bytes: u64| {
+        done += bytes;
+        if progress(done, total) { Ok(()) } else { Err(Error::Stopping) }
+    };
     // Blobs first: a damaged one is named once, with all that it affects.
-    let mut damaged: HashMap<BlobId, String> = HashMap::new();
-    for id in store.blobs.damaged_records() {
-        damaged.insert(id, format!("the record of blob {id} is damaged"));
-    }
-    let mut buf = ReadBuf::default();
-    for (id, record) in &records {
-        // Freed meanwhile, beside a mount: no longer there, no longer of interest.
-        if let Err(e) = store.blobs.verify(*id, &mut buf)
-            && store.blobs.record(*id).is_ok()
-        {
-            damaged.insert(*id, e.to_string());
-        }
-        done += record.size;
-        if !progress(done, total) {
-            return Err(Error::Stopping);
-        }
-    }
+    let damaged = damaged_blobs(store, &records, &mut goes_on)?;
     for (path, size) in store.blobs.overlong_objects() {
         say(3, format!("{} goes on behind the {size} bytes of its blob", path.display()));
     }
@@ -75,58 +62,8 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     }
     let mut affected: HashMap<BlobId, Vec<String>> = HashMap::new();
     for version in &versions {
-        let name = place_of(store, version);
-        let tree = match store.read_tree(version.serial) {
-            Ok(tree) => tree,
-            Err(_) if !store.catalog.read().versions.contains_key(&version.serial) => continue,
-            Err(e) => {
-                say(5, format!("{name}: {e}"));
-                continue;
-            }
-        };
-        let mut whole = true;
-        for id in tree.blobs() {
-            if damaged.contains_key(&id) {
-                let path = tree.path_of_blob(id).unwrap_or_default();
-                affected.entry(id).or_default().push(format!("{name}/{path}"));
-                whole = false;
-            } else if store.blobs.record(id).is_err() {
-                let path = tree.path_of_blob(id).unwrap_or_default();
-                say(2, format!("{name}/{path}: its content, blob {id}, is lost"));
-                whole = false;
-            }
-        }
-        let facts = &version.facts;
-        let replays = [(0, &facts.digest), (1, &facts.image_digest)];
-        match store.kept(version.serial) {
-            Ok(kept) => {
-                let wanted = &version.facts.upload_sha256;
-                match export::sha256(store, &kept, crate::images::keep::RECIPE) {
-                    Ok(found) if found == *wanted => {}
-                    Ok(found) => say(
-                        7,
-                        format!("{name}: its kept upload has sha256 {found}, and the catalog says {wanted}"),
-                    ),
-                    Err(e) => say(7, format!("{name}: its kept upload: {e}")),
-                }
-            }
-            Err(Error::NotFound { .. }) => {}
-            Err(e) => say(5, format!("{name}: {e}")),
-        }
-        for (recipe, digest) in replays {
-            let there = if recipe == 0 { tree.has_rootfs() } else { tree.more_recipes() > 0 };
-            if whole
-                && there
-                && !digest.is_empty()
-                && let Err(what) = replay(store, &tree, recipe, digest)
-            {
-                say(7, format!("{name}: {what}"));
-            }
-        }
-        done += version.facts.size;
-        if !progress(done, total) {
-            return Err(Error::Stopping);
-        }
+        check_version(store, version, &damaged, &mut affected, &mut say);
+        goes_on(version.facts.size)?;
     }
     for (id, what) in damaged {
         let who = affected.remove(&id).unwrap_or_default();
@@ -141,6 +78,84 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     }
     found.sort_by(|a, b| (a.invariant, &a.what).cmp(&(b.invariant, &b.what)));
     Ok(found)
+}
+
+/// Reads every blob; gives the damaged ones, with what is wrong.
+fn damaged_blobs(
+    store: &Store,
+    records: &[(BlobId, Record)],
+    goes_on: &mut impl FnMut(u64) -> Result<()>,
+) -> Result<HashMap<BlobId, String>> {
+    let mut damaged = HashMap::new();
+    for id in store.blobs.damaged_records() {
+        damaged.insert(id, format!("the record of blob {id} is damaged"));
+    }
+    let mut buf = ReadBuf::default();
+    for (id, record) in records {
+        // Freed meanwhile, beside a mount: no longer there, no longer of interest.
+        if let Err(e) = store.blobs.verify(*id, &mut buf)
+            && store.blobs.record(*id).is_ok()
+        {
+            damaged.insert(*id, e.to_string());
+        }
+        goes_on(record.size)?;
+    }
+    Ok(damaged)
+}
+
+/// Looks whether a version's tree is whole, and whether its tars and its upload come out as they were.
+fn check_version(
+    store: &Store,
+    version: &Version,
+    damaged: &HashMap<BlobId, String>,
+    affected: &mut HashMap<BlobId, Vec<String>>,
+    say: &mut impl FnMut(u8, String),
+) {
+    let name = place_of(store, version);
+    let tree = match store.read_tree(version.serial) {
+        Ok(tree) => tree,
+        Err(_) if !store.catalog.read().versions.contains_key(&version.serial) => return,
+        Err(e) => return say(5, format!("{name}: {e}")),
+    };
+    let mut whole = true;
+    for id in tree.blobs() {
+        let path = || tree.path_of_blob(id).unwrap_or_default();
+        if damaged.contains_key(&id) {
+            affected.entry(id).or_default().push(format!("{name}/{}", path()));
+            whole = false;
+        } else if store.blobs.record(id).is_err() {
+            say(2, format!("{name}/{}: its content, blob {id}, is lost", path()));
+            whole = false;
+        }
+    }
+    match store.kept(version.serial) {
+        Ok(kept) => {
+            let wanted = &version.facts.upload_sha256;
+            match export::sha256(store, &kept, crate::images::keep::RECIPE) {
+                Ok(found) if found == *wanted => {}
+                Ok(found) => say(
+                    7,
+                    format!("{name}: its kept upload has sha256 {found}, and the catalog says {wanted}"),
+                ),
+                Err(e) => say(7, format!("{name}: its kept upload: {e}")),
+            }
+        }
+        Err(Error::NotFound { .. }) => {}
+        Err(e) => say(5, format!("{name}: {e}")),
+    }
+    let tars = [
+        (0, &version.facts.digest, tree.has_rootfs()),
+        (1, &version.facts.image_digest, tree.more_recipes() > 0),
+    ];
+    for (recipe, digest, is_there) in tars {
+        if whole
+            && is_there
+            && !digest.is_empty()
+            && let Err(what) = replay(store, &tree, recipe, digest)
+        {
+            say(7, format!("{name}: {what}"));
+        }
+    }
 }
 
 /// Where a version is, below the mount.

@@ -256,108 +256,19 @@ impl Lens {
     /// `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`,
     /// `NameTooLong`.
     pub(super) fn stored(&self, whole: &Model, seen: &Model, rows: Vec<Row>) -> Result<Vec<Row>> {
-        let missing = |what: &str| Error::NotFound { what: format!("{what} in this view") };
         let before = whole.views.get(&self.view).ok_or_else(|| missing("image any more"))?;
         let mut view = before.clone();
-        let bound = |serial: u32| match seen.images.get(&serial) {
-            Some(image) => seen.refuse_attached(image),
-            // One that this change makes.
-            None if !whole.images.contains_key(&serial) => Ok(()),
-            None => Err(missing("such image")),
+        let is_default = |row: &Row| match row {
+            Row::Image(image) => image.trashed_at.is_some() && whole.default_image == Some(image.serial),
+            _ => false,
         };
-        let name_of = |name: &str| {
-            let stored = bound_name(&self.view, name);
-            if stored.len() > NAME_MAX { Err(Error::NameTooLong { len: stored.len() }) } else { Ok(stored) }
-        };
-        let trash_name = |trash: InTrash| InTrash { name: bound_name(&self.view, &trash.name), ..trash };
-        let (mut out, mut no_default) = (Vec::new(), false);
+        let no_default = rows.iter().any(is_default);
+        let mut out = Vec::new();
         for row in rows {
-            out.push(match row {
-                Row::Image(mut image) => {
-                    bound(image.serial)?;
-                    image.name = name_of(&image.name)?;
-                    image.trash_name = image.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
-                    if image.trashed_at.is_some() && whole.default_image == Some(image.serial) {
-                        no_default = true;
-                    }
-                    if image.trashed_at.is_none() {
-                        refuse_unseen(whole, seen, &image.name, Named::Image(image.serial))?;
-                    }
-                    Row::Image(image)
-                }
-                Row::Version(mut version) => {
-                    bound(version.image)?;
-                    version.trash_name =
-                        version.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
-                    Row::Version(version)
-                }
-                Row::Alias(mut alias) => {
-                    alias.name = name_of(&alias.name)?;
-                    alias.trashed = alias.trashed.map(trash_name);
-                    refuse_unseen(whole, seen, &alias.name, Named::Alias(alias.serial))?;
-                    Row::Alias(alias)
-                }
-                Row::Label(label) => {
-                    bound(label.image)?;
-                    Row::Label(Label { trashed: label.trashed.map(trash_name), ..label })
-                }
-                Row::Lease(mut lease) => {
-                    let version = seen.versions.get(&lease.version).ok_or_else(|| missing("such version"))?;
-                    if seen.attached.contains(&version.image) {
-                        lease.name = name_of(&lease.name)?;
-                    }
-                    Row::Lease(lease)
-                }
-                Row::DropImage(serial) => {
-                    bound(serial)?;
-                    Row::DropImage(serial)
-                }
-                Row::DropVersion(serial) => {
-                    bound(seen.versions.get(&serial).ok_or_else(|| missing("such version"))?.image)?;
-                    Row::DropVersion(serial)
-                }
-                Row::DropAlias(serial) => {
-                    // One of the whole store's goes with what it leads to.
-                    let of = whole.aliases.get(&serial).map(|alias| alias.image);
-                    if !seen.aliases.contains_key(&serial) {
-                        bound(of.ok_or_else(|| missing("such alias"))?)?;
-                    }
-                    Row::DropAlias(serial)
-                }
-                Row::DropLabel(serial) => {
-                    bound(seen.labels.get(&serial).ok_or_else(|| missing("such label"))?.image)?;
-                    Row::DropLabel(serial)
-                }
-                Row::DropLease(serial) if seen.leases.contains_key(&serial) => Row::DropLease(serial),
-                Row::DropLease(_) => return Err(missing("such lease")),
-                Row::Default { image, hidden } => {
-                    (view.default_image, view.default_hidden) = (image, hidden);
-                    continue;
-                }
-                Row::Root(root) => {
-                    view.root = Some(root);
-                    continue;
-                }
-                // An icon is its image's.
-                Row::Setting { key, value } if let Some(image) = icon_of(&key) => {
-                    bound(image)?;
-                    Row::Setting { key, value }
-                }
-                Row::Setting { key, .. } if !key.starts_with("default.") => {
-                    return Err(Error::Managed {
-                        what: format!("the setting {key}"),
-                        why: "it is the store's",
-                    });
-                }
-                Row::Setting { key, value } => {
-                    match value {
-                        Some(value) => drop(view.settings.insert(key, value)),
-                        None => drop(view.settings.remove(&key)),
-                    }
-                    continue;
-                }
-                Row::Blobs(bound) => Row::Blobs(bound),
-            });
+            if let Some(row) = own_row(&mut view, row) {
+                self.refuse_foreign(whole, seen, &row)?;
+                out.push(self.bound_row(whole, seen, row)?);
+            }
         }
         if no_default {
             out.push(Row::Default { image: None, hidden: false });
@@ -367,6 +278,104 @@ impl Lens {
         }
         Ok(out)
     }
+
+    /// Refuses a row about what is not bound to the view.
+    fn refuse_foreign(&self, whole: &Model, seen: &Model, row: &Row) -> Result<()> {
+        let bound = |serial: u32| match seen.images.get(&serial) {
+            Some(image) => seen.refuse_attached(image),
+            // One that this change makes.
+            None if !whole.images.contains_key(&serial) => Ok(()),
+            None => Err(missing("such image")),
+        };
+        match row {
+            Row::Image(image) => bound(image.serial),
+            Row::Version(version) => bound(version.image),
+            Row::Label(label) => bound(label.image),
+            Row::DropImage(serial) => bound(*serial),
+            Row::DropVersion(serial) => {
+                bound(seen.versions.get(serial).ok_or_else(|| missing("such version"))?.image)
+            }
+            Row::DropAlias(serial) => {
+                // One of the whole store's goes with what it leads to.
+                let of = whole.aliases.get(serial).map(|alias| alias.image);
+                if seen.aliases.contains_key(serial) {
+                    return Ok(());
+                }
+                bound(of.ok_or_else(|| missing("such alias"))?)
+            }
+            Row::DropLabel(serial) => {
+                bound(seen.labels.get(serial).ok_or_else(|| missing("such label"))?.image)
+            }
+            Row::DropLease(serial) if !seen.leases.contains_key(serial) => Err(missing("such lease")),
+            Row::Setting { key, .. } => match icon_of(key) {
+                // An icon is its image's.
+                Some(image) => bound(image),
+                None => Err(Error::Managed { what: format!("the setting {key}"), why: "it is the store's" }),
+            },
+            Row::Alias(_)
+            | Row::Lease(_)
+            | Row::DropLease(_)
+            | Row::Blobs(_)
+            | Row::Default { .. }
+            | Row::Root(_) => Ok(()),
+        }
+    }
+
+    /// A row with the names that the whole store has for them.
+    fn bound_row(&self, whole: &Model, seen: &Model, row: Row) -> Result<Row> {
+        let name_of = |name: &str| {
+            let stored = bound_name(&self.view, name);
+            if stored.len() > NAME_MAX { Err(Error::NameTooLong { len: stored.len() }) } else { Ok(stored) }
+        };
+        let trash_name = |trash: InTrash| InTrash { name: bound_name(&self.view, &trash.name), ..trash };
+        Ok(match row {
+            Row::Image(mut image) => {
+                image.name = name_of(&image.name)?;
+                image.trash_name = image.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
+                if image.trashed_at.is_none() {
+                    refuse_unseen(whole, seen, &image.name, Named::Image(image.serial))?;
+                }
+                Row::Image(image)
+            }
+            Row::Version(mut version) => {
+                version.trash_name = version.trash_name.as_deref().map(|trash| bound_name(&self.view, trash));
+                Row::Version(version)
+            }
+            Row::Alias(mut alias) => {
+                alias.name = name_of(&alias.name)?;
+                alias.trashed = alias.trashed.map(trash_name);
+                refuse_unseen(whole, seen, &alias.name, Named::Alias(alias.serial))?;
+                Row::Alias(alias)
+            }
+            Row::Label(label) => Row::Label(Label { trashed: label.trashed.map(trash_name), ..label }),
+            Row::Lease(mut lease) => {
+                let version = seen.versions.get(&lease.version).ok_or_else(|| missing("such version"))?;
+                if seen.attached.contains(&version.image) {
+                    lease.name = name_of(&lease.name)?;
+                }
+                Row::Lease(lease)
+            }
+            other => other,
+        })
+    }
+}
+
+fn missing(what: &str) -> Error {
+    Error::NotFound { what: format!("{what} in this view") }
+}
+
+/// Takes what the view has for itself: its default, its root and the defaults of types. Gives back the rest.
+fn own_row(view: &mut View, row: Row) -> Option<Row> {
+    match row {
+        Row::Default { image, hidden } => (view.default_image, view.default_hidden) = (image, hidden),
+        Row::Root(root) => view.root = Some(root),
+        Row::Setting { key, value } if key.starts_with("default.") => match value {
+            Some(value) => drop(view.settings.insert(key, value)),
+            None => drop(view.settings.remove(&key)),
+        },
+        other => return Some(other),
+    }
+    None
 }
 
 /// Refuses a name that in the store is that of what the view does not see: an alias to an image that is not

@@ -4,6 +4,7 @@
 //! `commit` writes it in one transaction, and only then does the model change: one gesture, one transaction.
 //! All rows are in a second file as well, of which a lost or damaged catalog.db is made again.
 
+mod columns;
 mod copy;
 mod lens;
 mod model;

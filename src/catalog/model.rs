@@ -333,21 +333,24 @@ impl Model {
                 }
             }
             Row::Root(root) => self.root = Some(root),
-            Row::Setting { key, value } => {
-                if let Some(name) = view_of_key(&key) {
-                    self.views.remove(name);
-                    match value.as_deref().map(serde_json::from_str).transpose() {
-                        Ok(view) => self.views.extend(view.map(|view| (name.to_owned(), view))),
-                        Err(e) => log::error!("view {name} cannot be read: {e}"),
-                    }
-                }
-                match value {
-                    Some(value) => drop(self.settings.insert(key, value)),
-                    None => drop(self.settings.remove(&key)),
-                }
-            }
+            Row::Setting { key, value } => self.set(key, value),
             Row::Blobs(bound) => self.blobs = self.blobs.max(bound),
             Row::Default { image, hidden } => (self.default_image, self.default_hidden) = (image, hidden),
+        }
+    }
+
+    /// Gives a setting a value, or takes it away. A view is one, too.
+    fn set(&mut self, key: String, value: Option<String>) {
+        if let Some(name) = view_of_key(&key) {
+            self.views.remove(name);
+            match value.as_deref().map(serde_json::from_str).transpose() {
+                Ok(view) => self.views.extend(view.map(|view| (name.to_owned(), view))),
+                Err(e) => log::error!("view {name} cannot be read: {e}"),
+            }
+        }
+        match value {
+            Some(value) => drop(self.settings.insert(key, value)),
+            None => drop(self.settings.remove(&key)),
         }
     }
 

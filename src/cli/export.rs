@@ -20,7 +20,7 @@ use crate::format;
 use crate::formats::compress::Method;
 use crate::images::export::RecipeReader;
 use crate::images::keep;
-use crate::images::links::find_version;
+use crate::images::targets::find_version;
 use crate::store::settings::Settings;
 use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;

@@ -378,10 +378,7 @@ fn start_background(daemon: &Arc<Daemon>) -> Result<()> {
             whole.iter().for_each(|fs| fs.retire());
             drop(whole);
             for fs in daemon.mounts.all() {
-                fs.drop_shells();
-                fs.reap_staged(staging::IDLE_MAX);
-                fs.reap_stagings(staging::IDLE_MAX);
-                fs.forget_outlived();
+                fs.reap();
             }
             std::thread::sleep(TICK);
         }

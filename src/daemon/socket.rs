@@ -17,7 +17,7 @@ use crate::care::fsck::Repaired;
 use crate::care::repack::What;
 use crate::care::{fsck, gc, repack};
 use crate::error::{Error, Result};
-use crate::images::{diff, keep, links, manifests, trash};
+use crate::images::{diff, keep, manifests, targets, trash};
 use crate::store::Store;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -168,7 +168,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
 /// `NotFound`; `Unsupported` for one whose compressed bytes are not kept.
 fn came(store: &Store, version: &str) -> Result<Answer> {
     let model = store.catalog.read();
-    let found = links::find_version(&model, version)?;
+    let found = targets::find_version(&model, version)?;
     let inside = keep::came_as(store, &found)?;
     let path = PathBuf::from(store.path_of(&model, found.serial)).join(inside);
     let manifest = manifests::shown(&model, &found);

@@ -1,5 +1,7 @@
 //! Remedies of failures that come of many gestures: each is chosen by what it is about.
 
+use crate::error::Holder;
+
 /// What to do about something that is not there. `what` is as in the sentence.
 pub(super) fn of_missing(what: &str) -> &'static str {
     if what.starts_with("setting ") {
@@ -119,5 +121,27 @@ pub(super) fn of_limit(what: &str, limit: &str) -> &'static str {
         "compress it with a smaller window (zstd without --long, xz -6), or raise .imgfs/config/max_window"
     } else {
         "raise the limit, if it is right so: ls .imgfs/config/max_*, and docs/options.md"
+    }
+}
+
+/// What to do about the process that holds a store.
+pub(super) fn of_locked(holder: &Holder) -> &'static str {
+    match holder {
+        _ if holder.dying.is_some() => "wait: it ends when its disk answers; see dmesg",
+        _ if holder.elsewhere.is_some() => "end that; lsns -t mnt lists mount namespaces",
+        _ if !holder.is_imgfs => "wait for that process to end, or end it",
+        _ if holder.mounted.is_empty() => "wait for that command to end",
+        _ => "imgfs umount it first",
+    }
+}
+
+/// What to do about a disk that failed.
+pub(super) fn of_io(source: &std::io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC) => "delete images and run imgfs gc --trash, or give the store more room",
+        Some(libc::EROFS) => {
+            "to read a store on a disk that cannot be written, lay an overlay over it: docs/reliability.md says how"
+        }
+        _ => "look at the disk, then run imgfs fsck",
     }
 }

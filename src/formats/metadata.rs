@@ -162,119 +162,75 @@ impl Editable {
     ///
     /// `BadMetadata` if no such key can be changed, or it does not take the value.
     pub fn set(&mut self, key: &str, value: &Value) -> Result<()> {
-        let bad = |why: &str| Err(Error::BadMetadata { why: format!("{key} {why}") });
+        let refused = |why: String| Error::BadMetadata { why: format!("{key} {why}") };
+        self.take(key, value).map_err(refused)
+    }
+
+    /// The same; the error is the rest of a sentence about the key.
+    fn take(&mut self, key: &str, value: &Value) -> std::result::Result<(), String> {
         let text = match value {
-            Value::Null => Some(String::new()),
-            Value::String(text) => Some(text.clone()),
+            Value::Null => Some(""),
+            Value::String(text) => Some(text.as_str()),
             _ => None,
         };
         match key {
-            "type" => match text.as_deref() {
+            "type" => match text {
                 Some("container" | "") => self.kind = "container".into(),
                 Some("vm") => self.kind = "vm".into(),
-                _ => return bad("is container or vm"),
+                _ => return Err("is container or vm".into()),
             },
-            "keep_upload" => match text.as_deref() {
-                Some("") => self.keep_upload = None,
-                Some(text) => match KeepUpload::parse(text) {
-                    Some(keep) => self.keep_upload = Some(keep),
-                    None => return bad("is never, always or exact"),
-                },
-                None => return bad("is never, always or exact"),
-            },
-            "storage" => match text.as_deref() {
-                Some("") => self.storage = Storage::default(),
-                Some(text) => match Storage::parse(text) {
-                    Some(storage) => self.storage = storage,
-                    None => return bad("is fast, auto or small"),
-                },
-                None => return bad("is fast, auto or small"),
-            },
-            "keep_versions" => match value {
-                Value::Null => self.keep_versions = None,
-                _ => match value
-                    .as_u64()
-                    .or_else(|| text?.parse().ok())
-                    .and_then(|n| u32::try_from(n).ok())
-                    .filter(|n| *n > 0)
-                {
-                    Some(n) => self.keep_versions = Some(n),
-                    None => return bad("is a number from 1 on"),
-                },
-            },
-            "expires_at" => {
-                match text.or_else(|| value.as_u64().map(|seconds| seconds.to_string())).as_deref() {
-                    Some("") => self.expires_at = None,
-                    text => match text.and_then(parse_time) {
-                        Some(at) => self.expires_at = Some(at),
-                        None => return bad(TIMES),
-                    },
-                }
+            "keep_upload" => {
+                self.keep_upload = choice(text, KeepUpload::parse).ok_or("is never, always or exact")?;
             }
-            "expires_unused" => match text.as_deref() {
-                Some("") => self.expires_unused = None,
-                text => match text.and_then(duration).filter(|seconds| *seconds > 0) {
-                    Some(seconds) => self.expires_unused = Some(seconds),
-                    None => return bad("is how long nobody has used the image: 10d, 12h, 30m"),
-                },
-            },
+            "storage" => {
+                let storage = choice(text, Storage::parse).ok_or("is fast, auto or small")?;
+                self.storage = storage.unwrap_or_default();
+            }
+            "keep_versions" => {
+                let number = value.as_u64().map_or_else(|| text.map(str::to_owned), |n| Some(n.to_string()));
+                let parse = |text: &str| text.parse().ok().filter(|n: &u32| *n > 0);
+                let keep = choice(number.as_deref(), parse).filter(|keep| keep.is_some() || value.is_null());
+                self.keep_versions = keep.ok_or("is a number from 1 on")?;
+            }
+            "expires_at" => {
+                let seconds = value.as_u64().map(|seconds| seconds.to_string());
+                self.expires_at = choice(seconds.as_deref().or(text), parse_time).ok_or(TIMES)?;
+            }
+            "expires_unused" => {
+                let parse = |text: &str| duration(text).filter(|seconds| *seconds > 0);
+                self.expires_unused =
+                    choice(text, parse).ok_or("is how long nobody has used the image: 10d, 12h, 30m")?;
+            }
             "status" => {
-                let (deleted, unlisted, disabled) = match text.as_deref() {
+                let (deleted, unlisted, disabled) = match text {
                     Some("deleted") => (true, false, false),
                     Some("hidden") => (false, true, false),
                     Some("disabled") => (false, false, true),
                     Some("active" | "pending" | "") => (false, false, false),
-                    _ => return bad("is active, hidden, disabled or deleted"),
+                    _ => return Err("is active, hidden, disabled or deleted".into()),
                 };
                 self.offer = Offer { deleted, unlisted, disabled, ..self.offer };
             }
-            "deprecated" => match (value, text.as_deref()) {
+            "deprecated" => match (value, text) {
                 (Value::Bool(on), _) => self.offer.deprecated = *on,
                 (_, Some("true" | "yes" | "1")) => self.offer.deprecated = true,
                 (_, Some("false" | "no" | "0" | "")) => self.offer.deprecated = false,
-                _ => return bad("is true or false"),
+                _ => return Err("is true or false".into()),
             },
-            "description" | "os" | "release" | "architecture" | "variant" => {
-                let Some(text) = text else { return bad("is a string") };
-                let field = match key {
-                    "description" => &mut self.description,
-                    "os" => &mut self.os,
-                    "release" => &mut self.release,
-                    "architecture" => &mut self.architecture,
-                    _ => &mut self.variant,
-                };
-                *field = text;
-            }
-            "tags" => {
-                let tags = match value {
-                    Value::Null => Some(Vec::new()),
-                    Value::Array(list) => list.iter().map(|t| t.as_str().map(str::to_owned)).collect(),
-                    _ => None,
-                };
-                let Some(tags) = tags else { return bad("is a list of strings") };
-                self.tags = tags;
-            }
-            "properties" => {
-                let map = match value {
-                    Value::Null => Some(BTreeMap::new()),
-                    Value::Object(map) => {
-                        map.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
-                    }
-                    _ => None,
-                };
-                let Some(map) = map else { return bad("is a map of strings") };
-                self.properties = map;
-            }
+            "description" => self.description = text.ok_or("is a string")?.into(),
+            "os" => self.os = text.ok_or("is a string")?.into(),
+            "release" => self.release = text.ok_or("is a string")?.into(),
+            "architecture" => self.architecture = text.ok_or("is a string")?.into(),
+            "variant" => self.variant = text.ok_or("is a string")?.into(),
+            "tags" => self.tags = strings(value).ok_or("is a list of strings")?,
+            "properties" => self.properties = string_map(value).ok_or("is a map of strings")?,
+            // As the manifest says.
+            _ if imgapi::EDITABLE.contains(&key) && value.is_null() => drop(self.manifest.remove(key)),
             _ if imgapi::EDITABLE.contains(&key) => {
-                // As the manifest says.
-                if value.is_null() {
-                    self.manifest.remove(key);
-                    return Ok(());
-                }
-                imgapi::check_edit(key, value).or_else(|why| bad(&why))?;
+                imgapi::check_edit(key, value)?;
                 self.manifest.insert(key.to_owned(), value.clone());
             }
-            _ => return bad("is no key that can be changed"),
+            _ => return Err("is no key that can be changed".into()),
         }
         Ok(())
     }
@@ -323,5 +279,33 @@ pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
     match serde_json::from_slice(text).map_err(|e| bad(e.to_string()))? {
         Value::Object(keys) => Ok(keys.into_iter().filter(|(k, _)| is_editable(k)).collect()),
         _ => Err(bad("it is not a JSON object".into())),
+    }
+}
+
+/// What a text means, and nothing for an empty one. None: it means nothing.
+fn choice<T>(text: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
+    match text? {
+        "" => Some(None),
+        text => parse(text).map(Some),
+    }
+}
+
+/// A list of strings; null is an empty one.
+fn strings(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
+
+/// A map of strings; null is an empty one.
+fn string_map(value: &Value) -> Option<BTreeMap<String, String>> {
+    match value {
+        Value::Null => Some(BTreeMap::new()),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+        }
+        _ => None,
     }
 }

@@ -6,15 +6,15 @@
 //! `by-digest`, receipts, aliases, `errors` and `log`. Root and the owner of the mount may do
 //! everything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::base::clock::parse_time;
 use crate::base::name::{AliasName, ImageName, OF_VIEW, bound_name};
-use crate::catalog::Image;
+use crate::catalog::{Image, Model, Root, Version};
 use crate::error::{Error, Result};
-use crate::fs::upload::Place;
-use crate::fs::{Caller, ImageFs};
-use crate::images::rules::By;
+use crate::fs::upload::Destination;
+use crate::fs::{Caller, ImageFs, stale};
+use crate::images::rules::{By, refuse_immutable};
 use crate::ingest::Target;
 
 /// Bits of a mode, as others have them.
@@ -31,6 +31,19 @@ impl ImageFs {
         caller.uid == 0
             || caller.uid == self.mount.uid
             || self.store.settings().admin_group.is_some_and(|gid| is_in_group(caller, gid))
+    }
+
+    /// The owner and mode of the mount's root.
+    pub(super) fn root(&self) -> Root {
+        let own = Root { uid: self.mount.uid, gid: self.mount.gid, mode: 0o755, acl: None };
+        self.store.catalog.read().root.clone().unwrap_or(own)
+    }
+
+    /// The live versions of images that this user may read.
+    pub(super) fn shown_to<'m>(&self, caller: Caller, model: &'m Model) -> impl Iterator<Item = &'m Version> {
+        let images: HashSet<u32> =
+            model.live_images().filter(|i| self.may(caller, i, READ)).map(|i| i.serial).collect();
+        model.all_versions().filter(move |v| v.trashed_at.is_none() && images.contains(&v.image))
     }
 
     /// Whether the mode of an image lets this user read or change it.
@@ -79,7 +92,7 @@ impl ImageFs {
     ///
     /// `Taken`.
     pub(super) fn refuse_staged(&self, name: &str, but: Option<u64>) -> Result<()> {
-        let shown = self.uploads.named(Place::Root, name).filter(|upload| upload.is_under_way());
+        let shown = self.uploads.named(Destination::Root, name).filter(|upload| upload.is_under_way());
         if shown.is_some_and(|upload| Some(upload.number) != but) {
             return Err(Error::Taken {
                 name: name.to_owned(),
@@ -122,6 +135,27 @@ impl ImageFs {
             }
             None => Ok(()),
         }
+    }
+
+    /// `default` of the store is the root's owner's, as the sticky bit has it.
+    pub(super) fn refuse_default(&self, caller: Caller) -> Result<()> {
+        let root = self.root();
+        if root.mode & libc::S_ISVTX == 0 || caller.uid == root.uid || self.is_admin(caller) {
+            return Ok(());
+        }
+        Err(Error::NotYours { what: "default".into(), uid: root.uid })
+    }
+
+    /// Refuses what the commit would refuse in a view, before anything is done.
+    pub(super) fn refuse_attached(&self, image: u32) -> Result<()> {
+        let model = self.store.catalog.read();
+        model.images.get(&image).map_or(Ok(()), |image| model.refuse_attached(image))
+    }
+
+    /// The same, of what stands in an image beside its versions: metadata.json, its icon.
+    pub(super) fn refuse_edit(&self, image: u32) -> Result<()> {
+        self.refuse_attached(image)?;
+        refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)
     }
 
     /// Refuses a change of an image by somebody whom its mode does not let.

@@ -1,16 +1,14 @@
 //! setfacl, getfacl on an image and on the mount's root; what the groups of `admin_group` and `import_group`
 //! have, shown as the entries of an ACL, so that the kernel lets their members in.
 
-use crate::base::acl::{ACCESS, Acl, DEFAULT, with_bits};
+use crate::base::acl::{ACCESS, Acl, DEFAULT};
 use crate::catalog::Image;
 use crate::error::{Error, Result};
-use crate::fs::node::{ImagePart, NodeId, VersionPart};
-use crate::fs::stat::version_of;
+use crate::fs::node::NodeId;
 use crate::fs::{Caller, ImageFs};
-use crate::images::versions;
 
 /// Read, write and search; what a group of admins has.
-const ALL: u32 = 7;
+pub(super) const ALL: u32 = 7;
 
 /// Rights as the kernel is to see them.
 pub(super) struct Shown {
@@ -42,127 +40,78 @@ pub(super) fn asked(mode: u32, shown: u32, own: u32) -> u32 {
     if left { mode & !0o070 | own & 0o070 } else { mode }
 }
 
-impl ImageFs {
-    fn admins(&self) -> impl Iterator<Item = u32> {
-        self.store.settings().admin_group.filter(|_| self.mount.has_acls).into_iter()
-    }
+fn admins(fs: &ImageFs) -> impl Iterator<Item = u32> {
+    fs.store.settings().admin_group.filter(|_| fs.mount.has_acls).into_iter()
+}
 
-    /// Of what only admins change.
-    pub(super) fn admin_rights(&self, mode: u32) -> Shown {
-        Shown::with(mode, None, self.admins())
-    }
+/// Of what only admins change.
+pub(super) fn of_admins(fs: &ImageFs, mode: u32) -> Shown {
+    Shown::with(mode, None, admins(fs))
+}
 
-    pub(super) fn image_rights(&self, image: &Image) -> Shown {
-        Shown::with(image.mode, image.rules.acl.as_ref(), self.admins())
-    }
+pub(super) fn of_image(fs: &ImageFs, image: &Image) -> Shown {
+    Shown::with(image.mode, image.rules.acl.as_ref(), admins(fs))
+}
 
-    pub(super) fn root_rights(&self) -> Shown {
-        let root = self.root();
-        let importers = self.store.settings().import_group.filter(|_| self.mount.has_acls);
-        Shown::with(root.mode, root.acl.as_ref(), self.admins().chain(importers))
-    }
+pub(super) fn of_root(fs: &ImageFs) -> Shown {
+    let root = fs.root();
+    let importers = fs.store.settings().import_group.filter(|_| fs.mount.has_acls);
+    Shown::with(root.mode, root.acl.as_ref(), admins(fs).chain(importers))
+}
 
-    /// The kernel is to ask again who may: of the root, and of all images and versions.
-    pub(super) fn forget_rights(&self) {
-        let nodes: Vec<NodeId> = {
-            let model = self.store.catalog.read();
-            let images = model.live_images().map(|image| self.image_node(image.serial));
-            let versions = model.all_versions().map(|version| self.version_node(version.serial));
-            [NodeId::Root].into_iter().chain(images).chain(versions).collect()
-        };
-        self.with_kernel(|kernel| nodes.into_iter().for_each(|node| kernel.forget_attributes(node.ino())));
-    }
+/// The kernel is to ask again who may: of the root, and of all images and versions.
+pub(super) fn forget(fs: &ImageFs) {
+    let nodes: Vec<NodeId> = {
+        let model = fs.store.catalog.read();
+        let images = model.live_images().map(|image| fs.image_node(image.serial));
+        let versions = model.all_versions().map(|version| fs.version_node(version.serial));
+        [NodeId::Root].into_iter().chain(images).chain(versions).collect()
+    };
+    fs.with_kernel(|kernel| nodes.into_iter().for_each(|node| kernel.forget_attributes(node.ino())));
+}
 
-    /// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes
-    /// on. What lies in an image has that of the image, less what nobody may.
-    pub(super) fn acl_value(&self, node: NodeId) -> Result<Vec<u8>> {
-        let missing = || Error::NoAttribute { name: ACCESS.into() };
-        let (rights, most) = match node {
-            NodeId::Root => (self.root_rights(), ALL),
-            NodeId::In(kind, number) => kind.place().rights(self, number).ok_or_else(missing)?,
-            NodeId::Image { serial, part, .. } => {
-                let model = self.store.catalog.read();
-                let most = match part {
-                    ImagePart::Dir => ALL,
-                    ImagePart::Id => 4,
-                    ImagePart::Metadata | ImagePart::Icon => 6,
-                };
-                (self.image_rights(model.images.get(&serial).ok_or_else(missing)?), most)
-            }
-            NodeId::Version { serial, part, .. } => {
-                let model = self.store.catalog.read();
-                let most = if matches!(part, VersionPart::Dir | VersionPart::UsedBy) { ALL } else { 4 };
-                let (image, _) = version_of(&model, serial).map_err(|_| missing())?;
-                let mut rights = self.image_rights(image);
-                if let Some(acl) = rights.acl.as_mut().filter(|_| part == VersionPart::UsedBy) {
-                    // Who may read an image may use it.
-                    acl.change(|rights| *rights |= *rights >> 1 & 2);
-                }
-                (rights, most)
-            }
-            NodeId::Receipt(_) | NodeId::Upload(_) => {
-                let serial = match node {
-                    NodeId::Receipt(serial) => Some(serial),
-                    NodeId::Upload(number) => {
-                        self.uploads.by_number(number).and_then(|upload| upload.published_as())
-                    }
-                    _ => None,
-                };
-                let model = self.store.catalog.read();
-                let (image, _) = version_of(&model, serial.ok_or_else(missing)?).map_err(|_| missing())?;
-                (self.image_rights(image), 6)
-            }
-            _ => return Err(missing()),
-        };
-        let mode = self.attr(node)?.mode;
-        rights.acl.map(|acl| acl.value(mode, most)).ok_or_else(missing)
-    }
+/// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes on.
+/// What lies in an image has that of the image, less what nobody may.
+///
+/// # Errors
+///
+/// `NoAttribute`; those of `ImageFs::attr`.
+pub(super) fn value(fs: &ImageFs, node: NodeId) -> Result<Vec<u8>> {
+    let missing = || Error::NoAttribute { name: ACCESS.into() };
+    let (rights, most) = node.place().rights(fs, node).ok_or_else(missing)?;
+    let mode = fs.attr(node)?.mode;
+    rights.acl.map(|acl| acl.value(mode, most)).ok_or_else(missing)
+}
 
-    /// `setfacl`; none: `setfacl -b`.
-    pub(super) fn set_acl(
-        &self,
-        caller: Caller,
-        node: NodeId,
-        name: &str,
-        value: Option<&[u8]>,
-    ) -> Result<()> {
-        let unsupported = |what: &str, instead| Err(Error::Unsupported { what: what.into(), instead });
-        if !self.mount.has_acls {
-            return unsupported("an ACL on this mount", "mount with -o allow_other, and without noacl");
-        }
-        if name == DEFAULT {
-            return unsupported(
-                "a default ACL",
-                "new images take the mode that umask leaves: setfacl -m on each",
-            );
-        }
-        let (mut acl, bits) =
-            value.map(Acl::parse).transpose()?.map_or((None, None), |(acl, bits)| (acl, Some(bits)));
-        if let Some(acl) = &mut acl {
-            // What the settings add is not the image's own.
-            let settings = self.store.settings();
-            let roles = [settings.admin_group, settings.import_group.filter(|_| node == NodeId::Root)];
-            acl.groups.retain(|gid, rights| *rights != ALL || !roles.contains(&Some(*gid)));
-        }
-        match node {
-            NodeId::Image { serial, part: ImagePart::Dir, .. } => {
-                versions::set_acl(&self.store, serial, acl, bits)?;
-                self.store.journal.log(
-                    caller.uid,
-                    "setfacl",
-                    self.path_of(node).trim_start_matches('/'),
-                    "changed",
-                );
-            }
-            NodeId::Root => {
-                let mut root = self.root();
-                root.mode = with_bits(root.mode, root.acl.as_ref(), bits);
-                root.acl = acl;
-                versions::set_root(&self.store, root)?;
-                self.store.journal.log(caller.uid, "setfacl", ".", "changed");
-            }
-            _ => return unsupported("an ACL here", "images have them, and the root of the mount"),
-        }
-        Ok(())
+/// `setfacl`; none: `setfacl -b`.
+///
+/// # Errors
+///
+/// `Unsupported` where there are no ACLs, or not such ones; `Invalid` for a bad one; those of the place.
+pub(super) fn set(
+    fs: &ImageFs,
+    caller: Caller,
+    node: NodeId,
+    name: &str,
+    value: Option<&[u8]>,
+) -> Result<()> {
+    let unsupported = |what: &str, instead| Err(Error::Unsupported { what: what.into(), instead });
+    if !fs.mount.has_acls {
+        return unsupported("an ACL on this mount", "mount with -o allow_other, and without noacl");
     }
+    if name == DEFAULT {
+        return unsupported(
+            "a default ACL",
+            "new images take the mode that umask leaves: setfacl -m on each",
+        );
+    }
+    let (mut acl, bits) =
+        value.map(Acl::parse).transpose()?.map_or((None, None), |(acl, bits)| (acl, Some(bits)));
+    if let Some(acl) = &mut acl {
+        // What the settings add is not the image's own.
+        let settings = fs.store.settings();
+        let roles = [settings.admin_group, settings.import_group.filter(|_| node == NodeId::Root)];
+        acl.groups.retain(|gid, rights| *rights != ALL || !roles.contains(&Some(*gid)));
+    }
+    node.place().set_acl(fs, caller, node, acl, bits)
 }

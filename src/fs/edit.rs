@@ -3,16 +3,9 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::error::{Error, Result};
-use crate::formats::metadata::METADATA_MAX;
-use crate::fs::moved::Recent;
-use crate::fs::node::{ImagePart, NodeId};
-use crate::fs::{Caller, Handle, ImageFs};
-use crate::images::describe;
+use crate::fs::removal::moved::Recent;
 use crate::images::icons::ICON_MAX;
-use crate::images::versions;
 
 /// How long after its removal a process may make metadata.json anew.
 const REPLACING: Duration = Duration::from_secs(10);
@@ -106,7 +99,7 @@ impl Default for Replacing {
 
 impl Replacing {
     /// The process has removed metadata.json of an image.
-    fn begin(&self, pid: u32, image: u32) {
+    pub(super) fn begin(&self, pid: u32, image: u32) {
         self.0.note((pid, image), ());
     }
 
@@ -115,91 +108,7 @@ impl Replacing {
         self.0.find(|key| *key == (pid, image)).is_some()
     }
 
-    fn end(&self, pid: u32, image: u32) {
+    pub(super) fn end(&self, pid: u32, image: u32) {
         self.0.forget(|key| *key == (pid, image));
-    }
-}
-
-impl ImageFs {
-    /// `rm MNT/web/metadata.json`: without effect, but that its process may make it anew.
-    ///
-    /// # Errors
-    ///
-    /// `Immutable`, `Attached`.
-    pub(super) fn remove_metadata(&self, caller: Caller, image: u32) -> Result<()> {
-        self.refuse_edit(image)?;
-        self.replacing.begin(caller.pid, image);
-        Ok(())
-    }
-
-    /// `creat(2)` of metadata.json: an edit of the whole document.
-    ///
-    /// # Errors
-    ///
-    /// `Immutable`, `Attached`.
-    pub(super) fn create_edit(&self, caller: Caller, image: u32) -> Result<(NodeId, u64)> {
-        self.refuse_edit(image)?;
-        self.replacing.end(caller.pid, image);
-        let handle = Handle::Edit(image, Mutex::new(Edit::new(String::new(), METADATA_MAX)));
-        Ok((self.part_of_image(image, ImagePart::Metadata), self.open_handle(handle)))
-    }
-
-    /// `write(2)` to metadata.json or a lease.
-    ///
-    /// # Errors
-    ///
-    /// `Invalid` if the handle is not open for writing, or the text gets too long; `OverLimit` for an icon.
-    pub fn write_edit(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        let handle = self.handle(fh)?;
-        let (Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit)) = &*handle else {
-            return Err(Error::Invalid {
-                what: "this file".into(),
-                why: "it is not open for writing".into(),
-            });
-        };
-        edit.lock().write(offset, data).map_err(|e| self.refused(caller, "write", "", e))?;
-        Ok(data.len() as u32)
-    }
-
-    /// `fsync(2)` and `close(2)` of metadata.json or a lease: judges the whole document.
-    ///
-    /// # Errors
-    ///
-    /// `Invalid` if the handle is not open. Of a document those of `versions::edit` and `describe::edit`. Of
-    /// a lease `Invalid` if it is not UTF-8, and those of `leases::change`. Of an icon `Attached`, and those
-    /// of `icons::put`.
-    pub fn flush_edit(&self, caller: Caller, fh: u64) -> Result<()> {
-        let handle = self.handle(fh)?;
-        let (image, edit) = match &*handle {
-            Handle::Edit(image, edit) => (*image, edit),
-            Handle::Lease(serial, edit) => {
-                return self
-                    .flush_lease(*serial, edit)
-                    .map_err(|e| self.refused(caller, "write", "used_by", e));
-            }
-            Handle::Icon(image, form, edit) => {
-                let mut edit = edit.lock();
-                let Some(bytes) = edit.pending() else { return Ok(()) };
-                let put = self.put_icon(caller, *image, *form, bytes);
-                put.map_err(|e| self.refused(caller, "write", form.name(), e))?;
-                edit.accepted();
-                return Ok(());
-            }
-            _ => return Ok(()),
-        };
-        let mut edit = edit.lock();
-        let Some(text) = edit.pending() else { return Ok(()) };
-        self.edit_metadata(caller, image, text)
-            .map_err(|e| self.refused(caller, "edit", "metadata.json", e))?;
-        edit.accepted();
-        Ok(())
-    }
-
-    pub(super) fn edit_metadata(&self, caller: Caller, image: u32, text: &[u8]) -> Result<()> {
-        versions::edit(&self.store, image, |model, image| {
-            describe::edit(model, image, self.by(caller), text)
-        })?;
-        self.with_kernel(|kernel| kernel.forget_attributes(self.image_node(image).ino()));
-        Ok(())
     }
 }

@@ -2,18 +2,13 @@
 //!
 //! ```text
 //! kernel/      requests in, replies out; mount(2); what the kernel knows of us; trees as mounts of their own
-//! places/      the kinds of directory in .imgfs, one file each
+//! requests.rs  what is asked about any node: one dispatch, to the place of the node
+//! places/      what answers: each kind of directory, one file each
+//! handles.rs   open files: read, write, close
 //! upload/      cp in: an upload from its first byte to its receipt
-//! browse.rs    ls: names; stat.rs: what they are; read.rs, opened.rs: cat
+//! removal/     rmdir and rm -r, and what a walker and a mover see afterwards
 //! access.rs    who may, where the kernel does not ask; acl.rs: setfacl; xattr.rs: getfattr, setfattr
-//! change.rs    mkdir, rmdir, rm, chmod; links.rs: ln, mv
-//! staging.rs   several files that become one version
-//! edit.rs      metadata.json being written; icon.rs: icon.png
-//! changes.rs   cat web/2/changes
-//! leases.rs    touch used_by/app7
-//! control.rs   the files of .imgfs
-//! ghost.rs     rm -r: what a walker sees of what it has just deleted; gone.rs, moved.rs: and what a mover sees
-//! shells.rs    images of a mkdir in which nothing was taken
+//! node.rs      what an inode's number stands for
 //! retire.rs    what goes by itself
 //! mounts.rs    several mounts of one store
 //! ```
@@ -22,35 +17,23 @@
 
 mod access;
 mod acl;
-mod at_label;
-mod browse;
-mod change;
-mod changes;
-mod control;
 mod edit;
-mod ghost;
-mod gone;
-mod icon;
+mod handles;
 pub mod kernel;
-mod leases;
-mod links;
 mod mounts;
-mod moved;
 mod names;
 mod node;
 mod opened;
 mod places;
-mod read;
+mod removal;
+mod requests;
 mod retire;
-mod shells;
-mod staging;
-mod stat;
 mod upload;
 mod xattr;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -58,16 +41,17 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::base::process;
 use crate::error::{Error, Result};
-use crate::images::export::RecipeReaders;
-use crate::store::{Store, TreeSlot};
-use crate::tree::Tree;
-use edit::Edit;
-use ghost::Walkers;
-use gone::GoneNames;
+use crate::store::Store;
+use handles::Handle;
 pub use mounts::Mounts;
-use node::NodeId;
-use staging::Stagings;
-use upload::{Upload, Uploads};
+use node::{ImagePart, NodeId, VersionPart};
+use places::link::StagedLinks;
+use places::staging::Stagings;
+use removal::gone::{Gone, GoneNames};
+use removal::moved::{MissedNames, MovedNames};
+use removal::shells::Shells;
+use removal::walkers::{SentBack, Walkers};
+use upload::Uploads;
 
 /// Answers a request; may be called from any thread, once.
 pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
@@ -90,6 +74,10 @@ pub(crate) const LASTING: Duration = Duration::from_secs(1);
 
 /// How long it may believe what never changes: what is in a version.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
+
+/// How long a deletion waits for the kernel to forget a name. Only who removes and renames at once waits for
+/// all of it.
+const FORGETTING: Duration = Duration::from_millis(100);
 
 /// How long the end of a closed file may take to arrive.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -115,6 +103,60 @@ pub struct Attr {
     pub lasting: bool,
 }
 
+impl Attr {
+    /// A directory of imgfs's own that belongs to `owner`: user, group. Neither its name nor the rest holds
+    /// for a while.
+    fn of_directory(ino: u64, owner: (u32, u32)) -> Attr {
+        Attr {
+            ino,
+            mode: libc::S_IFDIR,
+            links: 2,
+            uid: owner.0,
+            gid: owner.1,
+            size: 4096,
+            data: 4096,
+            mtime: (0, 0),
+            ctime: (0, 0),
+            device: (0, 0),
+            lasting_name: false,
+            lasting: false,
+        }
+    }
+
+    /// The same of a file of `size` bytes.
+    fn file(self, permissions: u32, size: u64) -> Attr {
+        Attr { mode: libc::S_IFREG | permissions & 0o7777, links: 1, size, data: size, ..self }
+    }
+
+    /// The same, changed at `time`: nanoseconds since 1970.
+    fn at(self, time: i64) -> Attr {
+        Attr { mtime: split_time(time), ctime: split_time(time), ..self }
+    }
+}
+
+/// Seconds and nanoseconds of nanoseconds.
+fn split_time(nanoseconds: i64) -> (i64, u32) {
+    (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000) as u32)
+}
+
+/// What setattr may set.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    /// Nanoseconds since 1970.
+    pub mtime: Option<i64>,
+}
+
+impl Changes {
+    /// Whether they say who may do what.
+    fn are_rights(&self) -> bool {
+        self.mode.is_some() || self.uid.is_some() || self.gid.is_some()
+    }
+}
+
 /// One name in a directory.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
@@ -128,52 +170,6 @@ impl DirEntry {
     pub fn new(name: impl Into<Vec<u8>>, node: NodeId, format: u32) -> DirEntry {
         DirEntry { name: name.into(), node, format }
     }
-}
-
-/// An open file or directory that needs memory of its own. Files of trees do not.
-enum Handle {
-    Upload {
-        upload: Arc<Upload>,
-        writes: bool,
-    },
-    /// A file in a staging directory.
-    Staged {
-        file: std::fs::File,
-        path: std::path::PathBuf,
-        /// Held for its end.
-        #[allow(dead_code, reason = "counts as long as it lives")]
-        writing: Option<staging::Writing>,
-    },
-    /// A log, as its opener may know it; it grows.
-    Log {
-        number: u32,
-        caller: Caller,
-    },
-    /// A text made at the time of open.
-    Text(Vec<u8>),
-    /// metadata.json of the image with this serial.
-    Edit(u32, Mutex<Edit>),
-    Lease(u32, Mutex<Edit>),
-    /// The icon of the image with this serial.
-    Icon(u32, crate::images::icons::Form, Mutex<Edit>),
-    Setting(String, Mutex<places::config::Writing>),
-    /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is
-    /// what stat says, whatever becomes of the version.
-    Made {
-        serial: u32,
-        slot: Arc<TreeSlot>,
-        recipe: u32,
-        readers: RecipeReaders,
-        shown: Attr,
-    },
-    /// A kept upload of this version.
-    Kept {
-        serial: u32,
-        tree: Arc<Tree>,
-        readers: RecipeReaders,
-        shown: Attr,
-    },
-    Directory(NodeId, Vec<DirEntry>),
 }
 
 /// Tells the kernel to forget what changed behind its back.
@@ -234,23 +230,23 @@ pub struct ImageFs {
     walkers: Walkers,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
-    /// Symlinks under temporary names: number, directory and name, target.
-    staged_links: Mutex<Vec<links::StagedLink>>,
+    /// Symlinks under temporary names.
+    staged_links: StagedLinks,
     /// Names that rm -r has made an end of, while the kernel still knows them.
     gone: GoneNames,
     /// Names that mv gave to what shows under others.
-    moved: moved::MovedNames,
+    moved: MovedNames,
     /// Names that processes have looked for in vain.
-    missed: moved::MissedNames,
+    missed: MissedNames,
     /// Bytes of the `changes` of versions that were looked at.
-    changes: changes::Sizes,
+    changes: places::changes::Sizes,
     /// Processes that have removed metadata.json of an image, as mv does before it makes another.
     replacing: edit::Replacing,
-    shells: shells::Shells,
+    shells: Shells,
     /// Directories in `.imgfs/aliases` that mkdir made, by their ways from there.
     alias_directories: Mutex<BTreeSet<String>>,
-    /// Who was sent back from a directory that was deleted: process, inode, when.
-    sent_back: Mutex<Vec<(u32, u64, std::time::Instant)>>,
+    /// Who was sent back from a directory that was deleted.
+    sent_back: SentBack,
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
@@ -273,14 +269,14 @@ impl ImageFs {
             walkers: Walkers::default(),
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
-            staged_links: Mutex::default(),
+            staged_links: StagedLinks::default(),
             gone: GoneNames::default(),
-            moved: moved::MovedNames::default(),
-            missed: moved::MissedNames::default(),
-            sent_back: Mutex::default(),
-            changes: changes::Sizes::default(),
+            moved: MovedNames::default(),
+            missed: MissedNames::default(),
+            sent_back: SentBack::default(),
+            changes: places::changes::Sizes::default(),
             replacing: edit::Replacing::default(),
-            shells: shells::Shells::default(),
+            shells: Shells::default(),
             alias_directories: Mutex::default(),
             root_changed: Mutex::new(crate::base::clock::now()),
             kernel: RwLock::new(None),
@@ -309,19 +305,40 @@ impl ImageFs {
         }
     }
 
-    fn open_handle(&self, handle: Handle) -> u64 {
-        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles.write().insert(fh, Arc::new(handle));
-        fh
-    }
-
-    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
-        let found = self.handles.read().get(&fh).cloned();
-        found.ok_or_else(|| Error::Invalid { what: "the file handle".into(), why: "it is not open".into() })
-    }
-
     fn incarnation(&self, serial: u32) -> u8 {
         self.mounts.incarnations.lock().get(&serial).copied().unwrap_or(0)
+    }
+
+    /// Whether a node is of an image or a version that was deleted since the kernel heard of it.
+    fn is_dead(&self, node: NodeId) -> bool {
+        match node {
+            NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } => {
+                incarnation != self.incarnation(serial)
+            }
+            _ => false,
+        }
+    }
+
+    fn image_node(&self, serial: u32) -> NodeId {
+        self.part_of_image(serial, ImagePart::Dir)
+    }
+
+    fn part_of_image(&self, serial: u32, part: ImagePart) -> NodeId {
+        NodeId::Image { serial, part, incarnation: self.incarnation(serial) }
+    }
+
+    fn version_node(&self, serial: u32) -> NodeId {
+        self.part_of_version(serial, VersionPart::Dir)
+    }
+
+    fn part_of_version(&self, serial: u32, part: VersionPart) -> NodeId {
+        NodeId::Version { serial, part, incarnation: self.incarnation(serial) }
+    }
+
+    /// Notes what somebody did to an image, or to what is in it.
+    fn log(&self, caller: Caller, gesture: &str, node: NodeId, outcome: &str) {
+        let path = self.path_of(node);
+        self.store.journal.log(caller.uid, gesture, path.trim_start_matches('/'), outcome);
     }
 
     /// Notes a refusal where the user can read it, and passes it on.
@@ -341,6 +358,42 @@ impl ImageFs {
     /// Notes a refusal of something that has only a name.
     pub fn refuse(&self, caller: Caller, gesture: &'static str, name: &[u8], e: Error) -> Error {
         self.refused(caller, gesture, &String::from_utf8_lossy(name), e)
+    }
+
+    /// Notes a refusal of mv, and gives it the number that mv has words for.
+    fn refused_mv(&self, caller: Caller, path: &str, e: &Error) -> Error {
+        self.note_refusal(caller, "mv", path, e);
+        Error::Again { errno: e.errno_of_mv(), sentence: e.to_string() }
+    }
+
+    /// What was moved shows elsewhere: the mover may look at the name that it gave, and the kernel is to
+    /// forget it.
+    fn has_moved(&self, caller: Caller, to: &(NodeId, Vec<u8>), leads_to: NodeId) {
+        self.moved.note(caller.pid, to.0, &to.1, leads_to);
+        self.forget_later(to.0.ino(), to.1.clone());
+    }
+
+    /// Tells the kernel about a name that is no more before the answer, but waits only so long: it locks the
+    /// directory of the name, and who holds that (`mv web www`, `rmdir web`) may wait for the directory that
+    /// the current call has locked.
+    fn forget_soon(&self, gone: Gone) {
+        self.tell_soon(FORGETTING, move |kernel| kernel.forget_name(gone.name.parent, &gone.name.name));
+    }
+
+    /// Tells the kernel something before the answer, but waits only so long.
+    fn tell_soon(&self, time: Duration, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
+        if let Some(kernel) = self.kernel.read().clone() {
+            within("forget", time, move || tell(&*kernel));
+        }
+    }
+
+    /// Tells the kernel about a name whose directory the current call has locked: after the answer.
+    fn forget_later(&self, parent: u64, name: Vec<u8>) {
+        if let Some(kernel) = self.kernel.read().clone() {
+            let _ = std::thread::Builder::new()
+                .name("forget".into())
+                .spawn(move || kernel.forget_name(parent, &name));
+        }
     }
 
     fn wait_for_tree(&self, serial: u32) {

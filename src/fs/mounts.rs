@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::base::clock::now;
 use crate::fs::ImageFs;
 use crate::fs::node::ROOT_INO;
-use crate::fs::staging::Stagings;
+use crate::fs::places::staging::Stagings;
 use crate::fs::upload::Uploads;
 use crate::store::Store;
 

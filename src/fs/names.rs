@@ -1,6 +1,7 @@
 //! What the bytes of a name say.
 
 use crate::base::name::is_ln_temporary;
+use crate::error::Error;
 
 /// A name as it is shown in messages.
 pub(super) fn text_of(name: &[u8]) -> String {
@@ -15,4 +16,9 @@ pub(super) fn label_of(name: &[u8]) -> Option<&str> {
 /// A name that is renamed at once: dotted, or GNU ln's own.
 pub(super) fn is_temporary(name: &[u8]) -> bool {
     name.starts_with(b".") || std::str::from_utf8(name).is_ok_and(is_ln_temporary)
+}
+
+/// The answer for a name that is not there.
+pub(super) fn not_found(name: &[u8]) -> Error {
+    Error::NotFound { what: text_of(name) }
 }

@@ -10,6 +10,9 @@ use crate::tree::NodeIndex;
 /// The root of the mount; FUSE's own number.
 pub const ROOT_INO: u64 = 1;
 
+/// `.imgfs/trash`.
+pub(super) const TRASH: NodeId = NodeId::In(Kind::Trash, 0);
+
 /// What an inode number stands for. Serials are below 2^28.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NodeId {

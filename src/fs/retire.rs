@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use crate::care::retention::{self, Due, UNUSED};
 use crate::error::Result;
-use crate::fs::links::FORGETTING;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
-use crate::fs::{DAEMON, ImageFs, within};
+use crate::fs::places::staging::publish;
+use crate::fs::removal::{self, shells};
+use crate::fs::{DAEMON, FORGETTING, ImageFs, upload, within};
 use crate::images::last_use;
 use crate::images::leases;
+use crate::images::staging::IDLE_MAX;
 use crate::tree::ROOT;
 
 /// How old the note of an image's last use may be before it is written again.
@@ -35,10 +37,23 @@ impl ImageFs {
         used.inspect(|serial| last_use::note(&self.store, *serial)).is_some()
     }
 
+    /// What a mount does now and then: it lets go of what nobody has gone on with for long.
+    pub fn reap(&self) {
+        shells::drop_left(self);
+        upload::reap(self, IDLE_MAX);
+        publish::reap(self, IDLE_MAX);
+        self.forget_outlived();
+    }
+
+    /// The mount ends: what nobody has published goes with it.
+    pub fn note_unfinished(&self) {
+        upload::note_unfinished(self);
+    }
+
     /// Tells the kernel about the names of versions that are gone for good: what was in use when they were
     /// deleted, and is not any more, it would remember for as long as it has the memory, and with it all
     /// their content would stay.
-    pub fn forget_outlived(&self) {
+    fn forget_outlived(&self) {
         for (serial, slot) in self.store.outlived() {
             let parent = NodeId::Tree { serial, index: ROOT }.ino();
             let Ok(root) = slot.tree.node(ROOT) else { continue };
@@ -85,11 +100,11 @@ impl ImageFs {
                 Due::Version(serial, why) => (self.version_node(serial), why),
             };
             let path = self.path_of(node).trim_start_matches('/').to_owned();
-            let parent = self.parent_of(node);
+            let parent = node.place().parent(self, node);
             let gone = self.gone.add(parent, path.rsplit('/').next().unwrap_or_default());
             let deleted = match due {
-                Due::Image(serial, _) => self.delete_image(DAEMON, serial, parent),
-                Due::Version(serial, _) => self.delete_version(DAEMON, serial, parent),
+                Due::Image(serial, _) => removal::delete_image(self, DAEMON, serial, parent),
+                Due::Version(serial, _) => removal::delete_version(self, DAEMON, serial, parent),
             };
             match deleted {
                 Ok(()) => {

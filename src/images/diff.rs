@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::journal::escape;
 use crate::catalog::Version;
 use crate::error::Result;
-use crate::images::links::find_version;
+use crate::images::targets::find_version;
 use crate::store::Store;
 use crate::tree::{Bytes, Kind, Node, NodeIndex, ROOT, Tree};
 

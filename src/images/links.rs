@@ -3,38 +3,18 @@
 //! Each gesture is one function and one transaction.
 
 use crate::base::clock::now;
-use crate::base::name::{AliasName, ImageName, parse_number};
+use crate::base::name::{AliasName, ImageName};
 use crate::catalog::{
-    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Label, Model, Named, Row, Rules, Version, View,
-    default_key,
+    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Model, Named, Row, Rules, View, default_key,
 };
 use crate::error::{Error, Result};
 use crate::images::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
+use crate::images::targets::{LinkTarget, target_of};
 use crate::images::views;
 use crate::store::Store;
 
 /// The value of a type's default while its link is hidden.
 const HIDDEN: &str = "-";
-
-/// What a link in the root leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkTarget {
-    pub image: u32,
-    /// A version for good; none: what `follows` says.
-    pub number: Option<u32>,
-    pub follows: Follows,
-}
-
-impl LinkTarget {
-    fn image(image: u32) -> LinkTarget {
-        LinkTarget { image, number: None, follows: Follows::Image }
-    }
-
-    /// The image, if the link leads to that and not into it.
-    pub fn whole_image(&self) -> Option<u32> {
-        (self.number.is_none() && self.follows.is_image()).then_some(self.image)
-    }
-}
 
 /// The first image is the default, of the view if it is bound to one.
 pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) {
@@ -333,19 +313,6 @@ pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()>
     })
 }
 
-/// Where a link of the root leads to, as a path from there: `web`, `web/1`, `web/latest`. None if the image
-/// is gone.
-pub fn path_of_target(model: &Model, target: &LinkTarget) -> Option<String> {
-    let image = &model.images.get(&target.image)?.name;
-    Some(match (target.number, &target.follows) {
-        (Some(number), _) => format!("{image}/{number}"),
-        (None, Follows::Image) => image.clone(),
-        (None, Follows::Latest) => format!("{image}/latest"),
-        (None, Follows::Default) => format!("{image}/default"),
-        (None, Follows::Label(label)) => format!("{image}/@{label}"),
-    })
-}
-
 /// `mv MNT/default MNT/default.~1~`, as ln --backup does: an alias to the same image; the link is hidden.
 ///
 /// # Errors
@@ -370,131 +337,6 @@ pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
         put_hidden_default(change, Some(image));
         Ok(())
     })
-}
-
-/// What an alias leads to.
-pub fn target_of(alias: &Alias) -> LinkTarget {
-    LinkTarget { image: alias.image, number: alias.number, follows: alias.follows.clone() }
-}
-
-/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`,
-/// `web@22.04`, or an absolute path into the mount.
-///
-/// # Errors
-///
-/// `NotFound` for what is not there.
-pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Result<LinkTarget> {
-    let missing = || Error::NotFound { what: format!("{target} to link to") };
-    let inside = match target.strip_prefix(mount_point) {
-        Some(rest) if !mount_point.is_empty() && (rest.is_empty() || rest.starts_with('/')) => rest,
-        _ if target.starts_with('/') => return Err(missing()),
-        _ => target,
-    };
-    let parts: Vec<&str> = inside.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
-    if let Some(target) = slashed_alias(model, &parts) {
-        return Ok(target);
-    }
-    let mut parts = parts.into_iter();
-    let (first, second, none) = (parts.next().ok_or_else(missing)?, parts.next(), parts.next());
-    let target = if first == "default" {
-        LinkTarget::image(model.default_image.ok_or_else(missing)?)
-    } else {
-        match model.named(first) {
-            Some(Named::Image(serial)) => LinkTarget::image(serial),
-            Some(Named::Alias(serial)) => target_of(&model.aliases[&serial]),
-            None => {
-                let label = at_label(model, first).ok_or_else(missing)?;
-                LinkTarget { image: label.image, number: None, follows: Follows::Label(label.name.clone()) }
-            }
-        }
-    };
-    match (target.whole_image(), second, none) {
-        (_, None, None) => Ok(target),
-        (Some(image), Some(part), None) => resolve_part(model, image, part).ok_or_else(missing),
-        _ => Err(missing()),
-    }
-}
-
-/// What an alias with slashes leads to, `centos/6/amd64`, or a part of the image that it does,
-/// `centos/6/amd64/latest`. It goes before a version of the same path.
-fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
-    let slashed = |parts: &[&str]| (parts.len() > 1).then(|| parts.join("/"));
-    let alias = |parts: &[&str]| model.alias_named(&slashed(parts)?).map(target_of);
-    alias(parts).or_else(|| {
-        let (last, before) = parts.split_last()?;
-        resolve_part(model, alias(before)?.whole_image()?, last)
-    })
-}
-
-/// The label that `web@1.0` means, in an image or through an alias for one. Where an image has an `@` in its
-/// name, the shortest that has such a label.
-pub fn at_label<'m>(model: &'m Model, text: &str) -> Option<&'m Label> {
-    text.match_indices('@').filter(|(at, _)| *at > 0).find_map(|(at, _)| {
-        let image = match model.named(&text[..at])? {
-            Named::Image(serial) => serial,
-            Named::Alias(serial) => target_of(model.aliases.get(&serial)?).whole_image()?,
-        };
-        model.live_label(image, &text[at + 1..])
-    })
-}
-
-/// What a part of an image's path stands for, if it is there: a number for good, all else follows.
-fn resolve_part(model: &Model, image: u32, part: &str) -> Option<LinkTarget> {
-    let newest = model.latest(image);
-    let (number, follows) = match part {
-        "latest" => newest.map(|_| (None, Follows::Latest))?,
-        "default" => newest.map(|_| (None, Follows::Default))?,
-        _ => match part.strip_prefix('@') {
-            Some(label) => {
-                model.live_label(image, label).map(|label| (None, Follows::Label(label.name.clone())))?
-            }
-            None => (Some(model.version(image, parse_number(part.as_bytes())?)?.number), Follows::Image),
-        },
-    };
-    Some(LinkTarget { image, number, follows })
-}
-
-/// The version that a link leads to, now.
-pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Version> {
-    match (target.number, &target.follows) {
-        (Some(number), _) => model.version(target.image, number),
-        (None, Follows::Latest) => model.latest(target.image),
-        (None, Follows::Image | Follows::Default) => model.default_version(model.live_image(target.image)?),
-        (None, Follows::Label(name)) => {
-            model.version(target.image, model.live_label(target.image, name)?.number)
-        }
-    }
-}
-
-/// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` and an alias for its
-/// default.
-///
-/// # Errors
-///
-/// `NotFound`.
-pub fn find_version(model: &Model, name: &str) -> Result<Version> {
-    let missing = || Error::NotFound { what: format!("version {name}") };
-    let target = resolve_root_link(model, name, "").map_err(|_| missing())?;
-    version_of(model, &target).cloned().ok_or_else(missing)
-}
-
-/// What a link inside an image is to name: a version's number, that of a label, or none for `latest`.
-///
-/// # Errors
-///
-/// `NotFound` for what is not there.
-pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Option<u32>> {
-    let missing = || Error::NotFound { what: format!("version {target} to link to") };
-    let target = target.strip_prefix("./").unwrap_or(target).trim_end_matches('/');
-    if target == "latest" {
-        return Ok(None);
-    }
-    let number = match target.strip_prefix('@') {
-        Some(label) => model.live_label(image, label).map(|l| l.number),
-        None => parse_number(target.as_bytes()),
-    };
-    let number = number.ok_or_else(missing)?;
-    model.version(image, number).map(|v| Some(v.number)).ok_or_else(missing)
 }
 
 /// RENAME_EXCHANGE of two links of the root; one of them may be `default`.

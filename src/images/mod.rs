@@ -17,6 +17,7 @@ pub mod quota;
 pub mod rules;
 pub mod staging;
 pub mod status;
+pub mod targets;
 pub mod trash;
 pub mod versions;
 pub mod views;

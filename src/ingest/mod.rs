@@ -21,10 +21,12 @@ mod kinds;
 mod lz4;
 mod pipe;
 mod publish;
+mod rows;
 mod same;
 mod sink;
 pub mod staged;
 mod stored;
+mod target;
 mod unpack;
 
 use std::sync::Arc;
@@ -40,8 +42,9 @@ pub use draft::{Draft, place};
 pub use kinds::oci::lay;
 pub use kinds::payload::{HEAD, Payload};
 pub use pipe::{Block, OnRoom};
-pub use publish::{Published, Source, Target, named, publish, refuse_early};
+pub use publish::{named, publish, refuse_early};
 pub use same::Incoming;
+pub use target::{Published, Source, Target};
 pub use unpack::Hint;
 
 use crate::base::digest::hex;
@@ -203,19 +206,7 @@ impl Ingest {
                     }
                     output.end();
                 })?);
-                let (mut input, output) = (PipeReader::new(&raw), unpacked.clone());
-                tar = Some(spawn("tar-hash", move || {
-                    let mut sha256 = Sha256::new();
-                    while let Some(block) = input.next_block() {
-                        // Passed on first: the unpacker works while this hashes.
-                        if !output.push(block.clone()) {
-                            break;
-                        }
-                        sha256.update(block.as_slice());
-                    }
-                    output.end();
-                    hex(&sha256.finalize())
-                })?);
+                tar = Some(spawn_relay(&raw, &unpacked)?);
                 unpacked
             }
         };
@@ -235,20 +226,9 @@ impl Ingest {
         if (wish.keeps_all() || wish.keep.lxd) && codec.is_some() {
             let pipe = Pipe::new(UPLOAD_PIPE);
             let while_lxd = (!wish.keeps_all()).then_some(may_be_lxd);
-            let (mut input, failure) =
-                (Keeping { input: PipeReader::new(&pipe), while_lxd }, failure.clone());
-            let mut writer = store.blobs.writer(&format!("{staging}-kept"))?;
+            let input = Keeping { input: PipeReader::new(&pipe), while_lxd };
             inputs.push(pipe);
-            kept = Some(spawn("keep", move || {
-                match payload::store(&mut input, &mut writer, u64::MAX, |_| {}) {
-                    Ok(recipe) => Some((writer, recipe)),
-                    Err(_) if input.is_not_wanted() => None,
-                    Err(e) => {
-                        note(&failure, e);
-                        None
-                    }
-                }
-            })?);
+            kept = Some(spawn_keeper(input, store.blobs.writer(&format!("{staging}-kept"))?, &failure)?);
         }
         let parts = Parts { upload_sha256, upload_sha1, tar, decoder, kept, unpacker };
         Ok(Ingest { codec, inputs, stages, stage, decoded, failure, parts, size: 0, wish })
@@ -366,6 +346,40 @@ impl Ingest {
         // The unpacker fails on the cut, drops its writer, and with it the staged files.
         let _ = self.finish();
     }
+}
+
+/// Hashes what was unpacked, and passes it on.
+fn spawn_relay(raw: &Arc<Pipe>, unpacked: &Arc<Pipe>) -> Result<JoinHandle<String>> {
+    let (mut input, output) = (PipeReader::new(raw), unpacked.clone());
+    spawn("tar-hash", move || {
+        let mut sha256 = Sha256::new();
+        while let Some(block) = input.next_block() {
+            // Passed on first: the unpacker works while this hashes.
+            if !output.push(block.clone()) {
+                break;
+            }
+            sha256.update(block.as_slice());
+        }
+        output.end();
+        hex(&sha256.finalize())
+    })
+}
+
+/// Stores an upload as it comes, as long as that is wanted.
+fn spawn_keeper(
+    mut input: Keeping,
+    mut writer: Writer,
+    failure: &Arc<Mutex<Option<Error>>>,
+) -> Result<JoinHandle<Option<Kept>>> {
+    let failure = failure.clone();
+    spawn("keep", move || match payload::store(&mut input, &mut writer, u64::MAX, |_| {}) {
+        Ok(recipe) => Some((writer, recipe)),
+        Err(_) if input.is_not_wanted() => None,
+        Err(e) => {
+            note(&failure, e);
+            None
+        }
+    })
 }
 
 /// Hashes all that comes through a pipe; gives the digest in hex.

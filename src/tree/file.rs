@@ -13,10 +13,10 @@ use crate::base::digest::{BlobId, Digest};
 use crate::base::sys;
 use crate::error::{Error, Result};
 use crate::format::{PACKED_TREE_MAGIC, PACKED_TREE_MAGIC_1, TREE_MAGIC, TREE_MAGIC_1};
-use crate::tree::packed::{self, Packed};
+use crate::tree::packed::{self, Packed, nameless};
 use crate::tree::recipe::Recipe;
 use crate::tree::{
-    ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, ROOT, SECTIONS, SECTIONS_1, Section, join, lay_out,
+    ATTR_LEN, ENTRY_LEN, MADE, NODE_LEN, NodeIndex, SECTIONS, SECTIONS_1, Section, join, lay_out,
 };
 
 /// A version's tree.
@@ -321,33 +321,6 @@ impl Tree {
         Ok(None)
     }
 
-    /// Finds a path of plain names, following symlinks inside the tree; for looking into an image.
-    pub fn find(&self, path: &str) -> Option<NodeIndex> {
-        let mut hops = 0;
-        self.find_from(ROOT, path.as_bytes(), &mut hops)
-    }
-
-    fn find_from(&self, mut at: NodeIndex, path: &[u8], hops: &mut u32) -> Option<NodeIndex> {
-        for name in path.split(|b| *b == b'/') {
-            let directory = self.node(at).ok()?;
-            let next = match name {
-                b"" | b"." => continue,
-                b".." => directory.parent,
-                _ => self.lookup(&directory, name).ok()??,
-            };
-            let node = self.node(next).ok()?;
-            at = if node.kind == Kind::Symlink {
-                *hops += 1;
-                let target = self.symlink(&node).ok()?;
-                let from = if target.starts_with(b"/") { ROOT } else { at };
-                if *hops > 40 { return None } else { self.find_from(from, target, hops)? }
-            } else {
-                next
-            };
-        }
-        Some(at)
-    }
-
     /// A symlink's target.
     ///
     /// # Errors
@@ -489,15 +462,6 @@ impl<'t> Iterator for XattrIter<'t> {
         self.rest = &self.rest[8 + name_len + value_len..];
         Some((name, value))
     }
-}
-
-/// A file without a name beside a tree's: what is unpacked is not kept in memory, the system may put it
-/// aside.
-fn nameless(path: &Path, content: &[u8]) -> Result<File> {
-    let failed = Error::io("create a file beside", path);
-    let mut file = tempfile::tempfile_in(path.parent().unwrap_or(path)).map_err(failed)?;
-    file.write_all(content).map_err(Error::io("write a file beside", path))?;
-    Ok(file)
 }
 
 /// The digest of all that `from` has; `also` gets it too.

@@ -31,6 +31,7 @@ mod file;
 mod packed;
 mod paths;
 pub mod recipe;
+mod varint;
 
 pub use build::{Builder, Counts, Make, Meta, Refused, Visit};
 pub use file::{Bytes, Kind, Node, Tree, XattrIter};

@@ -13,6 +13,7 @@
 //! that is purged stays as long as a tree needs it, under a name that no row knows (invariant 11).
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -235,6 +236,15 @@ pub fn form_of(path: &Path) -> Form {
         Err(_) => Form::Loose,
         Ok(packed) => packed.base().map_or(Form::Alone, |base| Form::Against(base.to_owned())),
     }
+}
+
+/// A file without a name beside a tree's: what is unpacked is not kept in memory, the system may put it
+/// aside.
+pub(super) fn nameless(path: &Path, content: &[u8]) -> Result<File> {
+    let failed = Error::io("create a file beside", path);
+    let mut file = tempfile::tempfile_in(path.parent().unwrap_or(path)).map_err(failed)?;
+    file.write_all(content).map_err(Error::io("write a file beside", path))?;
+    Ok(file)
 }
 
 #[cfg(test)]

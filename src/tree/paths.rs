@@ -5,6 +5,33 @@ use crate::error::Result;
 use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree};
 
 impl Tree {
+    /// Finds a path of plain names, following symlinks inside the tree; for looking into an image.
+    pub fn find(&self, path: &str) -> Option<NodeIndex> {
+        let mut hops = 0;
+        self.find_from(ROOT, path.as_bytes(), &mut hops)
+    }
+
+    fn find_from(&self, mut at: NodeIndex, path: &[u8], hops: &mut u32) -> Option<NodeIndex> {
+        for name in path.split(|b| *b == b'/') {
+            let directory = self.node(at).ok()?;
+            let next = match name {
+                b"" | b"." => continue,
+                b".." => self.parent(&directory),
+                _ => self.lookup(&directory, name).ok()??,
+            };
+            let node = self.node(next).ok()?;
+            at = if node.kind == Kind::Symlink {
+                *hops += 1;
+                let target = self.symlink(&node).ok()?;
+                let from = if target.starts_with(b"/") { ROOT } else { at };
+                if *hops > 40 { return None } else { self.find_from(from, target, hops)? }
+            } else {
+                next
+            };
+        }
+        Some(at)
+    }
+
     /// Shows every name below a directory to `visit`, with its path from there, until that says false.
     ///
     /// # Errors

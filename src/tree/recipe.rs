@@ -14,6 +14,7 @@
 use crate::base::digest::{BlobId, Content};
 use crate::error::{Error, Result};
 use crate::tree::Tree;
+use crate::tree::varint::{put_varint, take_varint};
 
 /// Inline bytes in a frame.
 const FRAME: usize = 256 * 1024;
@@ -477,25 +478,4 @@ fn bad() -> Error {
 
 fn compression(e: std::io::Error) -> Error {
     Error::Io { doing: "compress", path: "a tar recipe".into(), source: e }
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value as u8) | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn take_varint(input: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = input.split_first()?;
-        *input = rest;
-        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }

@@ -195,12 +195,6 @@ fn what_the_rules_allow_is_accepted() {
 
 #[test]
 fn what_the_rules_forbid_is_refused_by_name() {
-    let file = |patch: Value| {
-        let mut file = json!({"sha1": "a".repeat(40), "size": 1, "compression": "gzip"});
-        file.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
-        file
-    };
-    let platform = |time: &str| json!({"requirements": {"min_platform": {"7.0": time}}});
     for (bad, why) in [
         (json!({"v": null}), "v is missing"),
         (json!({"v": 3}), "v must be 1 or 2, not 3"),
@@ -252,6 +246,20 @@ fn what_the_rules_forbid_is_refused_by_name() {
         (json!({"tags": {"a": "b".repeat(100 << 10)}}), "tags must be a map of at most"),
         (json!({"error": "x"}), "error must be"),
         (json!({"foo\u{7}": 1}), "foo? is no field of a manifest"),
+    ] {
+        assert_refused(&bad, why);
+    }
+}
+
+#[test]
+fn what_the_rules_forbid_of_files_and_requirements_is_refused_by_name() {
+    let file = |patch: Value| {
+        let mut file = json!({"sha1": "a".repeat(40), "size": 1, "compression": "gzip"});
+        file.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
+        file
+    };
+    let platform = |time: &str| json!({"requirements": {"min_platform": {"7.0": time}}});
+    for (bad, why) in [
         (json!({"files": {}}), "files must be a list"),
         (json!({"files": [file(json!({})), file(json!({}))]}), "files must be at most 1, not 2"),
         (
@@ -286,12 +294,14 @@ fn what_the_rules_forbid_is_refused_by_name() {
         ),
         (json!({"requirements": {"bootrom": "/x", "brand": "bhyve"}}), "requirements.bootrom must be"),
     ] {
-        let refusal = patched(bad.clone()).expect_err(why);
-        assert!(
-            refusal.contains(why) && refusal.starts_with("the manifest is refused: "),
-            "{bad}: {refusal}"
-        );
+        assert_refused(&bad, why);
     }
+}
+
+/// A manifest with such fields is refused, and the sentence says why.
+fn assert_refused(bad: &Value, why: &str) {
+    let refusal = patched(bad.clone()).expect_err(why);
+    assert!(refusal.contains(why) && refusal.starts_with("the manifest is refused: "), "{bad}: {refusal}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! bit, whatever odd writer made it. It allocates nothing by a size that a header claims.
 
 mod acl;
+mod fields;
 mod foreign;
 mod header;
 mod pax;

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::base::digest::Content;
 use crate::error::{Error, Result};
-use crate::formats::tar::header::{Header, number};
-use crate::formats::tar::pax::{self, Extensions};
-use crate::formats::tar::sparse::{self, Map, MapReader};
+use crate::formats::tar::header::Header;
+use crate::formats::tar::pax::Extensions;
+use crate::formats::tar::sparse::Map;
 use crate::formats::tar::{BLOCK, foreign};
 use crate::tree::recipe::RecipeBuilder;
 
@@ -134,16 +134,29 @@ pub struct Entry {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Names that were too long for the header, from entries of GNU's before it.
+#[derive(Default)]
+pub(super) struct LongNames {
+    pub path: Option<Vec<u8>>,
+    pub link: Option<Vec<u8>>,
+}
+
+impl LongNames {
+    pub(super) fn is_empty(&self) -> bool {
+        self.path.is_none() && self.link.is_none()
+    }
+}
+
 pub struct Reader<S> {
     source: S,
     recipe: RecipeBuilder,
-    limits: Limits,
+    pub(super) limits: Limits,
     stage: Arc<AtomicU8>,
-    global: Extensions,
+    pub(super) global: Extensions,
     entries: u64,
     /// Content of the last entry that was not read yet, and its padding.
-    left: u64,
-    padding: u64,
+    pub(super) left: u64,
+    pub(super) padding: u64,
 }
 
 impl<S: Source> Reader<S> {
@@ -175,7 +188,7 @@ impl<S: Source> Reader<S> {
         self.stage.store(stage as u8, Ordering::Release);
     }
 
-    fn bad<T>(&self, entry: &[u8], why: &str) -> Result<T> {
+    pub(super) fn bad<T>(&self, entry: &[u8], why: &str) -> Result<T> {
         Err(Error::BadArchive {
             at: self.position(),
             entry: String::from_utf8_lossy(entry).into_owned(),
@@ -191,10 +204,10 @@ impl<S: Source> Reader<S> {
     /// with.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut local = Extensions::default();
-        let (mut long_path, mut long_link): (Option<Vec<u8>>, Option<Vec<u8>>) = (None, None);
+        let mut long = LongNames::default();
         loop {
             self.skip_padding()?;
-            let pending = !local.is_empty() || long_path.is_some() || long_link.is_some();
+            let pending = !local.is_empty() || !long.is_empty();
             if !pending && Stage::load(&self.stage) != Stage::Begun {
                 self.set(Stage::Boundary);
             }
@@ -246,8 +259,8 @@ impl<S: Source> Reader<S> {
                         return self.bad(b"", "a global header gives one path or size to all entries");
                     }
                 }
-                b'L' => long_path = Some(until_zero(self.small(size)?)),
-                b'K' => long_link = Some(until_zero(self.small(size)?)),
+                b'L' => long.path = Some(until_zero(self.small(size)?)),
+                b'K' => long.link = Some(until_zero(self.small(size)?)),
                 b'V' => self.skip(size)?,
                 b'M' => {
                     return Err(Error::Unsupported {
@@ -256,218 +269,15 @@ impl<S: Source> Reader<S> {
                     });
                 }
                 _ => {
-                    let entry = self.entry(at, &header, size, &local, long_path, long_link)?;
+                    let entry = self.entry(at, &header, size, &local, long)?;
                     return Ok(Some(entry));
                 }
             }
         }
     }
 
-    fn entry(
-        &mut self,
-        at: u64,
-        header: &Header<'_>,
-        size: u64,
-        local: &Extensions,
-        long_path: Option<Vec<u8>>,
-        long_link: Option<Vec<u8>>,
-    ) -> Result<Entry> {
-        let all = local.over(&self.global);
-        let path = match (all.get("GNU.sparse.name"), all.get("path"), long_path) {
-            (Some(name), _, _) => name.to_vec(),
-            (None, Some(path), _) => path.to_vec(),
-            (None, None, Some(path)) => path,
-            (None, None, None) => header.path(),
-        };
-        let link = match (all.get("linkpath"), long_link) {
-            (Some(link), _) => link.to_vec(),
-            (None, Some(link)) => link,
-            (None, None) => header.text(157, 100).to_vec(),
-        };
-        if path.split(|b| *b == b'/').filter(|n| !n.is_empty()).count() > self.limits.depth {
-            return Err(over("the depth of a path", self.limits.depth as u64));
-        }
-        let mut size = match all.get("size") {
-            Some(text) => match pax::decimal(text) {
-                Some(size) => size,
-                None => return self.bad(&path, "a size that is no number"),
-            },
-            None => size,
-        };
-        let kind = match header.typeflag() {
-            b'1' => Kind::HardLink,
-            b'2' => Kind::Symlink,
-            b'3' => Kind::CharDevice,
-            b'4' => Kind::BlockDevice,
-            b'5' | b'D' => Kind::Directory,
-            b'6' => Kind::Fifo,
-            // V7 has no type for directories, only a slash.
-            0 | b'0' | b'7' if path.ends_with(b"/") => Kind::Directory,
-            // Contiguous files, sparse ones, and types nobody knows are files, as POSIX says.
-            _ => Kind::File,
-        };
-        let has_content = match kind {
-            Kind::File => true,
-            // Old writers put the target's size there. A pax record counts: `pax -o linkdata` brings content.
-            Kind::HardLink => all.get("size").is_some(),
-            // Only a GNU incremental dump lists what the directory holds.
-            Kind::Directory => header.typeflag() == b'D',
-            _ => false,
-        };
-        if !has_content {
-            size = 0;
-        }
-        let id = |reader: &Self, key: &str, field: usize, what: &str| match all.get(key) {
-            Some(text) => match pax::decimal(text).and_then(|n| u32::try_from(n).ok()) {
-                Some(id) => Ok(id),
-                None => reader.bad(&path, &format!("a {what} that is no number")),
-            },
-            None => u32::try_from(reader.unsigned(header, field, 8, what)?)
-                .or_else(|_| reader.bad(&path, &format!("a {what} that is too large"))),
-        };
-        // -1 is what chown(2) takes for "leave it", and nobody's id.
-        let owned = |id: u32| if id == u32::MAX { 0 } else { id };
-        let (uid, gid) = (owned(id(self, "uid", 108, "uid")?), owned(id(self, "gid", 116, "gid")?));
-        let mtime = match all.get("mtime") {
-            Some(text) => match pax::time(text) {
-                Some(time) => time,
-                None => return self.bad(&path, "a time that is no number"),
-            },
-            None => match number(header.field(136, 12)) {
-                Ok(seconds) => (seconds, 0),
-                Err(why) => return self.bad(&path, &format!("in the time, {why}")),
-            },
-        };
-        // A symlink has no mode of its own.
-        let mode = if kind == Kind::Symlink {
-            0o777
-        } else {
-            (self.unsigned(header, 100, 8, "mode")? & 0o7777) as u32
-        };
-        let device = if matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
-            let major = self.unsigned(header, 329, 8, "device number")?;
-            let minor = self.unsigned(header, 337, 8, "device number")?;
-            match (u32::try_from(major), u32::try_from(minor)) {
-                (Ok(major), Ok(minor)) if major < 1 << 12 && minor < 1 << 20 => (major, minor),
-                _ => return self.bad(&path, "a device number that is too large"),
-            }
-        } else {
-            (0, 0)
-        };
-        let xattrs = self.xattrs(&path, &all)?;
-        self.left = size;
-        self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-        let sparse = if kind == Kind::File { self.sparse_map(header, &path, &all)? } else { None };
-        if kind == Kind::Directory && self.left > 0 {
-            // A GNU incremental dump lists the directory here.
-            let len = self.left;
-            self.left = 0;
-            self.skip_exactly(len)?;
-        }
-        if self.position().saturating_add(self.left) > self.limits.tar_size {
-            return Err(over("the size of the unpacked archive", self.limits.tar_size));
-        }
-        if let Some(map) = &sparse
-            && map.size > i64::MAX.cast_unsigned()
-        {
-            return self.bad(&path, "a sparse file that is too large");
-        }
-        Ok(Entry { at, kind, path, link, mode, uid, gid, mtime, device, packed: self.left, sparse, xattrs })
-    }
-
-    fn sparse_map(&mut self, header: &Header<'_>, path: &[u8], all: &Extensions) -> Result<Option<Map>> {
-        let limit = self.limits.pieces;
-        let too_many = || over("the number of pieces of a sparse file", limit as u64);
-        let refuse = |reader: &Self, why: &str| match why {
-            sparse::TOO_MANY => Err(too_many()),
-            why => reader.bad::<Option<Map>>(path, why),
-        };
-        let old = if header.typeflag() == b'S' { sparse::Old::of(header.style()) } else { None };
-        let map = if let Some(old) = old {
-            let mut pieces = Vec::new();
-            let size = match old.size(header) {
-                Ok(size) => size,
-                Err(why) => return refuse(self, why),
-            };
-            if let Err(why) = sparse::old_pieces(header.field(old.pieces_at, 96), &mut pieces) {
-                return refuse(self, why);
-            }
-            let mut more = header.0[old.more_at] != 0;
-            while more {
-                // Not part of the size in the header.
-                let Some(block) = self.block(true)? else {
-                    return refuse(self, "a sparse map that is cut off");
-                };
-                if let Err(why) = sparse::old_pieces(&block[..504], &mut pieces) {
-                    return refuse(self, why);
-                }
-                if pieces.len() > limit {
-                    return Err(too_many());
-                }
-                more = block[504] != 0;
-            }
-            Some(Map { pieces, size })
-        } else if all.get("GNU.sparse.major") == Some(b"1") && all.get("GNU.sparse.minor") == Some(b"0") {
-            let Some(size) = all.get("GNU.sparse.realsize").and_then(pax::decimal) else {
-                return refuse(self, "a sparse file without its size");
-            };
-            let mut reader = MapReader::default();
-            loop {
-                if self.left < BLOCK as u64 {
-                    return refuse(self, "a sparse map that is cut off");
-                }
-                let Some(block) = self.block(true)? else {
-                    return refuse(self, "a sparse map that is cut off");
-                };
-                self.left -= BLOCK as u64;
-                match reader.take(&block, limit) {
-                    Ok(true) => break,
-                    Ok(false) => {}
-                    Err(why) => return refuse(self, why),
-                }
-            }
-            Some(Map { pieces: reader.pieces(), size })
-        } else {
-            match sparse::from_records(all, limit) {
-                Ok(map) => map,
-                Err(why) => return refuse(self, why),
-            }
-        };
-        match map.map(|m| m.check(self.left)).transpose() {
-            Ok(map) => Ok(map),
-            Err(why) => refuse(self, why),
-        }
-    }
-
-    fn xattrs(&self, path: &[u8], all: &Extensions) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let found = match pax::xattrs(all) {
-            Ok(found) => found,
-            Err(why) => return self.bad(path, why),
-        };
-        let mut bytes = 0;
-        for (name, value) in &found {
-            if name.is_empty() || name.len() > 255 || name.contains(&0) {
-                return self.bad(path, "an xattr with an impossible name");
-            }
-            bytes += name.len() + value.len();
-            if value.len() > 65536 || bytes > self.limits.xattrs {
-                return Err(over("the size of the xattrs of an entry", self.limits.xattrs as u64));
-            }
-        }
-        Ok(found.into_iter().collect())
-    }
-
-    fn unsigned(&self, header: &Header<'_>, at: usize, len: usize, what: &str) -> Result<u64> {
-        match number(header.field(at, len)) {
-            Ok(value) => {
-                u64::try_from(value).or_else(|_| self.bad(&header.path(), &format!("a negative {what}")))
-            }
-            Err(why) => self.bad(&header.path(), &format!("in the {what}, {why}")),
-        }
-    }
-
     /// The next block, kept in the recipe. `None` at the end of the bytes, unless something must follow.
-    fn block(&mut self, must: bool) -> Result<Option<[u8; BLOCK]>> {
+    pub(super) fn block(&mut self, must: bool) -> Result<Option<[u8; BLOCK]>> {
         let mut block = [0u8; BLOCK];
         let mut have = 0;
         while have < BLOCK {
@@ -523,7 +333,7 @@ impl<S: Source> Reader<S> {
         self.skip_exactly(len)
     }
 
-    fn skip_exactly(&mut self, mut len: u64) -> Result<()> {
+    pub(super) fn skip_exactly(&mut self, mut len: u64) -> Result<()> {
         while len > 0 {
             let bytes = self.source.fill()?;
             if bytes.is_empty() {
@@ -590,7 +400,7 @@ impl<S: Source> Reader<S> {
     }
 }
 
-fn over(what: &str, limit: u64) -> Error {
+pub(super) fn over(what: &str, limit: u64) -> Error {
     Error::OverLimit { what: what.into(), limit: limit.to_string() }
 }
 

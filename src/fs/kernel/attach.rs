@@ -38,6 +38,7 @@ use crate::base::flags::Flags;
 use crate::error::{Error, Result};
 use crate::fs::kernel::hidden::Hidden;
 use crate::fs::kernel::mount;
+use crate::fs::kernel::sent_back::SentBack;
 use crate::fs::mounts::Mounts;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::{start_thread, within};
@@ -50,8 +51,6 @@ const MANY: usize = 256;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// From the answer to the thread until it has gone on.
 const NEAR: Duration = Duration::from_micros(200);
-/// How long a thread that was told to look again may take until it does.
-const WALKS_AGAIN: Duration = Duration::from_secs(1);
 /// How long what could not be mounted is read without.
 const REFUSED: Duration = Duration::from_secs(5);
 /// How long a tree that somebody may walk without a mount gets none.
@@ -106,29 +105,6 @@ impl State {
 
     fn refused(time: Duration) -> State {
         State::Refused(Instant::now() + time)
-    }
-}
-
-/// Threads that were told to walk their path again: thread, version serial, when.
-///
-/// The kernel walks a path twice, no more. If a link on it is switched in between, the second walk comes to
-/// another tree, and must get through there.
-#[derive(Default)]
-struct SentBack(Mutex<Vec<(u32, u32, Instant)>>);
-
-impl SentBack {
-    fn note(&self, thread: u32, serial: u32) {
-        self.0.lock().push((thread, serial, Instant::now()));
-    }
-
-    /// A thread comes to a version or its tree. Whether it was just sent back to another one.
-    fn comes(&self, thread: u32, serial: u32) -> bool {
-        let mut sent = self.0.lock();
-        if sent.is_empty() {
-            return false;
-        }
-        sent.retain(|(by, to, at)| (*by, *to) != (thread, serial) && at.elapsed() < WALKS_AGAIN);
-        sent.iter().any(|(by, ..)| *by == thread)
     }
 }
 

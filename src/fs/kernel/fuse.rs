@@ -22,14 +22,15 @@ use fuser::{
 
 use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
-use crate::fs::change::Changes;
 use crate::fs::kernel::attach::{NAMED, Step};
 use crate::fs::kernel::held::Held;
 use crate::fs::kernel::latency::Latency;
 use crate::fs::kernel::passthrough::Backings;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::opened::{OpenMode, Opened};
-use crate::fs::{Attr, Caller, FOREVER, Handle, ImageFs, Kernel, stale};
+use crate::fs::places::{dot_imgfs, tree};
+use crate::fs::removal::{shells, walkers};
+use crate::fs::{Attr, Caller, Changes, FOREVER, ImageFs, Kernel, stale};
 use convert::{
     EMPTY, answer_empty, answer_xattr, caller, errno, errno_of_node, file_attr, file_type, lasting,
     nanoseconds, node,
@@ -231,7 +232,7 @@ impl Filesystem for Adapter {
         let who = caller(req);
         guarded("lookup", || {
             if self.plane == Plane::Trees && parent.0 == ROOT_INO {
-                return self.reply_entry(who, self.fs.tree_called(name.as_bytes()), reply);
+                return self.reply_entry(who, tree::called(&self.fs, name.as_bytes()), reply);
             }
             let found = node(parent).and_then(|p| {
                 self.fs.gone.note_asked(who.pid, p, name.as_bytes());
@@ -281,7 +282,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count();
         guarded("getattr", || {
-            if node(ino).is_ok_and(|id| self.fs.is_outlived(caller(req), id)) {
+            if node(ino).is_ok_and(|id| walkers::is_outlived(&self.fs, caller(req), id)) {
                 return reply.error(Errno::ESTALE);
             }
             let attr = node(ino).and_then(|id| match fh {
@@ -351,7 +352,7 @@ impl Filesystem for Adapter {
                     why: "only tarballs bring them",
                 },
             };
-            node(parent).iter().for_each(|parent| self.fs.note_refused_in(caller(req), *parent));
+            node(parent).iter().for_each(|parent| shells::note_refused_in(&self.fs, caller(req), *parent));
             reply.error(errno(&self.fs.refuse(caller(req), "mknod", name.as_bytes(), e)));
         });
     }
@@ -425,7 +426,7 @@ impl Filesystem for Adapter {
                 }
                 _ => Error::Managed { what: "a hard link".into(), why: "use ln -s for an alias" },
             };
-            node(newparent).iter().for_each(|parent| self.fs.note_refused_in(caller(req), *parent));
+            node(newparent).iter().for_each(|parent| shells::note_refused_in(&self.fs, caller(req), *parent));
             reply.error(errno(&self.fs.refuse(caller(req), "ln", newname.as_bytes(), e)));
         });
     }
@@ -465,11 +466,7 @@ impl Filesystem for Adapter {
             Ok(Opened::Direct(fh)) => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
             Err(e) => reply.error(errno_of_node(&e)),
         };
-        let slow = match NodeId::from_ino(ino.0) {
-            Some(NodeId::Version { part: VersionPart::Upload, .. }) => true,
-            Some(NodeId::In(kind, _)) => kind.place().opens_slowly(),
-            _ => false,
-        };
+        let slow = NodeId::from_ino(ino.0).is_some_and(|node| node.place().opens_slowly(node));
         if !mode.writes && !slow {
             return guarded("open", || answer(node(ino).and_then(|id| fs.open(who, id, mode))));
         }
@@ -499,7 +496,7 @@ impl Filesystem for Adapter {
                 out.clear();
                 let found = match node(ino) {
                     Ok(NodeId::Tree { serial, index }) if fh == LASTING || fh == LARGE => {
-                        self.fs.read_tree(serial, index, (offset, size as usize), buf, out)
+                        tree::read(&self.fs, serial, index, (offset, size as usize), buf, out)
                     }
                     Ok(_) => self.fs.read(fh.0, offset, size as usize, out).map(|()| &out[..]),
                     Err(e) => Err(e),
@@ -530,23 +527,7 @@ impl Filesystem for Adapter {
                 Ok(n) => reply.written(n),
                 Err(e) => reply.error(errno(&e)),
             };
-            match self.fs.handle(fh.0).as_deref() {
-                Ok(Handle::Upload { upload, writes: true }) => {
-                    self.fs.write_upload(caller(req), upload, offset, data, Box::new(answer));
-                }
-                Ok(Handle::Edit(..) | Handle::Lease(..) | Handle::Icon(..)) => {
-                    answer(self.fs.write_edit(caller(req), fh.0, offset, data))
-                }
-                Ok(Handle::Setting(..)) => {
-                    let (who, data) = (caller(req), data.to_vec());
-                    self.fs.offload(Box::new(answer), move |fs| fs.write_setting(who, fh.0, offset, &data));
-                }
-                Ok(Handle::Staged { .. }) => answer(self.fs.write_staged(caller(req), fh.0, offset, data)),
-                _ => answer(Err(Error::Invalid {
-                    what: "this file".into(),
-                    why: "it is not open for writing".into(),
-                })),
-            }
+            self.fs.write(caller(req), fh.0, offset, data, Box::new(answer));
         });
     }
 
@@ -554,21 +535,8 @@ impl Filesystem for Adapter {
         if self.plane == Plane::Trees {
             return reply.error(Errno::ENOSYS);
         }
-        guarded("flush", || match self.fs.handle(fh.0).as_deref() {
-            Ok(Handle::Upload { upload, writes: true }) => {
-                let upload = upload.clone();
-                self.fs.flush_upload(caller(req), upload, Box::new(|result| answer_empty(reply, result)));
-            }
-            Ok(Handle::Setting(..)) => {
-                let who = caller(req);
-                self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
-                    fs.flush_setting(who, fh.0)
-                });
-            }
-            Ok(Handle::Edit(..) | Handle::Lease(..) | Handle::Icon(..)) => {
-                answer_empty(reply, self.fs.flush_edit(caller(req), fh.0))
-            }
-            _ => reply.ok(),
+        guarded("flush", || {
+            self.fs.flush(caller(req), fh.0, Box::new(|result| answer_empty(reply, result)));
         });
     }
 
@@ -588,22 +556,7 @@ impl Filesystem for Adapter {
         if fh == LASTING || fh == LARGE {
             return reply.ok();
         }
-        if matches!(self.fs.handle(fh.0).as_deref(), Ok(Handle::Upload { .. })) {
-            // Dropping an upload waits for its threads.
-            return self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
-                fs.release_upload(fh.0);
-                Ok(())
-            });
-        }
-        if matches!(self.fs.handle(fh.0).as_deref(), Ok(Handle::Setting(..))) {
-            let who = caller(req);
-            return self.fs.offload(Box::new(|result| answer_empty(reply, result)), move |fs| {
-                fs.release_setting(who, fh.0);
-                Ok(())
-            });
-        }
-        self.fs.close_directory(fh.0);
-        reply.ok();
+        self.fs.release(caller(req), fh.0, Box::new(|result| answer_empty(reply, result)));
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -621,7 +574,7 @@ impl Filesystem for Adapter {
         if self.plane == Plane::Trees {
             return reply.error(Errno::ENOSYS);
         }
-        if node(ino).is_ok_and(|id| self.fs.is_outlived(caller(req), id)) {
+        if node(ino).is_ok_and(|id| walkers::is_outlived(&self.fs, caller(req), id)) {
             return reply.error(Errno::ESTALE);
         }
         let who = caller(req);
@@ -717,7 +670,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         if fh.0 != 0 {
-            self.fs.close_directory(fh.0);
+            self.fs.close_handle(fh.0);
         }
         reply.ok();
     }
@@ -747,7 +700,7 @@ impl Filesystem for Adapter {
         let who = caller(req);
         self.fs.offload(Box::new(answer), move |fs| {
             fs.trees_before_umount(who);
-            fs.space()
+            dot_imgfs::space(fs)
         });
     }
 
@@ -813,7 +766,7 @@ impl Filesystem for Adapter {
         let (who, name, adapter) = (caller(req), name.as_bytes().to_vec(), self.clone());
         let make = move |fs: &ImageFs| {
             fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| {
-                node(parent).iter().for_each(|parent| fs.note_refused_in(who, *parent));
+                node(parent).iter().for_each(|parent| shells::note_refused_in(fs, who, *parent));
                 fs.refuse(who, "create", &name, e)
             })
         };

@@ -7,3 +7,4 @@ pub mod hidden;
 pub mod latency;
 pub mod mount;
 mod passthrough;
+mod sent_back;

@@ -9,12 +9,15 @@ use std::collections::BTreeSet;
 use crate::base::name::AliasName;
 use crate::catalog::{Alias, Model};
 use crate::error::{Error, Result};
+use crate::fs::acl;
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Control, NodeId, number_of};
+use crate::fs::places::link::{self, alias_log};
 use crate::fs::places::{Kind, Named, Place, no_rmdir};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
-use crate::images::links::{self, LinkTarget, parents, path_of_target};
+use crate::images::links::{self, parents};
+use crate::images::targets::{self, LinkTarget, path_of_target};
 
 /// The way from the directory of aliases to the root.
 const UP: &str = "../../";
@@ -45,7 +48,7 @@ fn text_of_alias(model: &Model, alias: &Alias) -> Option<String> {
     Some(format!(
         "{UP}{}{}",
         "../".repeat(alias.name.matches('/').count()),
-        path_of_target(model, &links::target_of(alias))?
+        path_of_target(model, &targets::target_of(alias))?
     ))
 }
 
@@ -107,7 +110,7 @@ fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
     let text = std::str::from_utf8(target).map_err(|_| missing())?;
     let model = fs.store.catalog.read();
     if text.starts_with('/') {
-        return links::resolve_root_link(&model, text, &fs.mount.path);
+        return targets::resolve_root_link(&model, text, &fs.mount.path);
     }
     let path = path_of(fs, directory)?;
     let mut at: Vec<&str> =
@@ -121,25 +124,21 @@ fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
     }
     match at.as_slice() {
         [".imgfs", "aliases", name @ ..] => match model.alias_named(&name.join("/")) {
-            Some(alias) => Ok(links::target_of(alias)),
-            None if !text.starts_with("..") => links::resolve_root_link(&model, text, ""),
+            Some(alias) => Ok(targets::target_of(alias)),
+            None if !text.starts_with("..") => targets::resolve_root_link(&model, text, ""),
             None => Err(missing()),
         },
         [".imgfs", ..] => Err(missing()),
-        inside => links::resolve_root_link(&model, &inside.join("/"), ""),
+        inside => targets::resolve_root_link(&model, &inside.join("/"), ""),
     }
 }
 
 impl Place for Aliases {
-    fn kind(&self) -> Kind {
-        Kind::Aliases
-    }
-
-    fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = fs.staged_link(NodeId::In(Kind::Aliases, directory), name) {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
+        if let Some(staged) = fs.staged_links.named(directory, name) {
             return Ok(staged);
         }
-        let full = name_in(fs, directory, name)?;
+        let full = name_in(fs, directory.number(), name)?;
         if directories(fs).contains(&full) {
             return Ok(directory_at(&full));
         }
@@ -148,8 +147,8 @@ impl Place for Aliases {
         text.map(|text| link_saying(&text)).ok_or(Error::NotFound { what: full })
     }
 
-    fn list(&self, fs: &ImageFs, _caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
-        let path = path_of(fs, directory)?;
+    fn list(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
+        let path = path_of(fs, directory.number())?;
         let directories = directories(fs);
         let here = |full: &str| {
             let rest = if path.is_empty() { full } else { full.strip_prefix(&path)?.strip_prefix('/')? };
@@ -168,7 +167,8 @@ impl Place for Aliases {
         Ok(())
     }
 
-    fn parent(&self, fs: &ImageFs, number: u64) -> NodeId {
+    fn parent(&self, fs: &ImageFs, node: NodeId) -> NodeId {
+        let number = node.number();
         if number == 0 {
             return NodeId::Control(Control::Dir);
         }
@@ -176,16 +176,17 @@ impl Place for Aliases {
         path.rsplit_once('/').map_or(NodeId::In(Kind::Aliases, 0), |(up, _)| directory_at(up))
     }
 
-    fn path(&self, fs: &ImageFs, directory: u64, name: &str) -> String {
-        format!("/.imgfs/aliases/{}", join(&path_of(fs, directory).unwrap_or_default(), name))
+    fn path(&self, fs: &ImageFs, directory: NodeId, name: &str) -> String {
+        format!("/.imgfs/aliases/{}", join(&path_of(fs, directory.number()).unwrap_or_default(), name))
     }
 
     /// An alias belongs to the owner of its image, and a directory to the owner of the root.
-    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
+        let number = node.number();
         if number & LINK == 0 {
             let root = fs.root();
             return Ok(Attr {
-                mode: libc::S_IFDIR | fs.root_rights().mode,
+                mode: libc::S_IFDIR | acl::of_root(fs).mode,
                 uid: root.uid,
                 gid: root.gid,
                 ..own
@@ -198,13 +199,21 @@ impl Place for Aliases {
         Ok(Attr { mode: libc::S_IFLNK | 0o777, links: 1, uid, gid, size, data: size, ..own })
     }
 
-    fn readlink(&self, fs: &ImageFs, number: u64) -> Result<Vec<u8>> {
+    fn readlink(&self, fs: &ImageFs, node: NodeId) -> Result<Vec<u8>> {
+        let number = node.number();
         Ok(link_with(fs, number)?.0.into_bytes())
     }
 
     /// `mkdir -p .imgfs/aliases/centos/6`.
-    fn mkdir(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
-        let full = name_in(fs, directory, name)?;
+    fn mkdir(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: NodeId,
+        name: &[u8],
+        _mode: u32,
+    ) -> Result<NodeId> {
+        let full = name_in(fs, directory.number(), name)?;
         // What is in it has a longer name.
         AliasName::parse(format!("{full}/x").as_bytes())?;
         links::refuse_alias_path(&fs.store.catalog.read(), &full)?;
@@ -222,7 +231,8 @@ impl Place for Aliases {
     }
 
     /// `rmdir`: of an empty one.
-    fn rmdir(&self, fs: &ImageFs, _caller: Caller, number: u64) -> Result<()> {
+    fn rmdir(&self, fs: &ImageFs, _caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
+        let number = node.number();
         if number == 0 {
             return Err(no_rmdir());
         }
@@ -242,46 +252,53 @@ impl Place for Aliases {
         &self,
         fs: &ImageFs,
         caller: Caller,
-        directory: u64,
+        directory: NodeId,
         name: &[u8],
         text: &[u8],
     ) -> Result<NodeId> {
-        let to = target(fs, directory, text)?;
+        let to = target(fs, directory.number(), text)?;
         if is_temporary(name) {
-            return Ok(fs.stage_link(caller, NodeId::In(Kind::Aliases, directory), name, text));
+            return Ok(fs.staged_links.put(caller, directory, name, text));
         }
-        let full = name_in(fs, directory, name)?;
+        let full = name_in(fs, directory.number(), name)?;
         if fs.store.catalog.read().alias_named(&full).is_some() {
             return Err(Error::Taken { name: full, holder: "there is one already".into() });
         }
-        fs.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, text)?;
+        link::put_alias(fs, caller, &AliasName::parse(full.as_bytes())?, to, text)?;
         fs.root_has_changed();
         self.lookup(fs, caller, directory, name)
     }
 
     /// The second half of `ln -sfn`.
-    fn switch(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], text: &[u8]) -> Result<()> {
-        let to = target(fs, directory, text)?;
+    fn switch(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: NodeId,
+        name: &[u8],
+        text: &[u8],
+    ) -> Result<()> {
+        let to = target(fs, directory.number(), text)?;
         if is_temporary(name) {
-            fs.stage_link(caller, NodeId::In(Kind::Aliases, directory), name, text);
+            fs.staged_links.put(caller, directory, name, text);
             return Ok(());
         }
-        let full = name_in(fs, directory, name)?;
-        fs.put_alias(caller, &AliasName::parse(full.as_bytes())?, to, text)
+        let full = name_in(fs, directory.number(), name)?;
+        link::put_alias(fs, caller, &AliasName::parse(full.as_bytes())?, to, text)
     }
 
     /// `rm`: into the trash.
-    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
-        if fs.take_staged_link(NodeId::In(Kind::Aliases, directory), name).is_some() {
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
+        if fs.staged_links.take(directory, name).is_some() {
             return Ok(());
         }
         if is_directory(self.lookup(fs, caller, directory, name)?) {
             return Err(Error::IsDirectory { what: text_of(name) });
         }
-        let full = name_in(fs, directory, name)?;
+        let full = name_in(fs, directory.number(), name)?;
         let serial =
             fs.store.catalog.read().alias_named(&full).map(|alias| alias.serial).ok_or_else(stale)?;
-        fs.refuse_alias_change(caller, &full)?;
+        link::refuse_alias_change(fs, caller, &full)?;
         links::drop_alias(&fs.store, serial)?;
         keep_directories(fs, &full);
         fs.root_has_changed();
@@ -290,7 +307,8 @@ impl Place for Aliases {
     }
 
     /// `mv` within `.imgfs/aliases`: of an alias, or of a directory with all that is in it.
-    fn rename(&self, fs: &ImageFs, caller: Caller, number: u64, from: &Named, to: &Named) -> Result<()> {
+    fn rename(&self, fs: &ImageFs, caller: Caller, node: NodeId, from: &Named, to: &Named) -> Result<()> {
+        let number = node.number();
         if !is_directory(to.0) {
             return Err(Error::Managed {
                 what: text_of(&from.1),
@@ -299,13 +317,13 @@ impl Place for Aliases {
         }
         let (old, new) = (name_at(fs, from)?, name_at(fs, to)?);
         for name in [&old, &new] {
-            fs.refuse_alias_change(caller, name)?;
+            link::refuse_alias_change(fs, caller, name)?;
         }
         if number & LINK == 0 {
             AliasName::parse(format!("{new}/x").as_bytes())?;
             let within: Vec<String> =
                 fs.store.catalog.read().aliases_in(&old).map(|(name, _)| name.to_owned()).collect();
-            within.iter().try_for_each(|name| fs.refuse_alias_change(caller, name))?;
+            within.iter().try_for_each(|name| link::refuse_alias_change(fs, caller, name))?;
             if directories(fs).iter().any(|other| other.starts_with(&format!("{new}/"))) {
                 return Err(Error::NotEmpty { what: format!(".imgfs/aliases/{new}") });
             }
@@ -357,9 +375,4 @@ pub(in crate::fs) fn name_of_restored(
     };
     fs.refuse_binding(caller, &name)?;
     AliasName::parse(name.as_bytes())
-}
-
-/// How the log calls an alias: with slashes its first part is no image's name.
-pub(in crate::fs) fn alias_log(name: &str) -> String {
-    if name.contains('/') { format!(".imgfs/aliases/{name}") } else { name.to_owned() }
 }

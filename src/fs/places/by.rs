@@ -102,14 +102,10 @@ fn links(fs: &ImageFs, caller: Caller, shows: &Shows) -> Result<Vec<(String, Lin
 }
 
 impl Place for By {
-    fn kind(&self) -> Kind {
-        Kind::By
-    }
-
-    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
-        match Shows::of(directory) {
+        match Shows::of(directory.number()) {
             Shows::Dimensions if text == "unused" => Ok(Shows::Unused.node()),
             Shows::Dimensions if text == "deprecated" => Ok(Shows::Deprecated.node()),
             Shows::Dimensions => {
@@ -128,9 +124,9 @@ impl Place for By {
         }
     }
 
-    fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, caller: Caller, directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
-        match Shows::of(directory) {
+        match Shows::of(directory.number()) {
             Shows::Dimensions => {
                 for (n, (name, _)) in Dimension::ALL.iter().enumerate() {
                     add(name, Shows::Values(n as u64).node(), libc::S_IFDIR);
@@ -156,7 +152,8 @@ impl Place for By {
         false
     }
 
-    fn parent(&self, _fs: &ImageFs, number: u64) -> NodeId {
+    fn parent(&self, _fs: &ImageFs, node: NodeId) -> NodeId {
+        let number = node.number();
         match Shows::of(number) {
             Shows::Dimensions => NodeId::Control(Control::Dir),
             Shows::Having(dimension, _) => Shows::Values(dimension).node(),
@@ -164,7 +161,8 @@ impl Place for By {
         }
     }
 
-    fn attr(&self, _fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, _fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
+        let number = node.number();
         let mode = match Shows::of(number) {
             Shows::Values(_) | Shows::Having(..) => 0o555,
             _ => 0o755,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
-use crate::fs::places::{Kind, Place};
+use crate::fs::places::Place;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
 /// `.imgfs/by-digest`: a link a digest of what a version is made of, or came as.
@@ -15,11 +15,7 @@ pub struct ByDigest;
 const PREFIX_MIN: usize = 12;
 
 impl Place for ByDigest {
-    fn kind(&self) -> Kind {
-        Kind::ByDigest
-    }
-
-    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: format!("version with digest {}", text_of(name)) };
         let prefix = std::str::from_utf8(name).map_err(|_| missing())?;
         let prefix = prefix.strip_prefix("sha256:").unwrap_or(prefix);
@@ -42,7 +38,7 @@ impl Place for ByDigest {
         Ok(NodeId::Link(Link::DeepVersion(serial)))
     }
 
-    fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let model = fs.store.catalog.read();
         // The oldest version of those with the same content.
         let mut seen = BTreeMap::new();

@@ -4,18 +4,14 @@ use crate::error::{Error, Result};
 use crate::fs::access::READ;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
-use crate::fs::places::{Kind, Place};
+use crate::fs::places::Place;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
 /// `.imgfs/by-id`: a link an image and a version.
 pub struct ById;
 
 impl Place for ById {
-    fn kind(&self) -> Kind {
-        Kind::ById
-    }
-
-    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let model = fs.store.catalog.read();
         if let Some(image) = model.live_images().find(|i| i.id.as_bytes() == name && fs.may(caller, i, READ))
         {
@@ -27,7 +23,7 @@ impl Place for ById {
             .ok_or_else(|| Error::NotFound { what: text_of(name) })
     }
 
-    fn list(&self, fs: &ImageFs, caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let mut add = |id: &str, link: Link| {
             all.push(DirEntry::new(id, NodeId::Link(link), libc::S_IFLNK));
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::fs::acl::Shown;
+use crate::fs::acl::{self, Shown};
 use crate::fs::names::text_of;
 use crate::fs::node::{NodeId, number_of};
 use crate::fs::opened::{OpenMode, Opened, frozen};
@@ -78,29 +78,25 @@ fn choose(fs: &ImageFs, caller: Caller, name: &str, value: &str) -> Result<()> {
     fs.store.choose(name, Some(value).filter(|value| !value.is_empty()))?;
     fs.touch_root();
     if name.ends_with("_group") {
-        fs.forget_rights();
+        acl::forget(fs);
     }
     fs.store.journal.log(caller.uid, "config", name, if value.is_empty() { "the default" } else { value });
     Ok(())
 }
 
 impl Place for Config {
-    fn kind(&self) -> Kind {
-        Kind::Config
-    }
-
     fn is_there(&self, fs: &ImageFs) -> bool {
         fs.store.catalog.view().is_none()
     }
 
-    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
         let name = settings::canonical(text).ok_or_else(missing)?;
         if names(fs).contains(&name) { Ok(node_of(&name)) } else { Err(missing()) }
     }
 
-    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         all.extend(
             names(fs)
                 .into_iter()
@@ -113,13 +109,14 @@ impl Place for Config {
         false
     }
 
-    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
+        let number = node.number();
         if number == 0 {
-            return Ok(Attr { mode: libc::S_IFDIR | fs.admin_rights(0o755).mode, ..own });
+            return Ok(Attr { mode: libc::S_IFDIR | acl::of_admins(fs, 0o755).mode, ..own });
         }
         let size = text_of_setting(fs, &named(fs, number)?)?.len() as u64 + 1;
         Ok(Attr {
-            mode: libc::S_IFREG | fs.admin_rights(0o644).mode & 0o666,
+            mode: libc::S_IFREG | acl::of_admins(fs, 0o644).mode & 0o666,
             links: 1,
             size,
             data: size,
@@ -127,16 +124,18 @@ impl Place for Config {
         })
     }
 
-    fn rights(&self, fs: &ImageFs, number: u64) -> Option<(Shown, u32)> {
-        Some(if number == 0 { (fs.admin_rights(0o755), 7) } else { (fs.admin_rights(0o644), 6) })
+    fn rights(&self, fs: &ImageFs, node: NodeId) -> Option<(Shown, u32)> {
+        let number = node.number();
+        Some(if number == 0 { (acl::of_admins(fs, 0o755), 7) } else { (acl::of_admins(fs, 0o644), 6) })
     }
 
     /// A look waits for the end of a truncation.
-    fn opens_slowly(&self) -> bool {
+    fn opens_slowly(&self, _node: NodeId) -> bool {
         true
     }
 
-    fn open(&self, fs: &ImageFs, caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
+    fn open(&self, fs: &ImageFs, caller: Caller, node: NodeId, mode: OpenMode) -> Result<Opened> {
+        let number = node.number();
         if number == 0 {
             return Err(Error::IsDirectory { what: HERE.into() });
         }
@@ -156,7 +155,14 @@ impl Place for Config {
     }
 
     /// `echo 10G > .imgfs/config/quota.alice`: a bound of one user's.
-    fn create(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<(NodeId, u64)> {
+    fn create(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        _directory: NodeId,
+        name: &[u8],
+        _mode: u32,
+    ) -> Result<(NodeId, u64)> {
         fs.refuse_others(caller, HERE)?;
         let missing = || Error::NotFound { what: format!("setting {}", text_of(name)) };
         let name = std::str::from_utf8(name).ok().and_then(settings::canonical).ok_or_else(missing)?;
@@ -168,7 +174,7 @@ impl Place for Config {
     }
 
     /// `rm`: a user's own bound goes.
-    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         let NodeId::In(_, number) = self.lookup(fs, caller, directory, name)? else { return Err(stale()) };
         let name = named(fs, number)?;
         fs.refuse_others(caller, HERE)?;
@@ -182,9 +188,10 @@ impl Place for Config {
     }
 
     /// `truncate -s 0`; `: > FILE` at its end.
-    fn truncate(&self, fs: &ImageFs, caller: Caller, number: u64, size: u64) -> Result<()> {
+    fn truncate(&self, fs: &ImageFs, caller: Caller, node: NodeId, size: u64) -> Result<()> {
+        let number = node.number();
         if number == 0 {
-            return Err(frozen(NodeId::In(Kind::Config, 0)));
+            return Err(frozen(node));
         }
         fs.refuse_others(caller, HERE)?;
         if size > 0 {
@@ -197,64 +204,62 @@ impl Place for Config {
     }
 }
 
-impl ImageFs {
-    /// `write(2)`: the whole of what was written must be a value.
-    ///
-    /// # Errors
-    ///
-    /// `Invalid` for a text that is too long or no value of the setting, or if the handle is not open.
-    /// `NotFound` if it is of something else; those of `Catalog::commit`.
-    pub fn write_setting(&self, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        let handle = self.handle(fh)?;
-        let Handle::Setting(name, writing) = &*handle else { return Err(stale()) };
-        let refused = |e| self.refused(caller, "write", &format!(".imgfs/config/{name}"), e);
-        let mut writing = writing.lock();
+/// `write(2)`: the whole of what was written must be a value.
+///
+/// # Errors
+///
+/// `Invalid` for a text that is too long or no value of the setting, or if the handle is not open.
+/// `NotFound` if it is of something else; those of `Catalog::commit`.
+pub(in crate::fs) fn write(fs: &ImageFs, caller: Caller, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+    let handle = fs.handle(fh)?;
+    let Handle::Setting(name, writing) = &*handle else { return Err(stale()) };
+    let refused = |e| fs.refused(caller, "write", &format!(".imgfs/config/{name}"), e);
+    let mut writing = writing.lock();
+    writing.truncated = false;
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let end = from.saturating_add(data.len());
+    if end > TEXT_MAX {
+        let why = format!("it is over {TEXT_MAX} bytes");
+        return Err(refused(Error::Invalid { what: "the text".into(), why }));
+    }
+    let mut text = writing.text.clone();
+    text.resize(text.len().max(end), b' ');
+    text[from..end].copy_from_slice(data);
+    // A shorter value over a longer one is that value.
+    text.truncate(
+        text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1),
+    );
+    let value = String::from_utf8_lossy(&text).trim().to_owned();
+    choose(fs, caller, name, &value).map_err(refused)?;
+    writing.text = text;
+    Ok(data.len() as u32)
+}
+
+/// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes
+/// on.
+///
+/// # Errors
+///
+/// `Invalid` if the handle is not open; those of `Catalog::commit`.
+pub(in crate::fs) fn flush(fs: &ImageFs, caller: Caller, fh: u64) -> Result<()> {
+    let handle = fs.handle(fh)?;
+    let Handle::Setting(name, writing) = &*handle else { return Ok(()) };
+    let mut writing = writing.lock();
+    if writing.truncated && std::mem::replace(&mut writing.closed, true) {
+        choose(fs, caller, name, "")?;
         writing.truncated = false;
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = from.saturating_add(data.len());
-        if end > TEXT_MAX {
-            let why = format!("it is over {TEXT_MAX} bytes");
-            return Err(refused(Error::Invalid { what: "the text".into(), why }));
-        }
-        let mut text = writing.text.clone();
-        text.resize(text.len().max(end), b' ');
-        text[from..end].copy_from_slice(data);
-        // A shorter value over a longer one is that value.
-        text.truncate(
-            text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1),
-        );
-        let value = String::from_utf8_lossy(&text).trim().to_owned();
-        choose(self, caller, name, &value).map_err(refused)?;
-        writing.text = text;
-        Ok(data.len() as u32)
     }
+    Ok(())
+}
 
-    /// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes
-    /// on.
-    ///
-    /// # Errors
-    ///
-    /// `Invalid` if the handle is not open; those of `Catalog::commit`.
-    pub fn flush_setting(&self, caller: Caller, fh: u64) -> Result<()> {
-        let handle = self.handle(fh)?;
-        let Handle::Setting(name, writing) = &*handle else { return Ok(()) };
-        let mut writing = writing.lock();
-        if writing.truncated && std::mem::replace(&mut writing.closed, true) {
-            choose(self, caller, name, "")?;
-            writing.truncated = false;
-        }
-        Ok(())
+/// The last close: what was truncated, and not written again, is as nobody had chosen it.
+pub(in crate::fs) fn release(fs: &ImageFs, caller: Caller, fh: u64) {
+    let handle = fs.handle(fh);
+    if let Ok(Handle::Setting(name, writing)) = handle.as_deref()
+        && writing.lock().truncated
+        && let Err(e) = choose(fs, caller, name, "")
+    {
+        fs.refused(caller, "truncate", &format!(".imgfs/config/{name}"), e);
     }
-
-    /// The last close: what was truncated, and not written again, is as nobody had chosen it.
-    pub fn release_setting(&self, caller: Caller, fh: u64) {
-        let handle = self.handle(fh);
-        if let Ok(Handle::Setting(name, writing)) = handle.as_deref()
-            && writing.lock().truncated
-            && let Err(e) = choose(self, caller, name, "")
-        {
-            self.refused(caller, "truncate", &format!(".imgfs/config/{name}"), e);
-        }
-        self.close_directory(fh);
-    }
+    fs.close_handle(fh);
 }

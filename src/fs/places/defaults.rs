@@ -2,10 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::formats::metadata::TYPES;
-use crate::fs::acl::Shown;
+use crate::fs::acl::{self, Shown};
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
+use crate::fs::places::link::deep_target;
 use crate::fs::places::{Kind, Place};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs};
 use crate::images::links;
@@ -30,12 +31,8 @@ fn shown(fs: &ImageFs) -> Vec<(&'static str, u32)> {
 }
 
 impl Place for Defaults {
-    fn kind(&self) -> Kind {
-        Kind::Defaults
-    }
-
-    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = fs.staged_link(HERE, name) {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
+        if let Some(staged) = fs.staged_links.named(HERE, name) {
             return Ok(staged);
         }
         let found = shown(fs).into_iter().find(|(kind, _)| kind.as_bytes() == name);
@@ -44,7 +41,7 @@ impl Place for Defaults {
             .ok_or_else(|| Error::NotFound { what: text_of(name) })
     }
 
-    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         all.extend(
             shown(fs).into_iter().map(|(kind, image)| {
                 DirEntry::new(kind, NodeId::Link(Link::DeepImage(image)), libc::S_IFLNK)
@@ -54,26 +51,26 @@ impl Place for Defaults {
     }
 
     /// Whoever owns the root owns what is default.
-    fn attr(&self, fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
         let root = fs.root();
-        Ok(Attr { mode: libc::S_IFDIR | fs.root_rights().mode, uid: root.uid, gid: root.gid, ..own })
+        Ok(Attr { mode: libc::S_IFDIR | acl::of_root(fs).mode, uid: root.uid, gid: root.gid, ..own })
     }
 
-    fn rights(&self, fs: &ImageFs, _number: u64) -> Option<(Shown, u32)> {
-        Some((fs.root_rights(), 7))
+    fn rights(&self, fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
+        Some((acl::of_root(fs), 7))
     }
 
     fn symlink(
         &self,
         fs: &ImageFs,
         caller: Caller,
-        directory: u64,
+        directory: NodeId,
         name: &[u8],
         target: &[u8],
     ) -> Result<NodeId> {
         if is_temporary(name) {
-            fs.deep_target(UP, target)?;
-            return Ok(fs.stage_link(caller, HERE, name, target));
+            deep_target(fs, UP, target)?;
+            return Ok(fs.staged_links.put(caller, HERE, name, target));
         }
         self.switch(fs, caller, directory, name, target)?;
         self.lookup(fs, caller, directory, name)
@@ -83,11 +80,11 @@ impl Place for Defaults {
         &self,
         fs: &ImageFs,
         caller: Caller,
-        _directory: u64,
+        _directory: NodeId,
         name: &[u8],
         target: &[u8],
     ) -> Result<()> {
-        let (kind, image) = (kind_of(name)?, fs.deep_target(UP, target)?);
+        let (kind, image) = (kind_of(name)?, deep_target(fs, UP, target)?);
         fs.refuse_default(caller)?;
         links::set_type_default(&fs.store, kind, Some(image))?;
         fs.store.journal.log(caller.uid, "default", kind, &text_of(target));
@@ -95,24 +92,12 @@ impl Place for Defaults {
     }
 
     /// `rm`: the link is hidden until it is made again, as BusyBox's ln -sfn does.
-    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
-        if fs.take_staged_link(HERE, name).is_some() {
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
+        if fs.staged_links.take(HERE, name).is_some() {
             return Ok(());
         }
         self.lookup(fs, caller, directory, name)?;
         fs.refuse_default(caller)?;
         links::set_type_default(&fs.store, kind_of(name)?, None)
-    }
-}
-
-impl ImageFs {
-    /// The image that a link in a directory of `.imgfs` leads to: `../../web` (`up` is `../../`), or an
-    /// absolute path into the mount. A bare name is taken for what was meant.
-    pub(in crate::fs) fn deep_target(&self, up: &str, target: &[u8]) -> Result<u32> {
-        let missing = || Error::NotFound { what: format!("image {} to link to", text_of(target)) };
-        let text = std::str::from_utf8(target).map_err(|_| missing())?;
-        let text = text.strip_prefix(up).unwrap_or(text);
-        let target = links::resolve_root_link(&self.store.catalog.read(), text, &self.mount.path)?;
-        target.whole_image().ok_or_else(missing)
     }
 }

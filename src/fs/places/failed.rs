@@ -20,17 +20,13 @@ fn told(fs: &ImageFs, number: u64) -> Result<(u32, String)> {
 }
 
 impl Place for Failed {
-    fn kind(&self) -> Kind {
-        Kind::Failed
-    }
-
-    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let name = std::str::from_utf8(name).map_err(|_| missing())?;
         fs.store.journal.failed_text(name).map(|_| node_of(name)).ok_or_else(missing)
     }
 
-    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         all.extend(fs.store.journal.failed_names().into_iter().map(|name| {
             let node = node_of(&name);
             DirEntry::new(name, node, libc::S_IFREG)
@@ -43,7 +39,8 @@ impl Place for Failed {
     }
 
     /// A file is for whoever began it alone.
-    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
+        let number = node.number();
         if number == 0 {
             return Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own });
         }
@@ -51,14 +48,15 @@ impl Place for Failed {
         Ok(private_text(uid, &text, own))
     }
 
-    fn text(&self, fs: &ImageFs, number: u64) -> Result<String> {
+    fn text(&self, fs: &ImageFs, node: NodeId) -> Result<String> {
+        let number = node.number();
         if number == 0 {
             return Err(Error::IsDirectory { what: ".imgfs/failed".into() });
         }
         Ok(told(fs, number)?.1)
     }
 
-    fn unlink(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<()> {
+    fn unlink(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<()> {
         let known = fs.store.journal.forget_failed(&text_of(name));
         if known { Ok(()) } else { Err(Error::NotFound { what: text_of(name) }) }
     }

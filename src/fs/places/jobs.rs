@@ -15,11 +15,7 @@ fn told(fs: &ImageFs, number: u64) -> Result<(u32, String)> {
 }
 
 impl Place for Jobs {
-    fn kind(&self) -> Kind {
-        Kind::Jobs
-    }
-
-    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let name = std::str::from_utf8(name).map_err(|_| missing())?;
         let id = name
@@ -30,7 +26,7 @@ impl Place for Jobs {
         fs.store.journal.job_text(id).map(|_| NodeId::In(Kind::Jobs, id)).ok_or_else(missing)
     }
 
-    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         all.extend(
             fs.store
                 .journal
@@ -46,7 +42,8 @@ impl Place for Jobs {
     }
 
     /// A file is for whoever began it alone.
-    fn attr(&self, fs: &ImageFs, number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
+        let number = node.number();
         if number == 0 {
             return Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own });
         }
@@ -54,7 +51,8 @@ impl Place for Jobs {
         Ok(private_text(uid, &text, own))
     }
 
-    fn text(&self, fs: &ImageFs, number: u64) -> Result<String> {
+    fn text(&self, fs: &ImageFs, node: NodeId) -> Result<String> {
+        let number = node.number();
         if number == 0 {
             return Err(Error::IsDirectory { what: ".imgfs/jobs".into() });
         }

@@ -1,22 +1,50 @@
-//! The kinds of directory in `.imgfs`: each is one file here, and one line in kinds.rs.
+//! What the mount shows: each kind of directory is one file here, with the files and links that are its own.
 //!
-//! A kind answers for its directory, for those in it, and for the files and links that are its own. What it
-//! does not answer is refused.
+//! Every request goes to the place of its node. What a place does not answer is refused. The kinds of
+//! directory in `.imgfs` are listed in kinds.rs; the others are the arms of `NodeId::place`.
 
+mod at_label;
+pub(super) mod changes;
+pub(super) mod dot_imgfs;
+mod ghost;
+pub(super) mod icon;
+pub(super) mod image;
 pub(super) mod kinds;
+pub(super) mod link;
+pub(super) mod made;
+pub(super) mod metadata;
+mod root;
+pub(super) mod staging;
+pub(super) mod tree;
+pub(super) mod used_by;
+pub(super) mod version;
+mod written;
 
+use crate::base::acl::Acl;
+use crate::catalog::Model;
 use crate::error::{Error, Result};
 use crate::fs::acl::Shown;
-use crate::fs::node::{Control, NodeId};
+use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
-use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs};
+use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs};
 use kinds::with_kinds;
 pub use kinds::{ALL, Kind};
+
+/// What imgfs's own extended attributes begin with.
+pub(super) const PREFIX: &str = "user.imgfs.";
+
+/// Extended attributes: names and values.
+pub(super) type Attributes = Vec<(String, Vec<u8>)>;
+
+/// An attribute of imgfs's own.
+fn named(name: &str, value: String) -> (String, Vec<u8>) {
+    (format!("{PREFIX}{name}"), value.into_bytes())
+}
 
 /// A name in a directory.
 pub(super) type Named = (NodeId, Vec<u8>);
 
-macro_rules! places {
+macro_rules! kinds_of_place {
     ($($module:ident :: $kind:ident = $name:literal),* $(,)?) => {
         $(pub(super) mod $module;)*
 
@@ -29,83 +57,160 @@ macro_rules! places {
     };
 }
 
-with_kinds!(places);
+with_kinds!(kinds_of_place);
 
-/// What can be done with a kind of directory. `number` says which of its nodes is meant: 0 is the directory
-/// in `.imgfs` itself, and the kind makes up the others.
+impl NodeId {
+    /// Who answers for a node.
+    pub(super) fn place(self) -> &'static dyn Place {
+        match self {
+            NodeId::Root => &root::Root,
+            NodeId::Control(_) => &dot_imgfs::DotImgfs,
+            NodeId::In(kind, _) => kind.place(),
+            NodeId::Image { .. } => &image::Image,
+            NodeId::Version { part: VersionPart::UsedBy, .. } | NodeId::Lease(_) => &used_by::UsedBy,
+            NodeId::Version { .. } => &version::Version,
+            NodeId::Tree { .. } => &tree::Tree,
+            NodeId::Staging(_) | NodeId::Staged { .. } => &staging::StagingDirectory,
+            NodeId::Upload(_) | NodeId::Receipt(_) => &written::Written,
+            NodeId::Link(_) | NodeId::StagedLink(_) => &link::Links,
+            NodeId::Ghost => &ghost::Ghost,
+        }
+    }
+
+    /// The number of a node in `.imgfs` within its kind. 0 is the directory in `.imgfs` itself, and the kind
+    /// gives the others their meaning.
+    fn number(self) -> u64 {
+        if let NodeId::In(_, number) = self { number } else { 0 }
+    }
+}
+
+/// What can be done with the nodes of a place.
 pub(super) trait Place: Sync {
-    fn kind(&self) -> Kind;
-
-    /// Whether it is shown; some are not in a view.
+    /// Whether a directory in `.imgfs` is shown; some are not in a view.
     fn is_there(&self, _fs: &ImageFs) -> bool {
         true
     }
 
     /// What a name in a directory leads to.
-    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId>;
+    fn lookup(&self, _fs: &ImageFs, _caller: Caller, _directory: NodeId, _name: &[u8]) -> Result<NodeId> {
+        Err(Error::NotDirectory { what: "this path".into() })
+    }
 
     /// Adds what is in a directory.
-    fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()>;
+    fn list(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        _directory: NodeId,
+        _all: &mut Vec<DirEntry>,
+    ) -> Result<()> {
+        Err(Error::NotDirectory { what: "this path".into() })
+    }
 
     /// Whether a name may lead elsewhere while somebody lists the directory.
     fn changes(&self) -> bool {
         true
     }
 
-    fn parent(&self, _fs: &ImageFs, number: u64) -> NodeId {
-        if number == 0 { NodeId::Control(Control::Dir) } else { NodeId::In(self.kind(), 0) }
+    /// The directory that a directory is in.
+    fn parent(&self, _fs: &ImageFs, node: NodeId) -> NodeId {
+        match node {
+            NodeId::In(_, 0) => NodeId::Control(Control::Dir),
+            NodeId::In(kind, _) => NodeId::In(kind, 0),
+            _ => NodeId::Root,
+        }
     }
 
     /// How what is in a directory is called in messages.
-    fn path(&self, _fs: &ImageFs, _directory: u64, name: &str) -> String {
-        format!("/.imgfs/{}/{name}", self.kind().name())
+    fn path(&self, _fs: &ImageFs, directory: NodeId, name: &str) -> String {
+        match directory {
+            NodeId::In(kind, _) => format!("/.imgfs/{}/{name}", kind.name()),
+            _ => format!("/.imgfs/{name}"),
+        }
     }
 
-    /// What stat shows. `own` has the inode, the owner and the time that a directory of imgfs has.
-    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
-    }
-
-    /// The text of a file, as it is now.
-    fn text(&self, _fs: &ImageFs, _number: u64) -> Result<String> {
-        Err(Error::IsDirectory { what: format!(".imgfs/{}", self.kind().name()) })
-    }
-
-    /// The rights that its ACL shows, and the most that it may give; nothing if it has none.
-    fn rights(&self, _fs: &ImageFs, _number: u64) -> Option<(Shown, u32)> {
+    /// The serial of the image that a node is of, or that it is in.
+    fn image(&self, _model: &Model, _node: NodeId) -> Option<u32> {
         None
     }
 
+    /// What stat shows. `own` has the inode, the owner and the time that a directory of imgfs has.
+    fn attr(&self, _fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
+    }
+
+    /// `chmod`, `chown`, `touch`.
+    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, changes: &Changes) -> Result<()> {
+        if changes.are_rights() {
+            let why = "its owner and mode follow the mount's";
+            return Err(Error::Managed { what: "this file".into(), why });
+        }
+        Ok(())
+    }
+
+    /// `truncate`.
+    fn truncate(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _size: u64) -> Result<()> {
+        Err(frozen(node))
+    }
+
+    /// The text of a file, as it is now.
+    fn text(&self, _fs: &ImageFs, node: NodeId) -> Result<String> {
+        let what = if let NodeId::In(kind, _) = node {
+            format!(".imgfs/{}", kind.name())
+        } else {
+            "this path".into()
+        };
+        Err(Error::IsDirectory { what })
+    }
+
     /// Whether an open may wait for something.
-    fn opens_slowly(&self) -> bool {
+    fn opens_slowly(&self, _node: NodeId) -> bool {
         false
     }
 
-    fn open(&self, fs: &ImageFs, _caller: Caller, number: u64, mode: OpenMode) -> Result<Opened> {
+    fn open(&self, fs: &ImageFs, _caller: Caller, node: NodeId, mode: OpenMode) -> Result<Opened> {
         if mode.writes {
-            return Err(frozen(NodeId::In(self.kind(), number)));
+            return Err(frozen(node));
         }
-        Ok(Opened::Direct(fs.open_handle(Handle::Text(self.text(fs, number)?.into_bytes()))))
+        Ok(fs.opened_text(self.text(fs, node)?))
     }
 
-    fn readlink(&self, _fs: &ImageFs, _number: u64) -> Result<Vec<u8>> {
-        Err(Error::Invalid { what: "this path".into(), why: "it is not a symlink".into() })
+    fn readlink(&self, _fs: &ImageFs, _node: NodeId) -> Result<Vec<u8>> {
+        Err(no_symlink())
     }
 
     /// `touch`, `cp`. Gives the file and its handle.
-    fn create(&self, _fs: &ImageFs, _caller: Caller, directory: u64, _name: &[u8]) -> Result<(NodeId, u64)> {
-        Err(frozen(NodeId::In(self.kind(), directory)))
+    fn create(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        directory: NodeId,
+        _name: &[u8],
+        _mode: u32,
+    ) -> Result<(NodeId, u64)> {
+        Err(frozen(directory))
     }
 
-    fn mkdir(&self, _fs: &ImageFs, _caller: Caller, _directory: u64, _name: &[u8]) -> Result<NodeId> {
+    fn mkdir(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        _directory: NodeId,
+        _name: &[u8],
+        _mode: u32,
+    ) -> Result<NodeId> {
         Err(no_mkdir())
     }
 
-    fn rmdir(&self, _fs: &ImageFs, _caller: Caller, _number: u64) -> Result<()> {
-        Err(no_rmdir())
+    /// `rmdir` of a directory that is in `parent`.
+    fn rmdir(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
+        match node {
+            NodeId::In(..) => Err(no_rmdir()),
+            _ => Err(Error::NotDirectory { what: "this path".into() }),
+        }
     }
 
-    fn unlink(&self, _fs: &ImageFs, _caller: Caller, _directory: u64, _name: &[u8]) -> Result<()> {
+    fn unlink(&self, _fs: &ImageFs, _caller: Caller, _directory: NodeId, _name: &[u8]) -> Result<()> {
         Err(no_unlink())
     }
 
@@ -114,11 +219,11 @@ pub(super) trait Place: Sync {
         &self,
         _fs: &ImageFs,
         _caller: Caller,
-        directory: u64,
+        directory: NodeId,
         _name: &[u8],
         _target: &[u8],
     ) -> Result<NodeId> {
-        Err(frozen(NodeId::In(self.kind(), directory)))
+        Err(frozen(directory))
     }
 
     /// The second half of `ln -sfn`: the name leads to `target` from now on.
@@ -126,21 +231,57 @@ pub(super) trait Place: Sync {
         &self,
         _fs: &ImageFs,
         _caller: Caller,
-        directory: u64,
+        directory: NodeId,
         _name: &[u8],
         _target: &[u8],
     ) -> Result<()> {
-        Err(frozen(NodeId::In(self.kind(), directory)))
+        Err(frozen(directory))
     }
 
     /// `mv` of one of its nodes.
-    fn rename(&self, _fs: &ImageFs, _caller: Caller, number: u64, _from: &Named, _to: &Named) -> Result<()> {
-        Err(frozen(NodeId::In(self.kind(), number)))
+    fn rename(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _from: &Named, _to: &Named) -> Result<()> {
+        Err(frozen(node))
     }
 
-    /// `truncate`.
-    fn truncate(&self, _fs: &ImageFs, _caller: Caller, number: u64, _size: u64) -> Result<()> {
-        Err(frozen(NodeId::In(self.kind(), number)))
+    /// The rights that its ACL shows, and the most that it may give; nothing if it has none.
+    fn rights(&self, _fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
+        None
+    }
+
+    /// `setfacl`: the ACL, and the mode's bits that came with it.
+    fn set_acl(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        _node: NodeId,
+        _acl: Option<Acl>,
+        _bits: Option<u32>,
+    ) -> Result<()> {
+        Err(Error::Unsupported {
+            what: "an ACL here".into(),
+            instead: "images have them, and the root of the mount",
+        })
+    }
+
+    /// The extended attributes of a node: those that getfattr -d lists, and those that are there by name
+    /// only, so that cp -a and rsync -X do not carry them off.
+    fn attributes(&self, _fs: &ImageFs, _node: NodeId) -> Result<(Attributes, Attributes)> {
+        Ok((Attributes::new(), Attributes::new()))
+    }
+
+    /// `setfattr -n user.imgfs.KEY`; `setfattr -x` without a value.
+    fn set_attribute(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        _node: NodeId,
+        key: &str,
+        value: Option<&str>,
+    ) -> Result<()> {
+        match value {
+            Some(_) => Err(no_attribute(key)),
+            None => Err(Error::NoAttribute { name: key.into() }),
+        }
     }
 }
 
@@ -150,15 +291,27 @@ fn private_text(uid: u32, text: &str, own: Attr) -> Attr {
     Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own }
 }
 
+/// Refuses an attribute that cannot be set.
+pub(super) fn no_attribute(key: &str) -> Error {
+    Error::Unsupported {
+        what: format!("the attribute {key}"),
+        instead: "images take user.imgfs.KEY for the editable keys of metadata.json",
+    }
+}
+
+fn no_symlink() -> Error {
+    Error::Invalid { what: "this path".into(), why: "it is not a symlink".into() }
+}
+
 /// The refusals of `.imgfs`, also for where a kind answers in some of its directories alone.
-pub(super) fn no_mkdir() -> Error {
+fn no_mkdir() -> Error {
     Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }
 }
 
-pub(super) fn no_rmdir() -> Error {
+fn no_rmdir() -> Error {
     Error::Managed { what: ".imgfs".into(), why: "its directories stay" }
 }
 
-pub(super) fn no_unlink() -> Error {
+fn no_unlink() -> Error {
     Error::Managed { what: "this file".into(), why: "it shows the store, and stays" }
 }

@@ -3,16 +3,16 @@
 use crate::catalog::{Model, Trashed};
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
-use crate::fs::node::{Link, NodeId};
-use crate::fs::places::{Kind, Place};
-use crate::fs::{Attr, Caller, DirEntry, ImageFs};
+use crate::fs::node::{ImagePart, Link, NodeId, TRASH};
+use crate::fs::places::aliases::{is_directory, name_of_restored};
+use crate::fs::places::link::forget_links_to;
+use crate::fs::places::{Named, Place};
+use crate::fs::removal::walkers;
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::trash;
 
 /// `.imgfs/trash`: images, versions and links under names of their own.
 pub struct Trash;
-
-/// The directory.
-pub(in crate::fs) const TRASH: NodeId = NodeId::In(Kind::Trash, 0);
 
 /// What shows an entry of the trash.
 fn node_of(fs: &ImageFs, model: &Model, what: Trashed) -> Option<NodeId> {
@@ -27,20 +27,16 @@ fn node_of(fs: &ImageFs, model: &Model, what: Trashed) -> Option<NodeId> {
 }
 
 impl Place for Trash {
-    fn kind(&self) -> Kind {
-        Kind::Trash
-    }
-
-    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let found = {
             let model = fs.store.catalog.read();
             let what = std::str::from_utf8(name).ok().and_then(|name| trash::trashed(&model, name));
             what.and_then(|what| node_of(fs, &model, what))
         };
-        found.map_or_else(|| fs.ghost_named(caller, TRASH, name), Ok)
+        found.map_or_else(|| walkers::ghost_named(fs, caller, TRASH, name), Ok)
     }
 
-    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let model = fs.store.catalog.read();
         for (name, _, what) in model.trash() {
             let format = if matches!(what, Trashed::Image(_) | Trashed::Version(_)) {
@@ -55,41 +51,111 @@ impl Place for Trash {
     }
 
     /// imgfs itself knows who may bring something back, or end it.
-    fn attr(&self, _fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
+    fn attr(&self, _fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
         Ok(Attr { mode: libc::S_IFDIR | 0o777, ..own })
     }
 
     /// `rm`: a link is gone for good.
-    fn unlink(&self, fs: &ImageFs, caller: Caller, _directory: u64, name: &[u8]) -> Result<()> {
+    fn unlink(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, name: &[u8]) -> Result<()> {
         let name = text_of(name);
         let what = trash::trashed(&fs.store.catalog.read(), &name);
         let what = what.ok_or_else(|| Error::NotFound { what: name.clone() })?;
         if let Trashed::Image(_) | Trashed::Version(_) = what {
             return Err(Error::IsDirectory { what: name });
         }
-        fs.refuse_link(caller, what)?;
+        refuse_link(fs, caller, what)?;
         trash::purge(&fs.store, what)?;
         fs.store.journal.log(caller.uid, "purge", &name, "gone");
         Ok(())
     }
 }
 
-impl ImageFs {
-    /// Refuses to bring back or to end a link in the trash by who may not change what it is of.
-    pub(in crate::fs) fn refuse_link(&self, caller: Caller, what: Trashed) -> Result<()> {
-        let image = {
-            let model = self.store.catalog.read();
-            match what {
-                Trashed::Default => None,
-                Trashed::Alias(serial) => model.aliases.get(&serial).map(|alias| alias.image),
-                Trashed::Label(serial) => model.labels.get(&serial).map(|label| label.image),
-                Trashed::Version(serial) => model.versions.get(&serial).map(|version| version.image),
-                Trashed::Image(serial) | Trashed::ImageDefault(serial) => Some(serial),
-            }
-        };
-        match image {
-            Some(image) => self.refuse_change(caller, self.store.catalog.read().images.get(&image)),
-            None => self.refuse_default(caller),
+/// Refuses to bring back or to end a link in the trash by who may not change what it is of.
+fn refuse_link(fs: &ImageFs, caller: Caller, what: Trashed) -> Result<()> {
+    let image = {
+        let model = fs.store.catalog.read();
+        match what {
+            Trashed::Default => None,
+            Trashed::Alias(serial) => model.aliases.get(&serial).map(|alias| alias.image),
+            Trashed::Label(serial) => model.labels.get(&serial).map(|label| label.image),
+            Trashed::Version(serial) => model.versions.get(&serial).map(|version| version.image),
+            Trashed::Image(serial) | Trashed::ImageDefault(serial) => Some(serial),
         }
+    };
+    match image {
+        Some(image) => fs.refuse_change(caller, fs.store.catalog.read().images.get(&image)),
+        None => fs.refuse_default(caller),
+    }
+}
+
+/// `mv .imgfs/trash/web MNT/`, `mv .imgfs/trash/web.1 MNT/web/`: undo.
+pub(in crate::fs) fn restore(fs: &ImageFs, caller: Caller, node: NodeId, to: &Named) -> Result<()> {
+    match (node, to.0) {
+        (NodeId::Image { serial, .. }, NodeId::Root) => {
+            fs.refuse_trashed(caller, serial, false)?;
+            trash::restore_image(&fs.store, serial, &fs.new_name(caller, &to.1)?)?;
+            forget_links_to(fs, serial);
+        }
+        // Into the root it goes home, too: `mv .imgfs/trash/* MNT/`.
+        (NodeId::Version { serial, .. }, NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. }) => {
+            let image = match to.0 {
+                NodeId::Image { serial: image, .. } => image,
+                _ => trash::home_of(&fs.store.catalog.read(), serial)?,
+            };
+            fs.refuse_trashed(caller, image, true)?;
+            trash::restore_version(&fs.store, serial, image)?;
+            // It shows under its number, not under the name it was moved to.
+            fs.has_moved(caller, to, fs.version_node(serial));
+        }
+        (NodeId::Link(link @ Link::TrashedAlias(_)), directory) if is_directory(directory) => {
+            restore_link(fs, caller, link, to)?;
+            fs.has_moved(caller, to, node);
+        }
+        (NodeId::Link(link), NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. }) => {
+            restore_link(fs, caller, link, to)?;
+            fs.has_moved(caller, to, node);
+        }
+        (NodeId::Image { .. }, _) => {
+            return Err(Error::Managed {
+                what: "an image".into(),
+                why: "it comes back into the root of the mount",
+            });
+        }
+        _ => {
+            return Err(Error::Managed { what: "a version".into(), why: "it comes back into its image" });
+        }
+    }
+    fs.root_has_changed();
+    fs.store.journal.log(caller.uid, "restore", &text_of(&to.1), "back from the trash");
+    Ok(())
+}
+
+/// A link comes back: an alias into the root, under the name that it is moved to; the others to where
+/// they were.
+fn restore_link(fs: &ImageFs, caller: Caller, link: Link, to: &Named) -> Result<()> {
+    match link {
+        Link::TrashedAlias(serial) => {
+            if to.0 != NodeId::Root && !is_directory(to.0) {
+                return Err(Error::Managed {
+                    what: "an alias".into(),
+                    why: "it comes back into the root of the mount",
+                });
+            }
+            refuse_link(fs, caller, Trashed::Alias(serial))?;
+            trash::restore_alias(&fs.store, serial, &name_of_restored(fs, caller, serial, to)?)
+        }
+        Link::TrashedLabel(serial) => {
+            refuse_link(fs, caller, Trashed::Label(serial))?;
+            trash::restore_label(&fs.store, serial)
+        }
+        Link::TrashedImageDefault(serial) => {
+            refuse_link(fs, caller, Trashed::ImageDefault(serial))?;
+            trash::restore_default(&fs.store, Some(serial))
+        }
+        Link::TrashedDefault(_) => {
+            fs.refuse_default(caller)?;
+            trash::restore_default(&fs.store, None)
+        }
+        _ => Err(stale()),
     }
 }

@@ -2,11 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::acl::Shown;
+use crate::fs::acl::{self, Shown};
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId, number_of};
 use crate::fs::opened::frozen;
+use crate::fs::places::link::deep_target;
 use crate::fs::places::{Kind, Place, no_mkdir, no_rmdir, no_unlink};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};
@@ -35,60 +36,63 @@ fn named(fs: &ImageFs, number: u64) -> Result<String> {
 }
 
 impl Place for Views {
-    fn kind(&self) -> Kind {
-        Kind::Views
-    }
-
     fn is_there(&self, fs: &ImageFs) -> bool {
         fs.store.catalog.view().is_none()
     }
 
-    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
+    fn lookup(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let missing = || Error::NotFound { what: text_of(name) };
         let text = std::str::from_utf8(name).map_err(|_| missing())?;
-        if directory == 0 {
+        if directory.number() == 0 {
             let known = names(fs).iter().any(|view| view == text);
             return if known { Ok(node_of(text)) } else { Err(missing()) };
         }
-        if let Some(staged) = fs.staged_link(NodeId::In(Kind::Views, directory), name) {
+        if let Some(staged) = fs.staged_links.named(directory, name) {
             return Ok(staged);
         }
-        let (view, model) = (named(fs, directory)?, fs.store.catalog.read());
+        let (view, model) = (named(fs, directory.number())?, fs.store.catalog.read());
         let found = views::image_in(&model, &view, text).filter(|image| fs.may(caller, image, READ));
         found.map(|image| NodeId::Link(Link::DeeperImage(image.serial))).ok_or_else(missing)
     }
 
-    fn list(&self, fs: &ImageFs, caller: Caller, directory: u64, all: &mut Vec<DirEntry>) -> Result<()> {
+    fn list(&self, fs: &ImageFs, caller: Caller, directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
-        if directory == 0 {
+        if directory.number() == 0 {
             names(fs).iter().for_each(|view| add(view, node_of(view), libc::S_IFDIR));
             return Ok(());
         }
-        let (view, model) = (named(fs, directory)?, fs.store.catalog.read());
+        let (view, model) = (named(fs, directory.number())?, fs.store.catalog.read());
         for (name, image) in model.images_of_view(&view).filter(|(_, image)| fs.may(caller, image, READ)) {
             add(name, NodeId::Link(Link::DeeperImage(image.serial)), libc::S_IFLNK);
         }
         Ok(())
     }
 
-    fn path(&self, fs: &ImageFs, directory: u64, name: &str) -> String {
-        match directory {
+    fn path(&self, fs: &ImageFs, directory: NodeId, name: &str) -> String {
+        match directory.number() {
             0 => format!("/.imgfs/views/{name}"),
-            _ => format!("/.imgfs/views/{}/{name}", named(fs, directory).unwrap_or_default()),
+            _ => format!("/.imgfs/views/{}/{name}", named(fs, directory.number()).unwrap_or_default()),
         }
     }
 
-    fn attr(&self, fs: &ImageFs, _number: u64, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | fs.admin_rights(0o755).mode, ..own })
+    fn attr(&self, fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | acl::of_admins(fs, 0o755).mode, ..own })
     }
 
-    fn rights(&self, fs: &ImageFs, _number: u64) -> Option<(Shown, u32)> {
-        Some((fs.admin_rights(0o755), 7))
+    fn rights(&self, fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
+        Some((acl::of_admins(fs, 0o755), 7))
     }
 
     /// `mkdir .imgfs/views/dc1`.
-    fn mkdir(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<NodeId> {
-        if directory != 0 {
+    fn mkdir(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: NodeId,
+        name: &[u8],
+        _mode: u32,
+    ) -> Result<NodeId> {
+        if directory.number() != 0 {
             return Err(no_mkdir());
         }
         fs.refuse_others(caller, HERE)?;
@@ -98,7 +102,8 @@ impl Place for Views {
     }
 
     /// `rmdir`: not while it is mounted.
-    fn rmdir(&self, fs: &ImageFs, caller: Caller, number: u64) -> Result<()> {
+    fn rmdir(&self, fs: &ImageFs, caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
+        let number = node.number();
         if number == 0 {
             return Err(no_rmdir());
         }
@@ -121,81 +126,85 @@ impl Place for Views {
         &self,
         fs: &ImageFs,
         caller: Caller,
-        directory: u64,
+        directory: NodeId,
         name: &[u8],
         target: &[u8],
     ) -> Result<NodeId> {
-        let here = NodeId::In(Kind::Views, directory);
-        if directory == 0 {
-            return Err(frozen(here));
+        if directory.number() == 0 {
+            return Err(frozen(directory));
         }
         if is_temporary(name) {
-            fs.deep_target(UP, target)?;
-            return Ok(fs.stage_link(caller, here, name, target));
+            deep_target(fs, UP, target)?;
+            return Ok(fs.staged_links.put(caller, directory, name, target));
         }
         self.switch(fs, caller, directory, name, target)?;
         self.lookup(fs, caller, directory, name)
     }
 
     /// The image is attached to the view.
-    fn switch(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8], target: &[u8]) -> Result<()> {
+    fn switch(
+        &self,
+        fs: &ImageFs,
+        caller: Caller,
+        directory: NodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<()> {
         fs.refuse_others(caller, HERE)?;
-        let (view, image) = (named(fs, directory)?, fs.deep_target(UP, target)?);
+        let (view, image) = (named(fs, directory.number())?, deep_target(fs, UP, target)?);
         views::attach(&fs.store, &view, &text_of(name), image)?;
         fs.store.journal.log(caller.uid, "attach", &text_of(name), &format!("to view {view}"));
         Ok(())
     }
 
     /// `rm`: the image is detached from the view.
-    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: u64, name: &[u8]) -> Result<()> {
-        if fs.take_staged_link(NodeId::In(Kind::Views, directory), name).is_some() {
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
+        if fs.staged_links.take(directory, name).is_some() {
             return Ok(());
         }
-        if directory == 0 {
+        if directory.number() == 0 {
             return Err(no_unlink());
         }
         self.lookup(fs, caller, directory, name)?;
         fs.refuse_others(caller, HERE)?;
-        let view = named(fs, directory)?;
+        let view = named(fs, directory.number())?;
         views::detach(&fs.store, &view, &text_of(name))?;
         fs.store.journal.log(caller.uid, "detach", &text_of(name), &format!("from view {view}"));
         Ok(())
     }
 }
 
-impl ImageFs {
-    /// `status.json` of a view: what it has, and nothing of the rest of the store.
-    pub(in crate::fs) fn view_status(&self, view: &str) -> Result<serde_json::Value> {
-        let (bound, used) = self.view_use(view)?;
-        let model = self.store.catalog.read();
-        let (live, trashed): (Vec<_>, Vec<_>) = model.all_versions().partition(|v| model.is_live(v));
-        Ok(serde_json::json!({
-            "program": concat!("imgfs ", env!("CARGO_PKG_VERSION")),
-            "view": view,
-            "images": model.live_images().count(),
-            "images_attached": model.attached.len(),
-            "versions": live.len(),
-            "versions_in_trash": trashed.len(),
-            "tar_bytes": live.iter().map(|v| v.facts.size).sum::<u64>(),
-            "logical_bytes": live.iter().map(|v| v.facts.counts.logical_bytes).sum::<u64>(),
-            "quota_bytes": bound.bytes,
-            "quota_images": bound.images,
-            "used_bytes": used,
-        }))
-    }
+/// `status.json` of a view: what it has, and nothing of the rest of the store.
+pub(in crate::fs) fn status(fs: &ImageFs, view: &str) -> Result<serde_json::Value> {
+    let (bound, used) = usage(fs, view)?;
+    let model = fs.store.catalog.read();
+    let (live, trashed): (Vec<_>, Vec<_>) = model.all_versions().partition(|v| model.is_live(v));
+    Ok(serde_json::json!({
+        "program": concat!("imgfs ", env!("CARGO_PKG_VERSION")),
+        "view": view,
+        "images": model.live_images().count(),
+        "images_attached": model.attached.len(),
+        "versions": live.len(),
+        "versions_in_trash": trashed.len(),
+        "tar_bytes": live.iter().map(|v| v.facts.size).sum::<u64>(),
+        "logical_bytes": live.iter().map(|v| v.facts.counts.logical_bytes).sum::<u64>(),
+        "quota_bytes": bound.bytes,
+        "quota_images": bound.images,
+        "used_bytes": used,
+    }))
+}
 
-    /// What `df` shows of a view that has a quota: that, and what is left of it. Else there is the disk's,
-    /// which all share.
-    pub(in crate::fs) fn view_space(&self, view: &str) -> Result<Option<(u64, u64, u64)>> {
-        let (bound, used) = self.view_use(view)?;
-        let files = self.store.catalog.read().all_versions().map(|v| v.facts.counts.files).sum();
-        Ok((bound.bytes > 0).then(|| (bound.bytes, bound.bytes.saturating_sub(used), files)))
-    }
+/// What `df` shows of a view that has a quota: that, and what is left of it. Else there is the disk's,
+/// which all share.
+pub(in crate::fs) fn space(fs: &ImageFs, view: &str) -> Result<Option<(u64, u64, u64)>> {
+    let (bound, used) = usage(fs, view)?;
+    let files = fs.store.catalog.read().all_versions().map(|v| v.facts.counts.files).sum();
+    Ok((bound.bytes > 0).then(|| (bound.bytes, bound.bytes.saturating_sub(used), files)))
+}
 
-    /// What a view may have, and the bytes that it has.
-    fn view_use(&self, view: &str) -> Result<(Amount, u64)> {
-        let payer = Payer::View(view.to_owned());
-        let bound = payer.bound(&self.store, &self.store.whole().catalog.read());
-        Ok((bound, quota::used(&self.store, &payer, &[])?))
-    }
+/// What a view may have, and the bytes that it has.
+fn usage(fs: &ImageFs, view: &str) -> Result<(Amount, u64)> {
+    let payer = Payer::View(view.to_owned());
+    let bound = payer.bound(&fs.store, &fs.store.whole().catalog.read());
+    Ok((bound, quota::used(&fs.store, &payer, &[])?))
 }

@@ -9,8 +9,8 @@ use crate::base::expected::Expected;
 use crate::base::name::{Promise, promise_of};
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
-use crate::fs::upload::write::{refuse_over, write_spool};
-use crate::fs::upload::{Phase, Place, Spool, State, Upload, Uploads};
+use crate::formats::imgapi::{Manifest, is_manifest_name};
+use crate::fs::upload::{Destination, Phase, Spool, State, Upload, Uploads, stream};
 use crate::fs::{Caller, ImageFs};
 use crate::images::staging::{self, About, FileAbout};
 use crate::store::Store;
@@ -19,159 +19,157 @@ use crate::store::Store;
 /// memory.
 const AHEAD: Duration = Duration::from_secs(60);
 
-impl ImageFs {
-    /// Takes a write to a staged file: into the spool, and ahead of its rename to the unpacker as long as the
-    /// bytes come in order. Streaming data is pushed by the caller.
-    pub(super) fn prepare_staged(
-        &self,
-        upload: &Upload,
-        state: &mut State,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<()> {
-        if let Phase::Failed(errno, sentence) = &state.phase {
-            return Err(super::repeated(*errno, sentence));
-        }
-        self.make_spool(upload, state)?;
-        write_spool(&self.store, state, offset, data)?;
-        state.refused.forget();
-        match &mut state.phase {
-            Phase::Empty if offset == 0 => state.phase = Phase::Head(Vec::new()),
-            Phase::Streaming(ingest) if offset == upload.size() && !ingest.has_failed() => return Ok(()),
-            Phase::Head(head) if offset == head.len() as u64 => {}
-            _ => {
-                spool_alone(state);
-                return Ok(());
-            }
-        }
-        if upload.info.lock().waits {
-            // It is unpacked once it is known what it is.
+/// Takes a write to a staged file: into the spool, and ahead of its rename to the unpacker as long as the
+/// bytes come in order. Streaming data is pushed by the caller.
+pub(super) fn prepare_staged(
+    fs: &ImageFs,
+    upload: &Upload,
+    state: &mut State,
+    offset: u64,
+    data: &[u8],
+) -> Result<()> {
+    if let Phase::Failed(errno, sentence) = &state.phase {
+        return Err(super::repeated(*errno, sentence));
+    }
+    stream::make_spool(fs, upload, state)?;
+    stream::write_spool(&fs.store, state, offset, data)?;
+    state.refused.forget();
+    match &mut state.phase {
+        Phase::Empty if offset == 0 => state.phase = Phase::Head(Vec::new()),
+        Phase::Streaming(ingest) if offset == upload.size() && !ingest.has_failed() => return Ok(()),
+        Phase::Head(head) if offset == head.len() as u64 => {}
+        _ => {
             spool_alone(state);
             return Ok(());
         }
-        let Phase::Head(head) = &mut state.phase else { return Ok(()) };
-        let all = [head.as_slice(), data].concat();
-        match upload.recognises(&all) {
-            None => *head = all,
-            Some(false) => spool_alone(state),
-            Some(true) => {
-                let first = std::mem::take(head);
-                if self.begin_stream(upload, state, &all).is_err() {
-                    // Without threads for it now the rename unpacks it.
-                    spool_alone(state);
-                } else if let Phase::Streaming(ingest) = &mut state.phase
-                    && !first.is_empty()
-                {
-                    ingest.push(Arc::new(first), Box::new(|| {}));
-                }
-            }
-        }
-        Ok(())
     }
-
-    /// `ftruncate(2)` of a staged file.
-    pub(super) fn truncate_staged(&self, upload: &Upload, state: &mut State, size: u64) -> Result<()> {
-        refuse_over(&self.store, size)?;
-        self.make_spool(upload, state)?;
+    if upload.info.lock().waits {
+        // It is unpacked once it is known what it is.
         spool_alone(state);
-        if size == 0 {
-            state.phase = Phase::Empty;
-        }
-        state.refused.forget();
-        let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
-        spool.file.set_len(size).map_err(Error::io("write", &spool.path))?;
-        let mut info = upload.info.lock();
-        (info.size, info.failed) = (size, false);
-        Ok(())
+        return Ok(());
     }
-
-    /// `close(2)` of a staged file: from now on it survives the daemon.
-    ///
-    /// # Errors
-    ///
-    /// `Io`; then it is as it was.
-    pub(super) fn keep_staged(&self, upload: &Upload, state: &mut State) -> Result<()> {
-        if state.spool.is_none() {
-            self.begin_spool(upload, state)?;
-        }
-        let spool = state.spool.as_mut().ok_or(Error::Stopping)?;
-        spool.file.sync_data().map_err(Error::io("sync", &spool.path))?;
-        let kept = upload.info.lock().kept.clone();
-        let dir = match kept {
-            Some(dir) => dir,
-            None => {
-                let dir = self.store.in_room(|| staging::make(&self.store.dir))?;
-                let content = staging::content(&dir);
-                let moved = fs::rename(&spool.path, &content).map_err(Error::io("rename", &spool.path));
-                moved.and_then(|()| sync_dir(&dir)).inspect_err(|_| staging::remove(&dir))?;
-                (spool.path, spool.stays) = (content, true);
-                dir
+    let Phase::Head(head) = &mut state.phase else { return Ok(()) };
+    let all = [head.as_slice(), data].concat();
+    match upload.recognises(&all) {
+        None => *head = all,
+        Some(false) => spool_alone(state),
+        Some(true) => {
+            let first = std::mem::take(head);
+            if stream::begin_stream(fs, upload, state, &all).is_err() {
+                // Without threads for it now the rename unpacks it.
+                spool_alone(state);
+            } else if let Phase::Streaming(ingest) = &mut state.phase
+                && !first.is_empty()
+            {
+                ingest.push(Arc::new(first), Box::new(|| {}));
             }
+        }
+    }
+    Ok(())
+}
+
+/// `ftruncate(2)` of a staged file.
+pub(super) fn truncate_staged(fs: &ImageFs, upload: &Upload, state: &mut State, size: u64) -> Result<()> {
+    stream::refuse_over(&fs.store, size)?;
+    stream::make_spool(fs, upload, state)?;
+    spool_alone(state);
+    if size == 0 {
+        state.phase = Phase::Empty;
+    }
+    state.refused.forget();
+    let spool = state.spool.as_ref().ok_or(Error::Stopping)?;
+    spool.file.set_len(size).map_err(Error::io("write", &spool.path))?;
+    let mut info = upload.info.lock();
+    (info.size, info.failed) = (size, false);
+    Ok(())
+}
+
+/// `close(2)` of a staged file: from now on it survives the daemon.
+///
+/// # Errors
+///
+/// `Io`; then it is as it was.
+pub(super) fn keep_staged(fs: &ImageFs, upload: &Upload, state: &mut State) -> Result<()> {
+    if state.spool.is_none() {
+        stream::begin_spool(fs, upload, state)?;
+    }
+    let spool = state.spool.as_mut().ok_or(Error::Stopping)?;
+    spool.file.sync_data().map_err(Error::io("sync", &spool.path))?;
+    let kept = upload.info.lock().kept.clone();
+    let dir = match kept {
+        Some(dir) => dir,
+        None => {
+            let dir = fs.store.in_room(|| staging::make(&fs.store.dir))?;
+            let content = staging::content(&dir);
+            let moved = fs::rename(&spool.path, &content).map_err(Error::io("rename", &spool.path));
+            moved.and_then(|()| sync_dir(&dir)).inspect_err(|_| staging::remove(&dir))?;
+            (spool.path, spool.stays) = (content, true);
+            dir
+        }
+    };
+    staging::save(&dir, &about(fs, upload))?;
+    upload.info.lock().kept = Some(dir);
+    upload.job.end("staged: a rename publishes it");
+    Ok(())
+}
+
+fn about(fs: &ImageFs, upload: &Upload) -> About {
+    let info = upload.info.lock();
+    About {
+        name: info.name.clone(),
+        image: if let Destination::Image(serial) = info.place { Some(serial) } else { None },
+        uid: upload.uid,
+        gid: upload.gid,
+        view: fs.store.catalog.view().map(str::to_owned),
+        expect: info.expect.iter().map(|expected| (info.name.clone(), expected.clone())).collect(),
+        file: Some(FileAbout { mode: info.mode, mtime: info.mtime }),
+    }
+}
+
+/// Its name, mode, time or announcement has changed: what is kept says so, too.
+pub(super) fn save_staged(fs: &ImageFs, upload: &Upload) -> Result<()> {
+    let kept = upload.info.lock().kept.clone();
+    kept.map_or(Ok(()), |dir| staging::save(&dir, &about(fs, upload)))
+}
+
+/// Drops staged files that nobody has touched for `idle`, and what was unpacked ahead in vain.
+pub(in crate::fs) fn reap(fs: &ImageFs, idle: Duration) {
+    let all: Vec<_> = fs.uploads.all.lock().by_number.values().cloned().collect();
+    let trash = Duration::from_secs(fs.store.settings().trash_seconds);
+    for upload in all.into_iter().filter(|upload| upload.writers.load(Ordering::Acquire) == 0) {
+        let (kept, since, published) = {
+            let info = upload.info.lock();
+            (info.kept.clone(), info.touched, info.published)
         };
-        staging::save(&dir, &self.about(upload))?;
-        upload.info.lock().kept = Some(dir);
-        upload.job.end("staged: a rename publishes it");
-        Ok(())
-    }
-
-    fn about(&self, upload: &Upload) -> About {
-        let info = upload.info.lock();
-        About {
-            name: info.name.clone(),
-            image: if let Place::Image(serial) = info.place { Some(serial) } else { None },
-            uid: upload.uid,
-            gid: upload.gid,
-            view: self.store.catalog.view().map(str::to_owned),
-            expect: info.expect.iter().map(|expected| (info.name.clone(), expected.clone())).collect(),
-            file: Some(FileAbout { mode: info.mode, mtime: info.mtime }),
-        }
-    }
-
-    /// Its name, mode, time or announcement has changed: what is kept says so, too.
-    pub(super) fn save_staged(&self, upload: &Upload) -> Result<()> {
-        let kept = upload.info.lock().kept.clone();
-        kept.map_or(Ok(()), |dir| staging::save(&dir, &self.about(upload)))
-    }
-
-    /// Drops staged files that nobody has touched for `idle`, and what was unpacked ahead in vain.
-    pub fn reap_staged(&self, idle: Duration) {
-        let all: Vec<_> = self.uploads.all.lock().by_number.values().cloned().collect();
-        let trash = Duration::from_secs(self.store.settings().trash_seconds);
-        for upload in all.into_iter().filter(|upload| upload.writers.load(Ordering::Acquire) == 0) {
-            let (kept, since, published) = {
-                let info = upload.info.lock();
-                (info.kept.clone(), info.touched, info.published)
-            };
-            let old = match &kept {
-                Some(dir) => staging::idle(dir, since, trash),
-                None => since.elapsed(),
-            };
-            if published || old <= idle {
-                if kept.is_some() && since.elapsed() > AHEAD {
-                    spool_alone(&mut upload.state.lock());
-                }
-                continue;
+        let old = match &kept {
+            Some(dir) => staging::idle(dir, since, trash),
+            None => since.elapsed(),
+        };
+        if published || old <= idle {
+            if kept.is_some() && since.elapsed() > AHEAD {
+                spool_alone(&mut upload.state.lock());
             }
-            let name = upload.name();
-            self.uploads.remove(&upload);
-            drop_staged(&upload, &mut upload.state.lock());
-            self.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
-            upload.job.end("dropped");
+            continue;
         }
+        let name = upload.name();
+        fs.uploads.remove(&upload);
+        drop_staged(&upload, &mut upload.state.lock());
+        fs.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
+        upload.job.end("dropped");
     }
+}
 
-    /// What a rename has replaced, or `rm` has removed, goes with all its bytes.
-    pub(super) fn discard(&self, upload: &Upload) {
-        drop_staged(upload, &mut upload.state.lock());
-    }
+/// What a rename has replaced, or `rm` has removed, goes with all its bytes.
+pub(super) fn discard(upload: &Upload) {
+    drop_staged(upload, &mut upload.state.lock());
+}
 
-    /// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: it is published only if it has that digest.
-    pub(in crate::fs) fn expect_upload(&self, number: u64, value: &str) -> Result<()> {
-        let expected = Expected::parse(value)?;
-        let upload = self.uploads.by_number(number).ok_or_else(crate::fs::stale)?;
-        upload.info.lock().expect = Some(expected);
-        self.save_staged(&upload)
-    }
+/// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: it is published only if it has that digest.
+pub(in crate::fs) fn expect(fs: &ImageFs, number: u64, value: &str) -> Result<()> {
+    let expected = Expected::parse(value)?;
+    let upload = fs.uploads.by_number(number).ok_or_else(crate::fs::stale)?;
+    upload.info.lock().expect = Some(expected);
+    save_staged(fs, &upload)
 }
 
 /// The rename will unpack it from the spool: what was unpacked ahead goes.
@@ -226,7 +224,7 @@ impl Uploads {
                     }
                 };
             let About { name, image, uid, gid, mut expect, .. } = staged.about;
-            let place = image.map_or(Place::Root, Place::Image);
+            let place = image.map_or(Destination::Root, Destination::Image);
             let maker = Caller { uid, gid, pid: 0 };
             let upload = Upload::new(store, maker, place, &name, file.mode);
             upload.writers.store(0, Ordering::Release);
@@ -243,5 +241,28 @@ impl Uploads {
             uploads.insert(Arc::new(upload), name);
         }
         uploads
+    }
+}
+
+/// The manifest that is staged in a place, with its upload.
+pub(super) fn staged_manifest(fs: &ImageFs, place: Destination) -> Option<(Arc<Upload>, Arc<Manifest>)> {
+    let Destination::Image(_) = place else { return None };
+    let staged = fs.uploads.in_place(place).into_iter().filter(|upload| is_manifest_name(&upload.name()));
+    staged.into_iter().find_map(|upload| {
+        // Closed with success, though its last descriptor may not have let go yet.
+        upload.info.lock().kept.as_ref()?;
+        let text = stream::scratch_text(&upload, &upload.state.lock()).ok()?;
+        Some((upload.clone(), Arc::new(Manifest::parse(&text).ok()?)))
+    })
+}
+
+/// The manifest that announced what was just published is no longer staged.
+pub(super) fn end_manifest(fs: &ImageFs, upload: &Upload) {
+    if upload.info.lock().manifest.is_none() {
+        return;
+    }
+    if let Some((manifest, _)) = staged_manifest(fs, upload.place()) {
+        fs.uploads.remove(&manifest);
+        discard(&manifest);
     }
 }

@@ -19,13 +19,21 @@
 //! was unpacked meanwhile, or unpacks it then. See keep.rs.
 
 mod announce;
+mod close;
 mod judge;
 mod keep;
 mod receipt;
+mod rename;
+mod stream;
 mod write;
 
+pub(super) use close::{flush, note_unfinished, release, sync};
 pub(super) use judge::waits_to_die;
-pub(super) use write::refuse_over;
+pub(super) use keep::{expect, reap};
+pub(super) use receipt::{find, has_uploaded_as, list, read, set, set_receipt, unlink};
+pub(super) use rename::rename;
+pub(super) use stream::{refuse_over, target_named};
+pub(super) use write::{create, open, truncate, write};
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -44,7 +52,9 @@ use crate::base::name::{Promise, promise_of};
 use crate::base::process::of_thread;
 use crate::error::{Error, Result};
 use crate::formats::imgapi::Manifest;
-use crate::fs::moved::RefusedRename;
+use crate::fs::node::{ImagePart, NodeId};
+use crate::fs::opened::frozen;
+use crate::fs::removal::moved::RefusedRename;
 use crate::fs::{Attr, Caller};
 use crate::ingest::{Hint, Incoming, Published};
 use crate::store::Store;
@@ -54,9 +64,24 @@ const RECEIPTS: usize = 1000;
 
 /// The directory an upload was written into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum Destination {
     Root,
     Image(u32),
+}
+
+impl Destination {
+    /// The directory that a node is.
+    ///
+    /// # Errors
+    ///
+    /// `Frozen`, `Managed` where no upload can be.
+    pub(in crate::fs) fn of(node: NodeId) -> Result<Destination> {
+        match node {
+            NodeId::Root => Ok(Destination::Root),
+            NodeId::Image { serial, part: ImagePart::Dir, .. } => Ok(Destination::Image(serial)),
+            _ => Err(frozen(node)),
+        }
+    }
 }
 
 /// One file being written, or written.
@@ -78,7 +103,7 @@ pub struct Upload {
 
 struct Info {
     /// The directory that it is in.
-    place: Place,
+    place: Destination,
     name: String,
     /// Bytes of the file so far.
     size: u64,
@@ -181,7 +206,7 @@ impl Drop for Upload {
 
 impl Upload {
     /// A new one without bytes, which its maker has open.
-    fn new(store: &Store, maker: Caller, place: Place, name: &str, mode: u32) -> Upload {
+    fn new(store: &Store, maker: Caller, place: Destination, name: &str, mode: u32) -> Upload {
         Upload {
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             uid: maker.uid,
@@ -240,7 +265,7 @@ impl Upload {
         if info.manifest.is_some() { Hint::announced(&info.name) } else { Hint::of(&info.name) }
     }
 
-    pub(in crate::fs) fn place(&self) -> Place {
+    pub(in crate::fs) fn place(&self) -> Destination {
         self.info.lock().place
     }
 
@@ -252,21 +277,7 @@ impl Upload {
 
     pub fn attr(&self, ino: u64) -> Attr {
         let info = self.info.lock();
-        let at = (info.mtime.div_euclid(1_000_000_000), info.mtime.rem_euclid(1_000_000_000) as u32);
-        Attr {
-            ino,
-            mode: libc::S_IFREG | info.mode & 0o7777,
-            links: 1,
-            uid: self.uid,
-            gid: self.gid,
-            size: info.size,
-            data: info.size,
-            mtime: at,
-            ctime: at,
-            device: (0, 0),
-            lasting_name: false,
-            lasting: false,
-        }
+        Attr::of_directory(ino, (self.uid, self.gid)).file(info.mode, info.size).at(info.mtime)
     }
 
     /// The version that it became.
@@ -299,7 +310,7 @@ pub struct Uploads {
 #[derive(Default)]
 struct Table {
     by_number: HashMap<u64, Arc<Upload>>,
-    by_name: HashMap<(Place, String), u64>,
+    by_name: HashMap<(Destination, String), u64>,
     /// Published ones, oldest first.
     receipts: std::collections::VecDeque<u64>,
 }
@@ -309,13 +320,13 @@ impl Uploads {
         self.all.lock().by_number.get(&number).cloned()
     }
 
-    pub fn named(&self, place: Place, name: &str) -> Option<Arc<Upload>> {
+    pub fn named(&self, place: Destination, name: &str) -> Option<Arc<Upload>> {
         let all = self.all.lock();
         all.by_number.get(all.by_name.get(&(place, name.to_owned()))?).cloned()
     }
 
     /// Uploads in a place, or anywhere, that a listing shows: neither published nor refused.
-    pub fn under_way(&self, place: Option<Place>) -> Vec<Arc<Upload>> {
+    pub fn under_way(&self, place: Option<Destination>) -> Vec<Arc<Upload>> {
         let here = |u: &&Arc<Upload>| place.is_none_or(|place| u.place() == place);
         let found: Vec<_> = self.all.lock().by_number.values().filter(here).cloned().collect();
         let mut found: Vec<_> = found.into_iter().filter(|u| u.is_under_way()).collect();
@@ -329,7 +340,7 @@ impl Uploads {
         found.iter().filter(|u| !u.is_published()).count()
     }
 
-    fn in_place(&self, place: Place) -> Vec<Arc<Upload>> {
+    fn in_place(&self, place: Destination) -> Vec<Arc<Upload>> {
         self.all
             .lock()
             .by_number
@@ -340,17 +351,17 @@ impl Uploads {
     }
 
     /// The users whose uploads are in a place.
-    pub fn owners(&self, place: Place) -> impl Iterator<Item = u32> {
+    pub fn owners(&self, place: Destination) -> impl Iterator<Item = u32> {
         self.in_place(place).into_iter().map(|upload| upload.uid)
     }
 
     /// Whether somebody has an upload in this place open for writing.
-    pub fn is_written(&self, place: Place) -> bool {
+    pub fn is_written(&self, place: Destination) -> bool {
         self.in_place(place).iter().any(|upload| upload.writers.load(Ordering::Acquire) > 0)
     }
 
     /// Drops what is staged in a place.
-    pub fn remove_all(&self, place: Place) {
+    pub fn remove_all(&self, place: Destination) {
         for upload in self.in_place(place) {
             self.remove(&upload);
             keep::drop_staged(&upload, &mut upload.state.lock());
@@ -381,7 +392,7 @@ impl Uploads {
     }
 
     /// Gives the upload another place and name; gives the one that had them.
-    fn rename(&self, upload: &Upload, place: Place, name: &str) -> Option<Arc<Upload>> {
+    fn rename(&self, upload: &Upload, place: Destination, name: &str) -> Option<Arc<Upload>> {
         let mut all = self.all.lock();
         let from = {
             let mut info = upload.info.lock();

@@ -102,15 +102,14 @@ impl Builder {
         (order, children)
     }
 
-    /// Gives nodes their numbers: a directory's children together, in the order of their names.
-    fn number(&self, id: impl Fn(Content) -> Option<BlobId>) -> Numbered {
+    /// Numbers the nodes in the order in which a walk meets them, and lists the directories.
+    fn in_order(&self) -> Ordered {
         let (order, children) = self.listings();
         let mut number = vec![NONE; self.drafts.len()];
         let mut links = vec![0u32; self.drafts.len()];
         let mut by_number: Vec<NodeIndex> = Vec::new();
         let (mut entries, mut names) = (Vec::new(), Vec::new());
-        // (first entry, number of entries, subdirectories) of directories, by draft.
-        let mut listing: HashMap<NodeIndex, (u32, u32, u32)> = HashMap::new();
+        let mut listing = HashMap::new();
         for top in std::iter::once(self.root).chain(self.beside) {
             number[top as usize] = by_number.len() as u32;
             by_number.push(top);
@@ -139,6 +138,12 @@ impl Builder {
                 todo.extend(below.into_iter().rev());
             }
         }
+        Ordered { number, links, by_number, entries, names, listing }
+    }
+
+    /// Gives nodes their numbers: a directory's children together, in the order of their names.
+    fn number(&self, id: impl Fn(Content) -> Option<BlobId>) -> Numbered {
+        let Ordered { number, links, by_number, entries, mut names, listing } = self.in_order();
         let mut counts = Counts::default();
         let (mut nodes, mut blobs) = (Vec::with_capacity(by_number.len() * 40), Vec::new());
         let outside = self.beside.map_or(NONE, |beside| number[beside as usize]);
@@ -258,6 +263,19 @@ impl Builder {
         let number = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("eight bytes"));
         map[4..].chunks_exact(16).take(count).map(|p| (number(&p[..8]), number(&p[8..]))).collect()
     }
+}
+
+/// The nodes in the order in which a walk meets them.
+struct Ordered {
+    /// By draft: its number, or `NONE`; and how many names it has.
+    number: Vec<NodeIndex>,
+    links: Vec<u32>,
+    /// By number: its draft.
+    by_number: Vec<NodeIndex>,
+    entries: Vec<u8>,
+    names: Vec<u8>,
+    /// By draft of a directory: its first entry, how many it has, and how many of them are directories.
+    listing: HashMap<NodeIndex, (u32, u32, u32)>,
 }
 
 /// The sections that hold nodes and names.

@@ -224,6 +224,19 @@ impl<S: Stored> Image<S> {
             device: 0,
             target: Vec::new(),
         };
+        let xattrs = self.rest_of(&mut inode, kind, at)?;
+        // Without a table of xattrs there are none, as the kernel has it.
+        if xattrs != NONE && !self.xattrs.1.is_empty() {
+            inode.meta.xattrs = self.xattrs(xattrs).map_err(|e| match e {
+                Error::BadImage { why, .. } => damaged(&format!("in the xattrs of an inode, {why}")),
+                e => e,
+            })?;
+        }
+        Ok(inode)
+    }
+
+    /// Reads what an inode of this kind has behind its head, at `at`; gives the number of its xattrs.
+    fn rest_of(&mut self, inode: &mut Inode, kind: u16, mut at: Cursor) -> Result<u32> {
         let mut xattrs = NONE;
         match kind {
             1 => {
@@ -284,14 +297,7 @@ impl<S: Stored> Image<S> {
             }
             _ => return Err(damaged("an inode has no type")),
         }
-        // Without a table of xattrs there are none, as the kernel has it.
-        if xattrs != NONE && !self.xattrs.1.is_empty() {
-            inode.meta.xattrs = self.xattrs(xattrs).map_err(|e| match e {
-                Error::BadImage { why, .. } => damaged(&format!("in the xattrs of an inode, {why}")),
-                e => e,
-            })?;
-        }
-        Ok(inode)
+        Ok(xattrs)
     }
 
     fn xattrs(&mut self, number: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {

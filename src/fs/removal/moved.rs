@@ -23,18 +23,18 @@ const CREATES: Duration = Duration::from_secs(2);
 const REPEATED: Duration = Duration::from_secs(1);
 
 /// What is remembered of processes for a while, newest last.
-pub(super) struct Recent<K, V> {
+pub(in crate::fs) struct Recent<K, V> {
     all: Mutex<VecDeque<(Instant, K, V)>>,
     lasts: Duration,
     most: usize,
 }
 
 impl<K, V: Copy> Recent<K, V> {
-    pub(super) fn new(lasts: Duration, most: usize) -> Recent<K, V> {
+    pub(in crate::fs) fn new(lasts: Duration, most: usize) -> Recent<K, V> {
         Recent { all: Mutex::default(), lasts, most }
     }
 
-    pub(super) fn note(&self, key: K, value: V) {
+    pub(in crate::fs) fn note(&self, key: K, value: V) {
         let mut all = self.all.lock();
         while all.len() >= self.most || all.front().is_some_and(|(at, ..)| at.elapsed() >= self.lasts) {
             all.pop_front();
@@ -43,12 +43,12 @@ impl<K, V: Copy> Recent<K, V> {
     }
 
     /// The newest of a key that is such.
-    pub(super) fn find(&self, is: impl Fn(&K) -> bool) -> Option<V> {
+    pub(in crate::fs) fn find(&self, is: impl Fn(&K) -> bool) -> Option<V> {
         let all = self.all.lock();
         all.iter().rev().find(|(at, key, _)| is(key) && at.elapsed() < self.lasts).map(|(.., value)| *value)
     }
 
-    pub(super) fn forget(&self, is: impl Fn(&K) -> bool) {
+    pub(in crate::fs) fn forget(&self, is: impl Fn(&K) -> bool) {
         self.all.lock().retain(|(_, key, _)| !is(key));
     }
 }
@@ -61,7 +61,7 @@ fn is_name(key: &Name, pid: u32, parent: NodeId, name: &[u8]) -> bool {
 }
 
 /// Names that processes have just looked for, and that were not there.
-pub(super) struct MissedNames(Recent<Name, ()>);
+pub(in crate::fs) struct MissedNames(Recent<Name, ()>);
 
 impl Default for MissedNames {
     fn default() -> MissedNames {
@@ -70,18 +70,18 @@ impl Default for MissedNames {
 }
 
 impl MissedNames {
-    pub(super) fn note(&self, pid: u32, parent: NodeId, name: &[u8]) {
+    pub(in crate::fs) fn note(&self, pid: u32, parent: NodeId, name: &[u8]) {
         self.0.note((pid, parent.ino(), name.to_vec()), ());
     }
 
     /// Whether this process was told a moment ago that there is no such name.
-    pub(super) fn was_told(&self, pid: u32, parent: NodeId, name: &[u8]) -> bool {
+    pub(in crate::fs) fn was_told(&self, pid: u32, parent: NodeId, name: &[u8]) -> bool {
         self.0.find(|key| is_name(key, pid, parent, name)).is_some()
     }
 }
 
 /// The names that movers have given.
-pub(super) struct MovedNames(Recent<Name, NodeId>);
+pub(in crate::fs) struct MovedNames(Recent<Name, NodeId>);
 
 impl Default for MovedNames {
     fn default() -> MovedNames {
@@ -91,23 +91,23 @@ impl Default for MovedNames {
 
 impl MovedNames {
     /// Notes that a process has moved `leads_to` to this name.
-    pub(super) fn note(&self, pid: u32, parent: NodeId, name: &[u8], leads_to: NodeId) {
+    pub(in crate::fs) fn note(&self, pid: u32, parent: NodeId, name: &[u8], leads_to: NodeId) {
         self.0.note((pid, parent.ino(), name.to_vec()), leads_to);
     }
 
     /// What this process has moved to a name.
-    pub(super) fn find(&self, pid: u32, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+    pub(in crate::fs) fn find(&self, pid: u32, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         self.0.find(|key| is_name(key, pid, parent, name))
     }
 }
 
 /// The last rename of something staged that was refused: mv asks twice, and is told the same.
 #[derive(Default)]
-pub(super) struct RefusedRename(Option<(Instant, String, i32, String)>);
+pub(in crate::fs) struct RefusedRename(Option<(Instant, String, i32, String)>);
 
 impl RefusedRename {
     /// Notes the refusal of a rename to this name. One whose writer was killed may be done again.
-    pub(super) fn note(&mut self, name: &str, e: &Error) {
+    pub(in crate::fs) fn note(&mut self, name: &str, e: &Error) {
         if !matches!(e, Error::WriterKilled { .. }) {
             self.0 = Some((Instant::now(), name.to_owned(), e.errno_of_mv(), e.to_string()));
         }
@@ -116,7 +116,7 @@ impl RefusedRename {
     /// # Errors
     ///
     /// What a rename to this name was just refused with.
-    pub(super) fn again(&self, name: &str) -> Result<()> {
+    pub(in crate::fs) fn again(&self, name: &str) -> Result<()> {
         match &self.0 {
             Some((at, what, errno, sentence)) if at.elapsed() < REPEATED && what == name => {
                 Err(Error::Again { errno: *errno, sentence: sentence.clone() })
@@ -126,7 +126,7 @@ impl RefusedRename {
     }
 
     /// What is staged has changed: the next rename is looked at.
-    pub(super) fn forget(&mut self) {
+    pub(in crate::fs) fn forget(&mut self) {
         self.0 = None;
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::base::process::{born, has_ended, of_thread, parent};
 use crate::fs::node::{ImagePart, NodeId};
-use crate::fs::upload::Place;
+use crate::fs::upload::Destination;
 use crate::fs::{Caller, ImageFs};
 use crate::images::versions;
 
@@ -39,11 +39,11 @@ impl Shell {
 
 /// Images that a mkdir has made, while its process goes on.
 #[derive(Default)]
-pub(super) struct Shells(Mutex<Vec<Shell>>);
+pub(in crate::fs) struct Shells(Mutex<Vec<Shell>>);
 
 impl Shells {
     /// A process has made an image by mkdir.
-    pub(super) fn note(&self, caller: Caller, image: u32) {
+    pub(in crate::fs) fn note(&self, caller: Caller, image: u32) {
         let maker = if caller.pid == 0 { 0 } else { of_thread(caller.pid) };
         self.0.lock().push(Shell { image, maker, born: born(maker), refused: None });
     }
@@ -70,41 +70,39 @@ impl Shells {
     }
 }
 
-impl ImageFs {
-    /// Something was refused in a directory.
-    pub fn note_refused_in(&self, caller: Caller, directory: NodeId) {
-        if let NodeId::Image { serial, part: ImagePart::Dir, .. } = directory {
-            self.shells.note_refused(caller, serial);
-        }
+/// Something was refused in a directory.
+pub(in crate::fs) fn note_refused_in(fs: &ImageFs, caller: Caller, directory: NodeId) {
+    if let NodeId::Image { serial, part: ImagePart::Dir, .. } = directory {
+        fs.shells.note_refused(caller, serial);
     }
+}
 
-    /// Takes away the images that are left without a version.
-    pub fn drop_shells(&self) {
-        for image in self.shells.take_left() {
-            let place = Place::Image(image);
-            let uid = self.store.catalog.read().images.get(&image).map(|image| image.uid);
-            let foreign =
-                self.stagings.owners(place).chain(self.uploads.owners(place)).any(|owner| Some(owner) != uid);
-            if foreign || self.uploads.is_written(place) {
-                continue;
+/// Takes away the images that are left without a version.
+pub(in crate::fs) fn drop_left(fs: &ImageFs) {
+    for image in fs.shells.take_left() {
+        let place = Destination::Image(image);
+        let uid = fs.store.catalog.read().images.get(&image).map(|image| image.uid);
+        let foreign =
+            fs.stagings.owners(place).chain(fs.uploads.owners(place)).any(|owner| Some(owner) != uid);
+        if foreign || fs.uploads.is_written(place) {
+            continue;
+        }
+        match versions::drop_shell(&fs.store, image) {
+            Ok(Some(name)) => {
+                // What its maker has staged there goes with it.
+                fs.stagings.remove_all(place);
+                fs.uploads.remove_all(place);
+                fs.store.journal.log(
+                    uid.unwrap_or(0),
+                    "mkdir",
+                    &name,
+                    "gone: nothing that was copied into it is an image",
+                );
+                fs.root_has_changed();
+                fs.forget_later(NodeId::Root.ino(), name.into_bytes());
             }
-            match versions::drop_shell(&self.store, image) {
-                Ok(Some(name)) => {
-                    // What its maker has staged there goes with it.
-                    self.stagings.remove_all(place);
-                    self.uploads.remove_all(place);
-                    self.store.journal.log(
-                        uid.unwrap_or(0),
-                        "mkdir",
-                        &name,
-                        "gone: nothing that was copied into it is an image",
-                    );
-                    self.root_has_changed();
-                    self.forget_later(NodeId::Root.ino(), name.into_bytes());
-                }
-                Ok(None) => {}
-                Err(e) => log::error!("an image without versions stays: {e}"),
-            }
+            Ok(None) => {}
+            Err(e) => log::error!("an image without versions stays: {e}"),
         }
     }
 }

@@ -9,12 +9,16 @@
 //! times and not once for each of 30,000 files.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::base::process::born;
 use crate::error::{Error, Result};
+use crate::fs::names::not_found;
+use crate::fs::node::{ImagePart, NodeId, VersionPart};
+use crate::fs::{Caller, Handle, ImageFs};
 
 /// A walker that was last heard of longer ago has ended, or does something else now.
 const FORGET: Duration = Duration::from_secs(60);
@@ -22,6 +26,8 @@ const FORGET: Duration = Duration::from_secs(60);
 const SAME: Duration = Duration::from_secs(1);
 /// A refused walker must not find directories closed when it looks again later.
 const CLOSED: Duration = Duration::from_secs(1);
+/// How long it is remembered who was sent back from a deleted directory, and may stand in it.
+const STANDING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -127,8 +133,102 @@ impl Walkers {
     }
 }
 
+/// Whether this process has deleted the version, or its image.
+pub(in crate::fs) fn has_deleted(fs: &ImageFs, caller: Caller, version: u32) -> bool {
+    let image = fs.store.catalog.read().versions.get(&version).map(|version| version.image);
+    fs.walkers.has_deleted(caller.pid, Object::Version(version))
+        || image.is_some_and(|image| fs.walkers.has_deleted(caller.pid, Object::Image(image)))
+}
+
+/// A name that is gone for all but the process that deleted what was there, or that moved something to it.
+///
+/// # Errors
+///
+/// `NotFound` for all others.
+pub(in crate::fs) fn ghost_named(
+    fs: &ImageFs,
+    caller: Caller,
+    parent: NodeId,
+    name: &[u8],
+) -> Result<NodeId> {
+    if let Some(moved) = fs.moved.find(caller.pid, parent, name) {
+        return Ok(moved);
+    }
+    let before = |serial| fs.incarnation(serial).wrapping_sub(1);
+    match fs.walkers.ghost_named(caller.pid, parent.ino(), name) {
+        Some(Object::Image(serial)) => {
+            Ok(NodeId::Image { serial, part: ImagePart::Dir, incarnation: before(serial) })
+        }
+        Some(Object::Version(serial)) => {
+            Ok(NodeId::Version { serial, part: VersionPart::Dir, incarnation: before(serial) })
+        }
+        None => {
+            fs.missed.note(caller.pid, parent, name);
+            Err(not_found(name))
+        }
+    }
+}
+
+/// Refuses a walker that was refused the deletion of a directory, or of what that lies in, a moment ago.
+///
+/// # Errors
+///
+/// `Again`.
+pub(in crate::fs) fn refuse_refused(fs: &ImageFs, caller: Caller, node: NodeId) -> Result<()> {
+    let image_of = |serial| fs.store.catalog.read().versions.get(&serial).map(|version| version.image);
+    let (version, image) = match node {
+        NodeId::Image { serial, .. } => (None, Some(serial)),
+        NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => (Some(serial), image_of(serial)),
+        NodeId::Staging(_) => match node.place().parent(fs, node) {
+            NodeId::Image { serial, .. } => (None, Some(serial)),
+            _ => (None, None),
+        },
+        _ => (None, None),
+    };
+    let objects = version.map(Object::Version).into_iter().chain(image.map(Object::Image));
+    let refused = |object| fs.walkers.was_refused(caller.pid, object);
+    refuse_walk(objects.into_iter().find_map(refused))
+}
+
+/// True if `node` is deleted and the caller probably used a stale cached name: the kernel then walks the path
+/// again (ESTALE). False the second time, because the caller then stands in the directory, and for names in
+/// it, which the kernel would take to be gone.
+pub(in crate::fs) fn is_outlived(fs: &ImageFs, caller: Caller, node: NodeId) -> bool {
+    let is_deleter = match node {
+        NodeId::Image { serial, .. } => fs.walkers.has_deleted(caller.pid, Object::Image(serial)),
+        NodeId::Version { serial, .. } => has_deleted(fs, caller, serial),
+        _ => return false,
+    };
+    if !fs.is_dead(node) || is_deleter {
+        return false;
+    }
+    // fstat comes to it by no name.
+    let is_open = |handle: &Arc<Handle>| matches!(&**handle, Handle::Directory(open, _) if *open == node);
+    if fs.handles.read().values().any(is_open) || fs.shown_open(node).is_some() {
+        return false;
+    }
+    fs.sent_back.note(caller.pid, node)
+}
+
+/// Who was sent back from a directory that was deleted: process, inode, when.
+#[derive(Default)]
+pub(in crate::fs) struct SentBack(Mutex<Vec<(u32, u64, Instant)>>);
+
+impl SentBack {
+    /// Notes that a process is sent back. False if it was a moment ago, and may stand in the directory.
+    fn note(&self, pid: u32, node: NodeId) -> bool {
+        let mut sent = self.0.lock();
+        sent.retain(|(_, _, at)| at.elapsed() < STANDING);
+        let again = sent.iter().any(|(by, ino, _)| (*by, *ino) == (pid, node.ino()));
+        if !again {
+            sent.push((pid, node.ino(), Instant::now()));
+        }
+        !again
+    }
+}
+
 /// Refuses a part of what this walker was just refused as a whole.
-pub(super) fn refuse_walk(errno: Option<i32>) -> Result<()> {
+pub(in crate::fs) fn refuse_walk(errno: Option<i32>) -> Result<()> {
     errno.map_or(Ok(()), |errno| {
         Err(Error::Again { errno, sentence: "it is a part of what may not be deleted".into() })
     })

@@ -8,9 +8,9 @@ use crate::fs::node::NodeId;
 
 /// All such names.
 #[derive(Clone, Default)]
-pub(super) struct GoneNames(Arc<Mutex<Vec<Arc<Name>>>>);
+pub(in crate::fs) struct GoneNames(Arc<Mutex<Vec<Arc<Name>>>>);
 
-pub(super) struct Name {
+pub(in crate::fs) struct Name {
     pub parent: u64,
     pub name: Vec<u8>,
     /// Threads that have asked since, and so know what has the name now. Nobody else does: of what another
@@ -19,7 +19,7 @@ pub(super) struct Name {
 }
 
 /// One of them, until this is dropped.
-pub(super) struct Gone {
+pub(in crate::fs) struct Gone {
     all: GoneNames,
     pub name: Arc<Name>,
 }
@@ -31,14 +31,14 @@ impl Name {
 }
 
 impl GoneNames {
-    pub(super) fn add(&self, parent: NodeId, name: &str) -> Gone {
+    pub(in crate::fs) fn add(&self, parent: NodeId, name: &str) -> Gone {
         let name = Arc::new(Name { parent: parent.ino(), name: name.into(), asked: Mutex::default() });
         self.0.lock().push(name.clone());
         Gone { all: self.clone(), name }
     }
 
     /// A thread has asked about a name.
-    pub(super) fn note_asked(&self, thread: u32, parent: NodeId, name: &[u8]) {
+    pub(in crate::fs) fn note_asked(&self, thread: u32, parent: NodeId, name: &[u8]) {
         self.0
             .lock()
             .iter()
@@ -48,7 +48,7 @@ impl GoneNames {
 
     /// Whether the kernel may take this name for what was deleted, for this thread: it would move that to the
     /// new name, and imgfs what has the name by now. It is to look again, once.
-    pub(super) fn is_mistaken(&self, thread: u32, parent: NodeId, name: &[u8]) -> bool {
+    pub(in crate::fs) fn is_mistaken(&self, thread: u32, parent: NodeId, name: &[u8]) -> bool {
         self.0.lock().iter().any(|gone| gone.is(parent, name) && !gone.asked.lock().contains(&thread))
     }
 }

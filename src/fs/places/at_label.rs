@@ -4,19 +4,17 @@
 use crate::fs::access::READ;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::{Caller, ImageFs};
-use crate::images::links;
+use crate::images::targets;
 
-impl ImageFs {
-    /// What `web@1.0` leads to where nothing else has the name. Not for a caller that is about to make
-    /// something of that name, which must not find it taken, and not for one who may not read the image.
-    pub(super) fn at_label(&self, caller: Caller, name: &str) -> Option<NodeId> {
-        let model = self.store.catalog.read();
-        let label = links::at_label(&model, name)?;
-        let image = model.live_image(label.image).filter(|image| self.may(caller, image, READ))?;
-        let version = model.version(image.serial, label.number)?.serial;
-        drop(model);
-        (!creates(caller.pid)).then_some(NodeId::Link(Link::Version(version)))
-    }
+/// What `web@1.0` leads to where nothing else has the name. Not for a caller that is about to make
+/// something of that name, which must not find it taken, and not for one who may not read the image.
+pub(in crate::fs) fn at_label(fs: &ImageFs, caller: Caller, name: &str) -> Option<NodeId> {
+    let model = fs.store.catalog.read();
+    let label = targets::at_label(&model, name)?;
+    let image = model.live_image(label.image).filter(|image| fs.may(caller, image, READ))?;
+    let version = model.version(image.serial, label.number)?.serial;
+    drop(model);
+    (!creates(caller.pid)).then_some(NodeId::Link(Link::Version(version)))
 }
 
 /// Whether a thread that waits for an answer to a lookup is in a call that makes or renames something.

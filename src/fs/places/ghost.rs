@@ -1,0 +1,55 @@
+//! rm -r: what a walker still sees of a directory that it has deleted. It is empty, and all that the walker
+//! removes from it is removed with success.
+
+use crate::error::Result;
+use crate::fs::names::not_found;
+use crate::fs::node::NodeId;
+use crate::fs::opened::frozen;
+use crate::fs::places::Place;
+use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs};
+
+/// A directory that is gone for all others.
+pub struct Ghost;
+
+impl Place for Ghost {
+    fn lookup(&self, _fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
+        Err(not_found(name))
+    }
+
+    fn list(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        _directory: NodeId,
+        _all: &mut Vec<DirEntry>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn attr(&self, _fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
+        Ok(Attr { mode: libc::S_IFDIR | 0o555, mtime: (0, 0), ctime: (0, 0), ..own })
+    }
+
+    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &Changes) -> Result<()> {
+        Ok(())
+    }
+
+    fn mkdir(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        directory: NodeId,
+        _name: &[u8],
+        _mode: u32,
+    ) -> Result<NodeId> {
+        Err(frozen(directory))
+    }
+
+    fn rmdir(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _parent: NodeId) -> Result<()> {
+        Ok(())
+    }
+
+    fn unlink(&self, _fs: &ImageFs, _caller: Caller, _directory: NodeId, _name: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}

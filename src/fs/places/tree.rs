@@ -1,0 +1,241 @@
+//! `rootfs/`, and all that is in it: read in place from the version's tree.
+
+use crate::blob::{OBJECT_MIN, ReadBuf};
+use crate::catalog::Model;
+use crate::error::Result;
+use crate::fs::names::not_found;
+use crate::fs::node::NodeId;
+use crate::fs::opened::{OpenMode, Opened, frozen};
+use crate::fs::places::made::{self, Part, damage};
+use crate::fs::places::{Attributes, Named, Place, named};
+use crate::fs::removal::walkers;
+use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs, stale};
+use crate::images::{export, last_use};
+use crate::tree::{Bytes, Kind, Node, ROOT};
+
+/// What a version's tree holds. A node of it never changes.
+pub struct Tree;
+
+impl Place for Tree {
+    fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
+        let NodeId::Tree { serial, index } = directory else { return Err(stale()) };
+        let slot = fs.store.tree(serial)?;
+        let directory = slot.tree.node(index)?;
+        let found = slot.tree.lookup(&directory, name)?.ok_or_else(|| not_found(name))?;
+        Ok(NodeId::Tree { serial, index: found })
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn image(&self, model: &Model, node: NodeId) -> Option<u32> {
+        let NodeId::Tree { serial, .. } = node else { return None };
+        model.versions.get(&serial).map(|version| version.image)
+    }
+
+    fn path(&self, fs: &ImageFs, directory: NodeId, name: &str) -> String {
+        format!("{}/rootfs/.../{name}", fs.path_of(directory))
+    }
+
+    fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
+        let NodeId::Tree { serial, index } = node else { return Err(stale()) };
+        let slot = fs.store.tree(serial)?;
+        let found = slot.tree.node(index)?;
+        let mut attr = attr_of(own.ino, &found, index);
+        match found.kind {
+            Kind::File(Bytes::Sparse(_)) => {
+                attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum()
+            }
+            Kind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
+            _ => {}
+        }
+        Ok(attr)
+    }
+
+    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, _changes: &Changes) -> Result<()> {
+        if is_deleted(fs, caller, node) { Ok(()) } else { Err(frozen(node)) }
+    }
+
+    fn open(&self, fs: &ImageFs, _caller: Caller, node: NodeId, mode: OpenMode) -> Result<Opened> {
+        if mode.writes {
+            return Err(frozen(node));
+        }
+        let NodeId::Tree { serial, index } = node else { return Err(stale()) };
+        last_use::note(&fs.store, serial);
+        let found = fs.store.tree(serial)?.tree.node(index)?;
+        match found.kind {
+            Kind::File(Bytes::Recipe(recipe)) => made::open(fs, node, serial, recipe),
+            Kind::File(Bytes::Blob(blob)) if found.size >= OBJECT_MIN => Ok(Opened::Large(blob)),
+            _ => Ok(Opened::Lasting),
+        }
+    }
+
+    fn readlink(&self, fs: &ImageFs, node: NodeId) -> Result<Vec<u8>> {
+        let NodeId::Tree { serial, index } = node else { return Err(stale()) };
+        let slot = fs.store.tree(serial)?;
+        Ok(slot.tree.symlink(&slot.tree.node(index)?)?.to_vec())
+    }
+
+    fn mkdir(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        directory: NodeId,
+        _name: &[u8],
+        _mode: u32,
+    ) -> Result<NodeId> {
+        Err(frozen(directory))
+    }
+
+    fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, _name: &[u8]) -> Result<()> {
+        // What its own process has deleted goes at once.
+        if is_deleted(fs, caller, directory) { Ok(()) } else { Err(frozen(directory)) }
+    }
+
+    fn rename(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _from: &Named, _to: &Named) -> Result<()> {
+        Err(frozen(node))
+    }
+
+    fn attributes(&self, fs: &ImageFs, node: NodeId) -> Result<(Attributes, Attributes)> {
+        let NodeId::Tree { serial, index } = node else { return Err(stale()) };
+        let slot = fs.store.tree(serial)?;
+        let found = slot.tree.node(index)?;
+        let text =
+            |(name, value): (&[u8], &[u8])| (String::from_utf8_lossy(name).into_owned(), value.to_vec());
+        let own = slot.tree.xattrs(&found).map(text).collect();
+        let mut hidden = Attributes::new();
+        if let Kind::File(Bytes::Blob(blob) | Bytes::Sparse(blob)) = found.kind
+            && blob != 0
+        {
+            let digest = fs.store.blobs.record(blob)?.digest.hex();
+            hidden.push(named("digest", format!("blake3:{digest}")));
+        }
+        Ok((own, hidden))
+    }
+
+    fn set_attribute(
+        &self,
+        _fs: &ImageFs,
+        _caller: Caller,
+        node: NodeId,
+        _key: &str,
+        _value: Option<&str>,
+    ) -> Result<()> {
+        Err(frozen(node))
+    }
+}
+
+/// Whether this process has deleted the version that a node is of.
+fn is_deleted(fs: &ImageFs, caller: Caller, node: NodeId) -> bool {
+    matches!(node, NodeId::Tree { serial, .. } if walkers::has_deleted(fs, caller, serial))
+}
+
+/// A tree by the serial of its version, as the second connection calls it.
+///
+/// # Errors
+///
+/// `NotFound` if it is no serial of a version; `Corrupt`, `Io` if the tree is damaged.
+pub(in crate::fs) fn called(fs: &ImageFs, name: &[u8]) -> Result<NodeId> {
+    let serial =
+        std::str::from_utf8(name).ok().and_then(|text| text.parse().ok()).ok_or_else(|| not_found(name))?;
+    fs.store.tree(serial)?;
+    Ok(NodeId::Tree { serial, index: ROOT })
+}
+
+/// Walks a directory of a tree from entry `from` on, until `add` says that the buffer is full.
+///
+/// # Errors
+///
+/// `NotFound`, `Corrupt`, `Io`.
+pub(in crate::fs) fn list(
+    fs: &ImageFs,
+    serial: u32,
+    index: u32,
+    from: u64,
+    mut add: impl FnMut(u64, &DirEntry) -> bool,
+) -> Result<()> {
+    let slot = fs.store.tree(serial)?;
+    let tree = &slot.tree;
+    let directory = tree.node(index)?;
+    let parent = tree.parent(&directory);
+    let outermost = index == ROOT || Some(parent) == tree.beside();
+    let up = if outermost { fs.version_node(serial) } else { NodeId::Tree { serial, index: parent } };
+    let mut n = from;
+    loop {
+        let entry = match n {
+            0 => DirEntry::new(".", NodeId::Tree { serial, index }, libc::S_IFDIR),
+            1 => DirEntry::new("..", up, libc::S_IFDIR),
+            _ => {
+                let at = u32::try_from(n - 2).map_err(|_| stale())?;
+                let Some((name, child)) = tree.entry(&directory, at)? else { return Ok(()) };
+                let format = format_of(&tree.node(child)?);
+                DirEntry::new(name, NodeId::Tree { serial, index: child }, format)
+            }
+        };
+        n += 1;
+        if add(n, &entry) {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads from a file of a tree. The bytes are in one of the two buffers. Less than `len` only at its end.
+///
+/// # Errors
+///
+/// `NotFound`, `IsDirectory`, `Corrupt`, `Io`.
+pub(in crate::fs) fn read<'b>(
+    fs: &ImageFs,
+    serial: u32,
+    index: u32,
+    range: (u64, usize),
+    buf: &'b mut ReadBuf,
+    out: &'b mut Vec<u8>,
+) -> Result<&'b [u8]> {
+    let slot = fs.store.tree(serial)?;
+    let node = slot.tree.node(index)?;
+    let (offset, len) = range;
+    let read = match node.kind {
+        // Most files: straight from the blob.
+        Kind::File(Bytes::Blob(blob)) => fs.store.blobs.read(blob, offset, len, buf),
+        _ => export::read_file(&fs.store, &slot.tree, &node, offset, len, buf, out).map(|()| &out[..]),
+    };
+    read.map_err(|e| damage(fs, serial, Part::Node(index), e))
+}
+
+/// The type bits of a tree's node.
+pub(in crate::fs) fn format_of(node: &Node) -> u32 {
+    match node.kind {
+        Kind::File { .. } => libc::S_IFREG,
+        Kind::Directory { .. } => libc::S_IFDIR,
+        Kind::Symlink => libc::S_IFLNK,
+        Kind::CharDevice { .. } => libc::S_IFCHR,
+        Kind::BlockDevice { .. } => libc::S_IFBLK,
+        Kind::Fifo => libc::S_IFIFO,
+    }
+}
+
+fn attr_of(ino: u64, node: &Node, index: u32) -> Attr {
+    let device = match node.kind {
+        Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => (major, minor),
+        _ => (0, 0),
+    };
+    let size = if matches!(node.kind, Kind::Directory { .. }) { 4096 } else { node.size };
+    Attr {
+        ino,
+        mode: format_of(node) | node.mode,
+        links: node.links,
+        uid: node.uid,
+        gid: node.gid,
+        size,
+        data: size,
+        mtime: node.mtime,
+        ctime: node.mtime,
+        device,
+        // A walker that deletes the version must not take the directory that a chroot stands in: its name is
+        // asked for each time.
+        lasting_name: index != ROOT,
+        lasting: true,
+    }
+}
