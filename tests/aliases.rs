@@ -1,8 +1,6 @@
 //! Aliases whose names have slashes: `.imgfs/aliases/centos/6/amd64`.
 
-mod common;
-
-use common::{IMGFS, Mount, User, may, may_not, shared};
+use crate::common::{IMGFS, Mount, User, may, may_not, shared};
 
 const ANNA: User = (1001, 1001, "");
 const BERT: User = (1002, 1002, "");

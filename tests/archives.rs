@@ -1,9 +1,7 @@
 //! Every kind of archive and compression: rootfs.tar is the input, rootfs/ what GNU tar extracts; or it is
 //! refused whole, with an errno and a sentence.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 /// `same NAME FILE`: copies FILE in as image NAME; rootfs.tar is FILE.tar, rootfs/ is like GNU tar's.
 const SAME: &str = r#"

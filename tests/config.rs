@@ -1,8 +1,6 @@
 //! Settings as files: `.imgfs/config`.
 
-mod common;
-
-use common::{IMGFS, Mount, sh};
+use crate::common::{IMGFS, Mount, sh};
 
 #[test]
 fn settings_are_read_written_and_put_back() {
@@ -105,7 +103,7 @@ fn a_mount_is_read_only_and_back_as_mount_says_it() {
         let ran = m.sh(&format!("{IMGFS} mount -o remount,{option} ."));
         assert!(ran.code == 1 && ran.err.contains(wanted), "{option}: {ran:?}");
     };
-    if !common::as_root() {
+    if !crate::common::as_root() {
         refused("rw", "Operation not permitted");
         m.ok(&format!("cd /; {IMGFS} umount $MNT"));
         return;

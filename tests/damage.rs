@@ -1,9 +1,7 @@
 //! A bad disk: what is damaged is never served, is named, is healed by a copy in of the same tarball, and
 //! harms nobody else.
 
-mod common;
-
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount};
 
 /// Three images that share little: small files, a large one, one at rest.
 fn filled() -> Mount {

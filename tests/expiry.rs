@@ -1,9 +1,7 @@
 //! When images go by themselves: how their time is written, and how long nobody has used them.
 
-mod common;
-
-use common::limit::wait_until;
-use common::{Mount, as_root};
+use crate::common::limit::wait_until;
+use crate::common::{Mount, as_root};
 
 #[test]
 fn the_day_that_was_written_reads_back() {

@@ -1,9 +1,7 @@
 //! What came in compressed can be had compressed: kept, made again, or exported.
 
-mod common;
-
-use common::limit::wait_until_seen;
-use common::{IMGFS, Mount};
+use crate::common::limit::wait_until_seen;
+use crate::common::{IMGFS, Mount};
 
 /// Waits until the background job has looked at every kept upload.
 fn proved(m: &Mount, path: &str) -> String {
@@ -33,7 +31,8 @@ fn a_kept_upload_reads_back_bit_for_bit() {
     m.ok("cmp $S/a.tar.bz2 bz2/0/bz2.tar.bz2; exec 5< zst/0/zst.tar.zst; rm -r zst; rm -r .imgfs/trash/zst; cmp $S/a.tar.zst - <&5");
     m.fsck();
     m.ok("for i in gz xz bz2 lz4 plain; do ln -sfn plain default; test $i = plain || rm -r $i; done; rm -r plain");
-    let ran = common::sh(m.dir.path(), &format!("{IMGFS} gc --trash --store store; ls store/trees | wc -l"));
+    let ran =
+        crate::common::sh(m.dir.path(), &format!("{IMGFS} gc --trash --store store; ls store/trees | wc -l"));
     assert!(ran.out.ends_with("0\n"), "{ran:?}");
 }
 

@@ -1,9 +1,7 @@
 //! rootfs/ is what GNU tar extracts as root, rootfs.tar is the upload: types, modes, owners, times, links,
 //! devices, xattrs, content. Root only, as the comparison needs real devices and owners.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 /// Shell functions: `facts` prints all that stat and getfattr know of a tree, a line a path.
 const FACTS: &str = r#"

@@ -1,15 +1,14 @@
 //! Stores that older versions of imgfs wrote are read as they are.
 
-mod common;
-
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount};
 
 /// A mount of a store that an older version wrote.
 fn written_by(store: &str) -> Mount {
     let mut m = Mount::new();
     m.unmount();
     let data = format!("{}/tests/data/{store}.tar.xz", env!("CARGO_MANIFEST_DIR"));
-    let ran = common::sh(m.dir.path(), &format!("rm -rf store; tar -xJf '{data}' && mv {store} store"));
+    let ran =
+        crate::common::sh(m.dir.path(), &format!("rm -rf store; tar -xJf '{data}' && mv {store} store"));
     assert_eq!(ran.code, 0, "{ran:?}");
     m.mount();
     m

@@ -1,8 +1,6 @@
 //! The four journeys, and the ways tools really take them: real mounts, real coreutils.
 
-mod common;
-
-use common::{IMGFS, Mount, shared};
+use crate::common::{IMGFS, Mount, shared};
 
 // ---- journey 1: cp in
 
@@ -548,7 +546,7 @@ fn a_refused_recursive_removal_leaves_everything_and_says_little() {
 #[test]
 fn who_stands_in_a_deleted_version_goes_on() {
     // A chroot and an overlay.
-    if !common::as_root() {
+    if !crate::common::as_root() {
         return;
     }
     let m = Mount::new();
@@ -746,7 +744,7 @@ fn what_was_copied_survives_a_crash_and_the_rest_left_no_trace() {
     m.ok("while ! test -e x.tar; do :; done");
     m.kill();
     let _ = child.kill();
-    common::limit::wait(&mut child, m.dir.path());
+    crate::common::limit::wait(&mut child, m.dir.path());
     m.mount();
     assert_eq!(m.ok("ls; readlink prod web/default"), "default\nprod\nweb\nweb\n0\n");
     m.ok("cmp $S/b.tar web/1/rootfs.tar; test -z \"$(ls -A $STORE/staging)\"");

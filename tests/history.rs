@@ -1,8 +1,6 @@
 //! What changed, and who did it: `changes`, `imgfs diff`, `.imgfs/log`.
 
-mod common;
-
-use common::{IMGFS, Mount, sh};
+use crate::common::{IMGFS, Mount, sh};
 
 /// An image of two versions that differ in every way, and one more.
 fn made(m: &Mount) {

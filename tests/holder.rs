@@ -1,10 +1,8 @@
 //! Who holds a store, as commands say it; and a daemon that was killed and cannot end, because its disk does
 //! not answer.
 
-mod common;
-
-use common::limit::wait_until_free;
-use common::{IMGFS, Mount, as_root, sh};
+use crate::common::limit::wait_until_free;
+use crate::common::{IMGFS, Mount, WITHOUT_OTHERS, as_root, sh};
 
 #[test]
 fn a_refusal_names_the_process_that_has_the_lock() {
@@ -38,8 +36,8 @@ fn who_has_a_mount_in_another_namespace_is_named() {
     let ran = sh(
         m.dir.path(),
         &format!(
-            "how=-m; unshare -m true 2> /dev/null || how='-m --propagation unchanged'
-             unshare $how sleep 20 > /dev/null 2>&1 & other=$!; until grep -q sleep /proc/$other/comm; do sleep 0.01; done
+            "how=-m alone='{WITHOUT_OTHERS}'; unshare -m true 2> /dev/null || {{ how='-m --propagation unchanged'; alone=; }}
+             MNT=$PWD/mnt unshare $how bash -c \"$alone exec sleep 20\" > /dev/null 2>&1 & other=$!; until grep -q sleep /proc/$other/comm; do sleep 0.01; done
              timeout 15 {IMGFS} umount mnt; echo $? $other; {IMGFS} mount --store store mnt; kill $other; wait $other"
         ),
     );
@@ -69,7 +67,7 @@ impl Disk {
         disk
     }
 
-    fn sh(&self, script: &str) -> common::Ran {
+    fn sh(&self, script: &str) -> crate::common::Ran {
         sh(self.0.path(), &format!("IMGFS={IMGFS}; {script}"))
     }
 

@@ -1,9 +1,7 @@
 //! Every kind of image that is no plain tar of a rootfs: LXD and Incus, OCI and docker, disks and file
 //! systems.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 const LXD: &str = r#"
 lxd() { rm -rf $S/l; mkdir -p $S/l/rootfs/etc $S/l/rootfs/bin $S/l/templates; echo hi > $S/l/rootfs/etc/motd; ln $S/l/rootfs/etc/motd $S/l/rootfs/etc/hard
@@ -228,7 +226,7 @@ python3 $S/fake.py $S";
 }
 
 fn have(tool: &str) -> bool {
-    let found = common::sh(std::path::Path::new("/"), &format!("command -v {tool}")).code == 0;
+    let found = crate::common::sh(std::path::Path::new("/"), &format!("command -v {tool}")).code == 0;
     if !found {
         eprintln!("skipped: there is no {tool}");
     }

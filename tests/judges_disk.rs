@@ -1,13 +1,11 @@
 //! Damaged disks and file systems: what imgfs takes and refuses of them, compared with what their own tools
 //! say. IMGFS_SEED=N repeats a run; IMGFS_CASES=N makes more of them than 200.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use common::random::Random;
-use common::{Mount, sh};
+use crate::common::random::Random;
+use crate::common::{Mount, sh};
 
 fn cases() -> usize {
     std::env::var("IMGFS_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(200)

@@ -1,9 +1,7 @@
 //! A copy that exits 0 is there, and one that was refused leaves nothing: each gesture with GNU and BusyBox
 //! tools, then an umount and a kill -9.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 /// What cp, mv and so on are, by whose they are.
 const TOOLS: [(&str, &str); 2] = [
@@ -123,7 +121,8 @@ fn a_staged_file_is_one_to_write_in_any_order() {
 fn an_umount_names_what_is_still_staged() {
     let mut m = Mount::new();
     m.ok("cp $S/a.tar .web.tar; mkdir .dir; cp $S/b.tar .dir/");
-    let output = std::process::Command::new(common::IMGFS).arg("umount").arg(m.mnt()).output().unwrap();
+    let output =
+        std::process::Command::new(crate::common::IMGFS).arg("umount").arg(m.mnt()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/.web.tar (") && said.contains("/.dir ("), "{said}");
     m.mount();

@@ -98,6 +98,72 @@ fn each_foreign_library_has_one_home() {
     }
 }
 
+/// The lines that a file and a function may have, and the one file that may have more: the trait that fuser
+/// calls, which is one `impl`.
+const FILE: usize = 500;
+const FUNCTION: usize = 80;
+const TRAIT: &str = "fs/kernel/fuse.rs";
+
+/// Name and lines of each function of a file, as rustfmt lays them out.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let words = line.trim_start();
+        let indent = &line[..line.len() - words.len()];
+        let Some((before, name)) = words.split_once("fn ") else { continue };
+        let is_head = before.is_empty() || before.starts_with("pub") || before.starts_with("const ");
+        let end = format!("{indent}}}");
+        if let Some(len) =
+            lines[at..].iter().position(|l| *l == end).filter(|_| is_head && !line.ends_with(';'))
+        {
+            found.push((name.split(['(', '<']).next().unwrap_or_default().to_owned(), len + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let (mut long, mut count) = (Vec::new(), 0);
+    for (path, text) in all() {
+        if text.lines().count() > FILE && path != TRAIT {
+            long.push(format!("{path}: {} lines", text.lines().count()));
+        }
+        for (name, lines) in functions(&text) {
+            count += 1;
+            if lines > FUNCTION {
+                long.push(format!("{path}: {name} has {lines} lines"));
+            }
+        }
+    }
+    assert!(count > 1000, "only {count} functions were seen");
+    assert_eq!(long, Vec::<String>::new());
+    let planted = format!("    pub fn long() {{\n{}    }}\n", "        f();\n".repeat(FUNCTION));
+    assert_eq!(functions(&planted), [("long".to_owned(), FUNCTION + 2)]);
+}
+
+/// The file system is one type, whose methods lie in few files.
+#[test]
+fn the_methods_of_the_file_system_lie_together() {
+    let (mut files, mut methods) = (Vec::new(), 0);
+    for (path, text) in all() {
+        let mut inside = false;
+        for line in text.lines() {
+            if line.starts_with("impl ImageFs") {
+                inside = true;
+                files.push(path.clone());
+            }
+            inside &= line != "}";
+            let words = line.strip_prefix("    ").unwrap_or_default();
+            methods += usize::from(
+                inside && (words.starts_with("fn ") || words.starts_with("pub") && words.contains(" fn ")),
+            );
+        }
+    }
+    assert!(files.len() <= 8 && (60..=120).contains(&methods), "{methods} methods in {files:?}");
+}
+
 #[test]
 fn every_file_says_what_it_is_for_and_stays_readable() {
     for (path, text) in all() {

@@ -1,13 +1,11 @@
 //! The limits of the tests themselves: what never ends is ended, and its processes say what they waited for.
 
-mod common;
-
 use std::panic::catch_unwind;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::limit::{Watch, has_ended, kill, output_within, wait_until};
-use common::{Mount, as_root};
+use crate::common::limit::{Watch, has_ended, kill, output_within, wait_until};
+use crate::common::{Mount, as_root};
 
 /// A test waited for ever for a chroot that could not start, and no other test ran.
 #[test]

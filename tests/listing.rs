@@ -1,8 +1,6 @@
 //! What `imgfs ls` and the directories of `.imgfs` show of images: by uuid, by fingerprint, in columns.
 
-mod common;
-
-use common::{IMGFS, Mount, User, may, shared};
+use crate::common::{IMGFS, Mount, User, may, shared};
 
 const A: &str = "15963d90-61d7-4664-87a6-f56b16492d5a";
 const B: &str = "900cffef-55e3-4e7d-b7ec-ccf439a159e3";
@@ -98,7 +96,7 @@ fn a_name_that_a_label_resolves_is_free_for_images_and_aliases() {
     let m = Mount::new();
     m.ok("cp $S/a.tar web.tar; cp $S/b.tar web.tar; for l in 1 2 3 4 5 6; do ln -s 1 web/@$l; done; test -L web@1; cp $S/c.tar web@1.tar; test -d web@1/0; cmp web@1/0/rootfs.tar $S/c.tar; ls | grep -qx web@1");
     m.ok("ln -sfn web web@2; test $(readlink web@2) = web; ls | grep -qx web@2; rm web@2; test $(readlink web@2) = web/1");
-    if common::as_root() {
+    if crate::common::as_root() {
         // By the call that the caller is in.
         m.ok("mkdir web@3; test -d web@3; not test -L web@3; ln -sT web web@4; test $(readlink web@4) = web; cp $S/c.tar o.tar; mv -T o web@5; test -d web@5/0; cat $S/d.tar > web@6; cmp web@6/0/rootfs.tar $S/d.tar");
     }
@@ -169,8 +167,8 @@ fn columns_are_chosen_by_name_and_by_letter() {
 }
 
 /// What a user sees of a mount, with arguments for `imgfs ls`.
-fn seen_by(m: &Mount, who: User, arguments: &str) -> common::Ran {
-    common::by(m, who, &format!("cd /; HOME=/nonexistent XDG_DATA_HOME= $S/imgfs ls {arguments}"))
+fn seen_by(m: &Mount, who: User, arguments: &str) -> crate::common::Ran {
+    crate::common::by(m, who, &format!("cd /; HOME=/nonexistent XDG_DATA_HOME= $S/imgfs ls {arguments}"))
 }
 
 #[test]

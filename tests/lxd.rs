@@ -1,12 +1,10 @@
 //! A real LXD daemon imports what imgfs exports. `scripts/setup.sh judges` installs one.
 
-mod common;
-
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount, WITHOUT_OTHERS};
 
 /// A daemon of this test alone.
 struct Lxd(Child);
@@ -14,7 +12,7 @@ struct Lxd(Child);
 impl Lxd {
     /// None, with a word, where there is none that runs.
     fn start(dir: &Path) -> Option<Lxd> {
-        if !common::as_root() {
+        if !crate::common::as_root() {
             eprintln!("skipped: lxd needs root");
             return None;
         }
@@ -23,7 +21,9 @@ impl Lxd {
         // What it mounts goes with it.
         let mut command = Command::new("unshare");
         command
-            .args(["-m", "--propagation", "private", "lxd"])
+            .args(["-m", "--propagation", "private", "bash", "-c"])
+            .arg(format!("{WITHOUT_OTHERS} exec lxd"))
+            .env("MNT", dir)
             .env("LXD_DIR", dir.join("lxd"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -52,7 +52,7 @@ impl Lxd {
 
 impl Drop for Lxd {
     fn drop(&mut self) {
-        common::limit::kill(self.0.id());
+        crate::common::limit::kill(self.0.id());
         let _ = self.0.wait();
     }
 }

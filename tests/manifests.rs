@@ -1,8 +1,6 @@
 //! IMGAPI manifests copied into an image by hand, as Danube's esimg and imgadm's directories have them.
 
-mod common;
-
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount};
 
 const MAKE: &str = r#"
 manifest() { # UUID FILE

@@ -1,8 +1,6 @@
 //! Odd and hostile input that the tools take, or refuse, in one way: imgfs does the same.
 
-mod common;
-
-use common::{Mount, sh};
+use crate::common::{Mount, sh};
 
 /// `$S/links.py KIND LENGTH OUT`: an archive with a symlink `etc/far` whose target has so many bytes.
 const LINKS: &str = r#"

@@ -1,8 +1,6 @@
 //! `imgfs ... | head`: a reader that goes away is no failure.
 
-mod common;
-
-use common::{IMGFS, Mount, sh};
+use crate::common::{IMGFS, Mount, sh};
 
 /// Commands that print, with the exit status that each has beside a mount of one image.
 const COMMANDS: &[(&str, i32)] = &[

@@ -1,9 +1,7 @@
 //! What is promised when things go wrong: a mistaken rm -r is undone, space comes back, a disk that fails
 //! stops what cannot be trusted and nothing else.
 
-mod common;
-
-use common::{IMGFS, Mount, Ran, as_root, sh};
+use crate::common::{IMGFS, Mount, Ran, as_root, sh};
 
 #[test]
 fn rm_of_everything_is_undone() {

@@ -1,8 +1,6 @@
 //! Which images there are of a kind: `.imgfs/by`, `.imgfs/defaults`, `imgfs ls FILTER`.
 
-mod common;
-
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount};
 
 fn made(m: &Mount) {
     m.ok("for n in jammy focal disk trixie; do cp $S/a.tar $n.tar; done; \

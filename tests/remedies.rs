@@ -1,11 +1,9 @@
 //! docs/refusals.md, a gesture a line: each says what is wrong, and what to do about just that.
 //! `cargo test --test remedies -- --nocapture` prints them all for review.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{IMGFS, Mount, as_root, by, shared};
+use crate::common::{IMGFS, Mount, as_root, by, shared};
 
 /// A refusal: the gesture, what the shell says, and a part of the remedy that fits no other case.
 type Row = (&'static str, &'static str, &'static str);

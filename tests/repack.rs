@@ -1,8 +1,6 @@
 //! imgfs repack: everything reads as before, and the store is smaller; whatever happens in between.
 
-mod common;
-
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount};
 
 /// Four versions of an image that resemble each other, and another image; what each tar is lies in src.
 const IMAGES: &str = r#"
@@ -122,7 +120,7 @@ fn a_repack_can_be_killed_and_interrupted() {
     m.fsck();
     m.ok(&format!("{IMGFS} repack --pause --store $STORE; {IMGFS} repack --resume --store $STORE"));
     m.unmount();
-    let ran = common::sh(
+    let ran = crate::common::sh(
         m.dir.path(),
         &format!("{IMGFS} repack --pause --store store; {IMGFS} repack --store store"),
     );
@@ -154,7 +152,7 @@ fn a_damaged_pack_is_an_error_and_fsck_says_whose() {
     m.ok(IMAGES);
     repack(&m);
     m.unmount();
-    common::sh(
+    crate::common::sh(
         m.dir.path(),
         "for p in store/packs/*.pack; do printf wxyz | dd of=$p bs=1 seek=5000 conv=notrunc status=none; done",
     );
@@ -184,7 +182,7 @@ fn a_large_file_reads_the_same_past_imgfs() {
     // What was not checked since the mount is not given to the kernel.
     m.ok("head -c 3000000 /dev/urandom > $S/t/large; tar -C $S/t -cf $S/b.tar .; cp $S/b.tar web.tar; cmp $S/t/large web/0/rootfs/large");
     m.unmount();
-    common::sh(
+    crate::common::sh(
         m.dir.path(),
         "for o in store/loose/*.obj; do printf wxyz | dd of=$o bs=1 seek=150000 conv=notrunc status=none; done",
     );

@@ -1,8 +1,6 @@
 //! A catalog that is lost or damaged is made again: of its copy, and without one of the trees.
 
-mod common;
-
-use common::{IMGFS, Mount};
+use crate::common::{IMGFS, Mount};
 
 /// All that rows decide, as text.
 const STATE: &str = "shopt -s nullglob; for d in . .imgfs/trash; do for i in $d/*; do stat -c '%A %u %g %N' $i $i/*; test -L $i || { \

@@ -1,9 +1,7 @@
 //! Who may do what, beyond owner and mode: ACLs, the groups of admins and importers, quotas. README's table
 //! of roles, a test a row. As several users, through one mount.
 
-mod common;
-
-use common::{User, may, may_not, shared};
+use crate::common::{User, may, may_not, shared};
 
 /// Owner of the images; others; one in group 2000, one in 2001.
 const ANNA: User = (1001, 1001, "");
@@ -98,7 +96,7 @@ for path in ['web', 'web/.id', 'web/metadata.json', 'web/0', 'web/0/rootfs.tar',
     for mode in ["700", "711", "733", "701", "750", "755", "744", "704"] {
         may(&m, ANNA, &format!("chmod {mode} web"));
         for who in [ANNA, BERT, ADMIN] {
-            let reads = common::by(&m, who, "ls web").code == 0;
+            let reads = crate::common::by(&m, who, "ls web").code == 0;
             let found = may(&m, who, "python3 $S/look.py");
             let told = found.contains("user.imgfs.") || found.contains(" b'");
             assert_eq!(told, reads, "{mode} {who:?}: {found}");

@@ -1,9 +1,7 @@
 //! Rules around images: immutable ones, leases, labels, retention, described aliases. README's tables, a test
 //! a row.
 
-mod common;
-
-use common::{IMGFS, Mount, sh};
+use crate::common::{IMGFS, Mount, sh};
 use serde_json::json;
 
 const NOBODY: &str = "setpriv --reuid 1000 --regid 1000 --clear-groups";

@@ -1,8 +1,6 @@
 //! docs/gestures.md and docs/refusals.md, a test a row: what each gesture does, and how each refusal looks.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 fn with_two() -> Mount {
     let m = Mount::new();
@@ -238,10 +236,12 @@ fn a_full_disk_is_said_and_the_space_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let small = dir.path().join("small");
     std::fs::create_dir(&small).unwrap();
-    let ran =
-        common::sh(dir.path(), "mount -t tmpfs -o size=12m imgfs-test small && mkdir small/store mnt src");
+    let ran = crate::common::sh(
+        dir.path(),
+        "mount -t tmpfs -o size=12m imgfs-test small && mkdir small/store mnt src",
+    );
     assert_eq!(ran.code, 0, "{ran:?}");
-    let ran = common::sh(
+    let ran = crate::common::sh(
         dir.path(),
         &format!(
             "set -e; I={}; $I mount --store small/store mnt; mkdir r
@@ -252,10 +252,10 @@ fn a_full_disk_is_said_and_the_space_given_back() {
              ln -sfn b mnt/default; rmdir mnt/a; test -e mnt/.imgfs/trash/a; head -c 4M /dev/urandom > r/f; tar -C r -cf d.tar .; cp d.tar mnt/d.tar
              cmp d.tar mnt/d/0/rootfs.tar; test ! -e mnt/.imgfs/trash/a; cmp b.tar mnt/b/0/rootfs.tar
              $I umount mnt; $I fsck --store small/store",
-            common::IMGFS
+            crate::common::IMGFS
         ),
     );
-    let _ = common::sh(dir.path(), "umount -l mnt 2>/dev/null; umount -l small");
+    let _ = crate::common::sh(dir.path(), "umount -l mnt 2>/dev/null; umount -l small");
     assert_eq!(ran.code, 0, "{ran:?}");
 }
 

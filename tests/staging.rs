@@ -1,9 +1,7 @@
 //! Staging directories: several files that become one version, all or nothing.
 
-mod common;
-
-use common::Mount;
-use common::limit::wait_until;
+use crate::common::Mount;
+use crate::common::limit::wait_until;
 
 #[test]
 fn a_staging_directory_is_published_by_its_rename() {

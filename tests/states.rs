@@ -1,8 +1,6 @@
 //! What an image is and to whom it is offered: types, sizes, dates, deprecated, hidden, disabled.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 #[test]
 fn a_disk_is_for_virtual_machines_and_has_a_virtual_size() {

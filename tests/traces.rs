@@ -4,9 +4,7 @@
 //! Before each: images `img` (two versions, the default), `other` and `u` (uploaded as `u.tar`), alias
 //! `alias`.
 
-mod common;
-
-use common::Mount;
+use crate::common::Mount;
 
 /// Title, command, exit status, and what must hold afterwards.
 type Gesture = (&'static str, &'static str, i32, &'static str);

@@ -1,12 +1,10 @@
 //! Trees as mounts of their own, which root has without asking: what they must not change.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{IMGFS, Mount, as_root};
+use crate::common::{IMGFS, Mount, WITHOUT_OTHERS, as_root};
 
 /// A mount with one image, fresh: nothing was looked up yet.
 fn fresh() -> Mount {
@@ -272,9 +270,9 @@ fn other_mounts_and_namespaces_see_the_same() {
     m.ok("ls web/0/rootfs; mkdir $S/r; mount --rbind $MNT $S/r; diff -r --no-dereference $S/r/web/0/rootfs $S/a; diff -r --no-dereference $S/r/web/1/rootfs $S/b; \
         umount -R $S/r; mount --bind web/1/rootfs $S/r; diff -r --no-dereference $S/r $S/b; umount $S/r");
     // A namespace with a copy of the mounts, held while the image goes. A chroot can have none of its own.
-    m.ok("if ! mountpoint -q /; then echo 'skipped in a chroot: unshare -m' >&2; rmdir web/0; exit 0; fi; ls web/0/rootfs > $S/x; unshare -m bash -c 'cd $0; touch $1/in; until test -e $1/gone; do sleep 0.05; done; \
+    m.ok(&format!("if ! mountpoint -q /; then echo 'skipped in a chroot: unshare -m' >&2; rmdir web/0; exit 0; fi; ls web/0/rootfs > $S/x; unshare -m bash -c '{WITHOUT_OTHERS} cd $0; touch $1/in; until test -e $1/gone; do sleep 0.05; done; \
         test ! -e web/0 && diff -r --no-dereference web/1/rootfs $1/b && touch $1/saw' $MNT $S & \
-        until test -e $S/in; do sleep 0.05; done; rmdir web/0; test ! -e web/0; touch $S/gone; wait; test -e $S/saw");
+        until test -e $S/in; do sleep 0.05; done; rmdir web/0; test ! -e web/0; touch $S/gone; wait; test -e $S/saw"));
     m.ok(&format!(
         "mkdir .imgfs/views/v $S/v; {IMGFS} mount --store $STORE -o view=v $S/v; cp $S/c.tar $S/v/; \
         diff -r --no-dereference $S/v/c/0/rootfs $S/c; diff -r --no-dereference web/1/rootfs $S/b; {IMGFS} umount $S/v"

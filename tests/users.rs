@@ -1,20 +1,18 @@
 //! Mounts of an ordinary user, through fusermount3. Root starts them with setpriv; an ordinary user's run of
 //! these tests is one anyway.
 
-mod common;
-
 use std::os::unix::fs::MetadataExt;
 
-use common::{User, by, may, may_not, sh, shared};
+use crate::common::{User, by, may, may_not, sh, shared};
 
 fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }
 
 /// Runs a script as user 1000, or as ourselves if we are not root.
-fn as_user(dir: &std::path::Path, script: &str) -> common::Ran {
+fn as_user(dir: &std::path::Path, script: &str) -> crate::common::Ran {
     let wrapped = if is_root() {
-        common::write_script(&dir.join("script"), &format!("{}{script}", common::NOT));
+        crate::common::write_script(&dir.join("script"), &format!("{}{script}", crate::common::NOT));
         "setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=$PWD bash -o pipefail -e script".to_owned()
     } else {
         // Not the store of whoever runs the tests.
@@ -39,7 +37,7 @@ fn an_ordinary_user_has_everything_of_an_own_store() {
     );
     assert_eq!(prepared.code, 0, "{prepared:?}");
     let imgfs = dir.path().join("imgfs");
-    std::fs::copy(common::IMGFS, &imgfs).unwrap();
+    std::fs::copy(crate::common::IMGFS, &imgfs).unwrap();
     assert_eq!(sh(dir.path(), "chmod 755 imgfs").code, 0);
     let ran = as_user(
         dir.path(),
@@ -65,7 +63,7 @@ fn others_see_a_mount_only_where_they_are_let_in() {
         return;
     }
     for (options, code) in [(&[][..], 1), (&["allow_other"][..], 0)] {
-        let m = common::Mount::with(options);
+        let m = crate::common::Mount::with(options);
         m.ok("cp $S/a.tar web.tar; chmod 755 $MNT/..");
         let ran = m.sh("setpriv --reuid 1000 --regid 1000 --clear-groups cat $MNT/web/0/rootfs/etc/motd");
         assert_eq!(ran.code, code, "{options:?}: {ran:?}");
@@ -76,7 +74,7 @@ fn others_see_a_mount_only_where_they_are_let_in() {
 }
 
 /// A mount that other users are let into, with a root where everybody may make images: as root sees it.
-fn open_to_all() -> Option<common::Mount> {
+fn open_to_all() -> Option<crate::common::Mount> {
     let m = shared(&[])?;
     m.ok("chmod 1777 $MNT");
     Some(m)

@@ -1,11 +1,9 @@
 //! mkdir .imgfs/views/dc1, ln -s ../../../web into it, imgfs mount -o view=dc1: what a view shows, what it
 //! may change, and that nothing of the rest can be seen in it.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{IMGFS, Mount, Ran, User, as_root, may, may_not, sh, shared};
+use crate::common::{IMGFS, Mount, Ran, User, as_root, may, may_not, sh, shared};
 
 /// A view's mount beside that of its store.
 struct ViewMount {
@@ -51,7 +49,7 @@ impl Drop for ViewMount {
     fn drop(&mut self) {
         let mut command = std::process::Command::new(IMGFS);
         command.args(["umount", "--lazy"]).arg(&self.point);
-        let _ = common::limit::output(command, &self.point);
+        let _ = crate::common::limit::output(command, &self.point);
     }
 }
 

@@ -14,6 +14,11 @@ use limit::wait_until;
 /// The program under test: for `Command`, and in scripts.
 pub const IMGFS: Program = Program(env!("CARGO_BIN_EXE_imgfs"));
 
+/// Bash for the beginning of a mount namespace of a test's own: the mounts of other tests, which run beside it,
+/// leave that namespace. It would keep their daemons.
+pub const WITHOUT_OTHERS: &str = "while read -r _ point _; do case $point in */imgfs-test-*) \
+    case $point/ in \"$MNT\"*) ;; *) umount -l $point 2> /dev/null;; esac;; esac; done < /proc/self/mounts; ";
+
 pub struct Program(&'static str);
 
 impl AsRef<std::ffi::OsStr> for Program {
