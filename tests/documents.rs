@@ -1,9 +1,11 @@
-//! docs/, README and the tables of tests/: each row has its test, and each link leads somewhere.
+//! docs/, README and the tables of tests/: each row has its test, each link leads somewhere, and the man pages
+//! are made of them.
 
 #[path = "documents/tables.rs"]
 mod tables;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use tables::{assert_has_tests, missing, rows};
 
@@ -79,5 +81,69 @@ fn every_feature_has_its_row_and_its_test() {
             "belongs to servers" | "not here" => assert_eq!(test, "-", "{row:?}"),
             _ => panic!("{row:?}: {state} is no state"),
         }
+    }
+}
+
+fn man(section: &str) -> String {
+    let ran = Command::new(env!("CARGO_BIN_EXE_imgfs")).args(["man", section]).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    String::from_utf8(ran.stdout).unwrap()
+}
+
+/// A program that reads a page from its standard input; none if it is not installed.
+fn reads(program: &str, arguments: &[&str], page: &str) -> Option<(String, String)> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        println!("skipped: there is no {program}");
+        return None;
+    };
+    let (mut input, page) = (child.stdin.take().unwrap(), page.to_owned());
+    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut input, page.as_bytes()));
+    let ran = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    Some((String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap()))
+}
+
+/// groff and mandoc have nothing to say about a page.
+#[test]
+fn man_pages_are_well_formed() {
+    for section in ["1", "7", "8"] {
+        let page = man(section);
+        assert!(page.contains(&format!(" {section} ")), "{page}");
+        if let Some((_, said)) = reads("groff", &["-man", "-ww", "-z", "-Tutf8"], &page) {
+            assert_eq!(said, "", "imgfs man {section}");
+        }
+        if let Some((said, _)) = reads("mandoc", &["-man", "-T", "lint", "-W", "warning"], &page) {
+            assert_eq!(said, "", "imgfs man {section}");
+        }
+    }
+}
+
+/// Whoever reads imgfs(7) and imgfs-mount(8) finds each gesture, refusal and option of the documents, and
+/// nothing of their tests.
+#[test]
+fn man_pages_have_every_row_of_the_documents() {
+    let shown = |section: &str| {
+        let (text, _) = reads("groff", &["-man", "-P-cbou", "-Tutf8", "-rLL=2000n"], &man(section))?;
+        Some(text)
+    };
+    let (Some(file_system), Some(mounting)) = (shown("7"), shown("8")) else { return };
+    for (document, page) in [
+        ("docs/gestures.md", &file_system),
+        ("docs/refusals.md", &file_system),
+        ("docs/kinds.md", &file_system),
+        ("docs/permissions.md", &file_system),
+        ("docs/options.md", &mounting),
+        ("docs/trees.md", &mounting),
+    ] {
+        for row in rows(document) {
+            let first = row[0].replace("`", "").replace("[options](options.md)", "options");
+            assert!(page.contains(&first), "{document}: {first}");
+        }
+        assert!(!page.contains("<!--"), "a comment of {document} is shown");
+    }
+    for other in ["a_refused_mv_does_not", "semantics:"] {
+        assert!(!file_system.contains(other), "{other}");
     }
 }

@@ -1,9 +1,10 @@
 //! `.imgfs`: the store itself, as files.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use crate::base::changelog::ChangeLog;
-use crate::base::json;
+use crate::base::{document, json};
 use crate::catalog::{Model, Version};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
@@ -12,7 +13,18 @@ use crate::fs::node::{Control, NodeId};
 use crate::fs::places;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
-const README: &str = include_str!("gestures.txt");
+/// The front page's map of a mount, and all gestures.
+static README: LazyLock<String> = LazyLock::new(|| {
+    let front = document::parse(document::README);
+    let map = document::plain(document::section(&front, "What a mount holds"));
+    let gestures = document::plain(&document::parse(document::GESTURES));
+    format!("WHAT A MOUNT HOLDS\n\n{map}\n{gestures}\n{REFUSED}")
+});
+
+const REFUSED: &str = "\
+When something is refused, the reason and the remedy are in .imgfs/errors, newest first. `man 7 imgfs` has all
+refusals, permissions and views, `man imgfs-mount` the options.
+";
 
 const FILES: &[(&str, Control)] = &[
     ("README", Control::Readme),
@@ -105,7 +117,7 @@ impl ImageFs {
     /// The content of a file of `.imgfs`, as it is now.
     pub(super) fn control_text(&self, caller: Caller, node: NodeId) -> Result<String> {
         match node {
-            NodeId::Control(Control::Readme) => Ok(README.into()),
+            NodeId::Control(Control::Readme) => Ok(README.clone()),
             NodeId::Control(Control::Status) => self.status_text(),
             NodeId::Control(Control::Errors) => Ok(self.heard_by(caller, self.store.journal.errors_text())),
             NodeId::Control(control) if let Some(n) = log_number(control) => self.log_text(caller, n),
