@@ -84,6 +84,44 @@ fn every_feature_has_its_row_and_its_test() {
     }
 }
 
+/// README.md, docs/performance.md and the charts show what docs/bench.json says, and a figure that was changed by
+/// hand is found.
+#[test]
+fn figures_are_those_that_the_bench_found() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let check = |root: &Path| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench.sh");
+        Command::new(script).arg("check").arg(root).output().unwrap()
+    };
+    let ran = check(root);
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let copy = tempfile::tempdir().unwrap();
+    let copied = |name: &str, change: &dyn Fn(String) -> String| {
+        let text = std::fs::read_to_string(root.join(name)).unwrap();
+        std::fs::create_dir_all(copy.path().join(name).parent().unwrap()).unwrap();
+        std::fs::write(copy.path().join(name), change(text)).unwrap();
+    };
+    let names = ["README.md", "docs/performance.md", "docs/bench.json"];
+    names.iter().for_each(|name| copied(name, &|text| text));
+    ["cold", "ingest", "space", "warm"]
+        .iter()
+        .for_each(|name| copied(&format!("scripts/bench/{name}.svg"), &|t| t));
+    assert!(check(copy.path()).status.success());
+    for (name, end) in [
+        ("README.md", "<!-- end -->"),
+        ("docs/performance.md", "<!-- end -->"),
+        ("scripts/bench/warm.svg", "</svg>"),
+    ] {
+        copied(name, &|text| text.replace(end, &format!("1{end}")));
+        let ran = check(copy.path());
+        assert!(
+            !ran.status.success() && String::from_utf8_lossy(&ran.stderr).contains(name),
+            "{name}: {ran:?}"
+        );
+        copied(name, &|text| text);
+    }
+}
+
 fn man(section: &str) -> String {
     let ran = Command::new(env!("CARGO_BIN_EXE_imgfs")).args(["man", section]).output().unwrap();
     assert!(ran.status.success(), "{ran:?}");
