@@ -101,6 +101,44 @@ fn each_foreign_library_has_one_home() {
     }
 }
 
+/// docs/ARCHITECTURE.md has the folders in their order, and each step of its journeys is there.
+#[test]
+fn the_map_of_the_code_is_true() {
+    let map =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
+    assert!(map.lines().count() <= 130, "it has {} lines", map.lines().count());
+    let folders = map.lines().skip_while(|line| !line.starts_with("| folder")).skip(2);
+    let folders: Vec<&str> = folders.map_while(|row| row.split('|').nth(1)).map(|cell| cell.trim()).collect();
+    let named = |floor: &&str| if floor.is_empty() { "(none)".into() } else { format!("`{floor}`") };
+    assert_eq!(folders, FLOORS.iter().map(named).collect::<Vec<_>>());
+    let (steps, lost) = lost_steps(&map, &all());
+    assert!(steps > 30 && lost.is_empty(), "{steps} steps, and these are not there: {lost:?}");
+    let (steps, lost) =
+        lost_steps("`a.rs: one`, `a/:\n two`, `b.rs: one` `a`", &[("a.rs".into(), "fn one(".into())]);
+    assert_eq!((steps, lost), (3, vec!["a/: two".to_owned(), "b.rs: one".to_owned()]));
+}
+
+/// How many `FILE: function` a text names, and those that are not in the sources. A folder, with its slash,
+/// stands for all files below it.
+fn lost_steps(text: &str, sources: &[(String, String)]) -> (usize, Vec<String>) {
+    let spans =
+        text.split('`').skip(1).step_by(2).map(|span| span.split_whitespace().collect::<Vec<_>>().join(" "));
+    let steps: Vec<String> = spans
+        .filter(|span| {
+            span.split_once(": ").is_some_and(|(file, _)| file.ends_with(".rs") || file.ends_with('/'))
+        })
+        .collect();
+    let is_there = |step: &String| {
+        step.split_once(": ").is_some_and(|(file, function)| {
+            let of_it = |path: &str| path == file || file.ends_with('/') && path.starts_with(file);
+            let has_it =
+                |text: &str| ["(", "<"].iter().any(|next| text.contains(&format!("fn {function}{next}")));
+            sources.iter().any(|(path, text)| of_it(path) && has_it(text))
+        })
+    };
+    (steps.len(), steps.iter().filter(|step| !is_there(step)).cloned().collect())
+}
+
 #[test]
 fn every_file_says_what_it_is_for_and_stays_readable() {
     for (path, text) in all() {
