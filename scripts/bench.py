@@ -1,4 +1,4 @@
-"""The measurements behind bench.sh: imgfs and its peers in turns, medians, ratios; Markdown, JSON, SVG.
+"""The measurements behind bench.sh: imgfs and its peers in turns. What comes out is in bench_report.py.
 
 Every sample is the wall time of one command in seconds. Peers of a row run in the same round, one after the other.
 """
@@ -9,12 +9,13 @@ import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import tarfile
 import tempfile
 import time
 from pathlib import Path
+
+import bench_report
 
 FIVE = ["web-v0", "web-v1", "web-v2", "web-v3", "trixie-v0"]
 BIG = "usr/lib/x86_64-linux-gnu/libLLVM-14.so.1"
@@ -41,9 +42,6 @@ class Bench:
         begun = time.perf_counter()
         sh(script)
         self.samples.setdefault(name, []).append(time.perf_counter() - begun)
-
-    def median(self, name):
-        return statistics.median(self.samples[name])
 
     def mount(self, options="trash=0"):
         sh(f"{self.imgfs} mount --store {self.store} -o {options} {self.images}")
@@ -334,90 +332,6 @@ class Bench:
         sh(f"rm -r {w}/t")
         self.fresh()
 
-    # -- what comes out -------------------------------------------------------------------------------------------
-
-    def tables(self):
-        """Every row that has its samples, as Markdown."""
-        out = []
-
-        def table(head, rows):
-            rows = [row for row in rows if all(name in self.samples for name in row[1:3])]
-            if rows:
-                out.extend(["", f"| {head} | imgfs | against | ratio |", "|---|---|---|---|"])
-            for text, a, b in rows:
-                a, b = self.median(a), self.median(b)
-                out.append(f"| {text} | {a:.3f} s | {b:.3f} s | {a / b:.2f} |")
-
-        table("ingest of web-v3.tar (533 MB)", [
-            ("first version; `tar xf` and sync", "cp first", "tar xf and sync"),
-            ("first version; `borg import-tar`", "cp first", "borg import-tar"),
-            ("first version; `sqfstar -comp zstd`", "cp first", "sqfstar -comp zstd"),
-            ("first version; `restic backup` of the unpacked tree", "cp first", "restic backup"),
-            ("first version; `casync make` of the unpacked tree", "cp first", "casync make"),
-            ("first version; `ostree commit` of the unpacked tree", "cp first", "ostree commit"),
-            ("most content known; first version", "cp shared", "cp first"),
-            ("the same again; first version", "cp same", "cp first"),
-            (".tar.xz; `xz -T2 -dc`", "cp xz", "bare xz"),
-            (".tar.zst; `zstd -dc`", "cp zst", "bare zst"),
-            (".tar.gz; `gzip -dc`", "cp gz", "bare gz"),
-            ("twenty of web-v0 (170 MB) at once; web-v3 first version", "cp twenty", "cp first"),
-            # By default, as root: trees are mounts of their own. To be at most 1.05.
-            *((f"warm `{op}`; ext4".replace("|", "\\|"), f"warm {op}: imgfs", f"warm {op}: ext4") for op in ["find -ls", "du -s", "tar c | cat"]),
-        ])
-        kinds = sorted({name.split(":")[0] for name in self.samples if ": ext4" in name or ": squashfs" in name})
-        peers = ["imgfs", "imgfs trees=inline", "imgfs packed", "ext4", "squashfs", "erofs", "squashfuse"]
-        if kinds:
-            out += ["", "| seconds | " + " | ".join(peers) + " |", "|---|" + "---|" * len(peers)]
-        for kind in kinds:
-            cell = lambda peer: f"{self.median(f'{kind}: {peer}'):.3g}" if f"{kind}: {peer}" in self.samples else ""
-            shown = kind.replace("|", "\\|")
-            out.append(f"| {shown} | " + " | ".join(cell(peer) for peer in peers) + " |")
-        if "stored, bytes" in self.facts:
-            out += ["", "| five images (1,191 MB of tar) stored | MB |", "|---|---|"]
-            out += [f"| {name} | {size / 1e6:.1f} |" for name, size in self.facts["stored, bytes"].items()]
-        alone = [name for name in self.samples if name.split(",")[0] in ("rmdir", "gc", "mount", "ls", "ls -l", "cp", "find", "cat", "tar | cp")]
-        if alone:
-            out += ["", "| | median | 99 of 100 |", "|---|---|---|"]
-        for name in alone:
-            worst = sorted(self.samples[name])[int(len(self.samples[name]) * 0.99 - 1e-9)]
-            out.append(f"| {name} | {self.median(name) * 1000:.1f} ms | {worst * 1000:.1f} ms |")
-        facts = [(k, v) for k, v in self.facts.items() if not isinstance(v, dict)]
-        if facts:
-            out += ["", "| | |", "|---|---|"] + [f"| {k} | {v:,} |" for k, v in facts]
-        return "\n".join(out).strip() + "\n"
-
-    def charts(self):
-        """Bar charts: name of the file, SVG."""
-        def pick(pairs):
-            return [(label, self.median(name)) for label, name in pairs if name in self.samples]
-
-        peers = ["imgfs", "imgfs trees=inline", "imgfs packed", "ext4", "squashfs", "erofs", "squashfuse"]
-        charts = {
-            "ingest": ("web-v3.tar (533 MB) into the store, seconds", pick([
-                ("imgfs: cp", "cp first"), ("imgfs: cp, the same again", "cp same"), ("tar xf, sync", "tar xf and sync"),
-                ("borg import-tar", "borg import-tar"), ("restic backup", "restic backup"),
-                ("ostree commit", "ostree commit"), ("casync make", "casync make"), ("sqfstar, zstd", "sqfstar -comp zstd")])),
-            "warm": ("tar c | cat of web-v3's tree, warm, seconds", pick([(p, f"warm tar c | cat: {p}") for p in peers])),
-            "cold": ("tar c | cat, fresh mount, store in memory, seconds", pick([(p, f"cold tar c | cat: {p}") for p in peers])),
-            "space": ("five images (1,191 MB of tar), stored, MB", [
-                (name, size / 1e6) for name, size in self.facts.get("stored, bytes", {}).items()]),
-        }
-        return {name: bars(title, rows) for name, (title, rows) in charts.items() if rows}
-
-
-def bars(title, rows):
-    """A bar chart as SVG; what is ours is darker."""
-    top, wide = max(value for _, value in rows), 420
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{40 + 26 * len(rows)}" font-family="sans-serif" font-size="13">',
-             '<rect width="100%" height="100%" fill="#fff"/>', f'<text x="10" y="22" font-weight="bold">{title}</text>']
-    for n, (label, value) in enumerate(rows):
-        y, colour = 34 + 26 * n, "#2b6cb0" if "imgfs" in label else "#a0aec0"
-        label = label.replace("&", "&amp;").replace("<", "&lt;")
-        lines += [f'<text x="190" y="{y + 14}" text-anchor="end">{label}</text>',
-                  f'<rect x="200" y="{y}" width="{max(1, value / top * wide):.0f}" height="18" fill="{colour}"/>',
-                  f'<text x="{206 + value / top * wide:.0f}" y="{y + 14}">{value:.3g}</text>']
-    return "\n".join(lines + ["</svg>"]) + "\n"
-
 
 def main():
     here = Path(__file__).resolve().parent
@@ -427,6 +341,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="samples of each (5)")
     parser.add_argument("--corpus", default=cache, help=f"where the images are, or are made ({cache})")
     parser.add_argument("--out", type=Path, help="where bench.json, bench.md and the charts go (only printed)")
+    parser.add_argument("--record", action="store_true", help="puts the figures into docs/bench.json, README and docs/")
     sections = ["ingest", "space", "read", "ends", "scale"]
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections) + " (all but scale)")
     options = parser.parse_args()
@@ -440,14 +355,17 @@ def main():
         for section in options.sections or sections[:-1]:
             print(f"-- {section}", flush=True)
             getattr(bench, section)()
-        print("\n" + bench.tables())
+        report = bench_report.Report(bench.samples, bench.facts)
+        print("\n" + report.all())
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             found = {"samples": bench.samples, "facts": bench.facts}
             (options.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
-            (options.out / "bench.md").write_text(bench.tables())
-            for name, chart in bench.charts().items():
+            (options.out / "bench.md").write_text(report.all())
+            for name, chart in report.charts().items():
                 (options.out / f"{name}.svg").write_text(chart)
+        if options.record:
+            bench_report.record(here.parent, bench.samples, bench.facts)
     finally:
         bench.close()
 

@@ -12,11 +12,15 @@ mkdir -p "$point"
 cargo build --release --quiet --manifest-path "$here/Cargo.toml"
 program=${CARGO_TARGET_DIR:-$here/target}/release/imgfs
 
-# The program, its man page and completions, and the name that mount(8) and fstab look for.
+# The program, its man pages and completions, and the name that mount(8) and fstab look for.
 if ((EUID == 0)); then prefix=/usr/local; else prefix=$HOME/.local; fi
-mkdir -p "$prefix/bin" "$prefix/share/man/man1" "$prefix/share/bash-completion/completions"
+mkdir -p "$prefix/bin" "$prefix/share/bash-completion/completions"
 install -m 755 "$program" "$prefix/bin/imgfs"
-"$program" man > "$prefix/share/man/man1/imgfs.1"
+for page in imgfs.1 imgfs.7 imgfs-mount.8; do
+  section=${page##*.}
+  mkdir -p "$prefix/share/man/man$section"
+  "$program" man "$section" > "$prefix/share/man/man$section/$page"
+done
 "$program" completions bash > "$prefix/share/bash-completion/completions/imgfs"
 if ((EUID == 0)); then for name in mount umount; do ln -sfn "$prefix/bin/imgfs" /sbin/$name.fuse.imgfs; done; fi
 case :$PATH: in *:"$prefix/bin":*) ;; *) echo "add $prefix/bin to your PATH to call imgfs by its name" >&2 ;; esac

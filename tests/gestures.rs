@@ -720,7 +720,7 @@ fn the_system_is_told_from_the_image() {
 fn control_files_tell_the_store() {
     let m = Mount::new();
     m.ok("cp $S/a.tar web.tar; not cp $S/b.tar.x web/ 2>/dev/null; not cp $S/not.tar web/ 2>/dev/null");
-    m.ok("grep -q 'ln -sfn' .imgfs/README; jq -e '.images == 1 and .versions == 1' .imgfs/status.json; grep -q 'no tarball\\|not a tarball' .imgfs/errors; grep -q added .imgfs/log");
+    m.ok("grep -q 'ln -sfn' .imgfs/README; grep -q '^  df MNT  ' .imgfs/README; grep -q 'the default image$' .imgfs/README; not grep -q -e '<!--' -e semantics: -e '](' .imgfs/README; jq -e '.images == 1 and .versions == 1' .imgfs/status.json; grep -q 'no tarball\\|not a tarball' .imgfs/errors; grep -q added .imgfs/log");
     m.ok("d=$(jq -r .digest web/0/metadata.json | cut -d: -f2); test $(readlink .imgfs/by-digest/$d) = ../../web/0; test -d .imgfs/by-digest/$(echo $d | cut -c1-12)/rootfs; not test -e .imgfs/by-digest/$(echo $d | cut -c1-11)");
     m.ok("test -d .imgfs/by-id/$(cat web/.id)/0; test -d .imgfs/by-id/$(cat web/0/.id)/rootfs");
     m.ok("test $(stat -c %s .imgfs/status.json) -gt 10; test \"$(stat -c %s web/metadata.json)\" = \"$(wc -c < web/metadata.json)\"");

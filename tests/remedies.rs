@@ -40,6 +40,8 @@ const ROWS: &[Row] = &[
     ("cp $S/x.Z x.tar.Z", "not supported", "uncompress"),
     ("cp $S/x.lz x.tar.lz", "not supported", "lzip -d"),
     ("cp $S/x.vmdk x.tar", "not supported", "qemu-img convert -O qcow2 DISK"),
+    ("cp $S/x.vhd x.tar", "not supported", "qemu-img convert -O qcow2 DISK"),
+    ("cp $S/x.vdi x.vdi", "not supported", "qemu-img convert -O qcow2 DISK"),
     ("chattr +a web", "not supported", "chattr takes i"),
     // inside a version
     ("touch web/0/rootfs/new", "Read-only file system", "copy a new tarball into the image"),
@@ -82,7 +84,7 @@ seq 3000 | gzip > services.gz; sha256sum a.tar > a.tar.sha256; { echo "$(sha256s
 (head -c 512 a.tar; head -c 3000 /dev/urandom; tail -c +3513 a.tar) > broken.tar; gzip -c a.tar | python3 -c "import sys; b = bytearray(sys.stdin.buffer.read()); b[len(b) // 2] ^= 255; b[-7] ^= 1; sys.stdout.buffer.write(b)" > broken.tar.gz
 (printf 'QFI\xfb'; head -c 9000 /dev/zero) > bad.qcow2; (printf hsqs; head -c 9000 /dev/zero) > bad.squashfs; mkdir lxd e; printf 'architecture: z80\ncreation_date: 5\n' > lxd/metadata.yaml; : > e/f
 tar -P -C e --transform 's,.*,../x,' -cf leaves.tar f; mkdir -p n/1/2/3/4/5/6/7/8/9; tar -C n -cf deep.tar .; zstd -q --long=31 -c < a.tar > window.tar.zst
-for m in 'PK\x03\x04 x.zip' '\x1f\x9d\x90 x.Z' 'LZIP x.lz' 'KDMV x.vmdk'; do (printf "${m% *}"; head -c 3000 /dev/zero) > ${m#* }; done
+for m in 'PK\x03\x04 x.zip' '\x1f\x9d\x90 x.Z' 'LZIP x.lz' 'KDMV x.vmdk' 'conectix x.vhd' '<<< Oracle VM VirtualBox Disk Image >>> x.vdi'; do (printf "${m% *}"; head -c 3000 /dev/zero) > ${m##* }; done
 "#;
 
 /// The newest line of `.imgfs/errors`: sentence and remedy.

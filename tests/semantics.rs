@@ -1,4 +1,5 @@
-//! docs/gestures.md and docs/refusals.md, a test a row: what each gesture does, and how each refusal looks.
+//! What each gesture does, and how each refusal looks, in a few lines each. The rows of docs/gestures.md and
+//! docs/refusals.md name these tests and others.
 
 use crate::common::Mount;
 
@@ -83,6 +84,15 @@ fn ln_sfn_on_default_switches_the_default_image() {
 fn ln_sfn_inside_an_image_pins_and_follows() {
     let m = with_two();
     m.ok("ln -sfn 0 web/default; test $(cat web/default/rootfs/etc/motd) = one; ln -sfn latest web/default; test $(cat web/default/rootfs/etc/motd) = b");
+}
+
+#[test]
+fn rm_of_default_hides_the_link_and_protects_what_it_led_to() {
+    let m = with_two();
+    m.ok("ln -sfn 0 web/default; rm default web/default; not test -L default; not test -L web/default");
+    m.refused("rmdir web", "Device or resource busy");
+    m.refused("rmdir web/0", "Device or resource busy");
+    m.ok("ln -s db default; ln -s latest web/default; rmdir web/0; rmdir web");
 }
 
 #[test]
@@ -296,12 +306,23 @@ fn what_imgfs_keeps_is_not_permitted() {
 }
 
 #[test]
-fn a_name_that_is_taken_and_a_digest_of_two() {
+fn a_name_that_is_taken() {
     let m = with_two();
     m.ok("ln -s web jammy");
     m.refused("mv -T web db", "File exists");
     m.refused("cp $S/a.tar jammy.tar", "File exists");
     assert_ne!(m.sh("mkdir web").code, 0);
+}
+
+/// Two uploads whose sha256 begin with the same twelve digits, found by trying: gzip files of one tarball, which
+/// differ in the name that they carry.
+#[test]
+fn a_digest_that_begins_two_is_not_unique() {
+    let m = Mount::new();
+    m.ok("for n in 0140f6db 015c0d4d; do (printf '\\x1f\\x8b\\x08\\x08\\0\\0\\0\\0\\0\\x03%s\\0' $n; base64 -d <<< S2OgPTAAAjMTEzANBOg0FraZoYExg4IBHdzGUFpcklgEtJJhFIyCUTAKRhYAAGMJXX0ABgAA) > $n.tar.gz; done; test -d 0140f6db/0 -a -d 015c0d4d/0");
+    let ran = m.sh("ls .imgfs/by-digest/aa9c9bd4c160");
+    assert!(ran.code != 0 && ran.err.contains("Name not unique"), "{ran:?}");
+    m.ok("rm -r 0140f6db 2> /dev/null || rm -r 015c0d4d; test -d .imgfs/by-digest/aa9c9bd4c160/rootfs");
 }
 
 #[test]

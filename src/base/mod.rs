@@ -5,6 +5,7 @@ pub mod changelog;
 pub mod clock;
 pub mod delta;
 pub mod digest;
+pub mod document;
 pub mod expected;
 pub mod flags;
 pub mod journal;

@@ -226,8 +226,16 @@ pub enum Command {
     },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
-    /// Print the man page
-    Man,
+    /// Print a man page: 1 for the commands, 7 for what a mount shows, 8 for mounting
+    Man {
+        #[arg(value_name = "SECTION", default_value = "1", value_parser = section)]
+        section: u8,
+    },
+}
+
+/// The section of a man page that there is.
+fn section(text: &str) -> std::result::Result<u8, &'static str> {
+    text.parse().ok().filter(|n| [1, 7, 8].contains(n)).ok_or("there are 1, 7 and 8")
 }
 
 /// What `-o` said.

@@ -1,16 +1,15 @@
-//! imgfs status, diff, fsck, gc, repack, man: on a store, mounted or not.
+//! imgfs status, diff, fsck, gc, repack: on a store, mounted or not.
 
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::base::lock::StoreLock;
 use crate::care::fsck::Repaired;
-use crate::cli::args::{Cli, StoreArg};
+use crate::cli::args::StoreArg;
 use crate::cli::text::bytes;
 use crate::daemon::socket::{self, Answer, Request};
 use crate::error::Holder;
@@ -219,19 +218,5 @@ pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
         return Err(unexpected());
     };
     println!("moved {blobs} blobs, {}; on disk {}, before {}", bytes(moved), bytes(after), bytes(before));
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Prints the man page, as roff.
-///
-/// # Errors
-///
-/// `Io` if the page cannot be made.
-pub fn man() -> Result<ExitCode> {
-    let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command())
-        .render(&mut page)
-        .map_err(Error::io("write", Path::new("the page")))?;
-    print!("{}", String::from_utf8_lossy(&page));
     Ok(ExitCode::SUCCESS)
 }

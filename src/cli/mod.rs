@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod export;
 mod ls;
+mod man;
 mod mounting;
 mod remount;
 mod text;
@@ -64,6 +65,9 @@ fn run(command: Command) -> Result<ExitCode> {
             print!("{}", String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => commands::man(),
+        Command::Man { section } => {
+            print!("{}", man::page(section)?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

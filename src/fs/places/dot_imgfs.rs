@@ -1,7 +1,9 @@
 //! `.imgfs`: the store itself, as files.
 
+use std::sync::LazyLock;
+
 use crate::base::changelog::ChangeLog;
-use crate::base::json;
+use crate::base::{document, json};
 use crate::error::{Error, Result};
 use crate::fs::names::not_found;
 use crate::fs::node::{Control, NodeId};
@@ -9,7 +11,18 @@ use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{self, Place, no_rmdir, views};
 use crate::fs::{Attr, Caller, DAEMON, DirEntry, Handle, ImageFs, stale};
 
-const README: &str = include_str!("gestures.txt");
+/// The front page's map of a mount, and all gestures.
+static README: LazyLock<String> = LazyLock::new(|| {
+    let front = document::parse(document::README);
+    let map = document::plain(document::section(&front, "What a mount holds"));
+    let gestures = document::plain(&document::parse(document::GESTURES));
+    format!("WHAT A MOUNT HOLDS\n\n{map}\n{gestures}\n{REFUSED}")
+});
+
+const REFUSED: &str = "\
+When something is refused, the reason and the remedy are in .imgfs/errors, newest first. `man 7 imgfs` has all
+refusals, permissions and views, `man imgfs-mount` the options.
+";
 
 const FILES: &[(&str, Control)] = &[
     ("README", Control::Readme),
@@ -134,7 +147,7 @@ fn log_for(fs: &ImageFs, caller: Caller) -> Option<&ChangeLog> {
 /// The content of a file of `.imgfs`, as it is now.
 fn text(fs: &ImageFs, caller: Caller, control: Control) -> Result<String> {
     match control {
-        Control::Readme => Ok(README.into()),
+        Control::Readme => Ok(README.clone()),
         Control::Status => status_text(fs),
         Control::Errors => Ok(fs.heard_by(caller, fs.store.journal.errors_text())),
         _ if let Some(n) = log_number(control) => log_text(fs, caller, n),

@@ -13,7 +13,6 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-
 use crate::base::expected::Expected;
 use crate::base::name::NAME_MAX;
 use crate::error::{Error, Result};
