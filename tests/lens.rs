@@ -46,13 +46,13 @@ fn make(store: &Store, whole: &Store, (_, which, a, b): Gesture) {
     let number = version.as_ref().map_or(0, |v| v.number);
     let _ = match which {
         0 => any().map(drop),
-        1 => store.catalog.commit(|change| {
-            let Some(mut of) = change.model.live_image(image).cloned() else { return Ok(()) };
-            let (serial, number) = (change.serial(), of.next_number);
+        1 => store.catalog.commit(|txn| {
+            let Some(mut of) = txn.model.live_image(image).cloned() else { return Ok(()) };
+            let (serial, number) = (txn.serial(), of.next_number);
             of.next_number += 1;
-            change.put(Row::Image(of.into()));
+            txn.put(Row::Image(of.into()));
             let facts = VersionFacts { uid: 7, ..VersionFacts::default() };
-            change.put(Row::Version(Box::new(Version {
+            txn.put(Row::Version(Box::new(Version {
                 serial,
                 image,
                 number,

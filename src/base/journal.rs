@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::base::changelog::ChangeLog;
 use crate::base::clock::{now, parse_time, time, time_text};
+use crate::base::logfile::LogFile;
 use crate::base::name::bound_name;
 use crate::error::{Error, Result};
 
@@ -40,7 +40,7 @@ struct All {
     next_job: AtomicU64,
     /// By name: uploads that no close could refuse, whose, and why.
     failed: Mutex<VecDeque<(String, u32, String)>>,
-    changes: ChangeLog,
+    changes: LogFile,
 }
 
 struct Refusal {
@@ -128,7 +128,7 @@ impl Journal {
             jobs: Mutex::default(),
             next_job: AtomicU64::new(1),
             failed: Mutex::default(),
-            changes: ChangeLog::open(dir)?,
+            changes: LogFile::open(dir)?,
         };
         Ok(Journal { all: Arc::new(all), view: None })
     }
@@ -314,7 +314,7 @@ impl Journal {
     }
 
     /// The log itself, where all of it is told; it can be read from any offset.
-    pub fn whole_log(&self) -> Option<&ChangeLog> {
+    pub fn whole_log(&self) -> Option<&LogFile> {
         self.view.is_none().then_some(&self.all.changes)
     }
 

@@ -1,7 +1,6 @@
 //! What knows no store: names, times, digests, locks, system calls.
 
 pub mod acl;
-pub mod changelog;
 pub mod clock;
 pub mod delta;
 pub mod digest;
@@ -11,6 +10,7 @@ pub mod flags;
 pub mod journal;
 pub mod json;
 pub mod lock;
+pub mod logfile;
 pub mod name;
 pub mod process;
 pub mod sys;

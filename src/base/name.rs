@@ -190,7 +190,7 @@ fn strip_packing(name: &str) -> Option<&str> {
 
 /// What a file's name says of the version in it, as in `anbox-lxd-bionic_1.7_amd64.tar.xz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Build {
+pub struct VersionTag {
     /// The version string, which becomes a label.
     pub label: Option<String>,
     pub architecture: Option<&'static str>,
@@ -198,13 +198,13 @@ pub struct Build {
 
 /// Reads NAME_VERSION_ARCH, with an architecture that is known: the name, and what the rest says.
 /// Source: systemd.v(7), for the form; the words are those of all systems, see `architecture`.
-pub fn parse_build(stem: &str) -> Option<(&str, Build)> {
+pub fn parse_tag(stem: &str) -> Option<(&str, VersionTag)> {
     // `x86_64` has an underscore of its own.
     let ends = stem.match_indices('_').map(|(at, _)| at).rev().take(2);
     let (rest, arch) = ends.into_iter().find_map(|at| Some((&stem[..at], architecture(&stem[at + 1..])?)))?;
     let (name, version) = rest.rsplit_once('_')?;
     let good = !name.is_empty() && !version.is_empty() && version.bytes().any(|b| b.is_ascii_digit());
-    good.then(|| (name, Build { label: Some(version.to_owned()), architecture: Some(arch) }))
+    good.then(|| (name, VersionTag { label: Some(version.to_owned()), architecture: Some(arch) }))
 }
 
 /// Whether a name says that its bytes are a disk image, whatever they look like. rsync's `.vm.img.gz.Ab12Cd`
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn a_file_name_says_which_build_it_is() {
         let read = |stem| {
-            parse_build(stem).map(|(name, b)| {
+            parse_tag(stem).map(|(name, b)| {
                 (name.to_owned(), b.label.unwrap_or_default(), b.architecture.unwrap_or_default())
             })
         };

@@ -240,11 +240,11 @@ fn put_aside(store: &Store) -> Result<Vec<String>> {
             ));
         }
         if store.kept(version.serial).is_err_and(|e| e.is_damage()) {
-            store.catalog.commit(|change| {
-                if let Some(version) = change.model.versions.get(&version.serial) {
+            store.catalog.commit(|txn| {
+                if let Some(version) = txn.model.versions.get(&version.serial) {
                     let mut version = version.clone();
                     version.facts.kept = None;
-                    change.put(Row::Version(version.into()));
+                    txn.put(Row::Version(version.into()));
                 }
                 Ok(())
             })?;
@@ -258,21 +258,21 @@ fn put_aside(store: &Store) -> Result<Vec<String>> {
 
 /// Links that lead nowhere: default to the image that was changed last, others away.
 fn mend_names(store: &Store) -> Result<Vec<String>> {
-    store.catalog.commit(|change| {
-        let (model, mut done) = (change.model, Vec::new());
+    store.catalog.commit(|txn| {
+        let (model, mut done) = (txn.model, Vec::new());
         if model.default_image.is_some_and(|serial| model.live_image(serial).is_none()) {
             let newest = model.live_images().max_by_key(|image| image.updated_at);
-            change.put(Row::Default { image: newest.map(|image| image.serial), hidden: false });
+            txn.put(Row::Default { image: newest.map(|image| image.serial), hidden: false });
             done.push(format!("default names {} now", newest.map_or("nothing", |image| &image.name)));
         }
         for image in model.live_images() {
             if image.pinned.is_some_and(|number| model.version(image.serial, number).is_none()) {
-                change.put(Row::Image(Image { pinned: None, ..image.clone() }.into()));
+                txn.put(Row::Image(Image { pinned: None, ..image.clone() }.into()));
                 done.push(format!("{}/default names the newest version now", image.name));
             }
         }
         for alias in model.aliases.values().filter(|alias| !model.images.contains_key(&alias.image)) {
-            change.put(Row::DropAlias(alias.serial));
+            txn.put(Row::DropAlias(alias.serial));
             done.push(format!("the alias {} is gone", alias.name));
         }
         Ok(done)

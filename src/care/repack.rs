@@ -15,7 +15,7 @@ use crate::catalog::Version;
 use crate::error::{Error, Result};
 use crate::formats::metadata::Storage;
 use crate::store::{Store, TreeSlot};
-use crate::tree::{Bytes, Form, Kind, NodeIndex, ROOT, Tree, form_of};
+use crate::tree::{Bytes, Form, NodeIndex, NodeKind, ROOT, Tree, form_of};
 
 /// In the background, content of `auto` images is packed when its version has rested for so long: the one
 /// that `default` leads to, and others.
@@ -344,8 +344,8 @@ impl Planner<'_> {
             let node = tree.node(index)?;
             let same = || beside.iter().filter_map(|(other, at)| Some((*other, find(other, *at, name)?)));
             match node.kind {
-                Kind::Directory { .. } => below.push((index, same().collect())),
-                Kind::File(Bytes::Blob(id) | Bytes::Sparse(id)) if self.wanted.remove(id) => {
+                NodeKind::Directory { .. } => below.push((index, same().collect())),
+                NodeKind::File(Bytes::Blob(id) | Bytes::Sparse(id)) if self.wanted.remove(id) => {
                     let older = same().filter_map(|(other, at)| blob_of(other, at));
                     let stem = stem(name);
                     let named = names.iter().filter_map(|names| names.get(&stem).copied());
@@ -380,7 +380,7 @@ fn find(tree: &Tree, directory: NodeIndex, name: &[u8]) -> Option<NodeIndex> {
 
 fn blob_of(tree: &Tree, index: NodeIndex) -> Option<BlobId> {
     match tree.node(index).ok()?.kind {
-        Kind::File(Bytes::Blob(id) | Bytes::Sparse(id)) => Some(id),
+        NodeKind::File(Bytes::Blob(id) | Bytes::Sparse(id)) => Some(id),
         _ => None,
     }
 }
@@ -391,7 +391,7 @@ fn by_name(tree: &Tree) -> Names {
     for index in 0..tree.len() {
         let Ok(node) = tree.node(index) else { continue };
         let mut n = 0;
-        while let (Kind::Directory { .. }, Ok(Some((name, index)))) = (node.kind, tree.entry(&node, n)) {
+        while let (NodeKind::Directory { .. }, Ok(Some((name, index)))) = (node.kind, tree.entry(&node, n)) {
             n += 1;
             names.extend(blob_of(tree, index).map(|id| (stem(name), id)));
         }

@@ -196,8 +196,8 @@ impl Catalog {
         if self.read().settings.contains_key(NAMES_FORM) {
             return Ok(());
         }
-        self.commit(|change| {
-            let model = change.model;
+        self.commit(|txn| {
+            let model = txn.model;
             let renamed = |name: &str| {
                 let (view, rest) = name.split_once(':').filter(|(view, rest)| {
                     model.views.contains_key(*view) && !rest.starts_with(':') && name.len() < NAME_MAX
@@ -208,19 +208,19 @@ impl Catalog {
             for image in model.images.values() {
                 let trash_name = image.trash_name.as_deref().map(or_same);
                 let image = Image { name: or_same(&image.name), trash_name, ..image.clone() };
-                change.put(Row::Image(image.into()));
+                txn.put(Row::Image(image.into()));
             }
             for version in model.versions.values().filter(|version| version.trash_name.is_some()) {
                 let trash_name = version.trash_name.as_deref().map(or_same);
-                change.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
+                txn.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
             }
             for alias in model.aliases.values() {
-                change.put(Row::Alias(Alias { name: or_same(&alias.name), ..alias.clone() }));
+                txn.put(Row::Alias(Alias { name: or_same(&alias.name), ..alias.clone() }));
             }
             for lease in model.leases.values() {
-                change.put(Row::Lease(Lease { name: or_same(&lease.name), ..lease.clone() }.into()));
+                txn.put(Row::Lease(Lease { name: or_same(&lease.name), ..lease.clone() }.into()));
             }
-            change.put(Row::Setting { key: NAMES_FORM.into(), value: Some(OF_VIEW.into()) });
+            txn.put(Row::Setting { key: NAMES_FORM.into(), value: Some(OF_VIEW.into()) });
             Ok(())
         })
     }

@@ -68,7 +68,7 @@ pub enum Row {
 }
 
 /// A change being worked out: the model as it is, and the rows that will change it.
-pub struct Change<'m> {
+pub struct Transaction<'m> {
     pub model: &'m Model,
     /// The same without a view.
     pub whole: &'m Model,
@@ -76,7 +76,7 @@ pub struct Change<'m> {
     next_serial: u32,
 }
 
-impl Change<'_> {
+impl Transaction<'_> {
     /// A serial that was never given out before.
     pub fn serial(&mut self) -> u32 {
         self.next_serial += 1;
@@ -236,7 +236,7 @@ impl Catalog {
     /// # Errors
     ///
     /// What `work` refuses; `Catalog` or `Io` if it cannot be written.
-    pub fn commit<T>(&self, work: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
+    pub fn commit<T>(&self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
         let All { files, model: all, writable, reserve } = &*self.all;
         let mut files = files.lock();
         let Files { db, copy } = &mut *files;
@@ -244,13 +244,13 @@ impl Catalog {
             let whole = &*all.read();
             let seen = self.lens.as_ref().map(|lens| lens.look(whole));
             let model = seen.as_deref().unwrap_or(whole);
-            let mut change = Change { model, whole, rows: Vec::new(), next_serial: whole.next_serial };
-            let result = work(&mut change)?;
+            let mut txn = Transaction { model, whole, rows: Vec::new(), next_serial: whole.next_serial };
+            let result = work(&mut txn)?;
             let rows = match &self.lens {
-                None => change.rows,
-                Some(lens) => lens.stored(whole, model, change.rows)?,
+                None => txn.rows,
+                Some(lens) => lens.stored(whole, model, txn.rows)?,
             };
-            (rows, change.next_serial, result)
+            (rows, txn.next_serial, result)
         };
         if !rows.is_empty() {
             writable.check()?;

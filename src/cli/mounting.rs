@@ -10,8 +10,8 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::base::changelog::LongFile;
 use crate::base::lock::StoreLock;
+use crate::base::logfile::LongFile;
 use crate::base::sys;
 use crate::cli::args::{MountArgs, Parsed, parse_options};
 use crate::cli::remount::remount;

@@ -7,7 +7,7 @@
 //! handles.rs   open files: read, write, close
 //! upload/      cp in: an upload from its first byte to its receipt
 //! removal/     rmdir and rm -r, and what a walker and a mover see afterwards
-//! access.rs    who may, where the kernel does not ask; acl.rs: setfacl; xattr.rs: getfattr, setfattr
+//! access.rs    who may, where the kernel does not ask; rights.rs: setfacl; xattr.rs: getfattr, setfattr
 //! node.rs      what an inode's number stands for
 //! retire.rs    what goes by itself
 //! mounts.rs    several mounts of one store
@@ -16,7 +16,6 @@
 //! Slow work leaves the event loops: such operations take a `Reply` and answer it from a thread of their own.
 
 mod access;
-mod acl;
 mod edit;
 mod handles;
 pub mod kernel;
@@ -28,6 +27,7 @@ mod places;
 mod removal;
 mod requests;
 mod retire;
+mod rights;
 mod upload;
 mod xattr;
 
@@ -141,7 +141,7 @@ fn split_time(nanoseconds: i64) -> (i64, u32) {
 
 /// What setattr may set.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Changes {
+pub struct SetAttr {
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
@@ -150,7 +150,7 @@ pub struct Changes {
     pub mtime: Option<i64>,
 }
 
-impl Changes {
+impl SetAttr {
     /// Whether they say who may do what.
     fn are_rights(&self) -> bool {
         self.mode.is_some() || self.uid.is_some() || self.gid.is_some()

@@ -14,7 +14,7 @@ use crate::fs::places::{self, link, staging, trash, tree};
 use crate::fs::removal::walkers::refuse_refused;
 use crate::fs::removal::{self, shells};
 use crate::fs::upload::{self, Destination, Upload};
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs, Reply};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, Reply, SetAttr};
 
 impl ImageFs {
     /// Finds a name in a directory.
@@ -320,7 +320,7 @@ impl ImageFs {
     /// Those of `attr`, `upload::truncate`, `versions::set_owner`, `versions::set_root`, and of
     /// `Catalog::commit`. `Invalid`, `OverLimit`, `UploadBusy`, `NotYours`, `NotFound`, `Io` for what cannot
     /// have that size or mode. `Frozen` in a version, `Managed` for what follows the mount.
-    pub fn setattr(&self, caller: Caller, node: NodeId, fh: Option<u64>, changes: Changes) -> Result<Attr> {
+    pub fn setattr(&self, caller: Caller, node: NodeId, fh: Option<u64>, changes: SetAttr) -> Result<Attr> {
         let handle = fh.map(|fh| self.handle(fh)).transpose()?;
         if let Some(size) = changes.size {
             let truncated = match handle.as_deref().map(|handle| handle.truncate(self, caller, size)) {

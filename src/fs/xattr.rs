@@ -4,11 +4,11 @@
 use crate::base::acl::{ACCESS, Acl, DEFAULT};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::acl;
 use crate::fs::node::{ImagePart, NodeId};
 use crate::fs::opened::frozen;
 use crate::fs::places::{PREFIX, metadata, no_attribute};
-use crate::fs::{Caller, Changes, ImageFs, stale};
+use crate::fs::rights;
+use crate::fs::{Caller, ImageFs, SetAttr, stale};
 
 const ACLS: &[&str] = &[ACCESS, DEFAULT];
 
@@ -42,7 +42,7 @@ impl ImageFs {
                 return value.ok_or_else(missing);
             }
         } else if name == ACCESS.as_bytes() {
-            return acl::value(self, node);
+            return rights::value(self, node);
         } else if name.starts_with(b"system.posix_acl") || name == b"security.selinux" {
             // What ls asks of every file.
             return Err(missing());
@@ -89,13 +89,13 @@ impl ImageFs {
             // What cp -a and mv do to every file, instead of chmod: an upload has a mode, and no more.
             if text == ACCESS && !matches!(node, NodeId::Staging(_)) {
                 let mode = Some(Acl::parse(value)?.1);
-                self.setattr(caller, node, None, Changes { mode, ..Changes::default() })?;
+                self.setattr(caller, node, None, SetAttr { mode, ..SetAttr::default() })?;
             }
             return Ok(());
         }
         let set = match text.strip_prefix(PREFIX) {
             _ if matches!(node, NodeId::Tree { .. } | NodeId::Version { .. }) => Err(frozen(node)),
-            _ if is_acl => acl::set(self, caller, node, &text, Some(value)),
+            _ if is_acl => rights::set(self, caller, node, &text, Some(value)),
             Some(key) => std::str::from_utf8(value)
                 .map_err(|_| Error::BadMetadata { why: format!("{text} is not UTF-8") })
                 .and_then(|value| node.place().set_attribute(self, caller, node, key, Some(value))),
@@ -115,7 +115,7 @@ impl ImageFs {
         let missing = || Error::NoAttribute { name: text.clone() };
         let removed = match text.strip_prefix(PREFIX) {
             _ if text == ACCESS && matches!(node, NodeId::Root | NodeId::Image { .. }) => {
-                acl::set(self, caller, node, &text, None)
+                rights::set(self, caller, node, &text, None)
             }
             // cp -a drops a default ACL that is not there.
             _ if ACLS.contains(&text.as_str()) => Err(missing()),

@@ -11,7 +11,7 @@ use crate::catalog::Version;
 use crate::error::Result;
 use crate::images::targets::find_version;
 use crate::store::Store;
-use crate::tree::{Bytes, Kind, Node, NodeIndex, ROOT, Tree};
+use crate::tree::{Bytes, Node, NodeIndex, NodeKind, ROOT, Tree};
 
 /// A path that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +69,10 @@ impl Pair<'_> {
                 |tree: &Tree, index: Option<NodeIndex>| index.map(|index| tree.node(index)).transpose();
             let (a, b) = (node(self.old, old)?, node(self.new, new)?);
             let is_directory =
-                |node: &Option<Node>| node.is_some_and(|n| matches!(n.kind, Kind::Directory { .. }));
-            let size =
-                |node: &Node| if matches!(node.kind, Kind::File(_) | Kind::Symlink) { node.size } else { 0 };
+                |node: &Option<Node>| node.is_some_and(|n| matches!(n.kind, NodeKind::Directory { .. }));
+            let size = |node: &Node| {
+                if matches!(node.kind, NodeKind::File(_) | NodeKind::Symlink) { node.size } else { 0 }
+            };
             let mut tell = |before: Option<&Node>, after: Option<&Node>| {
                 let change = match (before, after) {
                     (None, _) => What::Added,
@@ -133,19 +134,19 @@ impl Pair<'_> {
 
     fn is_same(&self, a: &Node, b: &Node) -> Result<bool> {
         let content = match (a.kind, b.kind) {
-            (Kind::File(a_bytes), Kind::File(b_bytes)) => match (a_bytes, b_bytes) {
+            (NodeKind::File(a_bytes), NodeKind::File(b_bytes)) => match (a_bytes, b_bytes) {
                 (Bytes::Recipe(_), Bytes::Recipe(_)) => self.same_made,
                 (Bytes::Sparse(one), Bytes::Sparse(other)) => {
                     one == other && self.old.sparse_map(a)? == self.new.sparse_map(b)?
                 }
                 (one, other) => one == other,
             },
-            (Kind::Symlink, Kind::Symlink) => self.old.symlink(a)? == self.new.symlink(b)?,
-            (Kind::Directory { .. }, Kind::Directory { .. }) => true,
+            (NodeKind::Symlink, NodeKind::Symlink) => self.old.symlink(a)? == self.new.symlink(b)?,
+            (NodeKind::Directory { .. }, NodeKind::Directory { .. }) => true,
             (one, other) => one == other,
         };
         let same = content && (a.mode, a.uid, a.gid) == (b.mode, b.uid, b.gid);
-        let size = matches!(a.kind, Kind::Directory { .. }) || a.size == b.size;
+        let size = matches!(a.kind, NodeKind::Directory { .. }) || a.size == b.size;
         Ok(same && size && self.old.xattrs(a).eq(self.new.xattrs(b)))
     }
 }

@@ -11,7 +11,7 @@ use crate::blob::ReadBuf;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::tree::recipe::{Cursor, Piece};
-use crate::tree::{Bytes, Kind, Node, Tree};
+use crate::tree::{Bytes, Node, NodeKind, Tree};
 
 /// Where a reader of a file that a recipe makes stands: of rootfs.tar, or of a disk image.
 #[derive(Default)]
@@ -183,7 +183,9 @@ pub fn read_file(
     buf: &mut ReadBuf,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "this path".into() }) };
+    let NodeKind::File(bytes) = node.kind else {
+        return Err(Error::IsDirectory { what: "this path".into() });
+    };
     let end = node.size.min(offset.saturating_add(len as u64));
     if offset >= end {
         return Ok(());
@@ -223,7 +225,9 @@ pub fn read_file(
 ///
 /// `IsDirectory` for what is no file; `Corrupt`, `Io`.
 pub fn seek(store: &Store, tree: &Tree, node: &Node, offset: u64, data: bool) -> Result<Option<u64>> {
-    let Kind::File(bytes) = node.kind else { return Err(Error::IsDirectory { what: "this path".into() }) };
+    let NodeKind::File(bytes) = node.kind else {
+        return Err(Error::IsDirectory { what: "this path".into() });
+    };
     if offset >= node.size {
         return Ok(None);
     }

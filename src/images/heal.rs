@@ -10,7 +10,7 @@ use crate::fault;
 use crate::store::Store;
 
 /// Whether anything of a version is known to be damaged.
-pub fn is_hurt(store: &Store, serial: u32) -> bool {
+pub fn is_damaged(store: &Store, serial: u32) -> bool {
     match store.tree(serial) {
         Err(e) => e.is_damage(),
         Ok(slot) => store.blobs.has_damage() && slot.tree.blobs().any(|id| store.blobs.is_damaged(id)),
@@ -67,10 +67,10 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
     fault::reached("heal.renamed");
     crate::format::sync_dir(&store.dir.join("trees"))?;
     let serial = version.serial;
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         // It may have been deleted meanwhile; then the file is one too many.
-        if let Some(now) = change.model.versions.get(&serial) {
-            change.put(Row::Version(Version { tree: digest, ..now.clone() }.into()));
+        if let Some(now) = txn.model.versions.get(&serial) {
+            txn.put(Row::Version(Version { tree: digest, ..now.clone() }.into()));
         }
         Ok(())
     })?;

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::base::clock::now;
-use crate::catalog::{Change, Image, Model, Row};
+use crate::catalog::{Image, Model, Row, Transaction};
 use crate::error::{Error, Result};
 use crate::images::rules::{live_image, refuse_immutable};
 use crate::store::Store;
@@ -98,18 +98,18 @@ pub fn remove(store: &Store, image: u32) -> Result<()> {
 }
 
 fn change(store: &Store, image: u32, value: Option<String>) -> Result<()> {
-    store.catalog.commit(|change| {
-        let of = live_image(change.model, image)?;
+    store.catalog.commit(|txn| {
+        let of = live_image(txn.model, image)?;
         refuse_immutable(of)?;
-        change.put(Row::Image(Image { updated_at: now(), ..of.clone() }.into()));
-        change.put(Row::Setting { key: key(image), value });
+        txn.put(Row::Image(Image { updated_at: now(), ..of.clone() }.into()));
+        txn.put(Row::Setting { key: key(image), value });
         Ok(())
     })
 }
 
 /// The image is gone for good, and its icon with it.
-pub(crate) fn forget(change: &mut Change<'_>, image: u32) {
-    if change.model.settings.contains_key(&key(image)) {
-        change.put(Row::Setting { key: key(image), value: None });
+pub(crate) fn forget(txn: &mut Transaction<'_>, image: u32) {
+    if txn.model.settings.contains_key(&key(image)) {
+        txn.put(Row::Setting { key: key(image), value: None });
     }
 }

@@ -20,7 +20,7 @@ use crate::formats::compress::Method;
 use crate::formats::metadata::KeepUpload;
 use crate::images::export::{self, RecipeReader};
 use crate::store::Store;
-use crate::tree::{Bytes, Kind, Tree};
+use crate::tree::{Bytes, NodeKind, Tree};
 
 /// Bytes of an upload's beginning that tell how it may have been made.
 const HEAD: usize = 64 * 1024;
@@ -71,7 +71,7 @@ pub fn metadata_tarball(tree: &Tree) -> Result<Option<(String, BlobId, u64)>> {
     let (beside, mut n) = (tree.node(index)?, 0);
     while let Some((name, index)) = tree.entry(&beside, n)? {
         let node = tree.node(index)?;
-        if let Kind::File(Bytes::Blob(blob)) = node.kind
+        if let NodeKind::File(Bytes::Blob(blob)) = node.kind
             && !PARTS.contains(&name)
         {
             return Ok(Some((String::from_utf8_lossy(name).into_owned(), blob, node.size)));
@@ -134,16 +134,16 @@ pub fn prove_next(store: &Store) -> Result<bool> {
     let job = store.journal.start_job("prove", &what, 0);
     let found = find_method(store, serial, &job).inspect_err(|e| job.end(&format!("failed: {e}")))?;
     let method = found.clone();
-    let changed = store.catalog.commit(|change| {
+    let changed = store.catalog.commit(|txn| {
         // It may have been deleted meanwhile.
-        let Some(mut version) = change.model.versions.get(&serial).cloned() else { return Ok(None) };
+        let Some(mut version) = txn.model.versions.get(&serial).cloned() else { return Ok(None) };
         version.facts.kept = match (version.facts.kept, method) {
             (Some(_), Some(method)) => Some(Kept::Made { method }),
             (Some(Kept::Stored { tree, .. }), None) => Some(Kept::Stored { tree, tried: true }),
             (kept, _) => kept,
         };
         let id = version.id.clone();
-        change.put(Row::Version(version.into()));
+        txn.put(Row::Version(version.into()));
         Ok(Some(id))
     })?;
     if let (Some(id), Some(method)) = (changed, &found) {

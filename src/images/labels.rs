@@ -2,7 +2,7 @@
 
 use crate::base::clock::now;
 use crate::base::name::NAME_MAX;
-use crate::catalog::{Change, InTrash, Label, Row};
+use crate::catalog::{InTrash, Label, Row, Transaction};
 use crate::error::{Error, Result};
 use crate::images::rules::{live_image, live_version, not_found, refuse_immutable};
 use crate::store::Store;
@@ -14,10 +14,10 @@ use crate::store::Store;
 /// `NotFound`, `BadName`, `NotUnique`, `Immutable`.
 pub fn put(store: &Store, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
     let name = parse(name)?;
-    store.catalog.commit(|change| {
-        refuse_immutable(live_image(change.model, image)?)?;
-        live_version(change.model, image, number)?;
-        put_row(change, image, name, number, moves)
+    store.catalog.commit(|txn| {
+        refuse_immutable(live_image(txn.model, image)?)?;
+        live_version(txn.model, image, number)?;
+        put_row(txn, image, name, number, moves)
     })
 }
 
@@ -26,16 +26,16 @@ pub fn put(store: &Store, image: u32, name: &str, number: u32, moves: bool) -> R
 /// # Errors
 ///
 /// `NotUnique`.
-pub fn put_row(change: &mut Change<'_>, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
-    let serial = match change.model.label(image, name) {
-        Some(old) if old.number != number && !moves && change.model.is_label_live(old) => {
+pub fn put_row(txn: &mut Transaction<'_>, image: u32, name: &str, number: u32, moves: bool) -> Result<()> {
+    let serial = match txn.model.label(image, name) {
+        Some(old) if old.number != number && !moves && txn.model.is_label_live(old) => {
             let holder = format!("it is the label of version {}", old.number);
             return Err(Error::NotUnique { what: format!("@{name}"), holder });
         }
         Some(old) => old.serial,
-        None => change.serial(),
+        None => txn.serial(),
     };
-    change.put(Row::Label(Label { serial, image, name: name.to_owned(), number, trashed: None }));
+    txn.put(Row::Label(Label { serial, image, name: name.to_owned(), number, trashed: None }));
     Ok(())
 }
 
@@ -45,13 +45,12 @@ pub fn put_row(change: &mut Change<'_>, image: u32, name: &str, number: u32, mov
 ///
 /// `NotFound`, `Immutable`.
 pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
-    store.catalog.commit(|change| {
-        let of = live_image(change.model, image)?;
+    store.catalog.commit(|txn| {
+        let of = live_image(txn.model, image)?;
         refuse_immutable(of)?;
-        let label = change.model.live_label(image, name).ok_or_else(|| not_found("such label"))?;
-        let trashed =
-            InTrash { at: now(), name: change.model.free_trash_name(&format!("{}.@{name}", of.name)) };
-        change.put(Row::Label(Label { trashed: Some(trashed), ..label.clone() }));
+        let label = txn.model.live_label(image, name).ok_or_else(|| not_found("such label"))?;
+        let trashed = InTrash { at: now(), name: txn.model.free_trash_name(&format!("{}.@{name}", of.name)) };
+        txn.put(Row::Label(Label { trashed: Some(trashed), ..label.clone() }));
         Ok(())
     })
 }
@@ -63,13 +62,13 @@ pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
 /// `NotFound`, `BadName`, `Immutable`.
 pub fn rename(store: &Store, image: u32, from: &str, to: &str) -> Result<()> {
     let to = parse(to)?;
-    store.catalog.commit(|change| {
-        refuse_immutable(live_image(change.model, image)?)?;
-        let label = change.model.live_label(image, from).ok_or_else(|| not_found("such label"))?.clone();
-        if let Some(old) = change.model.label(image, to).filter(|old| old.serial != label.serial) {
-            change.put(Row::DropLabel(old.serial));
+    store.catalog.commit(|txn| {
+        refuse_immutable(live_image(txn.model, image)?)?;
+        let label = txn.model.live_label(image, from).ok_or_else(|| not_found("such label"))?.clone();
+        if let Some(old) = txn.model.label(image, to).filter(|old| old.serial != label.serial) {
+            txn.put(Row::DropLabel(old.serial));
         }
-        change.put(Row::Label(Label { name: to.to_owned(), ..label }));
+        txn.put(Row::Label(Label { name: to.to_owned(), ..label }));
         Ok(())
     })
 }

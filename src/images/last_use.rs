@@ -56,11 +56,11 @@ pub fn keep(store: &Store, least: Duration) -> Result<()> {
     if newer.is_empty() {
         return Ok(());
     }
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         for (image, at) in newer {
-            let Some(image) = change.model.live_image(image) else { continue };
+            let Some(image) = txn.model.live_image(image) else { continue };
             let rules = Rules { last_used_at: Some(at), ..image.rules.clone() };
-            change.put(Row::Image(Image { rules, ..image.clone() }.into()));
+            txn.put(Row::Image(Image { rules, ..image.clone() }.into()));
         }
         Ok(())
     })

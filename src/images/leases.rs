@@ -21,24 +21,24 @@ pub const TEXT_MAX: usize = 4096;
 pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Result<u32> {
     let name = parse_name(name)?;
     last_use::note(store, version);
-    store.catalog.commit(|change| {
-        let of = change.model.versions.get(&version).filter(|v| change.model.is_live(v)).ok_or_else(gone)?;
-        if change.model.bound(&name).is_some() {
+    store.catalog.commit(|txn| {
+        let of = txn.model.versions.get(&version).filter(|v| txn.model.is_live(v)).ok_or_else(gone)?;
+        if txn.model.bound(&name).is_some() {
             return Err(Error::Managed {
                 what: format!("the name {name}"),
                 why: "it is one of a lease that was made in a view",
             });
         }
-        let offer = change.model.images.get(&of.image).map(|image| image.editable.offer).unwrap_or_default();
+        let offer = txn.model.images.get(&of.image).map(|image| image.editable.offer).unwrap_or_default();
         if !offer.takes_users() {
             let what = format!("an image whose status is {}", offer.status().unwrap_or_default());
             return Err(Error::Managed { what, why: "it takes no new leases" });
         }
-        if change.model.lease(version, &name).is_some() {
+        if txn.model.lease(version, &name).is_some() {
             return Err(Error::Taken { name, holder: "it is a lease".into() });
         }
-        let serial = change.serial();
-        change.put(Row::Lease(Lease { serial, version, name, facts }.into()));
+        let serial = txn.serial();
+        txn.put(Row::Lease(Lease { serial, version, name, facts }.into()));
         Ok(serial)
     })
 }
@@ -49,10 +49,10 @@ pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Resul
 ///
 /// `NotFound`.
 pub fn change(store: &Store, serial: u32, work: impl FnOnce(&mut LeaseFacts)) -> Result<()> {
-    store.catalog.commit(|change| {
-        let mut lease = change.model.leases.get(&serial).ok_or_else(gone)?.clone();
+    store.catalog.commit(|txn| {
+        let mut lease = txn.model.leases.get(&serial).ok_or_else(gone)?.clone();
         work(&mut lease.facts);
-        change.put(Row::Lease(lease.into()));
+        txn.put(Row::Lease(lease.into()));
         Ok(())
     })
 }
@@ -63,10 +63,10 @@ pub fn change(store: &Store, serial: u32, work: impl FnOnce(&mut LeaseFacts)) ->
 ///
 /// `NotFound`.
 pub fn end(store: &Store, serial: u32) -> Result<()> {
-    store.catalog.commit(|change| {
-        let lease = change.model.leases.get(&serial).ok_or_else(gone)?;
+    store.catalog.commit(|txn| {
+        let lease = txn.model.leases.get(&serial).ok_or_else(gone)?;
         last_use::note(store, lease.version);
-        change.put(Row::DropLease(serial));
+        txn.put(Row::DropLease(serial));
         Ok(())
     })
 }

@@ -5,7 +5,7 @@
 use crate::base::clock::now;
 use crate::base::name::{AliasName, ImageName};
 use crate::catalog::{
-    Alias, Change, DEFAULT_HIDDEN, Follows, Image, InTrash, Model, Named, Row, Rules, View, default_key,
+    Alias, DEFAULT_HIDDEN, Follows, Image, InTrash, Model, Named, Row, Rules, Transaction, View, default_key,
 };
 use crate::error::{Error, Result};
 use crate::images::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
@@ -17,14 +17,14 @@ use crate::store::Store;
 const HIDDEN: &str = "-";
 
 /// The first image is the default, of the view if it is bound to one.
-pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) {
-    match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
-        None if change.model.default_image.is_none() => {
-            change.put(Row::Default { image: Some(image), hidden: false })
+pub(crate) fn first_is_default(txn: &mut Transaction<'_>, name: &str, image: u32) {
+    match txn.model.bound(name).and_then(|(view, _)| Some((view, txn.model.views.get(view)?))) {
+        None if txn.model.default_image.is_none() => {
+            txn.put(Row::Default { image: Some(image), hidden: false })
         }
-        Some((name, view)) if change.model.view_default(name, view).is_none() => {
+        Some((name, view)) if txn.model.view_default(name, view).is_none() => {
             let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
-            change.put(Row::view(name, Some(&view)));
+            txn.put(Row::view(name, Some(&view)));
         }
         _ => {}
     }
@@ -35,9 +35,9 @@ pub(crate) fn first_is_default(change: &mut Change<'_>, name: &str, image: u32) 
 /// # Errors
 ///
 /// As `refuse_default_of`.
-pub fn refuse_default(change: &Change<'_>, image: &Image) -> Result<()> {
-    refuse_default_of(change.model, image)?;
-    change.whole.images.get(&image.serial).map_or(Ok(()), |image| refuse_default_of(change.whole, image))
+pub fn refuse_default(txn: &Transaction<'_>, image: &Image) -> Result<()> {
+    refuse_default_of(txn.model, image)?;
+    txn.whole.images.get(&image.serial).map_or(Ok(()), |image| refuse_default_of(txn.whole, image))
 }
 
 /// Refuses to take away the default image while there are others, or that of its type while there are others
@@ -73,10 +73,10 @@ pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
 ///
 /// `NotFound`; `Invalid` for an image of another type; `Managed` for one whose status is `deleted`.
 pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result<()> {
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         let value = match image {
             Some(serial) => {
-                let image = live_image(change.model, serial)?;
+                let image = live_image(txn.model, serial)?;
                 if image.editable.kind != kind {
                     let why = format!("its type is {}", image.editable.kind);
                     return Err(Error::Invalid {
@@ -89,7 +89,7 @@ pub fn set_type_default(store: &Store, kind: &str, image: Option<u32>) -> Result
             }
             None => HIDDEN.into(),
         };
-        change.put(Row::Setting { key: default_key(kind), value: Some(value) });
+        txn.put(Row::Setting { key: default_key(kind), value: Some(value) });
         Ok(())
     })
 }
@@ -113,30 +113,30 @@ fn refuse_hidden(image: &Image) -> Result<()> {
 ///
 /// `NotFound`; `Managed` for a link into an image, or one that takes no new users; those of `Catalog::commit`.
 pub fn set_default(store: &Store, target: LinkTarget) -> Result<()> {
-    store.catalog.commit(|change| put_default(change, target))
+    store.catalog.commit(|txn| put_default(txn, target))
 }
 
-fn put_default(change: &mut Change<'_>, target: LinkTarget) -> Result<()> {
+fn put_default(txn: &mut Transaction<'_>, target: LinkTarget) -> Result<()> {
     let why = || Error::Managed {
         what: "default".into(),
         why: "it names an image; a version is pinned with IMAGE/default",
     };
     let image = target.whole_image().ok_or_else(why)?;
-    refuse_hidden(live_image(change.model, image)?)?;
-    show_default(change, image);
+    refuse_hidden(live_image(txn.model, image)?)?;
+    show_default(txn, image);
     // Chosen: what was the default before it was deleted no longer is when it comes back.
-    for before in change.model.images.values().filter(|image| image.rules.was_default) {
+    for before in txn.model.images.values().filter(|image| image.rules.was_default) {
         let rules = Rules { was_default: false, ..before.rules.clone() };
-        change.put(Row::Image(Image { rules, ..before.clone() }.into()));
+        txn.put(Row::Image(Image { rules, ..before.clone() }.into()));
     }
     Ok(())
 }
 
 /// Makes an image the store's default, and shows the link.
-pub(crate) fn show_default(change: &mut Change<'_>, image: u32) {
-    change.put(Row::Default { image: Some(image), hidden: false });
-    if change.model.settings.contains_key(DEFAULT_HIDDEN) {
-        change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None });
+pub(crate) fn show_default(txn: &mut Transaction<'_>, image: u32) {
+    txn.put(Row::Default { image: Some(image), hidden: false });
+    if txn.model.settings.contains_key(DEFAULT_HIDDEN) {
+        txn.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None });
     }
 }
 
@@ -147,15 +147,15 @@ pub(crate) fn show_default(change: &mut Change<'_>, image: u32) {
 ///
 /// Those of `Catalog::commit`.
 pub fn hide_default(store: &Store) -> Result<()> {
-    store.catalog.commit(|change| {
-        put_hidden_default(change, change.model.default_image);
+    store.catalog.commit(|txn| {
+        put_hidden_default(txn, txn.model.default_image);
         Ok(())
     })
 }
 
-fn put_hidden_default(change: &mut Change<'_>, image: Option<u32>) {
-    change.put(Row::Default { image, hidden: true });
-    change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: Some(now().to_string()) });
+fn put_hidden_default(txn: &mut Transaction<'_>, image: Option<u32>) {
+    txn.put(Row::Default { image, hidden: true });
+    txn.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: Some(now().to_string()) });
 }
 
 /// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (none).
@@ -219,29 +219,29 @@ pub fn refuse_alias_path(model: &Model, name: &str) -> Result<()> {
 /// `NotFound`, `Taken`, `NotDirectory`.
 pub fn put_alias(store: &Store, name: impl Into<AliasName>, target: LinkTarget) -> Result<()> {
     let name = name.into();
-    store.catalog.commit(|change| {
-        let (serial, description) = match change.model.named(name.as_str()) {
-            Some(Named::Alias(serial)) => (serial, change.model.aliases[&serial].description.clone()),
-            Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
+    store.catalog.commit(|txn| {
+        let (serial, description) = match txn.model.named(name.as_str()) {
+            Some(Named::Alias(serial)) => (serial, txn.model.aliases[&serial].description.clone()),
+            Some(Named::Image(_)) => return Err(taken(txn.model, name.as_str())),
             None => {
-                refuse_alias_path(change.model, name.as_str())?;
-                (change.serial(), String::new())
+                refuse_alias_path(txn.model, name.as_str())?;
+                (txn.serial(), String::new())
             }
         };
         let LinkTarget { image, number, follows } = target;
-        live_image(change.model, image)?;
-        views::refuse_alias(change.model, name.as_str(), image)?;
-        forget_trashed_alias(change, name.as_str());
+        live_image(txn.model, image)?;
+        views::refuse_alias(txn.model, name.as_str(), image)?;
+        forget_trashed_alias(txn, name.as_str());
         let name = name.as_str().to_owned();
-        change.put(Row::Alias(Alias { serial, name, image, number, description, follows, trashed: None }));
+        txn.put(Row::Alias(Alias { serial, name, image, number, description, follows, trashed: None }));
         Ok(())
     })
 }
 
 /// What has the name again replaces what the trash has of it: else an undo would find the name taken.
-fn forget_trashed_alias(change: &mut Change<'_>, name: &str) {
-    for old in change.model.aliases.values().filter(|alias| alias.trashed.is_some() && alias.name == name) {
-        change.put(Row::DropAlias(old.serial));
+fn forget_trashed_alias(txn: &mut Transaction<'_>, name: &str) {
+    for old in txn.model.aliases.values().filter(|alias| alias.trashed.is_some() && alias.name == name) {
+        txn.put(Row::DropAlias(old.serial));
     }
 }
 
@@ -251,11 +251,10 @@ fn forget_trashed_alias(change: &mut Change<'_>, name: &str) {
 ///
 /// `NotFound`.
 pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
-    store.catalog.commit(|change| {
-        let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?;
-        let trashed =
-            InTrash { at: now(), name: change.model.free_trash_name(&alias.name.replace('/', "%2F")) };
-        change.put(Row::Alias(Alias { trashed: Some(trashed), ..alias.clone() }));
+    store.catalog.commit(|txn| {
+        let alias = txn.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?;
+        let trashed = InTrash { at: now(), name: txn.model.free_trash_name(&alias.name.replace('/', "%2F")) };
+        txn.put(Row::Alias(Alias { trashed: Some(trashed), ..alias.clone() }));
         Ok(())
     })
 }
@@ -268,25 +267,25 @@ pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
 /// of `Catalog::commit`.
 pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>) -> Result<()> {
     let to: Option<AliasName> = to.map(Into::into);
-    store.catalog.commit(|change| {
-        let mut alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?.clone();
+    store.catalog.commit(|txn| {
+        let mut alias = txn.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?.clone();
         match &to {
             None => {
-                put_default(change, target_of(&alias))?;
-                change.put(Row::DropAlias(serial));
+                put_default(txn, target_of(&alias))?;
+                txn.put(Row::DropAlias(serial));
             }
             Some(name) => {
-                match change.model.named(name.as_str()) {
+                match txn.model.named(name.as_str()) {
                     // Renaming over an alias replaces it, as for any file.
-                    Some(Named::Alias(old)) if old != serial => change.put(Row::DropAlias(old)),
-                    Some(Named::Image(_)) => return Err(taken(change.model, name.as_str())),
+                    Some(Named::Alias(old)) if old != serial => txn.put(Row::DropAlias(old)),
+                    Some(Named::Image(_)) => return Err(taken(txn.model, name.as_str())),
                     Some(_) => {}
-                    None => refuse_alias_path(change.model, name.as_str())?,
+                    None => refuse_alias_path(txn.model, name.as_str())?,
                 }
-                views::refuse_alias(change.model, name.as_str(), alias.image)?;
-                forget_trashed_alias(change, name.as_str());
+                views::refuse_alias(txn.model, name.as_str(), alias.image)?;
+                forget_trashed_alias(txn, name.as_str());
                 alias.name = name.as_str().to_owned();
-                change.put(Row::Alias(alias));
+                txn.put(Row::Alias(alias));
             }
         }
         Ok(())
@@ -299,15 +298,15 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>
 ///
 /// `Taken`, `NotDirectory`, `BadName`, `NameTooLong`.
 pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()> {
-    store.catalog.commit(|change| {
-        refuse_alias_path(change.model, to)?;
-        if change.model.alias_named(to).is_some() {
-            return Err(taken(change.model, to));
+    store.catalog.commit(|txn| {
+        refuse_alias_path(txn.model, to)?;
+        if txn.model.alias_named(to).is_some() {
+            return Err(taken(txn.model, to));
         }
-        for (name, alias) in change.model.aliases_in(from) {
+        for (name, alias) in txn.model.aliases_in(from) {
             let name = AliasName::parse(format!("{to}{}", &name[from.len()..]).as_bytes())?;
-            views::refuse_alias(change.model, name.as_str(), alias.image)?;
-            change.put(Row::Alias(Alias { name: name.as_str().to_owned(), ..alias.clone() }));
+            views::refuse_alias(txn.model, name.as_str(), alias.image)?;
+            txn.put(Row::Alias(Alias { name: name.as_str().to_owned(), ..alias.clone() }));
         }
         Ok(())
     })
@@ -319,12 +318,12 @@ pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()>
 ///
 /// `NotFound` if there is no default; `Taken`; `NameTooLong` in a view; those of `Catalog::commit`.
 pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
-    store.catalog.commit(|change| {
-        let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
-        refuse_taken(change.model, to.as_str())?;
-        views::refuse_alias(change.model, to.as_str(), image)?;
+    store.catalog.commit(|txn| {
+        let image = txn.model.default_image.ok_or_else(|| not_found("default"))?;
+        refuse_taken(txn.model, to.as_str())?;
+        views::refuse_alias(txn.model, to.as_str(), image)?;
         let alias = Alias {
-            serial: change.serial(),
+            serial: txn.serial(),
             name: to.to_string(),
             image,
             number: None,
@@ -332,9 +331,9 @@ pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
             follows: Follows::Image,
             trashed: None,
         };
-        forget_trashed_alias(change, to.as_str());
-        change.put(Row::Alias(alias));
-        put_hidden_default(change, Some(image));
+        forget_trashed_alias(txn, to.as_str());
+        txn.put(Row::Alias(alias));
+        put_hidden_default(txn, Some(image));
         Ok(())
     })
 }
@@ -346,15 +345,15 @@ pub fn default_to_alias(store: &Store, to: &ImageName) -> Result<()> {
 /// `NotFound` for what is no link; `Taken`; those of `set_default` if one is `default`, and of
 /// `Catalog::commit`.
 pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         let link = |name: &str| -> Result<(Option<Alias>, LinkTarget)> {
             if name == "default" {
-                let image = change.model.default_image.ok_or_else(|| not_found("default"))?;
+                let image = txn.model.default_image.ok_or_else(|| not_found("default"))?;
                 return Ok((None, LinkTarget::image(image)));
             }
-            match change.model.named(name) {
+            match txn.model.named(name) {
                 Some(Named::Alias(serial)) => {
-                    let alias = change.model.aliases[&serial].clone();
+                    let alias = txn.model.aliases[&serial].clone();
                     let target = target_of(&alias);
                     Ok((Some(alias), target))
                 }
@@ -364,11 +363,11 @@ pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
         let (a, b) = (link(first)?, link(second)?);
         for (alias, target) in [(a.0, b.1), (b.0, a.1)] {
             match alias {
-                None => put_default(change, target)?,
+                None => put_default(txn, target)?,
                 Some(alias) => {
                     let LinkTarget { image, number, follows } = target;
-                    views::refuse_alias(change.model, &alias.name, image)?;
-                    change.put(Row::Alias(Alias { image, number, follows, ..alias }));
+                    views::refuse_alias(txn.model, &alias.name, image)?;
+                    txn.put(Row::Alias(Alias { image, number, follows, ..alias }));
                 }
             }
         }

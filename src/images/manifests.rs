@@ -76,18 +76,18 @@ fn sha1_of_remade(store: &Store, version: &Version) -> Result<String> {
 }
 
 fn put(store: &Store, version: &Version, manifest: &Manifest, file: &File) -> Result<()> {
-    store.catalog.commit(|change| {
-        let Some(mut version) = change.model.versions.get(&version.serial).cloned() else { return Ok(()) };
+    store.catalog.commit(|txn| {
+        let Some(mut version) = txn.model.versions.get(&version.serial).cloned() else { return Ok(()) };
         let known = version.facts.uuid == manifest.uuid();
         let uuid = if known { "" } else { manifest.uuid() };
-        check_identity(change.model, uuid, manifest.origin().unwrap_or_default())?;
+        check_identity(txn.model, uuid, manifest.origin().unwrap_or_default())?;
         let facts = &mut version.facts;
         facts.upload_sha1.clone_from(&file.sha1);
         note(facts, manifest);
         let (image, number) = (version.image, version.number);
-        change.put(Row::Version(version.into()));
+        txn.put(Row::Version(version.into()));
         if let Some(label) = manifest.label() {
-            labels::put_row(change, image, labels::parse(&label)?, number, false)?;
+            labels::put_row(txn, image, labels::parse(&label)?, number, false)?;
         }
         Ok(())
     })

@@ -2,7 +2,7 @@
 //! made it immutable.
 
 use crate::base::clock::now;
-use crate::catalog::{Change, Image, Immutable, Model, Named, Row, Version};
+use crate::catalog::{Image, Immutable, Model, Named, Row, Transaction, Version};
 use crate::error::{Error, Result};
 use crate::store::Store;
 
@@ -77,19 +77,19 @@ pub(crate) fn change_image(
     serial: u32,
     work: impl FnOnce(&Model, &mut Image) -> Result<()>,
 ) -> Result<()> {
-    store.catalog.commit(|change| {
-        let before = live_image(change.model, serial)?;
+    store.catalog.commit(|txn| {
+        let before = live_image(txn.model, serial)?;
         let mut image = before.clone();
-        work(change.model, &mut image)?;
-        put_image(change, image);
+        work(txn.model, &mut image)?;
+        put_image(txn, image);
         Ok(())
     })
 }
 
 /// The image's row, if it is another one.
-pub(crate) fn put_image(change: &mut Change<'_>, mut image: Image) {
-    if change.model.images.get(&image.serial) != Some(&image) {
+pub(crate) fn put_image(txn: &mut Transaction<'_>, mut image: Image) {
+    if txn.model.images.get(&image.serial) != Some(&image) {
         image.updated_at = now();
-        change.put(Row::Image(image.into()));
+        txn.put(Row::Image(image.into()));
     }
 }

@@ -27,7 +27,7 @@ pub fn status(store: &Store) -> Result<serde_json::Value> {
     }
     let unique: u64 = store.blobs.records().iter().map(|(_, record)| record.size).sum();
     let stored = store.stored_bytes()?;
-    let (damaged_blobs, damaged_trees) = (store.blobs.damaged().len(), store.hurt_trees().len());
+    let (damaged_blobs, damaged_trees) = (store.blobs.damaged().len(), store.damaged_trees().len());
     let ratio = if stored == 0 { 1.0 } else { (tar_bytes as f64 / stored as f64 * 100.0).round() / 100.0 };
     Ok(json!({
         "program": concat!("imgfs ", env!("CARGO_PKG_VERSION")),

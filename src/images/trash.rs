@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::now;
 use crate::base::name::{AliasName, ImageName};
 use crate::catalog::{
-    Alias, Change, DEFAULT_HIDDEN, Image, Label, Model, Named, Row, Trashed, Version, View,
+    Alias, DEFAULT_HIDDEN, Image, Label, Model, Named, Row, Transaction, Trashed, Version, View,
 };
 use crate::error::{Error, Result};
 use crate::fault;
@@ -36,20 +36,20 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
     let _held = store.quota.lock();
     refuse_too_much(store, Some(name), |v| v.image == serial && v.trashed_at.is_none())?;
     store.trash_has_changed();
-    store.catalog.commit(|change| {
-        refuse_taken(change.model, name.as_str())?;
+    store.catalog.commit(|txn| {
+        refuse_taken(txn.model, name.as_str())?;
         let mut image =
-            change.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
-        quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, image.uid, name.as_str()))?;
+            txn.model.images.get(&serial).ok_or_else(|| not_found("such image in the trash"))?.clone();
+        quota::refuse_image(store, txn.whole, &Payer::of(store, txn.whole, image.uid, name.as_str()))?;
         let own: Vec<&Version> =
-            change.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
+            txn.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
         for version in &own {
             // An origin may come back in the same image.
             let origin =
                 Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
-            check_identity(change.model, &version.facts.uuid, origin.unwrap_or_default())?;
+            check_identity(txn.model, &version.facts.uuid, origin.unwrap_or_default())?;
         }
-        views::rename(change, &image, name.as_str())?;
+        views::rename(txn, &image, name.as_str())?;
         (image.trashed_at, image.trash_name) = (None, None);
         if image.name != name.as_str() {
             image.rules.named_at = Some(now());
@@ -60,23 +60,23 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         (image.editable.offer.deleted, image.default_hidden) = (false, false);
         let was_default = std::mem::take(&mut image.rules.was_default);
         image.rules.default_hidden_at = None;
-        change.put(Row::Image(image.into()));
+        txn.put(Row::Image(image.into()));
         if was_default {
-            default_again(change, name.as_str(), serial);
+            default_again(txn, name.as_str(), serial);
         } else {
-            first_is_default(change, name.as_str(), serial);
+            first_is_default(txn, name.as_str(), serial);
         }
         Ok(())
     })
 }
 
 /// The image was the default when it was deleted: of the store, or of the view that it is bound to.
-fn default_again(change: &mut Change<'_>, name: &str, image: u32) {
-    match change.model.bound(name).and_then(|(view, _)| Some((view, change.model.views.get(view)?))) {
-        None => show_default(change, image),
+fn default_again(txn: &mut Transaction<'_>, name: &str, image: u32) {
+    match txn.model.bound(name).and_then(|(view, _)| Some((view, txn.model.views.get(view)?))) {
+        None => show_default(txn, image),
         Some((name, view)) => {
             let view = View { default_image: Some(image), default_hidden: false, ..view.clone() };
-            change.put(Row::view(name, Some(&view)));
+            txn.put(Row::view(name, Some(&view)));
         }
     }
 }
@@ -89,14 +89,14 @@ fn default_again(change: &mut Change<'_>, name: &str, image: u32) {
 /// `NotFound`, `Taken`, `NameTooLong`.
 pub fn restore_alias(store: &Store, serial: u32, name: impl Into<AliasName>) -> Result<()> {
     let name = name.into();
-    store.catalog.commit(|change| {
-        let alias = change.model.aliases.get(&serial).ok_or_else(|| not_found("such alias in the trash"))?;
-        if matches!(change.model.named(name.as_str()), Some(Named::Image(_) | Named::Alias(_))) {
-            return Err(taken(change.model, name.as_str()));
+    store.catalog.commit(|txn| {
+        let alias = txn.model.aliases.get(&serial).ok_or_else(|| not_found("such alias in the trash"))?;
+        if matches!(txn.model.named(name.as_str()), Some(Named::Image(_) | Named::Alias(_))) {
+            return Err(taken(txn.model, name.as_str()));
         }
-        refuse_alias_path(change.model, name.as_str())?;
-        views::refuse_alias(change.model, name.as_str(), alias.image)?;
-        change.put(Row::Alias(Alias { name: name.as_str().to_owned(), trashed: None, ..alias.clone() }));
+        refuse_alias_path(txn.model, name.as_str())?;
+        views::refuse_alias(txn.model, name.as_str(), alias.image)?;
+        txn.put(Row::Alias(Alias { name: name.as_str().to_owned(), trashed: None, ..alias.clone() }));
         Ok(())
     })
 }
@@ -107,9 +107,9 @@ pub fn restore_alias(store: &Store, serial: u32, name: impl Into<AliasName>) -> 
 ///
 /// `NotFound`.
 pub fn restore_label(store: &Store, serial: u32) -> Result<()> {
-    store.catalog.commit(|change| {
-        let label = change.model.labels.get(&serial).ok_or_else(|| not_found("such label in the trash"))?;
-        change.put(Row::Label(Label { trashed: None, ..label.clone() }));
+    store.catalog.commit(|txn| {
+        let label = txn.model.labels.get(&serial).ok_or_else(|| not_found("such label in the trash"))?;
+        txn.put(Row::Label(Label { trashed: None, ..label.clone() }));
         Ok(())
     })
 }
@@ -120,17 +120,17 @@ pub fn restore_label(store: &Store, serial: u32) -> Result<()> {
 ///
 /// `NotFound`.
 pub fn restore_default(store: &Store, of: Option<u32>) -> Result<()> {
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         match of {
             None => {
-                let image = change.model.default_image.ok_or_else(|| not_found("default in the trash"))?;
-                show_default(change, image);
+                let image = txn.model.default_image.ok_or_else(|| not_found("default in the trash"))?;
+                show_default(txn, image);
             }
             Some(image) => {
-                let mut image = live_image(change.model, image)?.clone();
+                let mut image = live_image(txn.model, image)?.clone();
                 image.default_hidden = false;
                 image.rules.default_hidden_at = None;
-                change.put(Row::Image(image.into()));
+                txn.put(Row::Image(image.into()));
             }
         }
         Ok(())
@@ -172,23 +172,23 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
     let _held = store.quota.lock();
     refuse_too_much(store, None, |v| v.serial == serial)?;
     store.trash_has_changed();
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         let mut version =
-            change.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
+            txn.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
         if version.image != into {
-            let home = change.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
+            let home = txn.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
             // Not EINVAL: mv takes that for a directory moved into itself.
             return Err(Error::Managed {
                 what: format!("the version {home}/{}", version.number),
                 why: "it can only go back into its image",
             });
         }
-        check_identity(change.model, &version.facts.uuid, &version.facts.origin)?;
-        let image = change.model.images.get(&into).ok_or_else(|| not_found("such image"))?;
+        check_identity(txn.model, &version.facts.uuid, &version.facts.origin)?;
+        let image = txn.model.images.get(&into).ok_or_else(|| not_found("such image"))?;
         (version.trashed_at, version.trash_name) = (None, None);
         let number = version.number;
-        change.put(Row::Version(version.into()));
-        change.put(Row::Image(Image { updated_at: now(), ..image.clone() }.into()));
+        txn.put(Row::Version(version.into()));
+        txn.put(Row::Image(Image { updated_at: now(), ..image.clone() }.into()));
         Ok(number)
     })
 }
@@ -205,8 +205,8 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
 /// Purges what is still in the trash, and if `since` is given, was not taken out of it since then. False if
 /// it is not.
 fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool> {
-    let trees = store.catalog.commit(|change| {
-        let (mut trees, model) = (Vec::new(), change.model);
+    let trees = store.catalog.commit(|txn| {
+        let (mut trees, model) = (Vec::new(), txn.model);
         let trashed_at = model.trash().find(|(.., entry)| *entry == what).map(|(_, at, _)| at);
         if trashed_at.is_none_or(|at| since.is_some_and(|since| since != at)) {
             return Ok(None);
@@ -215,26 +215,26 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
             Trashed::Image(serial) => {
                 for version in model.all_versions().filter(|v| v.image == serial) {
                     trees.push(version.id.clone());
-                    drop_version(change, version);
+                    drop_version(txn, version);
                 }
-                drop_aliases(change, serial, None);
-                icons::forget(change, serial);
-                change.put(Row::DropImage(serial));
+                drop_aliases(txn, serial, None);
+                icons::forget(txn, serial);
+                txn.put(Row::DropImage(serial));
             }
             Trashed::Version(serial) => {
                 if let Some(version) = model.versions.get(&serial) {
                     trees.push(version.id.clone());
-                    drop_version(change, version);
+                    drop_version(txn, version);
                 }
             }
-            Trashed::Alias(serial) => change.put(Row::DropAlias(serial)),
-            Trashed::Label(serial) => change.put(Row::DropLabel(serial)),
+            Trashed::Alias(serial) => txn.put(Row::DropAlias(serial)),
+            Trashed::Label(serial) => txn.put(Row::DropLabel(serial)),
             // The links stay hidden, and the trash knows them no more.
-            Trashed::Default => change.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None }),
+            Trashed::Default => txn.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None }),
             Trashed::ImageDefault(serial) => {
                 let mut image = live_image(model, serial)?.clone();
                 image.rules.default_hidden_at = None;
-                change.put(Row::Image(image.into()));
+                txn.put(Row::Image(image.into()));
             }
         }
         Ok(Some(trees))
@@ -254,23 +254,23 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
 }
 
 /// The version's row, after those of what is of it.
-fn drop_version(change: &mut Change<'_>, version: &Version) {
-    let model = change.model;
+fn drop_version(txn: &mut Transaction<'_>, version: &Version) {
+    let model = txn.model;
     for lease in model.leases_of(version.serial) {
-        change.put(Row::DropLease(lease.serial));
+        txn.put(Row::DropLease(lease.serial));
     }
     for label in model.labels.values().filter(|l| (l.image, l.number) == (version.image, version.number)) {
-        change.put(Row::DropLabel(label.serial));
+        txn.put(Row::DropLabel(label.serial));
     }
-    drop_aliases(change, version.image, Some(version.number));
-    change.put(Row::DropVersion(version.serial));
+    drop_aliases(txn, version.image, Some(version.number));
+    txn.put(Row::DropVersion(version.serial));
 }
 
 /// The aliases of an image, or of one of its versions, also those of the whole store to what is bound to a
 /// view.
-fn drop_aliases(change: &mut Change<'_>, image: u32, number: Option<u32>) {
-    for alias in change.whole.aliases.values().filter(|a| (a.image, a.number) == (image, number)) {
-        change.put(Row::DropAlias(alias.serial));
+fn drop_aliases(txn: &mut Transaction<'_>, image: u32, number: Option<u32>) {
+    for alias in txn.whole.aliases.values().filter(|a| (a.image, a.number) == (image, number)) {
+        txn.put(Row::DropAlias(alias.serial));
     }
 }
 

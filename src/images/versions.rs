@@ -25,13 +25,13 @@ use crate::store::Store;
 ///
 /// `Taken`, `OverQuota`; `NameTooLong` in a view; `Io`; those of `Catalog::commit`.
 pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32) -> Result<u32> {
-    store.catalog.commit(|change| {
-        refuse_taken(change.model, name.as_str())?;
-        views::refuse_shadow(change.model, name.as_str(), None)?;
-        quota::refuse_image(store, change.whole, &Payer::of(store, change.whole, uid, name.as_str()))?;
-        let serial = change.serial();
-        change.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
-        first_is_default(change, name.as_str(), serial);
+    store.catalog.commit(|txn| {
+        refuse_taken(txn.model, name.as_str())?;
+        views::refuse_shadow(txn.model, name.as_str(), None)?;
+        quota::refuse_image(store, txn.whole, &Payer::of(store, txn.whole, uid, name.as_str()))?;
+        let serial = txn.serial();
+        txn.put(Row::Image(Image::new(serial, name.as_str(), uid, gid, mode, now())?.into()));
+        first_is_default(txn, name.as_str(), serial);
         Ok(serial)
     })
 }
@@ -44,24 +44,24 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
 pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
     store.trash_has_changed();
     let stale = stale_leases(store, image);
-    store.catalog.commit(|change| {
-        let (of, version) = live_version(change.model, image, number)?;
+    store.catalog.commit(|txn| {
+        let (of, version) = live_version(txn.model, image, number)?;
         refuse_immutable(of)?;
-        if change.model.versions_of(image).count() == 1 {
+        if txn.model.versions_of(image).count() == 1 {
             return Err(Error::OnlyVersion { image: of.name.clone(), number });
         }
         if of.pinned == Some(number) {
             return Err(Error::VersionIsPinned { image: of.name.clone(), number });
         }
-        refuse_dependents(change.model, &[version])?;
-        refuse_used(store, change.model, &[version], &stale)?;
+        refuse_dependents(txn.model, &[version])?;
+        refuse_used(store, txn.model, &[version], &stale)?;
         let (mut of, mut version) = (of.clone(), version.clone());
         let serial = version.serial;
         version.trashed_at = Some(now());
-        version.trash_name = Some(change.model.free_trash_name(&format!("{}.{number}", of.name)));
+        version.trash_name = Some(txn.model.free_trash_name(&format!("{}.{number}", of.name)));
         of.updated_at = now();
-        change.put(Row::Version(version.into()));
-        change.put(Row::Image(of.into()));
+        txn.put(Row::Version(version.into()));
+        txn.put(Row::Image(of.into()));
         Ok(serial)
     })
 }
@@ -74,20 +74,20 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
 pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     store.trash_has_changed();
     let stale = stale_leases(store, serial);
-    store.catalog.commit(|change| {
-        let mut image = live_image(change.model, serial)?.clone();
+    store.catalog.commit(|txn| {
+        let mut image = live_image(txn.model, serial)?.clone();
         refuse_immutable(&image)?;
-        let versions: Vec<&Version> = change.model.versions_of(serial).collect();
-        refuse_dependents(change.model, &versions)?;
-        refuse_used(store, change.model, &versions, &stale)?;
-        refuse_default(change, &image)?;
-        if change.model.default_image == Some(serial) {
-            change.put(Row::Default { image: None, hidden: false });
+        let versions: Vec<&Version> = txn.model.versions_of(serial).collect();
+        refuse_dependents(txn.model, &versions)?;
+        refuse_used(store, txn.model, &versions, &stale)?;
+        refuse_default(txn, &image)?;
+        if txn.model.default_image == Some(serial) {
+            txn.put(Row::Default { image: None, hidden: false });
             image.rules.was_default = true;
         }
         image.trashed_at = Some(now());
-        image.trash_name = Some(change.model.free_trash_name(&image.name));
-        change.put(Row::Image(image.into()));
+        image.trash_name = Some(txn.model.free_trash_name(&image.name));
+        txn.put(Row::Image(image.into()));
         Ok(())
     })
 }
@@ -99,21 +99,21 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
 ///
 /// `Catalog`, `Io`.
 pub fn drop_shell(store: &Store, serial: u32) -> Result<Option<String>> {
-    store.catalog.commit(|change| {
-        let Some(image) = change.model.live_image(serial) else { return Ok(None) };
-        let has_versions = change.model.all_versions().any(|version| version.image == serial);
+    store.catalog.commit(|txn| {
+        let Some(image) = txn.model.live_image(serial) else { return Ok(None) };
+        let has_versions = txn.model.all_versions().any(|version| version.image == serial);
         if has_versions || image.editable != Editable::new() || image.rules.immutable.is_some() {
             return Ok(None);
         }
-        for alias in change.whole.aliases.values().filter(|alias| alias.image == serial) {
-            change.put(Row::DropAlias(alias.serial));
+        for alias in txn.whole.aliases.values().filter(|alias| alias.image == serial) {
+            txn.put(Row::DropAlias(alias.serial));
         }
-        if change.model.default_image == Some(serial) {
+        if txn.model.default_image == Some(serial) {
             // As if it had never been: the oldest of the others was the first.
-            let next = change.model.live_images().map(|image| image.serial).find(|other| *other != serial);
-            change.put(Row::Default { image: next, hidden: false });
+            let next = txn.model.live_images().map(|image| image.serial).find(|other| *other != serial);
+            txn.put(Row::Default { image: next, hidden: false });
         }
-        change.put(Row::DropImage(serial));
+        txn.put(Row::DropImage(serial));
         Ok(Some(image.name.clone()))
     })
 }
@@ -149,16 +149,16 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
 pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     let _held = store.quota.lock();
     refuse_binding(store, serial, to)?;
-    store.catalog.commit(|change| {
-        let mut image = live_image(change.model, serial)?.clone();
+    store.catalog.commit(|txn| {
+        let mut image = live_image(txn.model, serial)?.clone();
         refuse_immutable(&image)?;
-        refuse_taken(change.model, to.as_str())?;
-        views::rename(change, &image, to.as_str())?;
+        refuse_taken(txn.model, to.as_str())?;
+        views::rename(txn, &image, to.as_str())?;
         image.name = to.to_string();
         image.rules.named_at = Some(now());
         image.updated_at = now();
-        change.put(Row::Image(image.into()));
-        first_is_default(change, to.as_str(), serial);
+        txn.put(Row::Image(image.into()));
+        first_is_default(txn, to.as_str(), serial);
         Ok(())
     })
 }
@@ -251,8 +251,8 @@ pub fn set_acl(store: &Store, image: u32, acl: Option<Acl>, bits: Option<u32>) -
 ///
 /// Those of `Catalog::commit`.
 pub fn set_root(store: &Store, root: Root) -> Result<()> {
-    store.catalog.commit(|change| {
-        change.put(Row::Root(root));
+    store.catalog.commit(|txn| {
+        txn.put(Row::Root(root));
         Ok(())
     })
 }
@@ -276,25 +276,24 @@ pub fn set_receipt(
     mode: Option<u32>,
     mtime: Option<i64>,
 ) -> Result<Option<u32>> {
-    store.catalog.commit(|change| {
-        let mut version =
-            change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+    store.catalog.commit(|txn| {
+        let mut version = txn.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
         let Some(receipt) = &mut version.receipt else { return Ok(None) };
         let before = receipt.mode;
         receipt.mode = mode.map_or(before, |mode| mode & 0o7777);
         receipt.mtime = mtime.unwrap_or(receipt.mtime);
         let (made_image, mode) = (receipt.made_image && version.facts.uid == uid, receipt.mode);
-        let image = change.model.live_image(version.image).filter(|image| {
+        let image = txn.model.live_image(version.image).filter(|image| {
             made_image
                 && mode != before
                 && image.mode == directory_mode(before)
                 && refuse_immutable(image).is_ok()
         });
         if let Some(image) = image {
-            change.put(Row::Image(Image { mode: directory_mode(mode), ..image.clone() }.into()));
+            txn.put(Row::Image(Image { mode: directory_mode(mode), ..image.clone() }.into()));
         }
         let changed = image.map(|image| image.serial);
-        change.put(Row::Version(version.into()));
+        txn.put(Row::Version(version.into()));
         Ok(changed)
     })
 }
@@ -309,11 +308,10 @@ pub fn change_receipt(
     version: u32,
     work: impl FnOnce(&mut Option<crate::catalog::Receipt>),
 ) -> Result<()> {
-    store.catalog.commit(|change| {
-        let mut version =
-            change.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
+    store.catalog.commit(|txn| {
+        let mut version = txn.model.versions.get(&version).ok_or_else(|| not_found("such version"))?.clone();
         work(&mut version.receipt);
-        change.put(Row::Version(version.into()));
+        txn.put(Row::Version(version.into()));
         Ok(())
     })
 }

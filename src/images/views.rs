@@ -5,7 +5,7 @@
 
 use crate::base::clock::now;
 use crate::base::name::{ImageName, bound_name};
-use crate::catalog::{Change, Image, Model, Row, Version, View};
+use crate::catalog::{Image, Model, Row, Transaction, Version, View};
 use crate::error::{Error, Result};
 use crate::images::rules::{live_image, not_found};
 use crate::store::Store;
@@ -25,15 +25,15 @@ pub fn make(store: &Store, name: &[u8]) -> Result<()> {
         let why = "the name of a view has up to 100 bytes, and no colon or comma";
         return Err(Error::BadName { name, why });
     }
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         let prefix = bound_name(&name, "");
-        if change.model.views.contains_key(&name) {
+        if txn.model.views.contains_key(&name) {
             return Err(Error::Taken { name, holder: "there is one already".into() });
         }
-        if let Some((other, _)) = change.model.all_names().find(|(other, _)| other.starts_with(&prefix)) {
+        if let Some((other, _)) = txn.model.all_names().find(|(other, _)| other.starts_with(&prefix)) {
             return Err(Error::Taken { name, holder: format!("{other} would be in it") });
         }
-        change.put(Row::view(&name, Some(&View { created_at: now(), ..View::default() })));
+        txn.put(Row::view(&name, Some(&View { created_at: now(), ..View::default() })));
         Ok(())
     })
 }
@@ -44,17 +44,17 @@ pub fn make(store: &Store, name: &[u8]) -> Result<()> {
 ///
 /// `NotEmpty`, `NotFound`.
 pub fn remove(store: &Store, name: &str) -> Result<()> {
-    store.catalog.commit(|change| {
-        find(change.model, name)?;
+    store.catalog.commit(|txn| {
+        find(txn.model, name)?;
         let prefix = bound_name(name, "");
-        let has_bound = change.model.all_names().any(|(other, _)| other.starts_with(&prefix));
-        if has_bound || change.model.attached_to(name).next().is_some() {
+        let has_bound = txn.model.all_names().any(|(other, _)| other.starts_with(&prefix));
+        if has_bound || txn.model.attached_to(name).next().is_some() {
             return Err(Error::NotEmpty { what: format!("view {name}") });
         }
-        for key in change.model.settings.keys().filter(|key| settings::is_of_view(key, name)) {
-            change.put(Row::Setting { key: key.clone(), value: None });
+        for key in txn.model.settings.keys().filter(|key| settings::is_of_view(key, name)) {
+            txn.put(Row::Setting { key: key.clone(), value: None });
         }
-        change.put(Row::view(name, None));
+        txn.put(Row::view(name, None));
         Ok(())
     })
 }
@@ -66,9 +66,9 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
 /// `NotFound`; `Invalid` for a link of another name; `Taken` where the view has an image of this
 /// name; `OfView` for an image that is bound to another.
 pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
-    store.catalog.commit(|change| {
-        let (mut view, image) = (find(change.model, name)?.clone(), live_image(change.model, image)?);
-        if let Some((other, _)) = change.model.bound(&image.name) {
+    store.catalog.commit(|txn| {
+        let (mut view, image) = (find(txn.model, name)?.clone(), live_image(txn.model, image)?);
+        if let Some((other, _)) = txn.model.bound(&image.name) {
             return Err(if other == name {
                 Error::Taken { name: image.name.clone(), holder: "it is bound to the view already".into() }
             } else {
@@ -79,14 +79,14 @@ pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
             let why = format!("the link to {} is called so, too", image.name);
             return Err(Error::Invalid { what: link.to_owned(), why });
         }
-        if change.model.named(&bound_name(name, link)).is_some() {
+        if txn.model.named(&bound_name(name, link)).is_some() {
             return Err(Error::Taken { name: link.to_owned(), holder: "the view has one of its own".into() });
         }
-        if change.model.view_default(name, &view).is_none() {
+        if txn.model.view_default(name, &view).is_none() {
             (view.default_image, view.default_hidden) = (Some(image.serial), false);
         }
         view.attached.insert(image.serial);
-        change.put(Row::view(name, Some(&view)));
+        txn.put(Row::view(name, Some(&view)));
         Ok(())
     })
 }
@@ -98,29 +98,29 @@ pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
 /// `NotFound`; `Managed` for what is bound to it; `InUse` while it is used in the view;
 /// `ImageIsViewDefault` while that has others.
 pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
-    store.catalog.commit(|change| {
-        let mut view = find(change.model, name)?.clone();
-        let image = image_in(change.model, name, link).ok_or_else(|| not_found("such image in the view"))?;
-        if change.model.bound(&image.name).is_some() {
+    store.catalog.commit(|txn| {
+        let mut view = find(txn.model, name)?.clone();
+        let image = image_in(txn.model, name, link).ok_or_else(|| not_found("such image in the view"))?;
+        if txn.model.bound(&image.name).is_some() {
             let why = "it is bound to the view by its name: mv it to another";
             return Err(Error::Managed { what: link.to_owned(), why });
         }
         let prefix = bound_name(name, "");
-        let leases = change.model.versions_of(image.serial).flat_map(|v| change.model.leases_of(v.serial));
+        let leases = txn.model.versions_of(image.serial).flat_map(|v| txn.model.leases_of(v.serial));
         let holders: Vec<&str> =
             leases.map(|lease| lease.name.as_str()).filter(|lease| lease.starts_with(&prefix)).collect();
         if !holders.is_empty() {
             return Err(Error::InUse { what: link.to_owned(), holders: holders.join(", ") });
         }
         if view.default_image == Some(image.serial) {
-            if change.model.images_of_view(name).count() > 1 {
+            if txn.model.images_of_view(name).count() > 1 {
                 return Err(Error::ImageIsViewDefault { image: link.to_owned(), view: name.to_owned() });
             }
             view.default_image = None;
         }
         view.attached.remove(&image.serial);
-        drop_aliases(change, name, image.serial);
-        change.put(Row::view(name, Some(&view)));
+        drop_aliases(txn, name, image.serial);
+        txn.put(Row::view(name, Some(&view)));
         Ok(())
     })
 }
@@ -131,8 +131,8 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
 /// # Errors
 ///
 /// `OfView`, `Taken`, `ImageIsViewDefault`.
-pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result<()> {
-    let model = change.model;
+pub(crate) fn rename(txn: &mut Transaction<'_>, image: &Image, to: &str) -> Result<()> {
+    let model = txn.model;
     let (old, new) = (model.bound(&image.name).map(|(view, _)| view), model.bound(to).map(|(view, _)| view));
     refuse_shadow(model, to, Some(image.serial))?;
     for (name, before) in &model.views {
@@ -155,29 +155,29 @@ pub(crate) fn rename(change: &mut Change<'_>, image: &Image, to: &str) -> Result
                 }
                 view.default_image = None;
             }
-            drop_aliases(change, name, image.serial);
+            drop_aliases(txn, name, image.serial);
         }
         if view != *before {
-            change.put(Row::view(name, Some(&view)));
+            txn.put(Row::view(name, Some(&view)));
         }
     }
     if old != new {
         for version in model.versions.values().filter(|v| v.image == image.serial && v.trashed_at.is_some()) {
             let trash_name = Some(model.free_trash_name(&format!("{to}.{}", version.number)));
-            change.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
+            txn.put(Row::Version(Version { trash_name, ..version.clone() }.into()));
         }
     }
     Ok(())
 }
 
 /// Drops a view's aliases to an image that it shows no more.
-fn drop_aliases(change: &mut Change<'_>, view: &str, image: u32) {
+fn drop_aliases(txn: &mut Transaction<'_>, view: &str, image: u32) {
     let prefix = bound_name(view, "");
-    let model = change.model;
+    let model = txn.model;
     for alias in
         model.aliases.values().filter(|alias| alias.image == image && alias.name.starts_with(&prefix))
     {
-        change.put(Row::DropAlias(alias.serial));
+        txn.put(Row::DropAlias(alias.serial));
     }
 }
 

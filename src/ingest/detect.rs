@@ -2,7 +2,7 @@
 
 use crate::blob::ReadBuf;
 use crate::store::Store;
-use crate::tree::{Bytes, Kind, Tree};
+use crate::tree::{Bytes, NodeKind, Tree};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct System {
@@ -44,7 +44,7 @@ pub fn detect(store: &Store, tree: &Tree) -> System {
 
 fn read_head(store: &Store, tree: &Tree, path: &str, len: usize) -> Option<Vec<u8>> {
     let node = tree.node(tree.find(path)?).ok()?;
-    let Kind::File(Bytes::Blob(blob)) = node.kind else { return None };
+    let NodeKind::File(Bytes::Blob(blob)) = node.kind else { return None };
     let mut buf = ReadBuf::default();
     store.blobs.read(blob, 0, len, &mut buf).ok().map(<[u8]>::to_vec)
 }

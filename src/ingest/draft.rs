@@ -4,7 +4,7 @@ use crate::base::digest::Content;
 use crate::blob::{OBJECT_MIN, Writer};
 use crate::catalog::VersionFacts;
 use crate::error::{Error, Result};
-use crate::formats::tar::{Entry, Kind, Reader, Source};
+use crate::formats::tar::{Entry, EntryKind, Reader, Source};
 use crate::ingest::derive;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Make, Meta, Refused};
@@ -101,13 +101,13 @@ pub fn place(builder: &mut Builder, entry: Entry, content: Option<Content>) -> R
     let pieces = entry.sparse.as_ref().map(|map| map.pieces.as_slice());
     let size = entry.sparse.as_ref().map_or(entry.packed, |map| map.size);
     let placed = match entry.kind {
-        Kind::File => builder.add(&entry.path, &meta, Make::File { content, size, sparse: pieces }),
-        Kind::Directory => builder.add(&entry.path, &meta, Make::Directory),
-        Kind::Symlink => builder.add(&entry.path, &meta, Make::Symlink(&entry.link)),
-        Kind::HardLink => builder.link(&entry.path, &entry.link, &meta),
-        Kind::CharDevice => builder.add(&entry.path, &meta, Make::CharDevice { major, minor }),
-        Kind::BlockDevice => builder.add(&entry.path, &meta, Make::BlockDevice { major, minor }),
-        Kind::Fifo => builder.add(&entry.path, &meta, Make::Fifo),
+        EntryKind::File => builder.add(&entry.path, &meta, Make::File { content, size, sparse: pieces }),
+        EntryKind::Directory => builder.add(&entry.path, &meta, Make::Directory),
+        EntryKind::Symlink => builder.add(&entry.path, &meta, Make::Symlink(&entry.link)),
+        EntryKind::HardLink => builder.link(&entry.path, &entry.link, &meta),
+        EntryKind::CharDevice => builder.add(&entry.path, &meta, Make::CharDevice { major, minor }),
+        EntryKind::BlockDevice => builder.add(&entry.path, &meta, Make::BlockDevice { major, minor }),
+        EntryKind::Fifo => builder.add(&entry.path, &meta, Make::Fifo),
     };
     placed.map_err(|refused| refusal(entry.at, &entry.path, refused))
 }

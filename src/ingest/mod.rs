@@ -12,6 +12,7 @@
 //! `Ingest::settle` says whether the archive is complete so far, which a close wants to know; `finish` ends
 //! it; `publish` makes it a version. Dropped at any time before, it leaves nothing.
 
+mod add_version;
 mod codec;
 mod derive;
 mod detect;
@@ -21,7 +22,6 @@ mod kinds;
 mod lz4;
 mod pipe;
 mod publish;
-mod rows;
 mod same;
 mod sink;
 pub mod staged;

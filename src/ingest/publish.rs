@@ -2,7 +2,7 @@
 
 use crate::base::clock::now;
 use crate::base::digest::Digest;
-use crate::base::name::{Build, new_id, parse_build};
+use crate::base::name::{VersionTag, new_id, parse_tag};
 use crate::blob::{Sealed, Writer};
 use crate::catalog::{Kept, Model, Named, Row, Version, VersionFacts};
 use crate::error::{Error, Result};
@@ -11,8 +11,8 @@ use crate::format::sync_dir;
 use crate::formats::metadata::editable_keys;
 use crate::images::rules::refuse_immutable;
 use crate::images::{heal, quota};
+use crate::ingest::add_version::{add, came_with_the_same, refuse_other_architecture};
 use crate::ingest::detect::detect;
-use crate::ingest::rows::{self, came_with_the_same, refuse_other_architecture};
 use crate::ingest::target::{Published, Source, Target};
 use crate::ingest::{Codec, Draft, Unpacked};
 use crate::store::Store;
@@ -29,10 +29,10 @@ const ROOM: u64 = 4 << 20;
 /// `Taken` if the name belongs to an alias; `NotFound` if the image is gone; `Io`, `Catalog`. On an
 /// error nothing is visible, and what was stored is swept.
 pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Published> {
-    refuse_early(store, source.uid, &source.target, &source.build)?;
+    refuse_early(store, source.uid, &source.target, &source.tag)?;
     let same = newest_is_same(store, &unpacked, source);
     if let Some((published, version)) = &same
-        && !heal::is_hurt(store, version.serial)
+        && !heal::is_damaged(store, version.serial)
     {
         set_metadata(store, published.image, source)?;
         return Ok(published.clone());
@@ -163,7 +163,7 @@ fn list(
     let trees: Vec<&Tree> = [tree].into_iter().chain(&kept).collect();
     let _held = store.quota.lock();
     quota::refuse_bytes(store, &payers, &trees)?;
-    rows::add(store, source, id.to_owned(), digest, facts)
+    add(store, source, id.to_owned(), digest, facts)
 }
 
 /// What the commit would refuse, said before the work: of an upload of this user's.
@@ -171,7 +171,7 @@ fn list(
 /// # Errors
 ///
 /// `Immutable`, `Attached`, `Taken`, `OverQuota`.
-pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> Result<()> {
+pub fn refuse_early(store: &Store, uid: u32, target: &Target, tag: &VersionTag) -> Result<()> {
     let payers = target.payers(store, uid);
     quota::refuse_bytes(store, &payers, &[])?;
     let model = store.catalog.read();
@@ -186,15 +186,15 @@ pub fn refuse_early(store: &Store, uid: u32, target: &Target, build: &Build) -> 
     };
     model.refuse_attached(image)?;
     refuse_immutable(image)?;
-    refuse_other_architecture(image, build)
+    refuse_other_architecture(image, tag)
 }
 
-/// The image that a file called so less its suffix is for, and which build of it that is: `web`, or with no
+/// The image that a file called so less its suffix is for, and what else the name says: `web`, or with no
 /// image of the whole name, `web_1.7_amd64`.
-pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, Build) {
-    match parse_build(stem) {
+pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, VersionTag) {
+    match parse_tag(stem) {
         Some(found) if model.named(stem).is_none() => found,
-        _ => (stem, Build::default()),
+        _ => (stem, VersionTag::default()),
     }
 }
 
@@ -216,7 +216,7 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
 
 /// Other versions that came as the same bytes and are damaged get from this one what they lack.
 fn heal_others(store: &Store, published: &Published) {
-    if !store.blobs.has_damage() && store.hurt_trees().is_empty() {
+    if !store.blobs.has_damage() && store.damaged_trees().is_empty() {
         return;
     }
     let version = store.catalog.read().version(published.image, published.number).cloned();
@@ -230,14 +230,14 @@ fn heal_others(store: &Store, published: &Published) {
 fn set_metadata(store: &Store, image: u32, source: &Source) -> Result<()> {
     let Some(text) = &source.metadata else { return Ok(()) };
     let keys = editable_keys(text)?;
-    store.catalog.commit(|change| {
+    store.catalog.commit(|txn| {
         let gone = || Error::NotFound { what: "such image any more".into() };
-        let mut image = change.model.live_image(image).cloned().ok_or_else(gone)?;
+        let mut image = txn.model.live_image(image).cloned().ok_or_else(gone)?;
         for (key, value) in &keys {
             image.editable.set(key, value)?;
         }
         image.updated_at = now();
-        change.put(Row::Image(image.into()));
+        txn.put(Row::Image(image.into()));
         Ok(())
     })
 }

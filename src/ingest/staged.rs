@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::base::digest::hex;
 use crate::base::expected::Expected;
-use crate::base::name::Build;
+use crate::base::name::VersionTag;
 use crate::error::{Error, Result};
 use crate::formats::imgapi::{self, Manifest};
 use crate::formats::metadata::editable_keys;
@@ -88,8 +88,8 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
         },
     };
     let label = manifest.as_ref().and_then(Manifest::label);
-    let build = Build { label, architecture: None };
-    super::refuse_early(store, order.uid, &order.target, &build)?;
+    let tag = VersionTag { label, architecture: None };
+    super::refuse_early(store, order.uid, &order.target, &tag)?;
     if let Some(manifest) = &manifest {
         // Before the work; the commit asks again.
         check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
@@ -119,7 +119,7 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
         mode: 0o755,
         receipt: None,
         metadata,
-        build,
+        tag,
     };
     super::publish(store, unpacked, &source)
 }

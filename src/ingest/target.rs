@@ -1,6 +1,6 @@
 //! Which image an upload is for, and what becomes of it.
 
-use crate::base::name::{Build, ImageName};
+use crate::base::name::{ImageName, VersionTag};
 use crate::catalog::{Image, Model};
 use crate::images::quota::Payer;
 use crate::store::Store;
@@ -53,7 +53,7 @@ pub struct Source {
     /// A metadata.json that came with it: its editable keys are set.
     pub metadata: Option<Vec<u8>>,
     /// What the file's name or a manifest says of the version; see name.rs.
-    pub build: Build,
+    pub tag: VersionTag,
 }
 
 /// What became of an upload.

@@ -61,22 +61,22 @@ fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> 
         ImageName::parse(stem.as_bytes()).map_or_else(|_| NAMELESS.to_owned(), |name| name.to_string());
     let created_at =
         written.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
-    store.catalog.commit(|change| {
-        let model = change.model;
+    store.catalog.commit(|txn| {
+        let model = txn.model;
         let taken = |name: &str| model.named(name).is_some() && model.image_named(name).is_none();
         // An alias has the name: it came after the image.
         let name = if taken(&name) { format!("{NAMELESS}-{id}") } else { name };
         let mut image = match model.image_named(&name) {
             Some(image) => image.clone(),
-            None => Image::new(change.serial(), &name, facts.uid, facts.uid, 0o755, now())?,
+            None => Image::new(txn.serial(), &name, facts.uid, facts.uid, 0o755, now())?,
         };
         let number = image.next_number;
         image.next_number += 1;
         if model.default_image.is_none() {
-            change.put(Row::Default { image: Some(image.serial), hidden: false });
+            txn.put(Row::Default { image: Some(image.serial), hidden: false });
         }
         let version = Version {
-            serial: change.serial(),
+            serial: txn.serial(),
             image: image.serial,
             number,
             id: id.to_owned(),
@@ -87,8 +87,8 @@ fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> 
             trashed_at: None,
             trash_name: None,
         };
-        change.put(Row::Image(image.into()));
-        change.put(Row::Version(version.into()));
+        txn.put(Row::Image(image.into()));
+        txn.put(Row::Version(version.into()));
         Ok(format!("{name}/{number}"))
     })
 }

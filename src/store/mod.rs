@@ -68,7 +68,7 @@ pub struct Core {
     /// Trees of kept uploads that were opened, by the serial of their version.
     kept: RwLock<HashMap<u32, Arc<Tree>>>,
     /// Versions whose trees were found damaged.
-    hurt: Mutex<BTreeSet<u32>>,
+    damaged: Mutex<BTreeSet<u32>>,
     /// Whose the store is.
     owner: u32,
     /// Held from when a quota is looked at until the row is there.
@@ -169,8 +169,8 @@ impl Core {
             Some(text) => settings::check(name, text).map(|(name, value)| (name, Some(value)))?,
             None => (name.to_owned(), None),
         };
-        self.catalog.commit(|change| {
-            change.put(Row::Setting { key: settings::key(&name), value });
+        self.catalog.commit(|txn| {
+            txn.put(Row::Setting { key: settings::key(&name), value });
             Ok(())
         })?;
         let mut settings = self.settings.write();
@@ -241,26 +241,26 @@ impl Core {
                 model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
             (self.tree_path(&version.id), version.tree)
         };
-        Tree::open(&path, &digest).map_err(|e| self.note_hurt(serial, e))
+        Tree::open(&path, &digest).map_err(|e| self.note_damaged(serial, e))
     }
 
     /// Says whose tree is damaged, and keeps the sentence, once.
-    fn note_hurt(&self, serial: u32, e: Error) -> Error {
+    fn note_damaged(&self, serial: u32, e: Error) -> Error {
         if !e.is_damage() {
             return e;
         }
         let name = self.path_of(&self.catalog.read(), serial);
         let e = Error::Corrupt { what: format!("the tree of {name}"), why: e.to_string() };
-        if self.hurt.lock().insert(serial) {
+        if self.damaged.lock().insert(serial) {
             self.journal.refuse(0, "read", &name, &e);
         }
         e
     }
 
     /// Versions whose trees are known to be damaged.
-    pub fn hurt_trees(&self) -> Vec<u32> {
+    pub fn damaged_trees(&self) -> Vec<u32> {
         let model = self.catalog.read();
-        self.hurt.lock().iter().copied().filter(|serial| model.versions.contains_key(serial)).collect()
+        self.damaged.lock().iter().copied().filter(|serial| model.versions.contains_key(serial)).collect()
     }
 
     /// A version has another file for a tree: the next look opens that. Inodes of the old one stay counted.
@@ -270,7 +270,7 @@ impl Core {
     /// `NotFound`; `Corrupt`, `Io` if the new file is damaged.
     pub fn tree_was_replaced(&self, serial: u32) -> Result<()> {
         let old = self.slots.write().remove(&serial);
-        self.hurt.lock().remove(&serial);
+        self.damaged.lock().remove(&serial);
         let lookups = old.map_or(0, |slot| slot.lookups.load(Ordering::Acquire));
         self.tree(serial)?.lookups.fetch_add(lookups, Ordering::AcqRel);
         Ok(())

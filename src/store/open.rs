@@ -47,7 +47,7 @@ impl Store {
             writable,
             slots: RwLock::default(),
             kept: RwLock::default(),
-            hurt: Mutex::default(),
+            damaged: Mutex::default(),
             owner: std::os::unix::fs::MetadataExt::uid(&fs::metadata(&dir).map_err(Error::io("stat", &dir))?),
             quota: Mutex::default(),
             bases: Mutex::default(),

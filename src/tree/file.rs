@@ -36,7 +36,7 @@ pub struct Tree {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum NodeKind {
     File(Bytes),
     Directory { first: u32, count: u32 },
     Symlink,
@@ -59,7 +59,7 @@ pub enum Bytes {
 /// What stat shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    pub kind: Kind,
+    pub kind: NodeKind,
     /// Permission bits, 07777.
     pub mode: u32,
     pub uid: u32,
@@ -241,15 +241,15 @@ impl Tree {
         let (data, extra) = (u32_at(raw, 28), u32_at(raw, 32));
         let mode = u32_at(attr, 0);
         let kind = match mode & libc::S_IFMT {
-            libc::S_IFREG if extra & MADE != 0 => Kind::File(Bytes::Recipe(extra & !MADE)),
-            libc::S_IFREG if extra != 0 => Kind::File(Bytes::Sparse(data)),
-            libc::S_IFREG if data == 0 => Kind::File(Bytes::None),
-            libc::S_IFREG => Kind::File(Bytes::Blob(data)),
-            libc::S_IFDIR => Kind::Directory { first: data, count: extra },
-            libc::S_IFLNK => Kind::Symlink,
-            libc::S_IFCHR => Kind::CharDevice { major: data, minor: extra },
-            libc::S_IFBLK => Kind::BlockDevice { major: data, minor: extra },
-            libc::S_IFIFO => Kind::Fifo,
+            libc::S_IFREG if extra & MADE != 0 => NodeKind::File(Bytes::Recipe(extra & !MADE)),
+            libc::S_IFREG if extra != 0 => NodeKind::File(Bytes::Sparse(data)),
+            libc::S_IFREG if data == 0 => NodeKind::File(Bytes::None),
+            libc::S_IFREG => NodeKind::File(Bytes::Blob(data)),
+            libc::S_IFDIR => NodeKind::Directory { first: data, count: extra },
+            libc::S_IFLNK => NodeKind::Symlink,
+            libc::S_IFCHR => NodeKind::CharDevice { major: data, minor: extra },
+            libc::S_IFBLK => NodeKind::BlockDevice { major: data, minor: extra },
+            libc::S_IFIFO => NodeKind::Fifo,
             _ => return Err(self.corrupt("a node has no type")),
         };
         Ok(Node {
@@ -278,7 +278,7 @@ impl Tree {
     ///
     /// `Corrupt` if it is no directory, or the entry or its name is missing.
     pub fn entry(&self, directory: &Node, n: u32) -> Result<Option<(&[u8], NodeIndex)>> {
-        let Kind::Directory { first, count } = directory.kind else {
+        let NodeKind::Directory { first, count } = directory.kind else {
             return Err(self.corrupt("a directory is none"));
         };
         if n >= count {
@@ -304,7 +304,7 @@ impl Tree {
     ///
     /// `Corrupt` if it is no directory, or an entry or its name is missing.
     pub fn lookup(&self, directory: &Node, name: &[u8]) -> Result<Option<NodeIndex>> {
-        let Kind::Directory { count, .. } = directory.kind else {
+        let NodeKind::Directory { count, .. } = directory.kind else {
             return Err(self.corrupt("a directory is none"));
         };
         let (mut low, mut high) = (0, count);
@@ -351,7 +351,7 @@ impl Tree {
     ///
     /// `Corrupt` if the map is missing or cut off.
     pub fn sparse_map(&self, node: &Node) -> Result<Vec<(u64, u64)>> {
-        let Kind::File(Bytes::Sparse(_)) = node.kind else { return Ok(Vec::new()) };
+        let NodeKind::File(Bytes::Sparse(_)) = node.kind else { return Ok(Vec::new()) };
         let bad = || self.corrupt("a sparse map is missing");
         let map = self
             .section(Section::Sparse)
@@ -431,7 +431,7 @@ impl Tree {
         let beside = self.node(index)?;
         let mut n = 0;
         while let Some((name, index)) = self.entry(&beside, n)? {
-            if let Kind::File(Bytes::Recipe(recipe)) = self.node(index)?.kind {
+            if let NodeKind::File(Bytes::Recipe(recipe)) = self.node(index)?.kind {
                 found.push((String::from_utf8_lossy(name).into_owned(), recipe));
             }
             n += 1;

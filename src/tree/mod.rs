@@ -34,7 +34,7 @@ pub mod recipe;
 mod varint;
 
 pub use build::{Builder, Counts, Make, Meta, Refused, Visit};
-pub use file::{Bytes, Kind, Node, Tree, XattrIter};
+pub use file::{Bytes, Node, NodeKind, Tree, XattrIter};
 pub use packed::{Form, form_of};
 
 /// The parts of a tree file, in the order of the head.

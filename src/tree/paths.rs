@@ -2,7 +2,7 @@
 
 use crate::base::digest::BlobId;
 use crate::error::Result;
-use crate::tree::{Bytes, Kind, NodeIndex, ROOT, Tree};
+use crate::tree::{Bytes, NodeIndex, NodeKind, ROOT, Tree};
 
 impl Tree {
     /// Finds a path of plain names, following symlinks inside the tree; for looking into an image.
@@ -20,7 +20,7 @@ impl Tree {
                 _ => self.lookup(&directory, name).ok()??,
             };
             let node = self.node(next).ok()?;
-            at = if node.kind == Kind::Symlink {
+            at = if node.kind == NodeKind::Symlink {
                 *hops += 1;
                 let target = self.symlink(&node).ok()?;
                 let from = if target.starts_with(b"/") { ROOT } else { at };
@@ -47,7 +47,7 @@ impl Tree {
                 if !visit(&below, index) {
                     return Ok(());
                 }
-                if matches!(self.node(index)?.kind, Kind::Directory { .. }) {
+                if matches!(self.node(index)?.kind, NodeKind::Directory { .. }) {
                     todo.push((below, index));
                 }
                 n += 1;
@@ -78,7 +78,7 @@ impl Tree {
     /// Where a blob is used first, as a path in the version's directory.
     pub fn path_of_blob(&self, blob: BlobId) -> Option<String> {
         let uses = |index| match self.node(index).ok()?.kind {
-            Kind::File(Bytes::Blob(id) | Bytes::Sparse(id)) => Some(id),
+            NodeKind::File(Bytes::Blob(id) | Bytes::Sparse(id)) => Some(id),
             _ => None,
         };
         self.path_where(|index| uses(index) == Some(blob))

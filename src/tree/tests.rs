@@ -28,7 +28,7 @@ fn paths(tree: &Tree) -> Vec<String> {
     let mut todo = vec![(String::new(), ROOT)];
     while let Some((path, node)) = todo.pop() {
         let directory = tree.node(node).unwrap();
-        if !matches!(directory.kind, Kind::Directory { .. }) {
+        if !matches!(directory.kind, NodeKind::Directory { .. }) {
             continue;
         }
         let mut n = 0;
@@ -87,7 +87,7 @@ fn a_tree_comes_back_as_it_was_built() {
     assert_eq!(tree.find("usr/bin/bash"), tree.find("usr/bin/sh"));
     assert_eq!(
         tree.node(tree.find("dev/sda").unwrap()).unwrap().kind,
-        Kind::BlockDevice { major: 8, minor: 70000 }
+        NodeKind::BlockDevice { major: 8, minor: 70000 }
     );
     let hole = tree.node(tree.find("hole").unwrap()).unwrap();
     assert_eq!((hole.size, tree.sparse_map(&hole).unwrap()), (1 << 50, vec![(4096, 5), (1 << 49, 6)]));

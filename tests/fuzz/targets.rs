@@ -11,7 +11,7 @@ use imgfs::error::Result;
 use imgfs::formats::tar::{Entry, Limits, Reader, Source};
 use imgfs::ingest::{lay, place};
 use imgfs::tree::recipe::{Cursor, Piece, Recipe};
-use imgfs::tree::{Builder, Kind, ROOT, Tree};
+use imgfs::tree::{Builder, NodeKind, ROOT, Tree};
 
 struct Slice<'d>(&'d [u8]);
 
@@ -165,7 +165,7 @@ pub fn archive(data: &[u8]) {
 }
 
 fn is_directory(tree: &Tree, index: u32) -> bool {
-    matches!(tree.node(index).map(|n| n.kind), Ok(Kind::Directory { .. }))
+    matches!(tree.node(index).map(|n| n.kind), Ok(NodeKind::Directory { .. }))
 }
 
 /// An archive after its checksums were put right, so that a fuzzer's changes get past them.
@@ -185,7 +185,7 @@ fn walk(tree: &Tree) {
         let Ok(node) = tree.node(index) else { continue };
         tree.xattrs(&node).take(100).for_each(drop);
         let _ = tree.sparse_map(&node);
-        if node.kind == Kind::Symlink {
+        if node.kind == NodeKind::Symlink {
             let _ = tree.symlink(&node);
         }
         for n in 0..200 {

@@ -5,13 +5,13 @@
 //! `name`, `type: "toString"`), the plain reading of the rule holds here. Source:
 //! TritonDataCenter/node-imgmanifest 3.2.1, lib/imgmanifest.js, `validateMinimalManifest` and `upgradeTo2`.
 
-mod rules;
+mod validate;
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use rules::{
+use validate::{
     NAMED_MAX, UUID, flag, has_form, instead, is_set, judge, judge_files, requirement, rule, shown, upgrade,
     whole,
 };

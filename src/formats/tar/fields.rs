@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::formats::tar::BLOCK;
 use crate::formats::tar::header::{Header, number};
 use crate::formats::tar::pax::{self, Extensions};
-use crate::formats::tar::reader::{Entry, Kind, LongNames, Reader, Source, over};
+use crate::formats::tar::reader::{Entry, EntryKind, LongNames, Reader, Source, over};
 use crate::formats::tar::sparse::{self, Map, MapReader};
 
 impl<S: Source> Reader<S> {
@@ -40,18 +40,18 @@ impl<S: Source> Reader<S> {
         let mtime = self.mtime(header, &path, &all)?;
         // A symlink has no mode of its own.
         let mode = match kind {
-            Kind::Symlink => 0o777,
+            EntryKind::Symlink => 0o777,
             _ => (self.unsigned(header, 100, 8, "mode")? & 0o7777) as u32,
         };
         let device = match kind {
-            Kind::CharDevice | Kind::BlockDevice => self.device(header, &path)?,
+            EntryKind::CharDevice | EntryKind::BlockDevice => self.device(header, &path)?,
             _ => (0, 0),
         };
         let xattrs = self.xattrs(&path, &all)?;
         self.left = size;
         self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-        let sparse = if kind == Kind::File { self.sparse_map(header, &path, &all)? } else { None };
-        if kind == Kind::Directory && self.left > 0 {
+        let sparse = if kind == EntryKind::File { self.sparse_map(header, &path, &all)? } else { None };
+        if kind == EntryKind::Directory && self.left > 0 {
             // A GNU incremental dump lists the directory here.
             let len = self.left;
             self.left = 0;
@@ -218,28 +218,28 @@ fn names(header: &Header<'_>, all: &Extensions, long: LongNames) -> (Vec<u8>, Ve
     (path, link)
 }
 
-fn kind_of(header: &Header<'_>, path: &[u8]) -> Kind {
+fn kind_of(header: &Header<'_>, path: &[u8]) -> EntryKind {
     match header.typeflag() {
-        b'1' => Kind::HardLink,
-        b'2' => Kind::Symlink,
-        b'3' => Kind::CharDevice,
-        b'4' => Kind::BlockDevice,
-        b'5' | b'D' => Kind::Directory,
-        b'6' => Kind::Fifo,
+        b'1' => EntryKind::HardLink,
+        b'2' => EntryKind::Symlink,
+        b'3' => EntryKind::CharDevice,
+        b'4' => EntryKind::BlockDevice,
+        b'5' | b'D' => EntryKind::Directory,
+        b'6' => EntryKind::Fifo,
         // V7 has no type for directories, only a slash.
-        0 | b'0' | b'7' if path.ends_with(b"/") => Kind::Directory,
+        0 | b'0' | b'7' if path.ends_with(b"/") => EntryKind::Directory,
         // Contiguous files, sparse ones, and types nobody knows are files, as POSIX says.
-        _ => Kind::File,
+        _ => EntryKind::File,
     }
 }
 
-fn has_content(header: &Header<'_>, kind: Kind, all: &Extensions) -> bool {
+fn has_content(header: &Header<'_>, kind: EntryKind, all: &Extensions) -> bool {
     match kind {
-        Kind::File => true,
+        EntryKind::File => true,
         // Old writers put the target's size there. A pax record counts: `pax -o linkdata` brings content.
-        Kind::HardLink => all.get("size").is_some(),
+        EntryKind::HardLink => all.get("size").is_some(),
         // Only a GNU incremental dump lists what the directory holds.
-        Kind::Directory => header.typeflag() == b'D',
+        EntryKind::Directory => header.typeflag() == b'D',
         _ => false,
     }
 }

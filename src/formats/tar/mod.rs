@@ -3,19 +3,19 @@
 //! The reader keeps every byte that is no content in the recipe, so that `rootfs.tar` is the upload bit for
 //! bit, whatever odd writer made it. It allocates nothing by a size that a header claims.
 
-mod acl;
 mod fields;
 mod foreign;
 mod header;
 mod pax;
+mod posix_acl;
 mod reader;
 mod sparse;
 mod write;
 
-#[cfg(test)]
-pub use acl::to_xattr as acl_value;
 pub use foreign::not_a_tar;
-pub use reader::{Entry, Kind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar};
+#[cfg(test)]
+pub use posix_acl::to_xattr as acl_value;
+pub use reader::{Entry, EntryKind, Limits, RATIO_FLOOR, Reader, Source, Stage, begins_a_tar};
 pub use write::NewEntry;
 
 /// A tar is made of these.

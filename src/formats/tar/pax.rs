@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use crate::formats::tar::acl;
+use crate::formats::tar::posix_acl;
 
 /// libarchive writes no padding; others do.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -109,7 +109,7 @@ pub fn xattrs(all: &Extensions) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, &'static s
         ("SCHILY.acl.access", &b"system.posix_acl_access"[..]),
         ("SCHILY.acl.default", b"system.posix_acl_default"),
     ] {
-        if let Some(value) = all.get(key).and_then(acl::to_xattr) {
+        if let Some(value) = all.get(key).and_then(posix_acl::to_xattr) {
             found.insert(name.to_vec(), value);
         }
     }

@@ -104,7 +104,7 @@ impl Stage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     File,
     HardLink,
     Symlink,
@@ -119,7 +119,7 @@ pub enum Kind {
 pub struct Entry {
     /// Where its header begins in the tar.
     pub at: u64,
-    pub kind: Kind,
+    pub kind: EntryKind,
     pub path: Vec<u8>,
     /// Target of a link.
     pub link: Vec<u8>,

@@ -30,7 +30,7 @@ use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::places::{dot_imgfs, tree};
 use crate::fs::removal::{shells, walkers};
-use crate::fs::{Attr, Caller, Changes, FOREVER, ImageFs, Kernel, stale};
+use crate::fs::{Attr, Caller, FOREVER, ImageFs, Kernel, SetAttr, stale};
 use convert::{
     EMPTY, answer_empty, answer_xattr, caller, errno, errno_of_node, file_attr, file_type, lasting,
     nanoseconds, node,
@@ -315,7 +315,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let (fs, who) = (self.fs.clone(), caller(req));
-        let changes = Changes { mode, uid, gid, size, mtime: mtime.map(nanoseconds) };
+        let changes = SetAttr { mode, uid, gid, size, mtime: mtime.map(nanoseconds) };
         let answer = move |result: Result<Attr>| match result {
             Ok(attr) => reply.attr(&lasting(&attr, attr.lasting), &file_attr(&attr)),
             Err(e) => reply.error(errno(&e)),

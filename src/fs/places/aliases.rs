@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use crate::base::name::AliasName;
 use crate::catalog::{Alias, Model};
 use crate::error::{Error, Result};
-use crate::fs::acl;
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Control, NodeId, number_of};
 use crate::fs::places::link::{self, alias_log};
 use crate::fs::places::{Kind, Named, Place, no_rmdir};
+use crate::fs::rights;
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::links::{self, parents};
 use crate::images::targets::{self, LinkTarget, path_of_target};
@@ -186,7 +186,7 @@ impl Place for Aliases {
         if number & LINK == 0 {
             let root = fs.root();
             return Ok(Attr {
-                mode: libc::S_IFDIR | acl::of_root(fs).mode,
+                mode: libc::S_IFDIR | rights::of_root(fs).mode,
                 uid: root.uid,
                 gid: root.gid,
                 ..own

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::fs::acl::{self, Shown};
 use crate::fs::names::text_of;
 use crate::fs::node::{NodeId, number_of};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{Kind, Place};
+use crate::fs::rights::{self, Shown};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, stale};
 use crate::images::views;
 use crate::store::settings::{self, Settings};
@@ -78,7 +78,7 @@ fn choose(fs: &ImageFs, caller: Caller, name: &str, value: &str) -> Result<()> {
     fs.store.choose(name, Some(value).filter(|value| !value.is_empty()))?;
     fs.touch_root();
     if name.ends_with("_group") {
-        acl::forget(fs);
+        rights::forget(fs);
     }
     fs.store.journal.log(caller.uid, "config", name, if value.is_empty() { "the default" } else { value });
     Ok(())
@@ -112,11 +112,11 @@ impl Place for Config {
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
         let number = node.number();
         if number == 0 {
-            return Ok(Attr { mode: libc::S_IFDIR | acl::of_admins(fs, 0o755).mode, ..own });
+            return Ok(Attr { mode: libc::S_IFDIR | rights::of_admins(fs, 0o755).mode, ..own });
         }
         let size = text_of_setting(fs, &named(fs, number)?)?.len() as u64 + 1;
         Ok(Attr {
-            mode: libc::S_IFREG | acl::of_admins(fs, 0o644).mode & 0o666,
+            mode: libc::S_IFREG | rights::of_admins(fs, 0o644).mode & 0o666,
             links: 1,
             size,
             data: size,
@@ -126,7 +126,7 @@ impl Place for Config {
 
     fn rights(&self, fs: &ImageFs, node: NodeId) -> Option<(Shown, u32)> {
         let number = node.number();
-        Some(if number == 0 { (acl::of_admins(fs, 0o755), 7) } else { (acl::of_admins(fs, 0o644), 6) })
+        Some(if number == 0 { (rights::of_admins(fs, 0o755), 7) } else { (rights::of_admins(fs, 0o644), 6) })
     }
 
     /// A look waits for the end of a truncation.

@@ -2,12 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::formats::metadata::TYPES;
-use crate::fs::acl::{self, Shown};
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::places::link::deep_target;
 use crate::fs::places::{Kind, Place};
+use crate::fs::rights::{self, Shown};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs};
 use crate::images::links;
 
@@ -53,11 +53,11 @@ impl Place for Defaults {
     /// Whoever owns the root owns what is default.
     fn attr(&self, fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
         let root = fs.root();
-        Ok(Attr { mode: libc::S_IFDIR | acl::of_root(fs).mode, uid: root.uid, gid: root.gid, ..own })
+        Ok(Attr { mode: libc::S_IFDIR | rights::of_root(fs).mode, uid: root.uid, gid: root.gid, ..own })
     }
 
     fn rights(&self, fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
-        Some((acl::of_root(fs), 7))
+        Some((rights::of_root(fs), 7))
     }
 
     fn symlink(

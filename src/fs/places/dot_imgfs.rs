@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::base::changelog::ChangeLog;
+use crate::base::logfile::LogFile;
 use crate::base::{document, json};
 use crate::error::{Error, Result};
 use crate::fs::names::not_found;
@@ -140,7 +140,7 @@ fn log_text(fs: &ImageFs, caller: Caller, n: u32) -> Result<String> {
 }
 
 /// The log itself, for who may know all of it.
-fn log_for(fs: &ImageFs, caller: Caller) -> Option<&ChangeLog> {
+fn log_for(fs: &ImageFs, caller: Caller) -> Option<&LogFile> {
     fs.store.journal.whole_log().filter(|_| fs.is_admin(caller))
 }
 

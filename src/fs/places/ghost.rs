@@ -6,7 +6,7 @@ use crate::fs::names::not_found;
 use crate::fs::node::NodeId;
 use crate::fs::opened::frozen;
 use crate::fs::places::Place;
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr};
 
 /// A directory that is gone for all others.
 pub struct Ghost;
@@ -30,7 +30,7 @@ impl Place for Ghost {
         Ok(Attr { mode: libc::S_IFDIR | 0o555, mtime: (0, 0), ctime: (0, 0), ..own })
     }
 
-    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &Changes) -> Result<()> {
+    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &SetAttr) -> Result<()> {
         Ok(())
     }
 

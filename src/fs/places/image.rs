@@ -7,7 +7,6 @@ use crate::base::json;
 use crate::base::name::parse_number;
 use crate::catalog::{self, Model, Version};
 use crate::error::{Error, Result};
-use crate::fs::acl::{self, Shown, asked};
 use crate::fs::names::{is_temporary, label_of, not_found, text_of};
 use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
@@ -15,8 +14,9 @@ use crate::fs::places::link::put_label;
 use crate::fs::places::{Attributes, Named, Place, icon, metadata, named, staging};
 use crate::fs::removal;
 use crate::fs::removal::walkers::{self, Object};
+use crate::fs::rights::{self, Shown, asked};
 use crate::fs::upload::{self, Destination};
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs, stale};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
 use crate::images::icons::{self, Form};
 use crate::images::links;
 use crate::images::targets;
@@ -67,7 +67,7 @@ impl Place for Image {
             return Ok(Attr { mode, links, size: 0, data: 0, ..own }.at(0));
         };
         let own = Attr { uid: image.uid, gid: image.gid, ..own };
-        let mode = acl::of_image(fs, image).mode;
+        let mode = rights::of_image(fs, image).mode;
         if part == ImagePart::Dir {
             let links = u32::try_from(model.versions_of(serial).count()).unwrap_or(0) + 2;
             let live = image.trashed_at.is_none();
@@ -85,7 +85,7 @@ impl Place for Image {
         Ok(own.file(mode & most, size as u64).at(changed))
     }
 
-    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         // What is in it follows the image.
         let NodeId::Image { serial, part: ImagePart::Dir, .. } = node else { return Ok(()) };
         if !changes.are_rights() {
@@ -93,7 +93,7 @@ impl Place for Image {
         }
         let modes = {
             let model = fs.store.catalog.read();
-            model.images.get(&serial).map(|image| (acl::of_image(fs, image).mode, image.mode))
+            model.images.get(&serial).map(|image| (rights::of_image(fs, image).mode, image.mode))
         };
         let mode = changes.mode.map(|mode| modes.map_or(mode, |(shown, own)| asked(mode, shown, own)));
         // `install -m 644 x.tar MNT/web`: it still speaks of the file that it has written.
@@ -107,11 +107,11 @@ impl Place for Image {
     fn rights(&self, fs: &ImageFs, node: NodeId) -> Option<(Shown, u32)> {
         let NodeId::Image { serial, part, .. } = node else { return None };
         let most = match part {
-            ImagePart::Dir => acl::ALL,
+            ImagePart::Dir => rights::ALL,
             ImagePart::Id => 4,
             ImagePart::Metadata | ImagePart::Icon => 6,
         };
-        Some((acl::of_image(fs, fs.store.catalog.read().images.get(&serial)?), most))
+        Some((rights::of_image(fs, fs.store.catalog.read().images.get(&serial)?), most))
     }
 
     fn set_acl(

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fs::names::{label_of, text_of};
 use crate::fs::node::{Link, NodeId};
 use crate::fs::places::{self, Place, no_symlink};
-use crate::fs::{Attr, Caller, Changes, ImageFs, stale};
+use crate::fs::{Attr, Caller, ImageFs, SetAttr, stale};
 use crate::images::labels;
 use crate::images::links;
 use crate::images::targets::{self, LinkTarget, path_of_target, target_of};
@@ -99,7 +99,7 @@ impl Place for Links {
     }
 
     /// They follow the image.
-    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &Changes) -> Result<()> {
+    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &SetAttr) -> Result<()> {
         Ok(())
     }
 

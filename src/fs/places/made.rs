@@ -8,7 +8,7 @@ use crate::fs::opened::Opened;
 use crate::fs::{Handle, ImageFs, stale};
 use crate::images::export::RecipeReaders;
 use crate::images::keep;
-use crate::tree::{Bytes, Kind, NodeIndex, Tree};
+use crate::tree::{Bytes, NodeIndex, NodeKind, Tree};
 
 /// What of a version was to be read.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ pub(in crate::fs) fn damage(fs: &ImageFs, serial: u32, part: Part, e: Error) -> 
         Part::Made(0) => Some("rootfs.tar".into()),
         Part::Made(recipe) => tree(&|tree| {
             let made =
-                |index| tree.node(index).is_ok_and(|node| node.kind == Kind::File(Bytes::Recipe(recipe)));
+                |index| tree.node(index).is_ok_and(|node| node.kind == NodeKind::File(Bytes::Recipe(recipe)));
             tree.path_where(made)
         }),
         Part::Kept => kept_name(fs, serial),

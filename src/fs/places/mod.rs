@@ -23,10 +23,10 @@ mod written;
 use crate::base::acl::Acl;
 use crate::catalog::Model;
 use crate::error::{Error, Result};
-use crate::fs::acl::Shown;
 use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs};
+use crate::fs::rights::Shown;
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr};
 use kinds::with_kinds;
 pub use kinds::{ALL, Kind};
 
@@ -140,7 +140,7 @@ pub(super) trait Place: Sync {
     }
 
     /// `chmod`, `chown`, `touch`.
-    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, changes: &Changes) -> Result<()> {
+    fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, changes: &SetAttr) -> Result<()> {
         if changes.are_rights() {
             let why = "its owner and mode follow the mount's";
             return Err(Error::Managed { what: "this file".into(), why });

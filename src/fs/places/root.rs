@@ -5,7 +5,6 @@ use crate::base::name::{AliasName, ImageName, image_stem};
 use crate::catalog::{self, Follows, Model, Named};
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::acl::{self, Shown, asked};
 use crate::fs::names::{is_temporary, not_found, text_of};
 use crate::fs::node::{Control, Link, NodeId};
 use crate::fs::places::at_label::at_label;
@@ -13,8 +12,9 @@ use crate::fs::places::image::receipt_in;
 use crate::fs::places::link::put_alias;
 use crate::fs::places::{Place, staging};
 use crate::fs::removal::{shells, walkers};
+use crate::fs::rights::{self, Shown, asked};
 use crate::fs::upload::{self, Destination};
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr};
 use crate::images::links;
 use crate::images::targets::{self, LinkTarget};
 use crate::images::versions;
@@ -62,17 +62,17 @@ impl Place for Root {
         let images = fs.store.catalog.read().live_images().count();
         let links = u32::try_from(images).unwrap_or(u32::MAX - 2) + 2;
         let root = fs.root();
-        let mode = libc::S_IFDIR | acl::of_root(fs).mode;
+        let mode = libc::S_IFDIR | rights::of_root(fs).mode;
         Ok(Attr { mode, links, lasting: true, uid: root.uid, gid: root.gid, ..own })
     }
 
-    fn set(&self, fs: &ImageFs, caller: Caller, _node: NodeId, changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, caller: Caller, _node: NodeId, changes: &SetAttr) -> Result<()> {
         if !changes.are_rights() {
             return Ok(());
         }
         let (old, or) = (fs.root(), |new: Option<u32>, old| new.unwrap_or(old));
         let (uid, gid) = (or(changes.uid, old.uid), or(changes.gid, old.gid));
-        let shown = acl::of_root(fs).mode;
+        let shown = rights::of_root(fs).mode;
         let mode = changes.mode.map_or(old.mode, |mode| asked(mode & 0o7777, shown, old.mode));
         versions::set_root(&fs.store, catalog::Root { uid, gid, mode, acl: old.acl })?;
         fs.store.journal.log(caller.uid, "chmod", ".", "changed");
@@ -80,7 +80,7 @@ impl Place for Root {
     }
 
     fn rights(&self, fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
-        Some((acl::of_root(fs), acl::ALL))
+        Some((rights::of_root(fs), rights::ALL))
     }
 
     fn set_acl(

@@ -4,8 +4,8 @@
 //! A staging directory is a directory of its own below STORE/staged, with `about.json` and the files as they
 //! came. It is its maker's alone, survives a restart, and goes when nobody has touched it for a week.
 
+mod known;
 pub(in crate::fs) mod publish;
-mod table;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,9 +22,9 @@ use crate::fs::node::NodeId;
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{Attributes, Named, Place, named, no_attribute};
 use crate::fs::upload::{Destination, refuse_over};
-use crate::fs::{Attr, Caller, Changes, DirEntry, Handle, ImageFs, stale};
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, SetAttr, stale};
 use crate::images::staging::{self, About};
-pub use table::{Staging, Stagings, Writing};
+pub use known::{Staging, Stagings, Writing};
 
 /// Files that a staging directory may hold.
 const FILES_MAX: usize = 64;
@@ -80,10 +80,10 @@ impl Place for StagingDirectory {
         attr(fs, node, own)
     }
 
-    fn set(&self, fs: &ImageFs, _caller: Caller, node: NodeId, changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, _caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Staged { directory, file } => {
-                set_file(fs, directory, file, &Changes { size: None, ..*changes })
+                set_file(fs, directory, file, &SetAttr { size: None, ..*changes })
             }
             // Its maker's, with the mode it has.
             _ => Ok(()),
@@ -92,7 +92,7 @@ impl Place for StagingDirectory {
 
     fn truncate(&self, fs: &ImageFs, _caller: Caller, node: NodeId, size: u64) -> Result<()> {
         let (directory, file) = file_of(node)?;
-        set_file(fs, directory, file, &Changes { size: Some(size), ..Changes::default() })
+        set_file(fs, directory, file, &SetAttr { size: Some(size), ..SetAttr::default() })
     }
 
     fn open(&self, fs: &ImageFs, _caller: Caller, node: NodeId, mode: OpenMode) -> Result<Opened> {
@@ -272,7 +272,7 @@ pub(in crate::fs) fn write(fs: &ImageFs, file: &File, path: &Path, offset: u64, 
     Ok(data.len() as u32)
 }
 
-fn set_file(fs: &ImageFs, directory: u32, number: u32, changes: &Changes) -> Result<()> {
+fn set_file(fs: &ImageFs, directory: u32, number: u32, changes: &SetAttr) -> Result<()> {
     let staging = fs.stagings.by_number(directory)?;
     staging.begin_change()?;
     refuse_over(&fs.store, changes.size.unwrap_or(0))?;

@@ -9,9 +9,9 @@ use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::made::{self, Part, damage};
 use crate::fs::places::{Attributes, Named, Place, named};
 use crate::fs::removal::walkers;
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs, stale};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
 use crate::images::{export, last_use};
-use crate::tree::{Bytes, Kind, Node, ROOT};
+use crate::tree::{Bytes, Node, NodeKind, ROOT};
 
 /// What a version's tree holds. A node of it never changes.
 pub struct Tree;
@@ -44,16 +44,16 @@ impl Place for Tree {
         let found = slot.tree.node(index)?;
         let mut attr = attr_of(own.ino, &found, index);
         match found.kind {
-            Kind::File(Bytes::Sparse(_)) => {
+            NodeKind::File(Bytes::Sparse(_)) => {
                 attr.data = slot.tree.sparse_map(&found)?.iter().map(|(_, len)| len).sum()
             }
-            Kind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
+            NodeKind::File(Bytes::Recipe(recipe)) => attr.data = slot.tree.recipe(recipe)?.data_size()?,
             _ => {}
         }
         Ok(attr)
     }
 
-    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, _changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, _changes: &SetAttr) -> Result<()> {
         if is_deleted(fs, caller, node) { Ok(()) } else { Err(frozen(node)) }
     }
 
@@ -65,8 +65,8 @@ impl Place for Tree {
         last_use::note(&fs.store, serial);
         let found = fs.store.tree(serial)?.tree.node(index)?;
         match found.kind {
-            Kind::File(Bytes::Recipe(recipe)) => made::open(fs, node, serial, recipe),
-            Kind::File(Bytes::Blob(blob)) if found.size >= OBJECT_MIN => Ok(Opened::Large(blob)),
+            NodeKind::File(Bytes::Recipe(recipe)) => made::open(fs, node, serial, recipe),
+            NodeKind::File(Bytes::Blob(blob)) if found.size >= OBJECT_MIN => Ok(Opened::Large(blob)),
             _ => Ok(Opened::Lasting),
         }
     }
@@ -105,7 +105,7 @@ impl Place for Tree {
             |(name, value): (&[u8], &[u8])| (String::from_utf8_lossy(name).into_owned(), value.to_vec());
         let own = slot.tree.xattrs(&found).map(text).collect();
         let mut hidden = Attributes::new();
-        if let Kind::File(Bytes::Blob(blob) | Bytes::Sparse(blob)) = found.kind
+        if let NodeKind::File(Bytes::Blob(blob) | Bytes::Sparse(blob)) = found.kind
             && blob != 0
         {
             let digest = fs.store.blobs.record(blob)?.digest.hex();
@@ -198,7 +198,7 @@ pub(in crate::fs) fn read<'b>(
     let (offset, len) = range;
     let read = match node.kind {
         // Most files: straight from the blob.
-        Kind::File(Bytes::Blob(blob)) => fs.store.blobs.read(blob, offset, len, buf),
+        NodeKind::File(Bytes::Blob(blob)) => fs.store.blobs.read(blob, offset, len, buf),
         _ => export::read_file(&fs.store, &slot.tree, &node, offset, len, buf, out).map(|()| &out[..]),
     };
     read.map_err(|e| damage(fs, serial, Part::Node(index), e))
@@ -207,21 +207,21 @@ pub(in crate::fs) fn read<'b>(
 /// The type bits of a tree's node.
 pub(in crate::fs) fn format_of(node: &Node) -> u32 {
     match node.kind {
-        Kind::File { .. } => libc::S_IFREG,
-        Kind::Directory { .. } => libc::S_IFDIR,
-        Kind::Symlink => libc::S_IFLNK,
-        Kind::CharDevice { .. } => libc::S_IFCHR,
-        Kind::BlockDevice { .. } => libc::S_IFBLK,
-        Kind::Fifo => libc::S_IFIFO,
+        NodeKind::File { .. } => libc::S_IFREG,
+        NodeKind::Directory { .. } => libc::S_IFDIR,
+        NodeKind::Symlink => libc::S_IFLNK,
+        NodeKind::CharDevice { .. } => libc::S_IFCHR,
+        NodeKind::BlockDevice { .. } => libc::S_IFBLK,
+        NodeKind::Fifo => libc::S_IFIFO,
     }
 }
 
 fn attr_of(ino: u64, node: &Node, index: u32) -> Attr {
     let device = match node.kind {
-        Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => (major, minor),
+        NodeKind::CharDevice { major, minor } | NodeKind::BlockDevice { major, minor } => (major, minor),
         _ => (0, 0),
     };
-    let size = if matches!(node.kind, Kind::Directory { .. }) { 4096 } else { node.size };
+    let size = if matches!(node.kind, NodeKind::Directory { .. }) { 4096 } else { node.size };
     Attr {
         ino,
         mode: format_of(node) | node.mode,

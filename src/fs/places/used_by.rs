@@ -7,7 +7,6 @@ use parking_lot::Mutex;
 use crate::base::clock::now;
 use crate::catalog::{Lease, LeaseFacts, Model};
 use crate::error::{Error, Result};
-use crate::fs::acl::{self, Shown};
 use crate::fs::edit::Edit;
 use crate::fs::names::{not_found, text_of};
 use crate::fs::node::{NodeId, VersionPart};
@@ -15,7 +14,8 @@ use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::version::version_of;
 use crate::fs::places::{Place, no_symlink};
 use crate::fs::removal::walkers;
-use crate::fs::{Attr, Caller, Changes, DirEntry, Handle, ImageFs, split_time, stale};
+use crate::fs::rights::{self, Shown};
+use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, SetAttr, split_time, stale};
 use crate::images::leases;
 
 /// A version's `used_by`: a file or a link a lease.
@@ -57,12 +57,12 @@ impl Place for UsedBy {
         let Ok((image, version)) = version_of(&model, version(node)?) else {
             return Ok(Attr { mode: libc::S_IFDIR | 0o777, size: 0, data: 0, ..own }.at(0));
         };
-        let mode = libc::S_IFDIR | mode(acl::of_image(fs, image).mode, model.is_live(version));
+        let mode = libc::S_IFDIR | mode(rights::of_image(fs, image).mode, model.is_live(version));
         Ok(Attr { mode, uid: image.uid, gid: image.gid, ..own }.at(version.created_at))
     }
 
     /// `touch -d TIME`, with a time to come: then the lease ends by itself.
-    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Lease(serial) => set_lease(fs, serial, changes),
             _ if walkers::has_deleted(fs, caller, version(node)?) => Ok(()),
@@ -77,12 +77,12 @@ impl Place for UsedBy {
     fn rights(&self, fs: &ImageFs, node: NodeId) -> Option<(Shown, u32)> {
         let model = fs.store.catalog.read();
         let (image, _) = version_of(&model, version(node).ok()?).ok()?;
-        let mut rights = acl::of_image(fs, image);
+        let mut rights = rights::of_image(fs, image);
         if let Some(acl) = rights.acl.as_mut() {
             // Who may read an image may use it.
             acl.change(|rights| *rights |= *rights >> 1 & 2);
         }
-        Some((rights, acl::ALL))
+        Some((rights, rights::ALL))
     }
 
     fn path(&self, fs: &ImageFs, directory: NodeId, name: &str) -> String {
@@ -235,7 +235,7 @@ pub(in crate::fs) fn flush(fs: &ImageFs, serial: u32, edit: &Mutex<Edit>) -> Res
     Ok(())
 }
 
-fn set_lease(fs: &ImageFs, serial: u32, changes: &Changes) -> Result<()> {
+fn set_lease(fs: &ImageFs, serial: u32, changes: &SetAttr) -> Result<()> {
     leases::change(&fs.store, serial, |facts| {
         facts.mode = changes.mode.map_or(facts.mode, |mode| mode & 0o7777);
         (facts.uid, facts.gid) = (changes.uid.unwrap_or(facts.uid), changes.gid.unwrap_or(facts.gid));

@@ -3,15 +3,15 @@
 use crate::base::json;
 use crate::catalog::{self, Model};
 use crate::error::{Error, Result};
-use crate::fs::acl::{self, Shown};
 use crate::fs::names::not_found;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{Attributes, Place, changes, made, named, tree};
 use crate::fs::removal::{self, walkers};
-use crate::fs::{Attr, Caller, Changes, DirEntry, ImageFs, stale};
+use crate::fs::rights::{self, Shown};
+use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
 use crate::images::{describe, last_use, leases, manifests};
-use crate::tree::{Kind, NodeIndex, ROOT, Tree};
+use crate::tree::{NodeIndex, NodeKind, ROOT, Tree};
 
 /// A version, and what is its own but its tree and its leases.
 pub struct Version;
@@ -41,7 +41,7 @@ impl Place for Version {
                     b"rootfs" if slot.tree.has_rootfs() => Ok(NodeId::Tree { serial, index: ROOT }),
                     _ => {
                         let index = beside(&slot.tree, name)?.ok_or_else(|| not_found(name))?;
-                        let directory = matches!(slot.tree.node(index)?.kind, Kind::Directory { .. });
+                        let directory = matches!(slot.tree.node(index)?.kind, NodeKind::Directory { .. });
                         Ok(if walker && directory { NodeId::Ghost } else { NodeId::Tree { serial, index } })
                     }
                 }
@@ -106,7 +106,7 @@ impl Place for Version {
             return Ok(fs.shown_open(node).unwrap_or(gone));
         };
         let live = model.is_live(version);
-        let mode = acl::of_image(fs, image).mode;
+        let mode = rights::of_image(fs, image).mode;
         let own = Attr { uid: image.uid, gid: image.gid, ..own }.at(version.created_at);
         let lasting = |attr: Attr| Attr { lasting: live, lasting_name: live, ..attr };
         Ok(match part {
@@ -119,7 +119,7 @@ impl Place for Version {
         })
     }
 
-    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, _changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, _changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Version { serial, .. } if !walkers::has_deleted(fs, caller, serial) => Err(frozen(node)),
             _ => Ok(()),
@@ -128,10 +128,10 @@ impl Place for Version {
 
     fn rights(&self, fs: &ImageFs, node: NodeId) -> Option<(Shown, u32)> {
         let NodeId::Version { serial, part, .. } = node else { return None };
-        let most = if part == VersionPart::Dir { acl::ALL } else { 4 };
+        let most = if part == VersionPart::Dir { rights::ALL } else { 4 };
         let model = fs.store.catalog.read();
         let (image, _) = version_of(&model, serial).ok()?;
-        Some((acl::of_image(fs, image), most))
+        Some((rights::of_image(fs, image), most))
     }
 
     fn path(&self, fs: &ImageFs, directory: NodeId, name: &str) -> String {

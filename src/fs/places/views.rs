@@ -2,13 +2,13 @@
 
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
-use crate::fs::acl::{self, Shown};
 use crate::fs::names::is_temporary;
 use crate::fs::names::text_of;
 use crate::fs::node::{Link, NodeId, number_of};
 use crate::fs::opened::frozen;
 use crate::fs::places::link::deep_target;
 use crate::fs::places::{Kind, Place, no_mkdir, no_rmdir, no_unlink};
+use crate::fs::rights::{self, Shown};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};
 use crate::images::{staging, views};
@@ -76,11 +76,11 @@ impl Place for Views {
     }
 
     fn attr(&self, fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | acl::of_admins(fs, 0o755).mode, ..own })
+        Ok(Attr { mode: libc::S_IFDIR | rights::of_admins(fs, 0o755).mode, ..own })
     }
 
     fn rights(&self, fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
-        Some((acl::of_admins(fs, 0o755), 7))
+        Some((rights::of_admins(fs, 0o755), 7))
     }
 
     /// `mkdir .imgfs/views/dc1`.

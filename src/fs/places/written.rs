@@ -2,13 +2,13 @@
 
 use crate::catalog::{self, Model};
 use crate::error::{Error, Result};
-use crate::fs::acl::{self, Shown};
 use crate::fs::node::NodeId;
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::version::version_of;
 use crate::fs::places::{Named, Place, no_attribute};
+use crate::fs::rights::{self, Shown};
 use crate::fs::upload;
-use crate::fs::{Attr, Caller, Changes, ImageFs, stale};
+use crate::fs::{Attr, Caller, ImageFs, SetAttr, stale};
 
 /// Uploads and receipts.
 pub struct Written;
@@ -28,7 +28,7 @@ impl Place for Written {
         }
     }
 
-    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &Changes) -> Result<()> {
+    fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Upload(number) => {
                 let upload = fs.uploads.by_number(number).ok_or_else(stale)?;
@@ -72,7 +72,7 @@ impl Place for Written {
         };
         let model = fs.store.catalog.read();
         let (image, _) = version_of(&model, serial).ok()?;
-        Some((acl::of_image(fs, image), 6))
+        Some((rights::of_image(fs, image), 6))
     }
 
     /// `setfattr -n user.imgfs.expect -v sha256:HEX`.
@@ -98,7 +98,7 @@ fn upload_attr(fs: &ImageFs, node: NodeId, number: u64) -> Result<Attr> {
     // Once it is a version, who may change the image may write that again. It is hidden from who may not
     // read it.
     match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
-        Some((image, _)) => Ok(Attr { mode: attr.mode | acl::of_image(fs, image).mode & 0o022, ..attr }),
+        Some((image, _)) => Ok(Attr { mode: attr.mode | rights::of_image(fs, image).mode & 0o022, ..attr }),
         None => Ok(attr),
     }
 }
@@ -115,6 +115,6 @@ fn receipt_attr(fs: &ImageFs, serial: u32, own: Attr) -> Result<Attr> {
 
 /// What the image lets nobody read, its receipt does not, either; who may change it may write that again.
 fn receipt_mode(fs: &ImageFs, image: &catalog::Image, own: u32) -> u32 {
-    let shown = acl::of_image(fs, image).mode;
+    let shown = rights::of_image(fs, image).mode;
     own & !0o444 | own & shown & 0o444 | shown & 0o022
 }

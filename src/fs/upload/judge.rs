@@ -1,6 +1,6 @@
 //! Judges what was written, and publishes what is complete.
 
-use crate::base::name::{Build, Promise, promise_of};
+use crate::base::name::{Promise, VersionTag, promise_of};
 use crate::error::{Error, Result};
 use crate::formats::tar;
 use crate::fs::upload::{Destination, Phase, State, Upload, keep, repeated, stream};
@@ -101,14 +101,14 @@ fn publish_unpacked(
     if let Some(manifest) = manifest {
         check_identity(&fs.store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
         staged::take_manifest(&mut unpacked, &manifest, name)?;
-        source.build.label = manifest.label();
+        source.tag.label = manifest.label();
     }
     ingest::publish(&fs.store, unpacked, &source)
 }
 
 pub(super) fn source(fs: &ImageFs, upload: &Upload, place: Destination, name: &str) -> Result<Source> {
-    let (target, build) = match place {
-        Destination::Image(serial) => (Target::Image(serial), Build::default()),
+    let (target, tag) = match place {
+        Destination::Image(serial) => (Target::Image(serial), VersionTag::default()),
         Destination::Root => stream::target_named(fs, name, Some(upload.number))?,
     };
     // The image may be somebody else's by now.
@@ -125,7 +125,7 @@ pub(super) fn source(fs: &ImageFs, upload: &Upload, place: Destination, name: &s
         // Under a temporary name nobody looks for it later.
         receipt: (promise_of(name) != Promise::Staged).then_some((info.mtime, info.mode)),
         metadata: None,
-        build,
+        tag,
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::base::name::{Build, ImageName, Promise, image_stem, promise_of};
+use crate::base::name::{ImageName, Promise, VersionTag, image_stem, promise_of};
 use crate::error::{Error, Result};
 use crate::formats::metadata::METADATA_MAX;
 use crate::fs::ImageFs;
@@ -123,11 +123,15 @@ pub(super) fn scratch_text(upload: &Upload, state: &State) -> Result<Vec<u8>> {
 
 /// Which image a file of this name in the root is for. `own`: the number of its upload, if that has one
 /// yet.
-pub(in crate::fs) fn target_named(fs: &ImageFs, name: &str, own: Option<u64>) -> Result<(Target, Build)> {
-    let (image, build) = ingest::named(&fs.store.catalog.read(), image_stem(name));
+pub(in crate::fs) fn target_named(
+    fs: &ImageFs,
+    name: &str,
+    own: Option<u64>,
+) -> Result<(Target, VersionTag)> {
+    let (image, tag) = ingest::named(&fs.store.catalog.read(), image_stem(name));
     let image = ImageName::parse(image.as_bytes())?;
     fs.refuse_staged(image.as_str(), own)?;
-    Ok((Target::Named(image), build))
+    Ok((Target::Named(image), tag))
 }
 
 pub(super) fn path_name(fs: &ImageFs, upload: &Upload) -> String {

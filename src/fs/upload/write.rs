@@ -46,8 +46,8 @@ pub(in crate::fs) fn create(
     match (destination, promise_of(text)) {
         (Destination::Root, Promise::Upload(_)) => {
             // Said now, not after a gigabyte.
-            let (target, build) = stream::target_named(fs, text, None)?;
-            ingest::refuse_early(&fs.store, caller.uid, &target, &build)?;
+            let (target, tag) = stream::target_named(fs, text, None)?;
+            ingest::refuse_early(&fs.store, caller.uid, &target, &tag)?;
             fs.refuse_foreign(caller, &target)?;
         }
         (Destination::Root, Promise::Staged) => {}

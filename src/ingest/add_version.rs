@@ -2,8 +2,8 @@
 
 use crate::base::clock::now;
 use crate::base::digest::Digest;
-use crate::base::name::{Build, ImageName, architecture, means_volume};
-use crate::catalog::{Change, Image, Named, Receipt, Row, Version, VersionFacts};
+use crate::base::name::{ImageName, VersionTag, architecture, means_volume};
+use crate::catalog::{Image, Named, Receipt, Row, Transaction, Version, VersionFacts};
 use crate::error::{Error, Result};
 use crate::formats::imgapi::Manifest;
 use crate::formats::metadata::editable_keys;
@@ -30,12 +30,12 @@ pub(super) fn add(
 ) -> Result<Published> {
     let at = now();
     store.trash_has_changed();
-    store.catalog.commit(|change| {
-        let (mut image, made_image) = image_for(store, change, source, at)?;
+    store.catalog.commit(|txn| {
+        let (mut image, made_image) = image_for(store, txn, source, at)?;
         refuse_immutable(&image)?;
-        refuse_other_architecture(&image, &source.build)?;
+        refuse_other_architecture(&image, &source.tag)?;
         // Another upload of the same may have been faster.
-        if let Some(same) = change.model.latest(image.serial).filter(|newest| is_same(&facts, newest)) {
+        if let Some(same) = txn.model.latest(image.serial).filter(|newest| is_same(&facts, newest)) {
             let (image, name, number) = (image.serial, image.name.clone(), same.number);
             return Ok(Published { image, name, number, new: false, new_bytes: 0 });
         }
@@ -43,11 +43,11 @@ pub(super) fn add(
         image.next_number += 1;
         image.updated_at = at;
         take_over(&mut image, source, &facts, number == 0);
-        check_identity(change.model, &facts.uuid, &facts.origin)?;
+        check_identity(txn.model, &facts.uuid, &facts.origin)?;
         for (key, value) in source.metadata.as_deref().map(editable_keys).transpose()?.unwrap_or_default() {
             image.editable.set(&key, &value)?;
         }
-        first_is_default(change, &image.name, image.serial);
+        first_is_default(txn, &image.name, image.serial);
         let receipt = source.receipt.map(|(mtime, mode)| Receipt {
             name: source.file_name.clone(),
             in_root: !matches!(source.target, Target::Image(_)),
@@ -55,10 +55,10 @@ pub(super) fn add(
             mode,
             made_image,
         });
-        let (serial, image_serial, name) = (change.serial(), image.serial, image.name.clone());
-        change.put(Row::Image(image.into()));
-        change.put(Row::Blobs(store.blobs.id_bound()));
-        change.put(Row::Version(Box::new(Version {
+        let (serial, image_serial, name) = (txn.serial(), image.serial, image.name.clone());
+        txn.put(Row::Image(image.into()));
+        txn.put(Row::Blobs(store.blobs.id_bound()));
+        txn.put(Row::Version(Box::new(Version {
             serial,
             image: image_serial,
             number,
@@ -70,51 +70,51 @@ pub(super) fn add(
             trashed_at: None,
             trash_name: None,
         })));
-        if let Some(label) = &source.build.label {
-            labels::put_row(change, image_serial, labels::parse(label)?, number, false)?;
+        if let Some(label) = &source.tag.label {
+            labels::put_row(txn, image_serial, labels::parse(label)?, number, false)?;
         }
         Ok(Published { image: image_serial, name, number, new: true, new_bytes: 0 })
     })
 }
 
 /// The image that a version goes into, and whether it is made for it.
-fn image_for(store: &Store, change: &mut Change<'_>, source: &Source, at: i64) -> Result<(Image, bool)> {
+fn image_for(store: &Store, txn: &mut Transaction<'_>, source: &Source, at: i64) -> Result<(Image, bool)> {
     let (name, holder) = match &source.target {
         Target::Image(serial) => {
             let gone = || Error::NotFound { what: "such image any more".into() };
-            return Ok((change.model.live_image(*serial).cloned().ok_or_else(gone)?, false));
+            return Ok((txn.model.live_image(*serial).cloned().ok_or_else(gone)?, false));
         }
-        Target::Named(name) => match change.model.named(name.as_str()) {
-            Some(Named::Image(serial)) => return Ok((change.model.images[&serial].clone(), false)),
+        Target::Named(name) => match txn.model.named(name.as_str()) {
+            Some(Named::Image(serial)) => return Ok((txn.model.images[&serial].clone(), false)),
             Some(Named::Alias(_)) => (name, Some("it is an alias")),
             None => (name, None),
         },
-        Target::New(name) => (name, change.model.named(name.as_str()).map(|_| "there is one already")),
+        Target::New(name) => (name, txn.model.named(name.as_str()).map(|_| "there is one already")),
     };
     match holder {
         Some(holder) => Err(Error::Taken { name: name.to_string(), holder: holder.into() }),
-        None => Ok((new_image(store, change, source, name, at)?, true)),
+        None => Ok((new_image(store, txn, source, name, at)?, true)),
     }
 }
 
 fn new_image(
     store: &Store,
-    change: &mut Change<'_>,
+    txn: &mut Transaction<'_>,
     source: &Source,
     name: &ImageName,
     at: i64,
 ) -> Result<Image> {
-    views::refuse_shadow(change.model, name.as_str(), None)?;
-    let payers = Payer::of(store, change.whole, source.uid, name.as_str());
-    quota::refuse_image(store, change.whole, &payers)?;
-    Image::new(change.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
+    views::refuse_shadow(txn.model, name.as_str(), None)?;
+    let payers = Payer::of(store, txn.whole, source.uid, name.as_str());
+    quota::refuse_image(store, txn.whole, &payers)?;
+    Image::new(txn.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
 }
 
 /// An image takes from a new version what its user has not written: an empty key takes what the version says
 /// of itself. `first`: the image has had none before.
 fn take_over(image: &mut Image, source: &Source, facts: &VersionFacts, first: bool) {
     let editable = &mut image.editable;
-    if let Some(architecture) = source.build.architecture.filter(|_| editable.architecture.is_empty()) {
+    if let Some(architecture) = source.tag.architecture.filter(|_| editable.architecture.is_empty()) {
         editable.architecture = architecture.into();
     }
     for (field, found) in [
@@ -155,9 +155,9 @@ fn is_same(new: &VersionFacts, old: &Version) -> bool {
 /// # Errors
 ///
 /// `NotUnique`.
-pub(super) fn refuse_other_architecture(image: &Image, build: &Build) -> Result<()> {
+pub(super) fn refuse_other_architecture(image: &Image, tag: &VersionTag) -> Result<()> {
     let is = architecture(&image.editable.architecture);
-    match build.architecture {
+    match tag.architecture {
         Some(wanted) if is.is_some_and(|is| is != wanted) => Err(Error::NotUnique {
             what: image.name.clone(),
             holder: format!("its architecture is {}, and this is for {wanted}", image.editable.architecture),

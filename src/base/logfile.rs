@@ -66,20 +66,20 @@ impl Write for LongFile {
 }
 
 /// The log of a store's changes: `log`, and the older `log.1` to `log.3`.
-pub struct ChangeLog {
+pub struct LogFile {
     dir: PathBuf,
     file: Mutex<LongFile>,
 }
 
-impl ChangeLog {
+impl LogFile {
     /// Opens the log of the store in `dir`.
     ///
     /// # Errors
     ///
     /// `Io`.
-    pub fn open(dir: &Path) -> Result<ChangeLog> {
+    pub fn open(dir: &Path) -> Result<LogFile> {
         let file = LongFile::open(dir.join("log"), LONG, ASIDE)?;
-        Ok(ChangeLog { dir: dir.to_owned(), file: Mutex::new(file) })
+        Ok(LogFile { dir: dir.to_owned(), file: Mutex::new(file) })
     }
 
     /// Adds a line. The change is made: a log that cannot be written does not undo it.
@@ -142,14 +142,14 @@ mod tests {
     #[test]
     fn a_long_log_is_put_aside_and_the_oldest_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let log = ChangeLog::open(dir.path()).unwrap();
+        let log = LogFile::open(dir.path()).unwrap();
         let line = format!("{}\n", "x".repeat(LONG as usize / 4 - 1));
         (0..20).for_each(|_| log.add(&line));
         assert_eq!([0, 1, 2, 3, 4].map(|n| log.len(n)), [LONG, LONG, LONG, LONG, 0]);
         log.add("last\n");
         assert!((0..=ASIDE).all(|n| log.has(n)) && !log.has(ASIDE + 1));
         drop(log);
-        let (log, mut out) = (ChangeLog::open(dir.path()).unwrap(), Vec::new());
+        let (log, mut out) = (LogFile::open(dir.path()).unwrap(), Vec::new());
         log.read(0, 1, 3, &mut out).unwrap();
         log.read(0, 4, 100, &mut out).unwrap();
         log.read(0, 400, 100, &mut out).unwrap();
