@@ -322,6 +322,9 @@ impl Error {
                 "end that; lsns -t mnt lists mount namespaces"
             }
             Error::Locked { holder, .. } if !holder.is_imgfs => "wait for that process to end, or end it",
+            Error::Locked { holder, .. } if holder.stays && holder.mounted.is_empty() => {
+                "imgfs mount gets a mount from it; imgfs daemon --stop ends it"
+            }
             Error::Locked { holder, .. } if holder.mounted.is_empty() => "wait for that command to end",
             Error::Locked { .. } => "imgfs umount it first",
             Error::StoreNewer { .. } => "use a newer imgfs",

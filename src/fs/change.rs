@@ -210,7 +210,7 @@ impl ImageFs {
         refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)
     }
 
-    fn count_incarnation(&self, serials: impl IntoIterator<Item = u32>) {
+    pub(super) fn count_incarnation(&self, serials: impl IntoIterator<Item = u32>) {
         let mut all = self.mounts.incarnations.lock();
         for serial in serials {
             let count = all.entry(serial).or_insert(0);

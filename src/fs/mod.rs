@@ -14,7 +14,7 @@
 //! control.rs   the files of .imgfs
 //! ghost.rs     rm -r: what a walker sees of what it has just deleted; gone.rs, moved.rs: and what a mover sees
 //! shells.rs    images of a mkdir in which nothing was taken
-//! retire.rs    what goes by itself
+//! retire.rs    what goes by itself, as kernels are told
 //! mounts.rs    several mounts of one store
 //! ```
 //!
@@ -50,7 +50,7 @@ mod xattr;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -259,6 +259,8 @@ pub struct ImageFs {
     /// Trees that are mounts of their own, if any are to be.
     pub(crate) trees: OnceLock<Arc<kernel::attach::Trees>>,
     started: std::time::Instant,
+    /// Whether the mount is gone.
+    ended: AtomicBool,
 }
 
 impl ImageFs {
@@ -287,6 +289,7 @@ impl ImageFs {
             trees_kernel: RwLock::new(None),
             trees: OnceLock::new(),
             started: std::time::Instant::now(),
+            ended: AtomicBool::new(false),
         });
         mounts.add(&fs);
         fs

@@ -92,7 +92,7 @@ impl ImageFs {
         for staging in all.into_iter().filter(|s| staging::idle(&s.path, s.known, trash) > idle) {
             let name = staging.about.lock().name.clone();
             let uid = staging.about.lock().uid;
-            self.store.journal.fail(&name, uid, "nobody touched the staging directory for a long time");
+            self.store.journal.fail(&name, uid, staging::NOT_TOUCHED);
             self.stagings.remove(&staging);
         }
     }

@@ -155,7 +155,7 @@ impl ImageFs {
             let name = upload.name();
             self.uploads.remove(&upload);
             drop_staged(&upload, &mut upload.state.lock());
-            self.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
+            self.store.journal.fail(&name, upload.uid, staging::NOT_RENAMED);
             upload.job.end("dropped");
         }
     }
