@@ -6,6 +6,7 @@ mod common;
 mod aliases;
 mod archives;
 mod config;
+mod daemon;
 mod damage;
 mod expiry;
 mod export;

@@ -53,13 +53,15 @@ impl StoreLock {
         }
     }
 
-    /// Writes who holds the lock, and where the store is mounted.
+    /// Writes who holds the lock, where the store is mounted, and whether that is a daemon that goes on with
+    /// nothing mounted.
     ///
     /// # Errors
     ///
     /// `Io`.
-    pub fn describe(&self, mounted: &str) -> Result<()> {
-        let text = format!("{}\n{mounted}\n", std::process::id());
+    pub fn describe(&self, mounted: &str, stays: bool) -> Result<()> {
+        let stays = if stays { "daemon\n" } else { "" };
+        let text = format!("{}\n{mounted}\n{stays}", std::process::id());
         // Written first and shortened then: whoever reads meanwhile finds a holder.
         let written =
             self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
@@ -80,6 +82,11 @@ impl Holder {
     /// This process.
     pub fn ours(mounted: String) -> Holder {
         Holder { pid: std::process::id(), name: "imgfs".into(), mounted, is_imgfs: true, ..Holder::default() }
+    }
+
+    /// Whether it is a daemon that answers on its socket.
+    pub fn listens(&self) -> bool {
+        (self.stays || !self.mounted.is_empty()) && self.dying.is_none()
     }
 
     /// The refusal that names it, and why it is still there.
@@ -114,12 +121,13 @@ impl Holder {
         let mut text = String::new();
         let mut from = file;
         let _ = from.read_to_string(&mut text);
-        let (written, mounted) = parse_lock(&text);
+        let (written, mounted, stays) = parse_lock(&text);
         let pid = locker(file).unwrap_or(written);
         let name = process::name(pid);
         let is_imgfs = pid == written || name == "imgfs";
         let mounted = if is_imgfs { mounted } else { String::new() };
-        Holder { pid, name, mounted, is_imgfs, elsewhere: None, dying: waits_dying(pid) }
+        let stays = stays && is_imgfs;
+        Holder { pid, name, mounted, stays, is_imgfs, elsewhere: None, dying: waits_dying(pid) }
     }
 }
 
@@ -176,10 +184,11 @@ fn waits_dying(pid: u32) -> Option<String> {
     Some(stuck.filter(|place| place != "0").unwrap_or_else(|| "it does not say where".into()))
 }
 
-fn parse_lock(text: &str) -> (u32, String) {
+/// The process, where it has mounted the store, and whether it goes on without a mount.
+fn parse_lock(text: &str) -> (u32, String, bool) {
     let mut lines = text.lines();
     let pid = lines.next().and_then(|line| line.trim().parse().ok()).unwrap_or(0);
-    (pid, lines.next().unwrap_or_default().to_owned())
+    (pid, lines.next().unwrap_or_default().to_owned(), lines.next() == Some("daemon"))
 }
 
 #[cfg(test)]
@@ -225,9 +234,13 @@ mod tests {
     fn the_holder_is_who_has_the_lock_and_not_who_wrote_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let lock = StoreLock::take(dir.path()).unwrap();
-        lock.describe("/a mount").unwrap();
+        lock.describe("", true).unwrap();
+        let holder = StoreLock::holder(dir.path()).unwrap();
+        assert!(holder.stays && holder.listens() && holder.mounted.is_empty());
+        lock.describe("/a mount", false).unwrap();
         let holder = StoreLock::holder(dir.path()).unwrap();
         assert_eq!((holder.pid, holder.mounted.as_str()), (std::process::id(), "/a mount"));
+        assert!(!holder.stays && holder.listens());
         lock.file.write_all_at(b"999999999\n/elsewhere\n", 0).unwrap();
         let Err(Error::Locked { holder, .. }) = StoreLock::take(dir.path()) else { panic!("it was taken") };
         assert_eq!((holder.pid, holder.is_imgfs, holder.mounted.as_str()), (std::process::id(), false, ""));

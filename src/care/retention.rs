@@ -1,26 +1,96 @@
-//! keep_versions, expires_at, expires_unused, status deleted: what the daemon deletes by itself. It goes into
-//! the trash, as all else does.
+//! keep_versions, expires_at, expires_unused, status deleted, the time of a lease: what the daemon ends and
+//! deletes by itself. It goes into the trash, as all else does.
+
+use std::time::Duration;
 
 use crate::base::clock::now;
 use crate::catalog::{Image, Model, Version};
+use crate::error::{Error, Result};
 use crate::images::last_use;
 use crate::images::leases;
 use crate::images::links;
+use crate::images::versions;
 use crate::store::Store;
+use crate::store::tell::Deletion;
 
 /// Why an image goes that has `expires_unused`.
-pub const UNUSED: &str = "nobody has used it for the time of its expires_unused";
+const UNUSED: &str = "nobody has used it for the time of its expires_unused";
+/// How old the note of an image's last use may be before it is written again.
+const KEEP_USE: Duration = Duration::from_secs(3600);
+/// Who does it, in the log: the daemon, as the user 0.
+const DAEMON: u32 = 0;
 
 /// What is due, by serial, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Due {
+enum Due {
     Image(u32, &'static str),
     Version(u32, &'static str),
 }
 
+/// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays,
+/// silently: it is tried again at the next look.
+pub fn retire(store: &Store) {
+    for (lease, path) in leases::expired(store) {
+        if leases::end(store, lease).is_ok() {
+            store.journal.log(DAEMON, "release", &path, "its time is over");
+        }
+    }
+    if let Err(e) = last_use::keep(store, KEEP_USE) {
+        log::debug!("cannot note which images are used: {e}");
+    }
+    for due in due(store) {
+        let (path, why, deletion) = {
+            let model = store.catalog.read();
+            match due {
+                Due::Image(serial, why) => {
+                    let Some(image) = model.images.get(&serial) else { continue };
+                    let own = model.all_versions().filter(|version| version.image == serial);
+                    let versions = own.map(|version| version.serial).collect();
+                    (image.name.clone(), why, Deletion::Image(serial, versions))
+                }
+                Due::Version(serial, why) => (store.path_of(&model, serial), why, Deletion::Version(serial)),
+            }
+        };
+        if why == UNUSED && is_tree_in_use(store, deletion.versions()) {
+            continue;
+        }
+        match delete(store, &deletion) {
+            Ok(()) => {
+                store.journal.log(DAEMON, "delete", &path, "in the trash");
+                store.journal.start_job("retention", &path, DAEMON).end(&format!("deleted: {why}"));
+            }
+            Err(e) => log::debug!("{path} stays: {e}"),
+        }
+    }
+}
+
+/// Whether somebody is in a tree of these versions that is a mount of its own: such a user opens files
+/// without a word to us.
+fn is_tree_in_use(store: &Store, versions: &[u32]) -> bool {
+    let used = store.mounts().and_then(|mounts| mounts.tree_in_use(versions));
+    used.inspect(|serial| last_use::note(store, *serial)).is_some()
+}
+
+/// Deletes an image or a version, and has the mounts told.
+fn delete(store: &Store, deletion: &Deletion) -> Result<()> {
+    let afterwards = store.mounts().map(|mounts| mounts.before_deletion(deletion));
+    let deleted = match deletion {
+        Deletion::Image(serial, _) => versions::delete_image(store, *serial),
+        Deletion::Version(serial) => {
+            let found = store.catalog.read().versions.get(serial).map(|v| (v.image, v.number));
+            let found = found.ok_or_else(|| Error::NotFound { what: "such version".into() });
+            found.and_then(|(image, number)| versions::delete_version(store, image, number).map(drop))
+        }
+    };
+    if let Some(afterwards) = afterwards {
+        afterwards(deleted.is_ok());
+    }
+    deleted
+}
+
 /// What is to go now. Whether it may, the deletion says: what is default, leased, pinned, an origin or
 /// immutable stays.
-pub fn due(store: &Store) -> Vec<Due> {
+fn due(store: &Store) -> Vec<Due> {
     let stale = leases::stale(leases::links(&store.catalog.read(), |_| true));
     let (model, at) = (store.catalog.read(), now());
     let used = |v: &Version| leases::refuse_used(store, &model, &[v], &stale).is_err();

@@ -62,16 +62,68 @@ pub struct MountArgs {
     /// .imgfs/config, as trash=24h, admin_group=GROUP, quota=BYTES, max_size=BYTES
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
-    /// Stay in front, log to standard error
-    #[arg(short = 'f', long)]
-    pub foreground: bool,
-    /// Started by `imgfs mount`: report on standard output, then go on in the background
-    #[arg(long, hide = true)]
-    pub background_child: bool,
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Where to mount
     #[arg(value_name = "MNT")]
     pub point: PathBuf,
 }
+
+/// Where the daemon runs: in the background, if nothing is said.
+#[derive(Args, Clone)]
+pub struct RunArgs {
+    /// Stay in front, log to standard error
+    #[arg(short = 'f', long)]
+    foreground: bool,
+    /// Started by imgfs itself: report on standard output, then go on in the background
+    #[arg(long, hide = true)]
+    background_child: bool,
+}
+
+impl RunArgs {
+    /// Where the daemon is to run.
+    pub fn ground(&self) -> Ground {
+        match (self.foreground, self.background_child) {
+            (true, _) => Ground::Front,
+            (false, true) => Ground::Child,
+            (false, false) => Ground::Background,
+        }
+    }
+}
+
+/// Where a daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// In this process, with its log on standard error.
+    Front,
+    /// In this process, which was started to go on in the background.
+    Child,
+    /// In a process of its own.
+    Background,
+}
+
+#[derive(Args, Clone)]
+pub struct DaemonArgs {
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Options: threads=N, latency=auto|off, passthrough=auto|off, trees=auto|mounted|inline for its mounts;
+    /// any setting of .imgfs/config, as trash=24h
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// End the daemon, and wait until it has ended; refused while something is mounted
+    #[arg(long, conflicts_with_all = ["options", "foreground"])]
+    pub stop: bool,
+}
+
+const DAEMON_HELP: &str = "\
+The daemon has the store, does what is done in the background (it empties the trash, ends what has expired,
+frees space, packs what has rested, looks for damage) and answers status, ls, gc, repack, fsck and diff. imgfs
+mount gets a mount from it, and imgfs umount leaves it running. Without this command a daemon begins and ends
+with its mounts. It goes on in the background, unless -f is given, and ends on --stop or SIGTERM.
+
+Exit status: 0 it runs, or has ended; 1 refused or failed, 2 wrong usage.";
 
 const LS_HELP: &str = "\
 A FILTER is KEY=REGEX, which compares a key of metadata.json, a property, or uuid (of any version), as a whole
@@ -116,7 +168,7 @@ pub enum Command {
     /// Mount a store; returns when the mount answers
     #[command(after_help = "Exit status: 0 mounted, 1 refused or failed, 2 wrong usage.")]
     Mount(MountArgs),
-    /// Unmount, and wait until the daemon has ended
+    /// Unmount; a daemon that began with its mounts ends with the last, and that is waited for
     #[command(
         after_help = "Exit status: 0 unmounted, 1 refused (something is open there) or failed, 2 wrong usage."
     )]
@@ -127,6 +179,9 @@ pub enum Command {
         #[arg(value_name = "MNT")]
         point: PathBuf,
     },
+    /// Start the daemon of a store with nothing mounted; returns when it answers
+    #[command(after_help = DAEMON_HELP)]
+    Daemon(DaemonArgs),
     /// Watch over a daemon; each starts one
     #[command(hide = true)]
     Guard {
@@ -210,14 +265,14 @@ pub enum Command {
     /// Make the store small: pack what is loose
     #[command(
         after_help = "All content is compressed, together and against older versions, but that of images whose storage is\n\
-        fast. It can be interrupted: what is packed stays so. A mount does the same in the background with what\n\
+        fast. It can be interrupted: what is packed stays so. A daemon does the same in the background with what\n\
         has not been used for a while.\n\
         Exit status: 0 done, 1 failed, 2 wrong usage."
     )]
     Repack {
         #[command(flatten)]
         store: StoreArg,
-        /// Stop the background's packing, until --resume or the next mount
+        /// Stop the background's packing, until --resume or the daemon's end
         #[arg(long, conflicts_with = "resume")]
         pause: bool,
         /// Let the background go on

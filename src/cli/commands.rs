@@ -12,7 +12,6 @@ use crate::care::fsck::Repaired;
 use crate::cli::args::StoreArg;
 use crate::cli::text::bytes;
 use crate::daemon::socket::{self, Answer, Request};
-use crate::error::Holder;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::images::diff::{self, Difference};
@@ -37,15 +36,14 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
     };
     let looks_only = matches!(request, Request::Status | Request::List);
     // A mount that begins, or another command, which listens to nobody; or a daemon that was killed.
-    let listens = |holder: &Holder| !holder.mounted.is_empty() && holder.dying.is_none();
     let answer = loop {
         match StoreLock::holder(&dir) {
             None => {
                 format::check(&dir)?;
                 break socket::perform(&*open(&dir)?, request, progress)?;
             }
-            Some(holder) if !listens(&holder) => {
-                if soon(|| StoreLock::holder(&dir).is_none_or(|now| listens(&now))) {
+            Some(holder) if !holder.listens() => {
+                if soon(|| StoreLock::holder(&dir).is_none_or(|now| now.listens())) {
                     continue;
                 }
                 return Err(holder.refuses(&dir));
@@ -111,8 +109,12 @@ pub fn status(store: &StoreArg, json: bool) -> Result<ExitCode> {
     }
     let number = |key: &str| document[key].as_u64().unwrap_or(0);
     println!("store       {}", document["store"].as_str().unwrap_or("?"));
-    if let Some(holder) = StoreLock::holder(&store.dir()?) {
-        println!("mounted     {} (process {})", holder.mounted, holder.pid);
+    match StoreLock::holder(&store.dir()?) {
+        Some(holder) if holder.mounted.is_empty() => {
+            println!("daemon      process {}, nothing is mounted", holder.pid);
+        }
+        Some(holder) => println!("mounted     {} (process {})", holder.mounted, holder.pid),
+        None => {}
     }
     println!(
         "images      {} with {} versions, {} in the trash",
@@ -201,11 +203,11 @@ pub fn gc(store: &StoreArg, trash: bool) -> Result<ExitCode> {
 /// # Errors
 ///
 /// Those of `status`; `Ended` if the daemon ends before it answers. `Invalid` for a pause or its end if the
-/// store is not mounted.
+/// store has no daemon.
 pub fn repack(store: &StoreArg, pause: bool, resume: bool) -> Result<ExitCode> {
     if pause || resume {
         if StoreLock::holder(&store.dir()?).is_none() {
-            let why = "the store is not mounted: nothing runs in the background".into();
+            let why = "the store has no daemon: nothing runs in the background".into();
             return Err(Error::Invalid { what: "--pause or --resume".into(), why });
         }
         let Answer::Done = perform(store, Request::Pause { pause }, "repack")? else {

@@ -5,6 +5,7 @@ mod print;
 
 mod args;
 mod commands;
+mod daemon;
 mod export;
 mod ls;
 mod man;
@@ -49,6 +50,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Mount(options) => mounting::mount(&options),
         Command::Umount { point, lazy } => mounting::umount(&point, lazy),
+        Command::Daemon(options) => daemon::daemon(&options),
         Command::Guard { daemon, store } => guard::run(&store, daemon).map(|()| ExitCode::SUCCESS),
         Command::Status { store, json } => commands::status(&store, json),
         Command::Ls(args) => ls::ls(&args),

@@ -1,9 +1,7 @@
 //! imgfs mount, imgfs umount.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -11,22 +9,16 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::base::lock::StoreLock;
-use crate::base::logfile::LongFile;
-use crate::base::sys;
-use crate::cli::args::{MountArgs, Parsed, parse_options};
+use crate::cli::args::{Ground, MountArgs, Parsed, parse_options};
+use crate::cli::daemon::{options, serve, start_in_background};
 use crate::cli::remount::remount;
 use crate::cli::text::bytes;
-use crate::daemon;
 use crate::daemon::socket::{self, Answer, MountRequest, Request};
 use crate::error::{Error, Result};
-use crate::format;
 use crate::fs::kernel::mount;
-use crate::store::settings::TreesAs;
 
 /// Between two looks whether a mount is still there.
 const LOOK: Duration = Duration::from_millis(200);
-/// Bytes of daemon.log after which it goes on in a new one.
-const LONG_LOG: u64 = 256 << 10;
 /// How long a daemon that does not answer may take to end.
 const ENDING: Duration = Duration::from_secs(10);
 /// After what time it is looked for who else has a mount that was unmounted here.
@@ -49,62 +41,32 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let store = arguments.store.dir()?;
-    if !arguments.background_child && StoreLock::holder(&store).is_some() {
+    let ground = arguments.run.ground();
+    if ground != Ground::Child && StoreLock::holder(&store).is_some() {
         // Before the mount is there: whoever sees it may end this.
-        let signals = if arguments.foreground { Some(ending_signals()?) } else { None };
+        let signals = if ground == Ground::Front { Some(ending_signals()?) } else { None };
         if let Some(line) = mount_beside(&store, &arguments.point, &parsed)? {
             println!("imgfs: {line}");
             signals.map_or(Ok(()), |signals| stay(&arguments.point, signals))?;
             return Ok(ExitCode::SUCCESS);
         }
     }
-    if !arguments.foreground && !arguments.background_child {
-        return start_in_background(arguments, &store);
+    if ground == Ground::Background {
+        let point = Some(&*arguments.point);
+        return start_in_background("mount", &store, &arguments.options, point).map(ExitCode::from);
     }
-    let options = daemon::Options {
-        store,
-        mount: MountRequest {
-            point: arguments.point.clone(),
-            view: parsed.view,
-            flags: parsed.flags,
-            own_word: false,
-        },
-        settings: parsed.settings,
-        threads: parsed.threads,
-        latency: parsed.latency,
-        passthrough: parsed.passthrough,
+    let request = request(&arguments.point, &parsed);
+    serve(&options(store, Some(request), parsed), ground)
+}
+
+/// What `imgfs mount` asks a daemon for.
+fn request(point: &Path, parsed: &Parsed) -> MountRequest {
+    MountRequest {
+        point: point.to_owned(),
+        view: parsed.view.clone(),
+        flags: parsed.flags.clone(),
+        own_word: parsed.settings.given().next().is_some(),
         trees: parsed.trees,
-    };
-    if arguments.foreground {
-        start_log(None);
-        daemon::run(&options, |line| println!("imgfs: {line}"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    // A session of its own: a ^C at the terminal is not meant for it.
-    let _ = rustix::process::setsid();
-    let report = |line: &str| {
-        println!("{line}");
-        let _ = std::io::stdout().flush();
-        // The parent waits for the end of this.
-        if let Ok(null) = File::options().write(true).open("/dev/null") {
-            let _ = rustix::stdio::dup2_stdout(&null);
-        }
-    };
-    // A mount that is refused leaves nothing, no log either.
-    let may_begin =
-        || daemon::prepare_point(&options.mount.point).and_then(|_| format::refuse_others(&options.store));
-    if let Err(e) = may_begin() {
-        report(&format!("error {e}\n{}", e.remedy()));
-        return Ok(ExitCode::from(1));
-    }
-    start_log(Some(&options.store));
-    match daemon::run(&options, |line| report(&format!("ok {line}"))) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(e) => {
-            log::error!("{e}");
-            report(&format!("error {e}\n{}", e.remedy()));
-            Ok(ExitCode::from(1))
-        }
     }
 }
 
@@ -112,14 +74,8 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
 /// already, or does not answer, as who tries to hold the store will be told.
 fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<String>> {
     let point = std::path::absolute(point).map_err(Error::io("find", point))?;
-    let own_word = parsed.settings.given().next().is_some() || parsed.trees == TreesAs::Mounted;
-    let request = MountRequest {
-        point: point.clone(),
-        view: parsed.view.clone(),
-        flags: parsed.flags.clone(),
-        own_word,
-    };
-    match socket::ask(store, &Request::Mount(request), |_, _| true) {
+    let request = Request::Mount(request(&point, parsed));
+    match socket::ask(store, &request, |_, _| true) {
         Ok(Answer::Document { document }) => {
             // Answers now: the first stat goes through the daemon. It may be of a user who lets nobody else
             // in.
@@ -164,72 +120,7 @@ fn stay(point: &Path, mut signals: Signals) -> Result<()> {
     Ok(())
 }
 
-/// Logs to a file in the store, or to standard error.
-fn start_log(store: Option<&Path>) {
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(log::LevelFilter::Info).parse_env("IMGFS_LOG");
-    builder.format(|out, record| {
-        writeln!(
-            out,
-            "{} {} {}",
-            crate::base::clock::time_text(crate::base::clock::now()),
-            record.level().as_str().to_lowercase(),
-            record.args()
-        )
-    });
-    let file = store.and_then(|dir| {
-        crate::format::make_dir(dir).ok()?;
-        LongFile::open(dir.join("daemon.log"), LONG_LOG, 1).ok()
-    });
-    if let Some(file) = file {
-        builder.target(env_logger::Target::Pipe(Box::new(file)));
-    }
-    builder.init();
-}
-
-/// Starts the daemon and waits for its first line.
-fn start_in_background(arguments: &MountArgs, store: &Path) -> Result<ExitCode> {
-    sys::keep_inherited_files();
-    let program = std::env::current_exe().map_err(Error::io("find", Path::new("imgfs")))?;
-    let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
-    let mut command = Command::new(&program);
-    command.args(["mount", "--background-child", "--store"]).arg(absolute(store)?);
-    for options in &arguments.options {
-        command.args(["-o", options]);
-    }
-    command.arg("--").arg(absolute(&arguments.point)?);
-    let mut child = command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(Error::io("start", &program))?;
-    let stdout = child.stdout.take().expect("it was piped");
-    let lines: Vec<String> = BufReader::new(stdout).lines().map_while(std::result::Result::ok).collect();
-    match lines.first().and_then(|line| line.split_once(' ')) {
-        Some(("ok", line)) => {
-            // Answers now: the first stat goes through the daemon.
-            std::fs::metadata(&arguments.point).map_err(Error::io("stat", &arguments.point))?;
-            println!("imgfs: {line}");
-            Ok(ExitCode::SUCCESS)
-        }
-        Some(("error", line)) => {
-            eprintln!("imgfs: {line}");
-            lines.iter().skip(1).for_each(|remedy| eprintln!("imgfs: {remedy}"));
-            Ok(ExitCode::from(1))
-        }
-        _ => {
-            eprintln!(
-                "imgfs: the daemon ended before it was ready: see {}",
-                store.join("daemon.log").display()
-            );
-            Ok(ExitCode::from(1))
-        }
-    }
-}
-
-/// Unmounts, and waits until the daemon has ended, for a minute at most.
+/// Unmounts, and waits until a daemon that ends with its mounts has ended, for a minute at most.
 ///
 /// # Errors
 ///

@@ -1,22 +1,23 @@
-//! The process behind a mount: start, background work, end.
+//! The process that has a store: its start, its mounts, its end. It may go on with nothing mounted.
 
+mod background;
 pub mod guard;
 pub mod socket;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::base::flags::Flags;
-use crate::care::repack::What;
-use crate::care::{gc, repack, scrub};
-use crate::daemon::socket::MountRequest;
+use crate::care::gc;
+use crate::daemon::background::Background;
+use crate::daemon::socket::{Host, MountRequest};
 use crate::error::Holder;
 use crate::error::{Error, Result};
 use crate::fs::kernel::attach::Trees;
@@ -26,22 +27,20 @@ use crate::fs::kernel::latency::Latency;
 use crate::fs::kernel::mount;
 use crate::fs::kernel::{attach, fuse};
 use crate::fs::{ImageFs, LASTING, MountPoint, Mounts, start_thread};
-use crate::images::{keep, last_use, staging, views};
+use crate::images::{last_use, staging, views};
 use crate::store::Store;
 use crate::store::settings::{Settings, TreesAs};
 
-/// Between two looks at the trash and at what can be freed.
-const TICK: Duration = Duration::from_secs(10);
 /// By how much the note of an image's last use may be too old when the daemon ends.
 const LAST_USE: Duration = Duration::from_secs(1);
-/// Between two looks at what has rested.
-const PACK_EVERY: Duration = Duration::from_secs(900);
 /// How long open files of others may hold up the end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
 pub struct Options {
     pub store: PathBuf,
-    pub mount: MountRequest,
+    /// What is mounted first: the daemon ends with its last mount. None: it begins without one, and goes on
+    /// until it is told to end.
+    pub mount: Option<MountRequest>,
     pub settings: Settings,
     /// Event loops.
     pub threads: usize,
@@ -49,7 +48,7 @@ pub struct Options {
     pub latency: bool,
     /// Whether the kernel may read large files by itself, once they were checked.
     pub passthrough: bool,
-    /// Whether each tree is to be a mount of its own.
+    /// Whether each tree is to be a mount of its own, where a mount does not say it.
     pub trees: TreesAs,
 }
 
@@ -57,16 +56,22 @@ pub struct Options {
 struct Daemon {
     store: Arc<Store>,
     mounts: Arc<Mounts>,
-    /// The file system of the whole store, which cares for all of it, mounted or not; there once `run` has
-    /// made it.
-    whole: Mutex<Option<Arc<ImageFs>>>,
     threads: usize,
     passthrough: bool,
     latency: Option<Arc<Latency>>,
-    served: Mutex<Vec<Served>>,
+    trees: TreesAs,
+    served: Mutex<AllServed>,
     next: AtomicU64,
+    /// There is a mount less, or the daemon is to go on no longer.
     one_fewer: Condvar,
-    stopping: AtomicBool,
+    stopping: Arc<AtomicBool>,
+}
+
+/// What the daemon goes on for.
+struct AllServed {
+    mounts: Vec<Served>,
+    /// Whether it goes on with nothing mounted.
+    stays: bool,
 }
 
 /// A mount that is served. One may end, with files that were open for long, after another was made in its
@@ -79,8 +84,16 @@ struct Served {
     view: Option<String>,
 }
 
-/// Mounts, calls `ready` with a line for the user, and serves until the mount and all that were made beside
-/// it are gone.
+/// A mount that is to be made.
+struct NewMount {
+    id: u64,
+    fs: Arc<ImageFs>,
+    point: PathBuf,
+    request: MountRequest,
+}
+
+/// Mounts, if that is asked for, calls `ready` with a line for the user, and serves until that mount and all
+/// that were made beside it are gone; without a first mount, until it is told to end.
 ///
 /// # Errors
 ///
@@ -90,52 +103,27 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     if let Ok(dir) = std::fs::canonicalize(&options.store) {
         mount::end_dying(&dir, false);
     }
-    let point = prepare_point(&options.mount.point)?;
-    let store = Store::open(&options.store, options.settings)?;
-    let weak = Arc::downgrade(&store);
-    store.blobs.when_full(Arc::new(move || {
-        weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))
-    }));
-    staging::prepare(&store.dir)?;
-    clean_up(&store.dir);
-    let daemon = Arc::new(Daemon {
-        whole: Mutex::default(),
-        mounts: Arc::default(),
-        store,
-        threads: options.threads,
-        passthrough: options.passthrough,
-        latency: if options.latency { Latency::start() } else { None },
-        served: Mutex::default(),
-        next: AtomicU64::new(0),
-        one_fewer: Condvar::new(),
-        stopping: AtomicBool::new(false),
-    });
-    let weak = Arc::downgrade(&daemon);
-    let mounter = move |request| weak.upgrade().ok_or(Error::Stopping)?.mount_beside(request);
-    let (id, fs) = daemon.file_system(&point, &options.mount)?;
-    if options.mount.view.is_some() {
-        *daemon.whole.lock() =
-            Some(ImageFs::new(daemon.store.clone(), MountPoint::default(), &daemon.mounts));
-    }
-    socket::listen(daemon.store.clone(), Arc::new(mounter))?;
-    let trees = daemon.trees(&fs, &point, options)?;
+    let request = options.mount.clone();
+    let first = request.map(|request| prepare_point(&request.point).map(|point| (point, request)));
+    let first = first.transpose()?;
+    let daemon = Daemon::open(options)?;
+    let first = first.map(|(point, request)| daemon.new_mount(point, request)).transpose()?;
+    socket::listen(daemon.store.clone(), Arc::new(Asked(Arc::downgrade(&daemon))))?;
     if let Err(e) = guard::start(&daemon.store.dir) {
         log::warn!("nobody watches over this daemon: {e}");
     }
     let start = || {
-        start_background(&daemon)?;
-        start_proving(&daemon)?;
-        start_packing(&daemon)?;
-        start_scrub(&daemon)?;
+        let (store, mounts) = (daemon.store.clone(), daemon.mounts.clone());
+        Background { store, mounts, stopping: daemon.stopping.clone() }.start()?;
         stop_on_signals(&daemon)
     };
-    let served = daemon.serve(&fs, id, &point, &options.mount, start, ready);
-    // Somebody may be in a tree still.
-    fs.trees.get().iter().for_each(|trees| trees.close());
-    trees.map(|serving| serving.join());
-    drop(fs);
+    let served = match first {
+        Some(first) => daemon.serve(first, start, ready),
+        None => daemon.say_where().and_then(|()| start()).map(|()| ready(&daemon.holds())),
+    };
     let mut others = daemon.served.lock();
-    while !others.is_empty() {
+    others.stays &= served.is_ok();
+    while others.stays || !others.mounts.is_empty() {
         daemon.one_fewer.wait(&mut others);
     }
     // Before others can ask for a mount again.
@@ -148,13 +136,48 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     served
 }
 
+/// What others ask of the daemon over its socket, as long as it is there.
+struct Asked(Weak<Daemon>);
+
+impl Host for Asked {
+    fn mount(&self, request: MountRequest) -> Result<String> {
+        self.0.upgrade().ok_or(Error::Stopping)?.mount_beside(request)
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.0.upgrade().map_or(Ok(()), |daemon| daemon.stop())
+    }
+}
+
 impl Daemon {
+    fn open(options: &Options) -> Result<Arc<Daemon>> {
+        let store = Store::open(&options.store, options.settings)?;
+        let weak = Arc::downgrade(&store);
+        store.blobs.when_full(Arc::new(move || {
+            weak.upgrade().is_some_and(|store| gc::make_room(&store).unwrap_or(false))
+        }));
+        staging::prepare(&store.dir)?;
+        clean_up(&store.dir);
+        Ok(Arc::new(Daemon {
+            mounts: Arc::default(),
+            store,
+            threads: options.threads,
+            passthrough: options.passthrough,
+            latency: if options.latency { Latency::start() } else { None },
+            trees: options.trees,
+            served: Mutex::new(AllServed { mounts: Vec::new(), stays: options.mount.is_none() }),
+            next: AtomicU64::new(0),
+            one_fewer: Condvar::new(),
+            stopping: Arc::default(),
+        }))
+    }
+
     /// The file system of a mount that is to be made.
     ///
     /// # Errors
     ///
-    /// `NotFound` for a view that is not there; `Locked` for the whole store once more; `Stopping`.
-    fn file_system(&self, point: &Path, request: &MountRequest) -> Result<(u64, Arc<ImageFs>)> {
+    /// `NotFound` for a view that is not there; `Locked` for the whole store once more; `Stopping`; `Io`.
+    fn new_mount(&self, point: PathBuf, request: MountRequest) -> Result<NewMount> {
         let flags = &request.flags;
         let mount = MountPoint {
             path: point.display().to_string(),
@@ -174,34 +197,61 @@ impl Daemon {
                 ImageFs::new(self.store.through(view), mount, &self.mounts)
             }
             None => {
-                if let Some(other) = served.iter().find(|other| other.view.is_none()) {
+                if let Some(other) = served.mounts.iter().find(|other| other.view.is_none()) {
                     let mounted = other.point.display().to_string();
                     return Err(Error::Locked {
                         store: self.store.dir.clone(),
                         holder: Box::new(Holder::ours(mounted)),
                     });
                 }
-                let fs = ImageFs::new(self.store.clone(), mount, &self.mounts);
-                *self.whole.lock() = Some(fs.clone());
-                fs
+                ImageFs::new(self.store.clone(), mount, &self.mounts)
             }
         };
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        served.push(Served { id, point: point.to_owned(), view: request.view.clone() });
+        served.mounts.push(Served { id, point: point.clone(), view: request.view.clone() });
         drop(served);
         if self.mounts.are_several() {
             // What the others' kernels were told before holds no longer.
             std::thread::sleep(LASTING);
         }
-        self.say_where()?;
-        Ok((id, fs))
+        self.say_where().inspect_err(|_| self.forget(id))?;
+        Ok(NewMount { id, fs, point, request })
     }
 
-    /// Writes into the lock where the store is mounted; after the last, where it was: who waits for its end
-    /// looks there.
+    /// What a mount that is not the daemon's first may not say: how the store behaves; beside others, that
+    /// trees are to be mounts of their own.
+    fn refuse_own_word(&self, new: &NewMount) -> Result<()> {
+        let is_only = self.served.lock().mounts.iter().all(|other| other.id == new.id);
+        let (what, why) = match (new.request.own_word, is_only) {
+            (true, true) => (
+                "a setting for this mount",
+                "the store has a daemon already, whose it is: see .imgfs/config and imgfs daemon -o",
+            ),
+            (own_word, false) if own_word || new.request.trees == TreesAs::Mounted => (
+                "a setting for one more mount",
+                "the store is mounted already, and how it behaves is its daemon's: see .imgfs/config",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Error::Invalid { what: what.into(), why: why.into() })
+    }
+
+    /// Writes into the lock where the store is mounted. After the last mount of a daemon that ends with it,
+    /// where it was: who waits for its end looks there.
     fn say_where(&self) -> Result<()> {
-        let point = self.served.lock().first().map(|first| first.point.display().to_string());
-        point.map_or(Ok(()), |point| self.store.mounted_on(&point))
+        let served = self.served.lock();
+        match served.mounts.first() {
+            Some(first) => self.store.describe(&first.point.display().to_string(), served.stays),
+            None if served.stays => self.store.describe("", true),
+            None => Ok(()),
+        }
+    }
+
+    /// What the daemon has, for the user.
+    fn holds(&self) -> String {
+        let dir = self.store.dir.display();
+        let shown = shown(&self.store);
+        format!("{dir} has a daemon, process {}, and nothing is mounted ({shown})", std::process::id())
     }
 
     fn serving(&self, plane: Plane, flags: &Flags) -> Serving {
@@ -215,13 +265,19 @@ impl Daemon {
     }
 
     /// Trees as mounts of their own, as far as that is wished and can be had; the thread that serves them.
-    fn trees(&self, fs: &Arc<ImageFs>, point: &Path, options: &Options) -> Result<Option<JoinHandle<()>>> {
-        let flags = &options.mount.flags;
-        if options.trees == TreesAs::Inline {
+    ///
+    /// # Errors
+    ///
+    /// With `trees=mounted`, what keeps them from it.
+    fn trees(&self, new: &NewMount) -> Result<Option<JoinHandle<()>>> {
+        let flags = &new.request.flags;
+        let trees = if new.request.trees == TreesAs::Auto { self.trees } else { new.request.trees };
+        let is_only = self.served.lock().mounts.iter().all(|other| other.id == new.id);
+        if trees == TreesAs::Inline || !is_only {
             return Ok(None);
         }
-        match start_trees(fs, point, flags, self.serving(Plane::Trees, flags)) {
-            Err(e) if options.trees == TreesAs::Auto => {
+        match start_trees(&new.fs, &new.point, flags, self.serving(Plane::Trees, flags)) {
+            Err(e) if trees == TreesAs::Auto => {
                 log::info!("trees are no mounts of their own: {e}");
                 Ok(None)
             }
@@ -232,45 +288,53 @@ impl Daemon {
     /// Mounts, and serves until that is gone. `start` is what else begins once it is mounted.
     fn serve(
         &self,
-        fs: &Arc<ImageFs>,
-        id: u64,
-        point: &Path,
-        request: &MountRequest,
+        new: NewMount,
         start: impl FnOnce() -> Result<()>,
         ready: impl FnOnce(&str),
     ) -> Result<()> {
-        let mounted =
-            mount::mount(point, &self.store.dir, &request.flags).and_then(|fd| start().map(|()| fd));
-        let served = mounted.and_then(|fd| {
-            let line = {
-                let model = fs.store.catalog.read();
-                let (images, versions) =
-                    (model.live_images().count(), model.all_versions().filter(|v| model.is_live(v)).count());
-                let what = request.view.as_ref().map_or(String::new(), |view| format!("view {view} of "));
-                format!(
-                    "{} shows {what}{} ({images} images, {versions} versions)",
-                    point.display(),
-                    self.store.dir.display()
-                )
-            };
-            let serving = self.serving(Plane::All { passthrough: self.passthrough }, &request.flags);
-            let served = fuse::serve(fs, fd, serving, || {
-                if let Some(mounted) = mount::mounted_on(point) {
-                    mount::raise_readahead(&mounted.device);
-                }
-                ready(&line);
-            });
-            fs.note_unfinished();
-            log::info!("unmounted from {}", point.display());
-            served.map_err(Error::io("serve", point))
-        });
-        self.forget(id);
+        let trees = match self.trees(&new) {
+            Ok(trees) => trees,
+            Err(e) => {
+                self.forget(new.id);
+                return Err(e);
+            }
+        };
+        let served = self.serve_mount(&new, start, ready);
+        new.fs.has_ended();
+        self.forget(new.id);
+        // Somebody may be in a tree still.
+        new.fs.trees.get().iter().for_each(|trees| trees.close());
+        trees.map(|serving| serving.join());
         served
+    }
+
+    fn serve_mount(
+        &self,
+        new: &NewMount,
+        start: impl FnOnce() -> Result<()>,
+        ready: impl FnOnce(&str),
+    ) -> Result<()> {
+        let NewMount { fs, point, request, .. } = new;
+        let fd = mount::mount(point, &self.store.dir, &request.flags)?;
+        start()?;
+        let what = request.view.as_ref().map_or(String::new(), |view| format!("view {view} of "));
+        let line =
+            format!("{} shows {what}{} ({})", point.display(), self.store.dir.display(), shown(&fs.store));
+        let serving = self.serving(Plane::All { passthrough: self.passthrough }, &request.flags);
+        let served = fuse::serve(fs, fd, serving, || {
+            if let Some(mounted) = mount::mounted_on(point) {
+                mount::raise_readahead(&mounted.device);
+            }
+            ready(&line);
+        });
+        fs.note_unfinished();
+        log::info!("unmounted from {}", point.display());
+        served.map_err(Error::io("serve", point))
     }
 
     /// A mount is gone.
     fn forget(&self, id: u64) {
-        self.served.lock().retain(|other| other.id != id);
+        self.served.lock().mounts.retain(|other| other.id != id);
         if let Err(e) = self.say_where() {
             log::error!("{e}");
         }
@@ -280,18 +344,14 @@ impl Daemon {
     /// One more mount, in a thread of its own; gives a line for the user once it can be used.
     fn mount_beside(self: &Arc<Daemon>, request: MountRequest) -> Result<String> {
         let point = prepare_point(&request.point)?;
-        let (id, fs) = self.file_system(&point, &request)?;
-        if request.own_word {
-            self.forget(id);
-            let why =
-                "the store is mounted already, and how it behaves is its daemon's: see .imgfs/config".into();
-            return Err(Error::Invalid { what: "a setting for one more mount".into(), why });
-        }
+        let new = self.new_mount(point, request)?;
+        let id = new.id;
+        self.refuse_own_word(&new).inspect_err(|_| self.forget(id))?;
         let (tell, told) = mpsc::sync_channel(1);
         let daemon = self.clone();
         let work = move || {
             let ready = |line: &str| tell.send(Ok(line.to_owned())).unwrap_or_default();
-            if let Err(e) = daemon.serve(&fs, id, &point, &request, || Ok(()), ready) {
+            if let Err(e) = daemon.serve(new, || Ok(()), ready) {
                 log::error!("{e}");
                 let _ = tell.try_send(Err(e));
             }
@@ -299,6 +359,35 @@ impl Daemon {
         start_thread("mount", "one more mount", work).inspect_err(|_| self.forget(id))?;
         told.recv().unwrap_or(Err(Error::Stopping))
     }
+
+    /// Ends the daemon.
+    ///
+    /// # Errors
+    ///
+    /// `Locked` while something is mounted.
+    fn stop(&self) -> Result<()> {
+        let mut served = self.served.lock();
+        if let Some(one) = served.mounts.first() {
+            let holder = Box::new(Holder::ours(one.point.display().to_string()));
+            return Err(Error::Locked { store: self.store.dir.clone(), holder });
+        }
+        log::info!("ending: it was asked for");
+        self.end(&mut served);
+        Ok(())
+    }
+
+    /// Nothing more keeps the daemon but its mounts.
+    fn end(&self, served: &mut AllServed) {
+        served.stays = false;
+        self.one_fewer.notify_all();
+    }
+}
+
+/// How much there is to see, for the user.
+fn shown(store: &Store) -> String {
+    let model = store.catalog.read();
+    let versions = model.all_versions().filter(|v| model.is_live(v)).count();
+    format!("{} images, {versions} versions", model.live_images().count())
 }
 
 /// Takes away what a daemon leaves in the store beside content: the way to it, and what older ones mounted
@@ -366,80 +455,6 @@ pub fn prepare_point(point: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Ends the trash's time, gives space back, drops what nobody claims.
-fn start_background(daemon: &Arc<Daemon>) -> Result<()> {
-    let daemon = daemon.clone();
-    let work = move || {
-        while !daemon.stopping.load(Ordering::Acquire) {
-            if let Err(e) = gc::tick(&daemon.store) {
-                log::error!("background work: {e}");
-            }
-            let whole = daemon.whole.lock().clone();
-            whole.iter().for_each(|fs| fs.retire());
-            drop(whole);
-            for fs in daemon.mounts.all() {
-                fs.reap();
-            }
-            std::thread::sleep(TICK);
-        }
-    };
-    start_thread("background", "background work", work)
-}
-
-/// Finds out which uploads can be made again, one after the other, and gives way to everything else.
-fn start_proving(daemon: &Arc<Daemon>) -> Result<()> {
-    let daemon = daemon.clone();
-    let work = move || {
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while !daemon.stopping.load(Ordering::Acquire) {
-            match keep::prove_next(&daemon.store) {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(e) => log::error!("proving uploads: {e}"),
-            }
-            std::thread::sleep(TICK);
-        }
-    };
-    start_thread("prove", "uploads to prove", work)
-}
-
-/// Packs what has rested, and gives way to everything else.
-fn start_packing(daemon: &Arc<Daemon>) -> Result<()> {
-    let daemon = daemon.clone();
-    let work = move || {
-        let go_on = || {
-            !daemon.stopping.load(Ordering::Acquire) && !daemon.store.repack_paused.load(Ordering::Acquire)
-        };
-        let mut next = Instant::now();
-        while !daemon.stopping.load(Ordering::Acquire) {
-            std::thread::sleep(TICK);
-            if Instant::now() < next || !go_on() || daemon.store.journal.is_uploading() {
-                continue;
-            }
-            next = Instant::now() + PACK_EVERY;
-            if let Err(e) = repack::run(&daemon.store, What::Rested, 1, |_, _| go_on()) {
-                log::error!("packing: {e}");
-            }
-        }
-    };
-    start_thread("pack", "packing", work)
-}
-
-/// Looks at what is stored, slowly, and gives way to everything else.
-fn start_scrub(daemon: &Arc<Daemon>) -> Result<()> {
-    let daemon = daemon.clone();
-    let work = move || {
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while !daemon.stopping.load(Ordering::Acquire) {
-            std::thread::sleep(TICK);
-            if !daemon.store.journal.is_busy() {
-                scrub::step(&daemon.store);
-            }
-        }
-    };
-    start_thread("scrub", "scrubbing", work)
-}
-
 /// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
 fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
     let mut signals =
@@ -447,7 +462,12 @@ fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
     let daemon = daemon.clone();
     let work = move || {
         if let Some(signal) = signals.forever().next() {
-            let points: Vec<PathBuf> = daemon.served.lock().iter().map(|one| one.point.clone()).collect();
+            let points: Vec<PathBuf> = {
+                let mut served = daemon.served.lock();
+                daemon.end(&mut served);
+                served.mounts.iter().map(|one| one.point.clone()).collect()
+            };
+            log::info!("signal {signal}: ending");
             for point in points {
                 log::info!("signal {signal}: unmounting {}", point.display());
                 if mount::unmount(&point, false).is_err()

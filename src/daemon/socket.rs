@@ -19,6 +19,7 @@ use crate::care::{fsck, gc, repack};
 use crate::error::{Error, Result};
 use crate::images::{diff, keep, manifests, targets, trash};
 use crate::store::Store;
+use crate::store::settings::TreesAs;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +43,8 @@ pub enum Request {
     List,
     /// One more mount of the store.
     Mount(MountRequest),
+    /// Ends a daemon that has nothing mounted.
+    Stop,
     /// Where the upload of a version can be had as it came.
     Came {
         version: String,
@@ -62,10 +65,27 @@ pub struct MountRequest {
     pub flags: Flags,
     /// Whether it says how the store is to behave, which only its daemon's own mount may.
     pub own_word: bool,
+    /// Whether each tree is to be a mount of its own.
+    pub trees: TreesAs,
 }
 
-/// Mounts, and gives a line for the user.
-pub type Mounter = Arc<dyn Fn(MountRequest) -> Result<String> + Send + Sync>;
+/// What only the daemon itself can do.
+pub trait Host: Send + Sync {
+    /// Mounts, and gives a line for the user.
+    ///
+    /// # Errors
+    ///
+    /// `Locked` for the whole store once more; `Stopping` once the daemon is ending; what keeps it from
+    /// mounting.
+    fn mount(&self, request: MountRequest) -> Result<String>;
+
+    /// Ends the daemon, soon after the answer.
+    ///
+    /// # Errors
+    ///
+    /// `Locked` while something is mounted.
+    fn stop(&self) -> Result<()>;
+}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -104,7 +124,7 @@ pub enum Answer {
     Failed {
         why: String,
     },
-    /// The store is mounted, and is not mounted as a whole twice.
+    /// The store is mounted: it is not mounted as a whole twice, and its daemon goes on.
     Held,
 }
 
@@ -114,7 +134,7 @@ pub enum Answer {
 ///
 /// # Errors
 ///
-/// Those of what the request asks for; `Stopping` for `Mount`, which only a daemon with a mount serves.
+/// Those of what the request asks for; `Stopping` for `Mount` and `Stop`, which only a daemon serves.
 pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -> bool) -> Result<Answer> {
     Ok(match request {
         Request::Gc { trash: everything } => {
@@ -143,8 +163,8 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             Answer::Document { document: serde_json::to_value(found).expect("a plain struct") }
         }
         Request::Came { version } => came(store, &version)?,
-        // A process that serves no mount serves no other.
-        Request::Mount(_) => return Err(Error::Stopping),
+        // A command that has opened the store serves no others.
+        Request::Mount(_) | Request::Stop => return Err(Error::Stopping),
         Request::Status => Answer::Document { document: crate::images::status::status(store)? },
         Request::Staged => Answer::Document { document: crate::images::staging::report(store).into() },
         Request::List => {
@@ -212,7 +232,7 @@ pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> 
 /// # Errors
 ///
 /// `Io`.
-pub fn listen(store: Arc<Store>, mounter: Mounter) -> Result<()> {
+pub fn listen(store: Arc<Store>, host: Arc<dyn Host>) -> Result<()> {
     let path = store.dir.join("control");
     let _ = std::fs::remove_file(&path);
     let (dir_fd, address) = short_address(&store.dir)?;
@@ -225,10 +245,10 @@ pub fn listen(store: Arc<Store>, mounter: Mounter) -> Result<()> {
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 continue;
             };
-            let (store, mounter) = (store.clone(), mounter.clone());
+            let (store, host) = (store.clone(), host.clone());
             let _ = std::thread::Builder::new()
                 .name("control".into())
-                .spawn(move || answer(&store, &mounter, stream));
+                .spawn(move || answer(&store, &*host, stream));
         }
     };
     std::thread::Builder::new()
@@ -238,7 +258,7 @@ pub fn listen(store: Arc<Store>, mounter: Mounter) -> Result<()> {
         .map_err(Error::io("listen on", &path))
 }
 
-fn answer(store: &Store, mounter: &Mounter, stream: UnixStream) {
+fn answer(store: &Store, host: &dyn Host, stream: UnixStream) {
     let Ok(mut out) = stream.try_clone() else { return };
     let mut line = String::new();
     if BufReader::new(stream).read_line(&mut line).is_err() {
@@ -252,11 +272,15 @@ fn answer(store: &Store, mounter: &Mounter, stream: UnixStream) {
     };
     let mut last = std::time::Instant::now();
     let done = match request {
-        Request::Mount(request) => match mounter(request) {
+        Request::Mount(request) => match host.mount(request) {
             Err(Error::Locked { .. }) => Ok(Answer::Held),
             // As one that is gone.
             Err(Error::Stopping) => return,
             mounted => mounted.map(|line| Answer::Document { document: line.into() }),
+        },
+        Request::Stop => match host.stop() {
+            Err(Error::Locked { .. }) => Ok(Answer::Held),
+            stopped => stopped.map(|()| Answer::Done),
         },
         request => perform(store, request, |done, total| {
             if last.elapsed().as_millis() <= 100 {

@@ -11,6 +11,8 @@ pub struct Holder {
     pub name: String,
     /// Where the store is mounted; empty while a mount begins, for a command, and for what is no imgfs.
     pub mounted: String,
+    /// Whether it is a daemon that goes on with nothing mounted.
+    pub stays: bool,
     pub is_imgfs: bool,
     /// Why a daemon goes on whose mount is not here any more; asked for a refusal only, because it takes a
     /// while.
@@ -31,6 +33,9 @@ impl fmt::Display for Holder {
             (Some(place), _) => write!(f, ", which is ending: it waits in the kernel ({place})"),
             (None, Some(why)) => {
                 write!(f, ", which still serves what was mounted on {}: {why}", self.mounted)
+            }
+            (None, None) if self.mounted.is_empty() && self.stays => {
+                f.write_str(", the store's daemon, with nothing mounted")
             }
             (None, None) if self.mounted.is_empty() => Ok(()),
             (None, None) => write!(f, ", mounted on {}", self.mounted),

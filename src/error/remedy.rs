@@ -130,6 +130,9 @@ pub(super) fn of_locked(holder: &Holder) -> &'static str {
         _ if holder.dying.is_some() => "wait: it ends when its disk answers; see dmesg",
         _ if holder.elsewhere.is_some() => "end that; lsns -t mnt lists mount namespaces",
         _ if !holder.is_imgfs => "wait for that process to end, or end it",
+        _ if holder.stays && holder.mounted.is_empty() => {
+            "imgfs mount gets a mount from it; imgfs daemon --stop ends it"
+        }
         _ if holder.mounted.is_empty() => "wait for that command to end",
         _ => "imgfs umount it first",
     }

@@ -9,7 +9,7 @@
 //! removal/     rmdir and rm -r, and what a walker and a mover see afterwards
 //! access.rs    who may, where the kernel does not ask; rights.rs: setfacl; xattr.rs: getfattr, setfattr
 //! node.rs      what an inode's number stands for
-//! retire.rs    what goes by itself
+//! retire.rs    what goes by itself, as kernels are told
 //! mounts.rs    several mounts of one store
 //! ```
 //!
@@ -33,7 +33,7 @@ mod xattr;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -255,6 +255,8 @@ pub struct ImageFs {
     /// Trees that are mounts of their own, if any are to be.
     pub(crate) trees: OnceLock<Arc<kernel::attach::Trees>>,
     started: std::time::Instant,
+    /// Whether the mount is gone.
+    ended: AtomicBool,
 }
 
 impl ImageFs {
@@ -283,6 +285,7 @@ impl ImageFs {
             trees_kernel: RwLock::new(None),
             trees: OnceLock::new(),
             started: std::time::Instant::now(),
+            ended: AtomicBool::new(false),
         });
         mounts.add(&fs);
         fs

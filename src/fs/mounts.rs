@@ -1,6 +1,7 @@
 //! imgfs mount -o view=dc1 beside another mount: what those of one store must know of each other.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -11,6 +12,7 @@ use crate::fs::node::ROOT_INO;
 use crate::fs::places::staging::Stagings;
 use crate::fs::upload::Uploads;
 use crate::store::Store;
+use crate::store::tell::TellMounts;
 
 /// The mounts of a store.
 pub struct Mounts {
@@ -19,9 +21,10 @@ pub struct Mounts {
     pub(super) root_changed: Mutex<i64>,
     /// Deletions of each image or version since the start; see `NodeId::Image`.
     pub(super) incarnations: Mutex<HashMap<u32, u8>>,
-    /// By view.
-    stagings: Mutex<HashMap<Option<String>, Arc<Stagings>>>,
-    uploads: Mutex<HashMap<Option<String>, Arc<Uploads>>>,
+    /// By view, as long as a mount shows it: what is staged lies in the store, and the next mount finds it
+    /// there.
+    stagings: Mutex<HashMap<Option<String>, Weak<Stagings>>>,
+    uploads: Mutex<HashMap<Option<String>, Weak<Uploads>>>,
     /// Held while a view is mounted, and while one is removed.
     pub(crate) views: Mutex<()>,
 }
@@ -40,9 +43,16 @@ impl Default for Mounts {
 }
 
 impl Mounts {
-    pub(super) fn add(&self, fs: &Arc<ImageFs>) {
+    /// From now on the store's own work tells these mounts what it does.
+    pub(super) fn add(self: &Arc<Mounts>, fs: &Arc<ImageFs>) {
+        let mounts: Arc<dyn TellMounts> = self.clone();
+        fs.store.tells(Arc::downgrade(&mounts));
         let mut all = self.all.write();
         all.retain(|fs| fs.strong_count() > 0);
+        if all.is_empty() {
+            // What has changed while nothing was mounted nobody has noted.
+            *self.root_changed.lock() = now();
+        }
         all.push(Arc::downgrade(fs));
     }
 
@@ -55,23 +65,18 @@ impl Mounts {
     /// for longer than the answer takes. Trees are the same for all, and never change.
     pub(crate) fn are_several(&self) -> bool {
         let all = self.all.read();
-        all.len() > 1 && all.iter().filter(|fs| fs.strong_count() > 0).count() > 1
+        let shows = |fs: &&Weak<ImageFs>| fs.upgrade().is_some_and(|fs| !fs.ended.load(Ordering::Acquire));
+        all.len() > 1 && all.iter().filter(shows).count() > 1
     }
 
     /// The staging directories of the whole store, or of a view: the same in each of its mounts.
     pub(super) fn stagings(&self, store: &Store) -> Arc<Stagings> {
-        let mut all = self.stagings.lock();
-        all.entry(store.catalog.view().map(str::to_owned))
-            .or_insert_with(|| Arc::new(Stagings::open(store)))
-            .clone()
+        opened(&self.stagings, store, Stagings::open)
     }
 
     /// The uploads into the whole store, or into a view: the same in each of its mounts.
     pub(super) fn uploads(&self, store: &Store) -> Arc<Uploads> {
-        let mut all = self.uploads.lock();
-        all.entry(store.catalog.view().map(str::to_owned))
-            .or_insert_with(|| Arc::new(Uploads::open(store)))
-            .clone()
+        opened(&self.uploads, store, Uploads::open)
     }
 
     /// A view is no more.
@@ -79,9 +84,39 @@ impl Mounts {
         self.stagings.lock().remove(&Some(view.to_owned()));
         self.uploads.lock().remove(&Some(view.to_owned()));
     }
+
+    /// Runs `work` unless a mount shows a view, or the whole store; none begins to meanwhile.
+    pub(super) fn unless_open(&self, view: Option<&str>, work: &mut dyn FnMut()) {
+        // A mount opens its stagings first, and waits for this.
+        let stagings = self.stagings.lock();
+        if stagings.get(&view.map(str::to_owned)).is_none_or(|shown| shown.strong_count() == 0) {
+            work();
+        }
+    }
+}
+
+/// What a store, as a view shows it or whole, has of something; opened unless another mount has it open.
+fn opened<T>(
+    all: &Mutex<HashMap<Option<String>, Weak<T>>>,
+    store: &Store,
+    open: impl FnOnce(&Store) -> T,
+) -> Arc<T> {
+    let (mut all, view) = (all.lock(), store.catalog.view().map(str::to_owned));
+    if let Some(known) = all.get(&view).and_then(Weak::upgrade) {
+        return known;
+    }
+    let new = Arc::new(open(store));
+    all.insert(view, Arc::downgrade(&new));
+    new
 }
 
 impl ImageFs {
+    /// The connection to the kernel has ended: it believes nothing any more. Trees that are mounts of their
+    /// own may go on.
+    pub fn has_ended(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
     /// The names in the root have changed: in this mount, and in that of the whole store.
     pub(super) fn root_has_changed(&self) {
         let at = now();

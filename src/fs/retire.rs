@@ -1,21 +1,17 @@
-//! keep_versions, expires_at, expires_unused, the time of a lease: what goes by itself, done as a gesture of
-//! the daemon's.
+//! keep_versions, expires_at, expires_unused: what goes by itself, and what kernels are told of that.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::care::retention::{self, Due, UNUSED};
 use crate::error::Result;
+use crate::fs::mounts::Mounts;
 use crate::fs::node::{NodeId, ROOT_INO, VersionPart};
 use crate::fs::places::staging::publish;
 use crate::fs::removal::{self, shells};
-use crate::fs::{DAEMON, FORGETTING, ImageFs, upload, within};
+use crate::fs::{FORGETTING, ImageFs, upload, within};
 use crate::images::last_use;
-use crate::images::leases;
 use crate::images::staging::IDLE_MAX;
+use crate::store::tell::{Afterwards, Deletion, TellMounts};
 use crate::tree::ROOT;
-
-/// How old the note of an image's last use may be before it is written again.
-const KEEP_USE: Duration = Duration::from_secs(3600);
 
 impl ImageFs {
     /// A path leads into a mounted tree, whose files are opened without a word to us: that counts as a use.
@@ -23,18 +19,6 @@ impl ImageFs {
         if let Ok(NodeId::Tree { serial, .. }) = found {
             last_use::note(&self.store, *serial);
         }
-    }
-
-    /// Whether somebody is in a tree of the image that is a mount of its own. Such a tree is unmounted if
-    /// nobody is.
-    fn has_users_in_trees(&self, image: u32) -> bool {
-        let versions: Vec<u32> =
-            self.store.catalog.read().versions_of(image).map(|version| version.serial).collect();
-        let in_use = |serial: &u32| {
-            self.mounts.all().iter().any(|fs| fs.trees.get().is_some_and(|t| t.is_in_use(*serial)))
-        };
-        let used = versions.into_iter().find(in_use);
-        used.inspect(|serial| last_use::note(&self.store, *serial)).is_some()
     }
 
     /// What a mount does now and then: it lets go of what nobody has gone on with for long.
@@ -77,46 +61,55 @@ impl ImageFs {
         }
     }
 
-    /// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays,
-    /// silently: it is tried again at the next look.
-    pub fn retire(&self) {
-        for (lease, path) in leases::expired(&self.store) {
-            if leases::end(&self.store, lease).is_ok() {
-                self.store.journal.log(DAEMON.uid, "release", &path, "its time is over");
-            }
-        }
-        if let Err(e) = last_use::keep(&self.store, KEEP_USE) {
-            log::debug!("cannot note which images are used: {e}");
-        }
-        for due in retention::due(&self.store) {
-            // Who is in a mounted tree opens its files without a word to us.
-            if let Due::Image(serial, UNUSED) = due
-                && self.has_users_in_trees(serial)
-            {
-                continue;
-            }
-            let (node, why) = match due {
-                Due::Image(serial, why) => (self.image_node(serial), why),
-                Due::Version(serial, why) => (self.version_node(serial), why),
-            };
-            let path = self.path_of(node).trim_start_matches('/').to_owned();
-            let parent = node.place().parent(self, node);
-            let gone = self.gone.add(parent, path.rsplit('/').next().unwrap_or_default());
-            let deleted = match due {
-                Due::Image(serial, _) => removal::delete_image(self, DAEMON, serial, parent),
-                Due::Version(serial, _) => removal::delete_version(self, DAEMON, serial, parent),
-            };
-            match deleted {
-                Ok(()) => {
-                    self.store
-                        .journal
-                        .start_job("retention", &path, DAEMON.uid)
-                        .end(&format!("deleted: {why}"));
-                    self.forget_soon(gone);
-                    self.touch_root();
+    /// Something goes by itself: notes its name, if it is shown here, which the kernel is told of afterwards.
+    fn before_deletion(self: &Arc<Self>, what: &Deletion) -> Option<Afterwards> {
+        let node = {
+            let model = self.store.catalog.read();
+            match what {
+                Deletion::Image(serial, _) => model.images.get(serial).map(|_| self.image_node(*serial))?,
+                Deletion::Version(serial) => {
+                    model.versions.get(serial).map(|_| self.version_node(*serial))?
                 }
-                Err(e) => log::debug!("{path} stays: {e}"),
             }
+        };
+        let path = self.path_of(node);
+        let gone =
+            self.gone.add(node.place().parent(self, node), path.rsplit('/').next().unwrap_or_default());
+        let fs = self.clone();
+        Some(Box::new(move |deleted| {
+            if deleted {
+                fs.forget_soon(gone);
+                fs.touch_root();
+            }
+        }))
+    }
+}
+
+impl TellMounts for Mounts {
+    fn tree_in_use(&self, versions: &[u32]) -> Option<u32> {
+        let all = self.all();
+        let used = |serial: &u32| all.iter().any(|fs| fs.trees.get().is_some_and(|t| t.is_in_use(*serial)));
+        versions.iter().copied().find(used)
+    }
+
+    fn before_deletion(&self, what: &Deletion) -> Afterwards {
+        let all = self.all();
+        let told: Vec<Afterwards> = all.iter().filter_map(|fs| fs.before_deletion(what)).collect();
+        let any = all.into_iter().next();
+        if let Some(fs) = &any {
+            fs.detach_trees(what.versions().iter().copied());
         }
+        let image = if let Deletion::Image(serial, _) = what { Some(*serial) } else { None };
+        let serials: Vec<u32> = what.versions().iter().copied().chain(image).collect();
+        Box::new(move |deleted| {
+            if let Some(fs) = any.filter(|_| deleted) {
+                removal::count_incarnation(&fs, serials);
+            }
+            told.into_iter().for_each(|afterwards| afterwards(deleted));
+        })
+    }
+
+    fn unless_shown(&self, view: Option<&str>, work: &mut dyn FnMut()) {
+        self.unless_open(view, work);
     }
 }

@@ -25,6 +25,9 @@ use crate::store::Store;
 
 /// What is staged and was not touched for so long goes.
 pub const IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Why a staged file, or a staging directory, is gone then.
+pub const NOT_RENAMED: &str = "nobody renamed it for a long time";
+pub const NOT_TOUCHED: &str = "nobody touched the staging directory for a long time";
 /// A daemon that has known something for less does not believe the clock that nobody uses it.
 const KNOWN_MIN: Duration = Duration::from_secs(3600);
 
@@ -160,6 +163,31 @@ fn touched(dir: &Path) -> Option<SystemTime> {
     let inside = fs::read_dir(files(dir)).into_iter().flatten().flatten().map(|entry| entry.path());
     let paths = inside.chain([files(dir), content(dir), dir.join("about.json")]);
     paths.filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max()
+}
+
+/// Removes what nobody has touched for `IDLE_MAX`, where no mount shows it: a mount does that itself with what
+/// it shows.
+pub fn reap(store: &Store) {
+    let trash = Duration::from_secs(store.settings().trash_seconds);
+    let all: Vec<Staged> = all(&store.dir).collect();
+    let mut seen = store.seen_staged.lock();
+    seen.retain(|dir, _| all.iter().any(|staged| staged.dir == *dir));
+    for Staged { dir, about } in all {
+        let known = *seen.entry(dir.clone()).or_insert_with(Instant::now);
+        if idle(&dir, known, trash) <= IDLE_MAX {
+            continue;
+        }
+        let mut work = || {
+            let why = if about.file.is_some() { NOT_RENAMED } else { NOT_TOUCHED };
+            let of_view = about.view.as_ref().map(|view| store.journal.through(view, 0));
+            of_view.as_ref().unwrap_or(&store.journal).fail(&about.name, about.uid, why);
+            remove(&dir);
+        };
+        match store.mounts() {
+            Some(mounts) => mounts.unless_shown(about.view.as_deref(), &mut work),
+            None => work(),
+        }
+    }
 }
 
 /// What `status.json` says of it: a list of path, kind, bytes, owner and when it goes, oldest first; of one

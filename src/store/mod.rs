@@ -5,14 +5,15 @@ mod open;
 pub mod progress;
 mod room;
 pub mod settings;
+pub mod tell;
 mod trees;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -27,6 +28,7 @@ use crate::formats::metadata::Cost;
 use crate::tree::Tree;
 use progress::Progress;
 use settings::Settings;
+use tell::TellMounts;
 
 /// How the files of trees end: those of versions, and those that are only the base of others.
 pub(crate) const TREE: &str = "tree";
@@ -86,12 +88,15 @@ pub struct Core {
     trash_changed: AtomicBool,
     /// What the background has seen in the trash, and since when.
     pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
+    /// Since when the background has seen what is staged and no mount shows, by its directory.
+    pub(crate) seen_staged: Mutex<HashMap<PathBuf, Instant>>,
     /// When versions were last used, by their serials, since the daemon began; see last_use.rs.
     pub(crate) used: Mutex<HashMap<u32, i64>>,
     /// The background's look at everything that is stored.
     pub scrub: Progress,
     /// Whether there may be content that nothing holds.
     garbage: AtomicBool,
+    mounts: OnceLock<Weak<dyn TellMounts>>,
     /// Held for the life of the process.
     lock: StoreLock,
 }
@@ -179,13 +184,14 @@ impl Core {
         Ok(())
     }
 
-    /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`.
+    /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`, and whether its
+    /// daemon goes on without a mount.
     ///
     /// # Errors
     ///
     /// `Io`.
-    pub fn mounted_on(&self, mount_point: &str) -> Result<()> {
-        self.lock.describe(mount_point)
+    pub fn describe(&self, mount_point: &str, stays: bool) -> Result<()> {
+        self.lock.describe(mount_point, stays)
     }
 
     /// The tree of a kept upload.

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -31,7 +31,7 @@ impl Store {
         format::make_dir(dir)?;
         let dir = fs::canonicalize(dir).map_err(Error::io("open", dir))?;
         let lock = StoreLock::take(&dir)?;
-        lock.describe("")?;
+        lock.describe("", false)?;
         format::open(&dir, |older| Catalog::keep(&dir, older))?;
         let has_trees = fs::read_dir(dir.join("trees")).map_err(Error::io("list", &dir))?.next().is_some();
         let writable = Writable::default();
@@ -57,10 +57,12 @@ impl Store {
             trash_bytes: AtomicU64::new(0),
             trash_changed: AtomicBool::new(true),
             seen_in_trash: Mutex::default(),
+            seen_staged: Mutex::default(),
             used: Mutex::default(),
             scrub: Progress::open(&dir),
             // A crash may have left some.
             garbage: AtomicBool::new(true),
+            mounts: OnceLock::new(),
             lock,
             dir,
         };

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::clock::{duration, duration_text};
 use crate::error::{Error, Result};
 use crate::formats::metadata::KeepUpload;
@@ -46,7 +48,8 @@ impl Default for Settings {
 }
 
 /// How the trees of versions are shown: each as a mount of its own, or as directories of the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TreesAs {
     /// Mounts where they can be had.
     Auto,

@@ -192,7 +192,8 @@ pub(super) fn delete_version(fs: &ImageFs, caller: Caller, serial: u32, parent: 
     Ok(())
 }
 
-fn count_incarnation(fs: &ImageFs, serials: impl IntoIterator<Item = u32>) {
+/// The kernel is to know that what it has of these images and versions is dead.
+pub(super) fn count_incarnation(fs: &ImageFs, serials: impl IntoIterator<Item = u32>) {
     let mut all = fs.mounts.incarnations.lock();
     for serial in serials {
         let count = all.entry(serial).or_insert(0);

@@ -154,7 +154,7 @@ pub(in crate::fs) fn reap(fs: &ImageFs, idle: Duration) {
         let name = upload.name();
         fs.uploads.remove(&upload);
         drop_staged(&upload, &mut upload.state.lock());
-        fs.store.journal.fail(&name, upload.uid, "nobody renamed it for a long time");
+        fs.store.journal.fail(&name, upload.uid, staging::NOT_RENAMED);
         upload.job.end("dropped");
     }
 }

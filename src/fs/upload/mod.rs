@@ -196,6 +196,8 @@ impl Drop for Spool {
 /// Off the names and closed: whatever took it there, its threads and its staged bytes go.
 impl Drop for Upload {
     fn drop(&mut self) {
+        // Unless it has ended otherwise.
+        self.job.end("gone: it was not published");
         let phase = std::mem::replace(&mut self.state.get_mut().phase, Phase::Empty);
         if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = phase {
             // Not here: it waits for them.

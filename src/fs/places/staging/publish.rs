@@ -91,7 +91,7 @@ pub(in crate::fs) fn reap(fs: &ImageFs, idle: Duration) {
     for staging in all.into_iter().filter(|s| staging::idle(&s.path, s.known, trash) > idle) {
         let name = staging.about.lock().name.clone();
         let uid = staging.about.lock().uid;
-        fs.store.journal.fail(&name, uid, "nobody touched the staging directory for a long time");
+        fs.store.journal.fail(&name, uid, staging::NOT_TOUCHED);
         fs.stagings.remove(&staging);
     }
 }
