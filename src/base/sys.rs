@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use memmap2::Mmap;
+use rustix::fs::FallocateFlags;
 
 use crate::error::{Error, Result};
 
@@ -104,4 +105,17 @@ pub fn is_there_for(uid: u32, gid: u32, path: &Path) -> Option<bool> {
     // A file system of the user's own may never answer.
     std::thread::Builder::new().name("look".into()).spawn(look).ok()?;
     told.recv_timeout(std::time::Duration::from_secs(1)).ok()?
+}
+
+/// Gives a range of a file back to the disk; it reads as zeros then.
+///
+/// # Errors
+///
+/// `Io`.
+pub fn punch(file: &File, path: &Path, from: u64, len: u64) -> Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, len) {
+        // A file system without holes keeps the space until the file goes.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(e) => Err(Error::Io { doing: "punch", path: path.to_owned(), source: e.into() }),
+    }
 }

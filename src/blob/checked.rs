@@ -4,10 +4,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 
 use crate::base::digest::BlobId;
-use crate::blob::container::{Container, Place};
+use crate::blob::container::Place;
 use crate::blob::{BlobStore, IdSet};
 
 /// Objects by the groups that were checked.
@@ -52,9 +51,8 @@ impl BlobStore {
         if record.place != Place::Object || !self.checked.lock().whole.contains(id) {
             return None;
         }
-        let path = self.dir.join(Container::name_of(record.container, Place::Object));
-        // Reading an image is no change of the store.
-        let file = File::options().read(true).custom_flags(libc::O_NOATIME).open(path).ok()?;
+        let object = self.container(record.container, Place::Object).ok()?;
+        let file = object.for_kernel()?;
         file.metadata().is_ok_and(|meta| meta.len() == record.size).then_some(file)
     }
 }

@@ -6,13 +6,12 @@ use std::path::PathBuf;
 
 use crate::base::digest::{BlobId, CV_LEN, GROUP};
 use crate::blob::buffer::ReadBuf;
-use crate::blob::container::{Container, Place};
+use crate::blob::container::Place;
 use crate::blob::table::Record;
 use crate::blob::writer::{Segment, write_with_holes};
 use crate::blob::{BlobStore, OBJECT_MIN};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::format::sync_dir;
 
 /// Bytes of content that are moved at once.
 const PORTION: u64 = 256 << 20;
@@ -32,8 +31,7 @@ impl BlobStore {
         self.move_loose(here, next_container)?;
         fault::reached("compact.moved");
         self.containers.lock().remove(&old);
-        let path = self.dir.join(Container::name_of(old, Place::Segment));
-        fs::remove_file(&path).map_err(Error::io("remove", &path))
+        self.backend.delete(&Place::Segment.key(old))
     }
 
     /// Moves blobs out of packs; `go_on` is told the bytes and says whether to go on. The caller pins them.
@@ -99,13 +97,11 @@ impl BlobStore {
             moved.push((id, record));
         }
         segment.finish(&moved)?;
-        let path = self.dir.join(Container::name_of(number, Place::Segment));
-        fs::rename(&segment.path, &path).map_err(Error::io("rename", &segment.path))?;
+        self.backend.put(&segment.path, &Place::Segment.key(number))?;
         for (staged, number) in objects {
-            let path = self.dir.join(Container::name_of(number, Place::Object));
-            fs::rename(&staged, &path).map_err(Error::io("rename", &staged))?;
+            self.backend.put(&staged, &Place::Object.key(number))?;
         }
-        sync_dir(&self.dir.join(Place::Segment.directory()))?;
+        self.backend.sync(Place::Segment.shelf())?;
         fault::reached("compact.named");
         let changes: Vec<_> = moved.into_iter().map(|(id, record)| (id, Some(record))).collect();
         self.move_records(&changes)

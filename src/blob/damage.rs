@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::base::digest::BlobId;
-use crate::blob::container::{Container, Place};
+use crate::blob::container::Place;
 use crate::blob::{BlobStore, IdSet};
 use crate::error::{Error, Result};
 use crate::format::write_durably;
@@ -85,9 +85,8 @@ impl BlobStore {
     /// Objects whose files go on behind their blobs, and the length that they should have. For fsck.
     pub fn overlong_objects(&self) -> Vec<(PathBuf, u64)> {
         let objects = self.records().into_iter().filter(|(_, record)| record.place == Place::Object);
-        let objects = objects.map(|(_, record)| {
-            (self.dir.join(Container::name_of(record.container, record.place)), record.size)
-        });
+        let objects = objects
+            .map(|(_, record)| (self.dir.join(record.place.key(record.container).path()), record.size));
         objects.filter(|(path, size)| path.metadata().is_ok_and(|meta| meta.len() > *size)).collect()
     }
 

@@ -4,6 +4,7 @@
 //! `repack` moves it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to
 //! the disk. The layout of the files is in `format.rs`.
 
+pub mod backend;
 mod buffer;
 mod checked;
 mod compact;
@@ -11,11 +12,11 @@ mod container;
 mod damage;
 mod large;
 mod pack;
+mod packing;
 mod pins;
 mod read;
 mod rebuild;
 mod reopen;
-mod repack;
 mod sweep;
 mod table;
 #[cfg(test)]
@@ -32,9 +33,9 @@ use parking_lot::{Mutex, ReentrantMutex, RwLock};
 pub use buffer::ReadBuf;
 pub use container::Place;
 pub use large::Large;
+pub use packing::{AUTO, Move, SMALL, Shape};
 pub use pins::Pins;
 pub use reopen::{ContentReader, PieceReader};
-pub use repack::{AUTO, Move, SMALL, Shape};
 pub use sweep::{IdSet, MarkToken, Swept};
 pub use table::Record;
 pub use writer::{Sealed, Writer};
@@ -42,8 +43,8 @@ pub use writer::{Sealed, Writer};
 use crate::base::digest::BlobId;
 use crate::base::writable::Writable;
 use crate::error::Result;
+use backend::{Backend, Container, Local};
 use checked::Checked;
-use container::Container;
 use damage::Damage;
 use pack::{FrameCache, Pack};
 use pins::AllPins;
@@ -58,9 +59,11 @@ pub struct BlobStore {
     dir: PathBuf,
     /// immutable: STORE/staging
     staging: PathBuf,
+    /// immutable: where containers lie
+    backend: Arc<dyn Backend>,
     /// Where each blob lies. Lock order: `table` before `pins` before `containers`.
     table: RwLock<Table>,
-    /// Open container files by number. Dropped from here when swept; readers keep their `Arc`.
+    /// Open containers by number. Dropped from here when swept; readers keep their `Arc`.
     containers: Mutex<HashMap<u32, Arc<Container>>>,
     /// Blobs that somebody at work counts on.
     pins: Arc<AllPins>,
@@ -92,13 +95,15 @@ impl BlobStore {
     ///
     /// `Io`; `Corrupt` if the table does not begin as one.
     pub fn open(dir: &Path, writable: &Writable) -> Result<BlobStore> {
+        let backend: Arc<dyn Backend> = Arc::new(Local::new(dir));
         let mut next = 1;
-        for (number, _) in container::list(dir)? {
+        for (number, _) in container::list(&*backend)? {
             next = next.max(number.saturating_add(1));
         }
         Ok(BlobStore {
             dir: dir.to_owned(),
             staging: dir.join("staging"),
+            backend,
             table: RwLock::new(Table::open(&dir.join("blobs"), writable)?),
             containers: Mutex::default(),
             pins: Arc::default(),
@@ -180,11 +185,16 @@ impl BlobStore {
         self.frames.clear();
     }
 
+    /// Where containers lie.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
     fn container(&self, number: u32, place: Place) -> Result<Arc<Container>> {
         if let Some(open) = self.containers.lock().get(&number) {
             return Ok(open.clone());
         }
-        let opened = Arc::new(Container::open(&self.dir, number, place)?);
+        let opened = Arc::new(self.backend.open(&place.key(number))?);
         Ok(self.containers.lock().entry(number).or_insert(opened).clone())
     }
 }

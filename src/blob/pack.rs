@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use crate::base::delta;
 use crate::base::digest::{BlobId, CV_LEN, Digest};
 use crate::blob::BlobStore;
+use crate::blob::backend::Container;
 use crate::blob::buffer::ReadBuf;
-use crate::blob::container::{Container, Place};
+use crate::blob::container::Place;
 use crate::error::{Error, Result};
 use crate::format::{PACK_END, PACK_FOOTER_LEN};
 
@@ -120,7 +121,7 @@ pub fn check_of(bytes: &[u8]) -> [u8; 16] {
 /// An open pack: its tables, checked.
 pub struct Pack {
     number: u32,
-    pub container: Container,
+    container: Container,
     /// In the order of the stream, without gaps.
     pub frames: Vec<Frame>,
     bases: Vec<Base>,
@@ -132,7 +133,7 @@ pub struct Pack {
 
 /// Where the footer is: at the end, or before what a bad disk has put behind it.
 fn footer_of(container: &Container) -> Result<Option<u64>> {
-    let len = container.file.metadata().map_err(Error::io("stat", &container.path))?.len();
+    let len = container.size()?.len;
     for look in [PACK_FOOTER_LEN as u64, JUNK] {
         let from = len.saturating_sub(look);
         let mut tail = vec![0; (len - from) as usize];
@@ -146,14 +147,14 @@ fn footer_of(container: &Container) -> Result<Option<u64>> {
 }
 
 impl Pack {
-    /// Opens a pack and checks its tables.
+    /// Checks the tables of a pack.
     ///
     /// # Errors
     ///
     /// `Corrupt`, `Io`.
-    pub fn open(store: &std::path::Path, number: u32) -> Result<Pack> {
-        let container = Container::open(store, number, Place::Pack)?;
-        let bad = |why: &str| Error::Corrupt { what: container.path.display().to_string(), why: why.into() };
+    pub fn open(container: Container, number: u32) -> Result<Pack> {
+        let bad =
+            |why: &str| Error::Corrupt { what: container.path().display().to_string(), why: why.into() };
         let footer_at = footer_of(&container)?.ok_or_else(|| bad("it does not end as a pack"))?;
         let mut footer = [0; PACK_FOOTER_LEN];
         container.read_exact_at(&mut footer, footer_at)?;
@@ -203,7 +204,7 @@ impl Pack {
     }
 
     fn corrupt(&self, why: &str) -> Error {
-        Error::Corrupt { what: self.container.path.display().to_string(), why: why.into() }
+        Error::Corrupt { what: self.container.path().display().to_string(), why: why.into() }
     }
 
     /// Numbers of the frames that hold `[from, to)` of the stream.
@@ -335,7 +336,7 @@ impl BlobStore {
         if let Some(open) = self.packs.lock().get(&number) {
             return Ok(open.clone());
         }
-        let opened = Arc::new(Pack::open(&self.dir, number)?);
+        let opened = Arc::new(Pack::open(self.backend.open(&Place::Pack.key(number))?, number)?);
         Ok(self.packs.lock().entry(number).or_insert(opened).clone())
     }
 

@@ -205,14 +205,8 @@ impl BlobStore {
             }
             let base = if record.place == Place::Object { 0 } else { record.offset };
             let container = self.container(record.container, record.place)?;
-            let from = base + offset;
-            let how = if data { rustix::fs::SeekFrom::Data(from) } else { rustix::fs::SeekFrom::Hole(from) };
-            match rustix::fs::seek(&container.file, how) {
-                Ok(found) => Ok((found - base).min(record.size)),
-                Err(rustix::io::Errno::NXIO) => Ok(record.size),
-                // A file system without holes: all is data.
-                Err(_) => Ok(if data { offset } else { record.size }),
-            }
+            let found = container.seek(base + offset, data);
+            Ok(found.map_or(record.size, |found| (found - base).min(record.size)))
         })
     }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use crate::base::digest::{BlobId, Digest, GROUP, Outline};
 use crate::blob::buffer::ReadBuf;
-use crate::blob::container::{self, Container, Place};
+use crate::blob::container::{self, Place};
 use crate::blob::pack::{Pack, Use};
 use crate::blob::table::Record;
 use crate::blob::writer::lead_of;
@@ -118,7 +118,7 @@ impl BlobStore {
 
     /// What all containers say that they were written with, the likeliest place of a blob first.
     fn listed(&self) -> Result<HashMap<BlobId, Vec<Record>>> {
-        let mut places = container::list(&self.dir)?;
+        let mut places = container::list(self.backend())?;
         // Newest first, and packs before segments: content moves from these into those.
         places.sort_unstable_by_key(|(number, place)| (*place != Place::Pack, std::cmp::Reverse(*number)));
         let mut found = HashMap::<BlobId, Vec<Record>>::new();
@@ -177,10 +177,12 @@ impl BlobStore {
 
     /// What a segment was written with.
     fn segment_list(&self, number: u32) -> Result<Vec<(BlobId, Record)>> {
-        let segment = Container::open(&self.dir, number, Place::Segment)?;
-        let bad =
-            || Error::Corrupt { what: segment.path.display().to_string(), why: "its list is damaged".into() };
-        let len = segment.file.metadata().map_err(Error::io("stat", &segment.path))?.len();
+        let segment = self.backend.open(&Place::Segment.key(number))?;
+        let bad = || Error::Corrupt {
+            what: segment.path().display().to_string(),
+            why: "its list is damaged".into(),
+        };
+        let len = segment.size()?.len;
         let footer_at = len.checked_sub(SEGMENT_FOOTER_LEN as u64).ok_or_else(bad)?;
         let mut footer = [0; SEGMENT_FOOTER_LEN];
         segment.read_exact_at(&mut footer, footer_at)?;

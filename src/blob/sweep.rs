@@ -4,19 +4,17 @@
 //! then the bytes. A crash between leaves files or ranges that no record names; the next sweep finds them.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::digest::{BlobId, CV_LEN, Outline};
 use crate::blob::BlobStore;
-use crate::blob::container::{self, Container, Place, punch};
+use crate::blob::backend::{Container, Shelf};
+use crate::blob::container::{self, Place};
 use crate::blob::pack::Pack;
 use crate::blob::table::Record;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::format::{SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN, sync_dir};
+use crate::format::{SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN};
 
 /// A set of blob ids: a bit each.
 #[derive(Clone, Default)]
@@ -156,13 +154,12 @@ impl BlobStore {
             }
         }
         let mut removed = false;
-        for (number, place) in container::list(&self.dir)? {
+        for (number, place) in container::list(self.backend())? {
             match extents.get_mut(&number) {
                 None => {
                     self.containers.lock().remove(&number);
                     self.packs.lock().remove(&number);
-                    let path = self.dir.join(Container::name_of(number, place));
-                    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                    self.backend.delete(&place.key(number))?;
                     fault::reached("reclaim.removed");
                     removed = true;
                 }
@@ -175,8 +172,7 @@ impl BlobStore {
             }
         }
         if removed {
-            sync_dir(&self.dir.join("loose"))?;
-            sync_dir(&self.dir.join("packs"))
+            Shelf::CONTENT.into_iter().try_for_each(|shelf| self.backend.sync(shelf))
         } else {
             Ok(())
         }
@@ -213,8 +209,8 @@ impl BlobStore {
     /// nothing.
     pub(super) fn all_packs(&self) -> Result<HashMap<u32, Arc<Pack>>> {
         let mut open = HashMap::new();
-        for (number, _) in container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack)
-        {
+        let all = container::list(self.backend())?.into_iter();
+        for (number, _) in all.filter(|(_, place)| *place == Place::Pack) {
             match self.pack(number) {
                 Ok(pack) => drop(open.insert(number, pack)),
                 Err(e @ Error::Corrupt { .. }) => log::error!("{e}"),
@@ -241,38 +237,37 @@ impl BlobStore {
             .map(|(f, _)| (f.at, f.at + u64::from(f.len)))
             .collect();
         live.push(pack.frames.last().map_or((0, 0), |last| (last.at + u64::from(last.len), u64::MAX)));
-        let file = pack.container.to_punch()?;
+        let mut gaps = Vec::new();
         for (from, to) in live {
-            punch_between(&file, &pack.container.path, at, from)?;
+            gaps.extend(pages_between(at, from));
             at = to;
         }
-        Ok(())
+        self.backend.trim(&Place::Pack.key(number), &gaps)
     }
 
     /// Punches the gaps between what lives in a segment; says whether it is worth writing anew.
     fn punch_segment(&self, number: u32, live: &[(u64, u64)], all: bool) -> Result<bool> {
         let segment = self.container(number, Place::Segment)?;
-        let stat = |c: &Container| c.file.metadata().map_err(Error::io("stat", &c.path));
-        let meta = stat(&segment)?;
+        let size = segment.size()?;
         let live_bytes: u64 = live.iter().map(|(from, to)| to - from).sum();
         let wasted =
-            |blocks: u64| (blocks * 512).saturating_sub(live_bytes + (live.len() * SEGMENT_ENTRY_LEN) as u64);
+            |stored: u64| stored.saturating_sub(live_bytes + (live.len() * SEGMENT_ENTRY_LEN) as u64);
         // The list at the end may have an entry for each blob that ever lived here.
         let slack = 64 * 1024 + live_bytes / 8;
         if all {
-            return Ok(wasted(meta.blocks()) > 8192);
+            return Ok(wasted(size.stored) > 8192);
         }
-        if wasted(meta.blocks()) <= slack {
+        if wasted(size.stored) <= slack {
             return Ok(false);
         }
-        let list_at = list_offset(&segment, meta.len());
-        let mut at = 0;
-        let file = segment.to_punch()?;
-        for &(from, to) in live.iter().chain([(list_at, meta.len())].iter()) {
-            punch_between(&file, &segment.path, at, from)?;
+        let list_at = list_offset(&segment, size.len);
+        let (mut at, mut gaps) = (0, Vec::new());
+        for &(from, to) in live.iter().chain([(list_at, size.len)].iter()) {
+            gaps.extend(pages_between(at, from));
             at = at.max(to);
         }
-        Ok(wasted(stat(&segment)?.blocks()) > live_bytes.max(slack))
+        self.backend.trim(&Place::Segment.key(number), &gaps)?;
+        Ok(wasted(segment.size()?.stored) > live_bytes.max(slack))
     }
 
     /// Bytes the content takes on the disk.
@@ -282,11 +277,11 @@ impl BlobStore {
     /// `Io`.
     pub fn stored_bytes(&self) -> Result<u64> {
         let mut total = 0;
-        for (number, place) in container::list(&self.dir)? {
-            match fs::metadata(self.dir.join(Container::name_of(number, place))) {
-                Ok(meta) => total += meta.blocks() * 512,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::Io { doing: "stat", path: self.dir.clone(), source: e }),
+        for (number, place) in container::list(self.backend())? {
+            match self.backend.size(&place.key(number)) {
+                Ok(size) => total += size.stored,
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(total)
@@ -309,7 +304,7 @@ impl BlobStore {
     /// `Io` if the containers cannot be listed.
     pub fn broken_bases(&self) -> Result<Vec<String>> {
         // A pack that cannot be opened is damage of its blobs.
-        let packs = container::list(&self.dir)?.into_iter().filter(|(_, place)| *place == Place::Pack);
+        let packs = container::list(self.backend())?.into_iter().filter(|(_, place)| *place == Place::Pack);
         let packs = packs.filter_map(|(number, _)| Some((number, self.pack(number).ok()?))).collect();
         let mut broken = Vec::new();
         for id in bases_of(&packs, self.records().into_iter()).iter() {
@@ -331,9 +326,9 @@ impl BlobStore {
         let _no_new_ones = self.seal.lock();
         let of = |r: &Record| [r.container, if r.place == Place::Object { r.outline_in } else { 0 }];
         let named: std::collections::HashSet<u32> = self.records().iter().flat_map(|(_, r)| of(r)).collect();
-        let all = container::list(&self.dir)?;
+        let all = container::list(self.backend())?;
         let strays = all.into_iter().filter(|(n, _)| !named.contains(n));
-        Ok(strays.map(|(number, place)| Container::name_of(number, place).display().to_string()).collect())
+        Ok(strays.map(|(number, place)| place.key(number).path().display().to_string()).collect())
     }
 }
 
@@ -366,8 +361,8 @@ fn list_offset(segment: &Container, len: u64) -> u64 {
     }
 }
 
-/// Punches the whole pages in `[from, to)`.
-fn punch_between(file: &File, path: &Path, from: u64, to: u64) -> Result<()> {
+/// The whole pages in `[from, to)`, as offset and bytes.
+fn pages_between(from: u64, to: u64) -> Option<(u64, u64)> {
     let (from, to) = (from.div_ceil(4096) * 4096, to / 4096 * 4096);
-    if from < to { punch(file, path, from, to - from) } else { Ok(()) }
+    (from < to).then(|| (from, to - from))
 }

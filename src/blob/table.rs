@@ -10,7 +10,7 @@ use memmap2::Mmap;
 use crate::base::digest::{BlobId, Digest};
 use crate::base::sys;
 use crate::base::writable::Writable;
-use crate::blob::container::{self, Place};
+use crate::blob::container::Place;
 use crate::error::{Error, Result};
 use crate::format::{RECORD_LEN, TABLE_MAGIC};
 
@@ -254,7 +254,7 @@ impl Table {
         for page in 1..self.len() / per_page {
             let (from, to) = (page as usize * 4096, page as usize * 4096 + 4096);
             if self.map.get(from..to).is_some_and(|p| p.iter().all(|b| *b == 0)) {
-                container::punch(&self.file, &self.path, from as u64, 4096)?;
+                sys::punch(&self.file, &self.path, from as u64, 4096)?;
             }
         }
         Ok(())

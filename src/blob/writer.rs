@@ -10,13 +10,13 @@ use hashbrown::HashTable;
 
 use crate::base::digest::{self, BlobId, CV_LEN, Content, Digest, GROUP, Outline};
 use crate::base::sys;
-use crate::blob::container::{Container, Place};
+use crate::blob::container::Place;
 use crate::blob::pins::Pins;
 use crate::blob::table::{Record, digest_key};
 use crate::blob::{BlobStore, MakeRoom};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, make_subdir, sync_dir};
+use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, make_subdir};
 
 /// A page; holes and punched space come in these.
 const PAGE: usize = 4096;
@@ -241,10 +241,7 @@ impl Writer {
                     record.container = *next_container;
                     record.outline_in = segment_number;
                     *next_container += 1;
-                    renames.push((
-                        self.object_path(staged),
-                        store.dir.join(Container::name_of(record.container, Place::Object)),
-                    ));
+                    renames.push((self.object_path(staged), Place::Object.key(record.container)));
                 }
                 None => record.container = segment_number,
             }
@@ -264,13 +261,12 @@ impl Writer {
             kept.iter().zip(records).map(|(&i, record)| (ids[i], record)).collect();
         segment.finish(&entries)?;
         fault::reached("seal.listed");
-        renames
-            .push((segment.path.clone(), store.dir.join(Container::name_of(segment_number, Place::Segment))));
+        renames.push((segment.path.clone(), Place::Segment.key(segment_number)));
         for (from, to) in &renames {
-            fs::rename(from, to).map_err(Error::io("rename", from))?;
+            store.backend.put(from, to)?;
         }
         fault::reached("seal.renamed");
-        sync_dir(&store.dir.join(Place::Segment.directory()))?;
+        store.backend.sync(Place::Segment.shelf())?;
         fault::reached("seal.named");
         let (healed, new): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(id, _)| *id < table.len());
         table.append(&new.into_iter().map(|(_, record)| record).collect::<Vec<_>>())?;

@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
+use crate::blob::backend::Shelf;
 use crate::catalog::{Row, Version};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::store::Store;
+use crate::store::trees::key_of;
 
 /// Whether anything of a version is known to be damaged.
 pub fn is_damaged(store: &Store, serial: u32) -> bool {
@@ -63,9 +65,9 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
     // Others may be packed against the one that was there.
     store.drop_tree(&path)?;
     fault::reached("heal.dropped");
-    std::fs::rename(&copy, &path).map_err(Error::io("rename", &copy))?;
+    store.blobs.backend().put(&copy, &key_of(&path))?;
     fault::reached("heal.renamed");
-    crate::format::sync_dir(&store.dir.join("trees"))?;
+    store.blobs.backend().sync(Shelf::Trees)?;
     let serial = version.serial;
     store.catalog.commit(|txn| {
         // It may have been deleted meanwhile; then the file is one too many.

@@ -20,6 +20,7 @@ use crate::formats::compress::Method;
 use crate::formats::metadata::KeepUpload;
 use crate::images::export::{self, RecipeReader};
 use crate::store::Store;
+use crate::store::trees::key_of;
 use crate::tree::{Bytes, NodeKind, Tree};
 
 /// Bytes of an upload's beginning that tell how it may have been made.
@@ -149,7 +150,7 @@ pub fn prove_next(store: &Store) -> Result<bool> {
     if let (Some(id), Some(method)) = (changed, &found) {
         store.forget_kept(serial);
         let path = store.kept_path(&id);
-        fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        store.blobs.backend().delete(&key_of(&path))?;
         store.has_garbage();
         job.end(&format!("can be made again: {method:?}"));
     } else {

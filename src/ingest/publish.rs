@@ -3,11 +3,11 @@
 use crate::base::clock::now;
 use crate::base::digest::Digest;
 use crate::base::name::{VersionTag, new_id, parse_tag};
+use crate::blob::backend::Shelf;
 use crate::blob::{Sealed, Writer};
 use crate::catalog::{Kept, Model, Named, Row, Version, VersionFacts};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::format::sync_dir;
 use crate::formats::metadata::editable_keys;
 use crate::images::rules::refuse_immutable;
 use crate::images::{heal, quota};
@@ -16,6 +16,7 @@ use crate::ingest::detect::detect;
 use crate::ingest::target::{Published, Source, Target};
 use crate::ingest::{Codec, Draft, Unpacked};
 use crate::store::Store;
+use crate::store::trees::key_of;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
 
@@ -60,8 +61,9 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             // No row names it: a stray that the next start would sweep, too. Unless the row could not be
             // synced: then the next start finds it, or not.
             if store.writable.stopped().is_none() {
-                let _ = std::fs::remove_file(&path);
-                let _ = std::fs::remove_file(&kept_path);
+                for path in [&path, &kept_path] {
+                    let _ = store.blobs.backend().delete(&key_of(path));
+                }
                 store.has_garbage();
             }
             Err(e)
@@ -112,7 +114,7 @@ fn make(
     let path = store.tree_path(id);
     let (digest, _) = builder.finish(&path, tar, more, |content| sealed.id(content), stored)?;
     fault::reached("publish.written");
-    sync_dir(path.parent().expect("trees/"))?;
+    store.blobs.backend().sync(Shelf::Trees)?;
     fault::reached("publish.named");
     let tree = Tree::open(&path, &digest)?;
     let system = detect(store, &tree);

@@ -6,7 +6,7 @@ pub mod progress;
 mod room;
 pub mod settings;
 pub mod tell;
-mod trees;
+pub mod trees;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -29,6 +29,7 @@ use crate::tree::Tree;
 use progress::Progress;
 use settings::Settings;
 use tell::TellMounts;
+use trees::key_of;
 
 /// How the files of trees end: those of versions, and those that are only the base of others.
 pub(crate) const TREE: &str = "tree";
@@ -213,7 +214,7 @@ impl Core {
                 None => return Err(Error::NotFound { what: "such version".into() }),
             }
         };
-        let tree = Arc::new(Tree::open(&path, &digest)?);
+        let tree = Arc::new(Tree::open(&self.blobs.backend().local(&key_of(&path))?, &digest)?);
         Ok(self.kept.write().entry(serial).or_insert(tree).clone())
     }
 
@@ -247,7 +248,8 @@ impl Core {
                 model.versions.get(&serial).ok_or_else(|| Error::NotFound { what: "such version".into() })?;
             (self.tree_path(&version.id), version.tree)
         };
-        Tree::open(&path, &digest).map_err(|e| self.note_damaged(serial, e))
+        let found = self.blobs.backend().local(&key_of(&path)).and_then(|path| Tree::open(&path, &digest));
+        found.map_err(|e| self.note_damaged(serial, e))
     }
 
     /// Says whose tree is damaged, and keeps the sentence, once.
@@ -387,11 +389,9 @@ impl Core {
     ///
     /// `Io`.
     pub fn stored_bytes(&self) -> Result<u64> {
-        use std::os::unix::fs::MetadataExt;
-        let trees = self.dir.join("trees");
         let mut total = self.blobs.stored_bytes()?;
-        for entry in fs::read_dir(&trees).map_err(Error::io("list", &trees))? {
-            total += entry.and_then(|entry| entry.metadata()).map_or(0, |meta| meta.blocks() * 512);
+        for path in self.tree_files()? {
+            total += self.blobs.backend().size(&key_of(&path)).map_or(0, |size| size.stored);
         }
         Ok(total)
     }

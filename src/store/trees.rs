@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use crate::blob::backend::{Key, Shelf};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::format;
@@ -21,9 +22,8 @@ impl Core {
     ///
     /// `Io`.
     pub fn tree_files(&self) -> Result<Vec<PathBuf>> {
-        let dir = self.dir.join("trees");
-        let entries = fs::read_dir(&dir).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
-        entries.map_err(Error::io("list", &dir))
+        let dir = self.dir.join(Shelf::Trees.directory());
+        Ok(self.blobs.backend().list(Shelf::Trees)?.into_iter().map(|name| dir.join(name)).collect())
     }
 
     /// Where the pieces of a version's upload are named, if it is kept.
@@ -46,7 +46,7 @@ impl Core {
             tree.has_been_packed(packed.len() as u64);
             // Its row goes before its file: without a row this file is one too many.
             if !self.catalog.read().versions.contains_key(&serial) {
-                fs::remove_file(tree.path()).map_err(Error::io("remove", tree.path()))?;
+                self.blobs.backend().delete(&key_of(tree.path()))?;
             }
         }
         Ok(())
@@ -61,12 +61,12 @@ impl Core {
     pub fn drop_tree(&self, path: &Path) -> Result<()> {
         let _held = self.bases.lock();
         let gone = match form_of(path) {
-            Form::Alone => fs::rename(path, path.with_extension(BASE)),
-            Form::Loose | Form::Against(_) => fs::remove_file(path),
+            Form::Alone => fs::rename(path, path.with_extension(BASE)).map_err(Error::io("remove", path)),
+            Form::Loose | Form::Against(_) => self.blobs.backend().delete(&key_of(path)),
         };
         match gone {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-            _ => Ok(()),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            gone => gone,
         }
     }
 
@@ -90,7 +90,7 @@ impl Core {
         let unused = bases
             .iter()
             .filter(|path| path.file_stem().and_then(|s| s.to_str()).is_none_or(|s| !needed.contains(s)));
-        unused.into_iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
+        unused.into_iter().try_for_each(|path| self.blobs.backend().delete(&key_of(path)))
     }
 
     /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds
@@ -111,4 +111,10 @@ impl Core {
     pub fn is_quarantined(&self, path: &Path) -> bool {
         path.with_extension(DAMAGED).exists() && !path.exists()
     }
+}
+
+/// How the file of a tree is called where such files lie.
+pub fn key_of(path: &Path) -> Key {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Key { shelf: Shelf::Trees, name }
 }

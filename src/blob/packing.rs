@@ -17,13 +17,13 @@ use blake3::hazmat::ChainingValue;
 use crate::base::delta;
 use crate::base::digest::{BlobId, Digest, GROUP};
 use crate::blob::buffer::ReadBuf;
-use crate::blob::container::{Container, Place};
+use crate::blob::container::Place;
 use crate::blob::pack::{Base, FRAME_MAX, Frame, check_of};
 use crate::blob::table::Record;
 use crate::blob::{BlobStore, OBJECT_MIN};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::format::{PACK_END, PACK_FOOTER_LEN, PACK_MAGIC, sync_dir};
+use crate::format::{PACK_END, PACK_FOOTER_LEN, PACK_MAGIC};
 
 /// How content is compressed.
 #[derive(Clone, Copy, Debug)]
@@ -120,9 +120,8 @@ impl BlobStore {
         let mut next_container = self.seal.lock();
         let number = *next_container;
         *next_container += 1;
-        let path = self.dir.join(Container::name_of(number, Place::Pack));
-        fs::rename(&moved.path, &path).map_err(Error::io("rename", &moved.path))?;
-        sync_dir(&self.dir.join(Place::Pack.directory()))?;
+        self.backend.put(&moved.path, &Place::Pack.key(number))?;
+        self.backend.sync(Place::Pack.shelf())?;
         fault::reached("pack.named");
         let mut changes = Vec::with_capacity(moved.blobs.len());
         for blob in &moved.blobs {
