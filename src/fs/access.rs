@@ -1,8 +1,8 @@
-//! chmod, chown, chgrp, setfacl: who may, where the kernel does not ask: for names that lead to an image from
-//! elsewhere, and for what is said about it.
+//! chmod, chown, chgrp, setfacl: permission checks that the kernel does not make. They concern names
+//! that lead to an image from elsewhere, and texts that say something about an image.
 //!
-//! With `allow_other` the kernel checks every path by the mode of what lies on it (`default_permissions`).
-//! What is left is an upload into the root that is the next version of somebody's image, `by-id`,
+//! With `allow_other` the kernel checks every path by the modes along it (`default_permissions`). imgfs
+//! checks the rest: an upload into the root that is the next version of somebody's image, `by-id`,
 //! `by-digest`, receipts, aliases, `errors` and `log`. Root and the owner of the mount may do
 //! everything.
 
@@ -17,12 +17,12 @@ use crate::fs::{Caller, ImageFs, stale};
 use crate::images::rules::{By, refuse_immutable};
 use crate::ingest::Target;
 
-/// Bits of a mode, as others have them.
+/// Mode bits, in the place that they have for others.
 pub(super) const READ: u32 = 4;
 pub(super) const WRITE: u32 = 2;
 
 impl ImageFs {
-    /// For rules about who may.
+    /// Describes the caller to rules about permissions.
     pub(super) fn by(&self, caller: Caller) -> By {
         By { uid: caller.uid, is_admin: self.is_admin(caller) }
     }
@@ -46,7 +46,7 @@ impl ImageFs {
         model.all_versions().filter(move |v| v.trashed_at.is_none() && images.contains(&v.image))
     }
 
-    /// Whether the mode of an image lets this user read or change it.
+    /// Whether the mode of an image lets this user read it, or change it.
     pub(super) fn may(&self, caller: Caller, image: &Image, want: u32) -> bool {
         if self.is_admin(caller) {
             return true;
@@ -61,7 +61,7 @@ impl ImageFs {
         }
     }
 
-    /// Refuses an upload in the root that is for an image which this user may not change, or may not make.
+    /// Refuses an upload into the root if this user may not change its image, or may not create it.
     pub(super) fn refuse_foreign(&self, caller: Caller, target: &Target) -> Result<()> {
         let model = self.store.catalog.read();
         match (target.image(&model), target) {
@@ -73,7 +73,7 @@ impl ImageFs {
         }
     }
 
-    /// A name that something in the root is to get.
+    /// Checks a name that something in the root is to get.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl ImageFs {
         Ok(name)
     }
 
-    /// Refuses a name in the root that an upload has, but for one: both would show.
+    /// Refuses a name in the root that another upload than `but` has, because both would show.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl ImageFs {
         Ok(())
     }
 
-    /// Refuses who does not administer the store.
+    /// Refuses a user who does not administer the store.
     ///
     /// # Errors
     ///
@@ -112,7 +112,8 @@ impl ImageFs {
         if self.is_admin(caller) { Ok(()) } else { Err(refusal()) }
     }
 
-    /// What is bound to a view, who administers the store says; and it has a name there.
+    /// Lets only administrators of the store change what is bound to a view, and checks the name that it
+    /// has there.
     ///
     /// # Errors
     ///
@@ -121,7 +122,7 @@ impl ImageFs {
         match self.store.catalog.read().bound(name) {
             Some((view, shown)) => {
                 self.refuse_others(caller, &format!("view {view}"))?;
-                // What it is called there.
+                // The name that the view shows.
                 AliasName::parse(shown.as_bytes())?;
                 if shown.contains(OF_VIEW) {
                     let why = "`::` stands between a view and the name of what is bound to it";
@@ -137,7 +138,7 @@ impl ImageFs {
         }
     }
 
-    /// `default` of the store is the root's owner's, as the sticky bit has it.
+    /// Protects the default of the store as a sticky bit does: only the owner of the root may change it.
     pub(super) fn refuse_default(&self, caller: Caller) -> Result<()> {
         let root = self.root();
         if root.mode & libc::S_ISVTX == 0 || caller.uid == root.uid || self.is_admin(caller) {
@@ -146,19 +147,19 @@ impl ImageFs {
         Err(Error::NotYours { what: "default".into(), uid: root.uid })
     }
 
-    /// Refuses what the commit would refuse in a view, before anything is done.
+    /// Refuses early what the commit would refuse in a view.
     pub(super) fn refuse_attached(&self, image: u32) -> Result<()> {
         let model = self.store.catalog.read();
         model.images.get(&image).map_or(Ok(()), |image| model.refuse_attached(image))
     }
 
-    /// The same, of what stands in an image beside its versions: metadata.json, its icon.
+    /// Refuses to edit what an image has beside its versions: metadata.json and its icon.
     pub(super) fn refuse_edit(&self, image: u32) -> Result<()> {
         self.refuse_attached(image)?;
         refuse_immutable(self.store.catalog.read().live_image(image).ok_or_else(stale)?)
     }
 
-    /// Refuses a change of an image by somebody whom its mode does not let.
+    /// Refuses a change by a user whom the mode of the image does not permit it.
     pub(super) fn refuse_change(&self, caller: Caller, image: Option<&Image>) -> Result<()> {
         match image.filter(|image| !self.may(caller, image, WRITE)) {
             Some(image) => Err(Error::NotYours { what: image.name.clone(), uid: image.uid }),
@@ -166,8 +167,8 @@ impl ImageFs {
         }
     }
 
-    /// Refuses to bring back or to end what is in the trash: a version of this image, or all of it, which in
-    /// a sticky root only its owner could have deleted.
+    /// Refuses to restore or to purge an entry of the trash: a version of this image, or the whole image.
+    /// In a sticky root only the owner of an image could have deleted it, so only the owner may do this.
     pub(super) fn refuse_trashed(&self, caller: Caller, image: u32, version: bool) -> Result<()> {
         let (root, model) = (self.root(), self.store.catalog.read());
         let Some(image) = model.images.get(&image) else { return Ok(()) };
@@ -177,21 +178,21 @@ impl ImageFs {
         self.refuse_change(caller, Some(image))
     }
 
-    /// Of a text of lines whose fields are a time, a user, a gesture and a path, those that this user may
-    /// know: of own gestures, and of images that may be read, since they have their names.
+    /// Keeps the lines that this user may know. The fields of a line are a time, a user, a gesture and a
+    /// path. A user may know own gestures, and those on readable images since they have had their names.
     pub(super) fn heard_by(&self, caller: Caller, text: String) -> String {
         if self.is_admin(caller) {
             return text;
         }
         let model = self.store.catalog.read();
-        // Whom a name means, and since when; looked at once for each.
+        // Since when a readable image has had this name. Each name is looked up once.
         let mut known: HashMap<String, Option<i64>> = HashMap::new();
         let mut heard = String::new();
         for line in text.split_inclusive('\n') {
             let fields: Vec<&str> = line.split('\t').take(4).collect();
             let [at, uid, _, path] = fields[..] else { continue };
             let own = uid.parse() == Ok(caller.uid);
-            // `web/1`, `dc1::web/1`, and of what was done in a view `dc1::/web/1`.
+            // The path is `web/1` or `dc1::web/1`, or `dc1::/web/1` for a gesture in a view.
             let (view, path) = path.split_once("::/").unwrap_or(("", path));
             let shown = path.trim_start_matches('/').split('/').next().unwrap_or_default();
             let name = if view.is_empty() { shown.to_owned() } else { bound_name(view, shown) };
@@ -207,7 +208,8 @@ impl ImageFs {
     }
 }
 
-/// Whether the group is one of the caller's; of another process namespace only the first is known.
+/// Whether the caller is in the group. For a process in another namespace only its first group is
+/// known.
 fn is_in_group(caller: Caller, gid: u32) -> bool {
     if caller.gid == gid {
         return true;

@@ -1,5 +1,5 @@
-//! metadata.json, or the text of a lease, being written in place: collected, and judged whole at fsync and
-//! close.
+//! metadata.json, or the text of a lease, while somebody writes it in place. imgfs collects it, and
+//! judges all of it at fsync and close.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::error::{Error, Result};
 use crate::fs::removal::moved::Recent;
 use crate::images::icons::ICON_MAX;
 
-/// How long after its removal a process may make metadata.json anew.
+/// How long a process that has removed metadata.json may create it again.
 const REPLACING: Duration = Duration::from_secs(10);
 
 /// A writer's copy of the document.
 pub struct Edit {
     text: Vec<u8>,
-    /// The most bytes it may have.
+    /// The longest text allowed, in bytes.
     most: usize,
-    /// Whether there is something that was not judged yet.
+    /// Whether some of the text has not been judged yet.
     dirty: bool,
 }
 
@@ -29,7 +29,7 @@ impl Edit {
         &self.text[from..self.text.len().min(from.saturating_add(len))]
     }
 
-    /// Puts bytes at `offset`; zeros fill a gap before them.
+    /// Writes bytes at `offset`. Zeros fill a gap before them.
     ///
     /// # Errors
     ///
@@ -38,7 +38,7 @@ impl Edit {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(data.len());
         if end > self.most {
-            // What came before is only a part, and must not count at the close.
+            // What came before is only a part of the document, and must not count at the close.
             self.text.clear();
             return Err(self.too_long());
         }
@@ -50,7 +50,7 @@ impl Edit {
         Ok(())
     }
 
-    /// Cuts the text to `size` bytes, or fills it up with zeros. Cutting it to nothing is no change to judge.
+    /// Truncates the text to `size` bytes, or extends it with zeros. Emptying it is not a change to judge.
     ///
     /// # Errors
     ///
@@ -75,20 +75,21 @@ impl Edit {
         self.text.len() as u64
     }
 
-    /// The text to judge: none if nothing was written since the last time, or nothing at all (`> file` closes
-    /// a duplicate descriptor before its first byte).
+    /// The text to judge. There is none if nothing was written since the last judgement. There is also none
+    /// for an empty text: `> file` closes a duplicate descriptor before the first byte.
     pub fn pending(&self) -> Option<&[u8]> {
         (self.dirty && !self.text.is_empty()).then_some(&self.text)
     }
 
-    /// The text was accepted. Refused, it stays pending, and every further close says so again.
+    /// Notes that the text was accepted. A refused text stays pending, so every later close refuses it
+    /// again.
     pub fn accepted(&mut self) {
         self.dirty = false;
     }
 }
 
-/// `mv /tmp/new.json MNT/web/metadata.json`: mv removes the old file, then creates it. For the process that
-/// does, the name is gone between the two; for all others the document stays as it is.
+/// `mv /tmp/new.json MNT/web/metadata.json` removes the old file, then creates the new one. Between the
+/// two the name is gone for that process. For all others the document stays as it is.
 pub(super) struct Replacing(Recent<(u32, u32), ()>);
 
 impl Default for Replacing {
@@ -98,12 +99,12 @@ impl Default for Replacing {
 }
 
 impl Replacing {
-    /// The process has removed metadata.json of an image.
+    /// Notes that the process has removed metadata.json of an image.
     pub(super) fn begin(&self, pid: u32, image: u32) {
         self.0.note((pid, image), ());
     }
 
-    /// Whether it is gone for this process.
+    /// Whether the document is removed for this process.
     pub(super) fn is_removed(&self, pid: u32, image: u32) -> bool {
         self.0.find(|key| *key == (pid, image)).is_some()
     }

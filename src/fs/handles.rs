@@ -1,4 +1,4 @@
-//! Open files and directories that need memory of their own. Files of trees do not.
+//! Open files and directories that need memory of their own. Files in trees need none.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -31,11 +31,11 @@ pub(super) enum Handle {
     Staged {
         file: std::fs::File,
         path: std::path::PathBuf,
-        /// Held for its end.
+        /// Counts as an open writer until it is dropped.
         #[allow(dead_code, reason = "counts as long as it lives")]
         writing: Option<staging::Writing>,
     },
-    /// A log, as its opener may know it; it grows.
+    /// A log, reduced to what its opener may know. It can grow while it is open.
     Log {
         number: u32,
         caller: Caller,
@@ -48,8 +48,8 @@ pub(super) enum Handle {
     /// The icon of the image with this serial.
     Icon(u32, Form, Mutex<Edit>),
     Setting(String, Mutex<Writing>),
-    /// A file that a recipe of a version makes: the version, the recipe. What it needs stays, and `shown` is
-    /// what stat says, whatever becomes of the version.
+    /// A file that a recipe of a version makes: the version and the recipe. The handle keeps all that it
+    /// needs, and `shown` keeps the values for stat, even if the version is deleted.
     Made {
         serial: u32,
         slot: Arc<TreeSlot>,
@@ -57,7 +57,7 @@ pub(super) enum Handle {
         readers: RecipeReaders,
         shown: Attr,
     },
-    /// A kept upload of this version.
+    /// The kept upload of this version.
     Kept {
         serial: u32,
         tree: Arc<Tree>,
@@ -68,7 +68,7 @@ pub(super) enum Handle {
 }
 
 impl Handle {
-    /// Cuts or fills up what is open for writing. None: the file itself is to be asked.
+    /// Truncates or extends a file that is open for writing. `None` means that the node itself must do it.
     pub(super) fn truncate(&self, fs: &ImageFs, caller: Caller, size: u64) -> Option<Result<()>> {
         Some(match self {
             Handle::Upload { upload, writes: true } => upload::truncate(fs, caller, upload, size),
@@ -89,7 +89,7 @@ impl ImageFs {
         fh
     }
 
-    /// A text that is open as it is now.
+    /// Opens `text` as it is now.
     pub(super) fn opened_text(&self, text: String) -> Opened {
         Opened::Direct(self.open_handle(Handle::Text(text.into_bytes())))
     }
@@ -103,7 +103,7 @@ impl ImageFs {
         self.handles.write().remove(&fh);
     }
 
-    /// What stat shows of a file that is open, although its version is gone.
+    /// What stat shows of an open file whose version is gone.
     pub(super) fn shown_open(&self, node: NodeId) -> Option<Attr> {
         let shown = |handle: &Arc<Handle>| match &**handle {
             Handle::Made { shown, .. } | Handle::Kept { shown, .. } if shown.ino == node.ino() => {
@@ -114,7 +114,7 @@ impl ImageFs {
         self.handles.read().values().find_map(shown)
     }
 
-    /// Size of what an open handle shows; for a stat of the descriptor.
+    /// What fstat shows of an open handle.
     ///
     /// # Errors
     ///
@@ -131,7 +131,8 @@ impl ImageFs {
         }
     }
 
-    /// Reads from a file that has a handle; appends to `out`. Less than `len` only at its end.
+    /// Reads from a file that has a handle, and appends to `out`. It gives less than `len` only at the end
+    /// of the file.
     ///
     /// # Errors
     ///
@@ -196,7 +197,7 @@ impl ImageFs {
         })
     }
 
-    /// `write(2)`. An upload answers when there is room for more; a setting is a row of the catalog.
+    /// `write(2)`. An upload answers once there is room for more. A setting is a row of the catalog.
     pub fn write(self: &Arc<Self>, caller: Caller, fh: u64, offset: u64, data: &[u8], reply: Reply<u32>) {
         let handle = self.handle(fh);
         match handle.as_deref() {
@@ -222,7 +223,7 @@ impl ImageFs {
         }
     }
 
-    /// `close(2)`, before the last: an upload, a document, or a setting is judged.
+    /// `close(2)` of one of several descriptors: judges an upload, a document or a setting.
     pub fn flush(self: &Arc<Self>, caller: Caller, fh: u64, reply: Reply<()>) {
         match self.handle(fh).as_deref() {
             Ok(Handle::Upload { upload, writes: true }) => {
@@ -266,7 +267,7 @@ impl ImageFs {
         }
     }
 
-    /// `fsync(2)`: an editor asks whether the document is good; a staged file reaches the disk.
+    /// `fsync(2)`: an editor asks whether its document is valid, or a staged file must reach the disk.
     ///
     /// # Errors
     ///
@@ -284,7 +285,7 @@ impl ImageFs {
     /// The last close.
     pub fn release(self: &Arc<Self>, caller: Caller, fh: u64, reply: Reply<()>) {
         match self.handle(fh).as_deref() {
-            // Dropping an upload waits for its threads.
+            // Dropping an upload waits for its threads, so another thread does it.
             Ok(Handle::Upload { .. }) => self.offload(reply, move |fs| {
                 upload::release(fs, fh);
                 Ok(())

@@ -68,18 +68,18 @@ pub struct Caller {
 /// The daemon itself, which may do everything.
 const DAEMON: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
-/// How long the kernel may believe names and attributes that another mount of the store may change, if there
-/// comes to be one: a new one waits for so long.
+/// How long the kernel may cache names and attributes while the store has a single mount. Another mount could
+/// change them, so a new one waits this long before it starts.
 pub(crate) const LASTING: Duration = Duration::from_secs(1);
 
-/// How long it may believe what never changes: what is in a version.
+/// How long the kernel may cache what never changes: the content of a version.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
 
-/// How long a deletion waits for the kernel to forget a name. Only who removes and renames at once waits for
-/// all of it.
+/// How long a deletion waits for the kernel to forget a name. Only a caller that removes and renames at
+/// the same time waits that long.
 const FORGETTING: Duration = Duration::from_millis(100);
 
-/// How long the end of a closed file may take to arrive.
+/// How long the kernel may take to send the end of a closed file.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// What stat shows, and for how long it holds.
@@ -92,20 +92,20 @@ pub struct Attr {
     pub uid: u32,
     pub gid: u32,
     pub size: u64,
-    /// Bytes that are no hole; what st_blocks counts.
+    /// Bytes outside of holes. `st_blocks` counts these.
     pub data: u64,
     pub mtime: (i64, u32),
     pub ctime: (i64, u32),
     /// Device number: major, minor.
     pub device: (u32, u32),
-    /// Whether the name, and these values, hold for a while, unless the kernel is told otherwise.
+    /// Whether the kernel may cache the name, and these values, until it is told otherwise.
     pub lasting_name: bool,
     pub lasting: bool,
 }
 
 impl Attr {
-    /// A directory of imgfs's own that belongs to `owner`: user, group. Neither its name nor the rest holds
-    /// for a while.
+    /// A directory of imgfs itself that belongs to `owner` (user, group). The kernel caches neither its
+    /// name nor its values.
     fn of_directory(ino: u64, owner: (u32, u32)) -> Attr {
         Attr {
             ino,
@@ -123,18 +123,18 @@ impl Attr {
         }
     }
 
-    /// The same of a file of `size` bytes.
+    /// Turns this into the values of a regular file of `size` bytes.
     fn file(self, permissions: u32, size: u64) -> Attr {
         Attr { mode: libc::S_IFREG | permissions & 0o7777, links: 1, size, data: size, ..self }
     }
 
-    /// The same, changed at `time`: nanoseconds since 1970.
+    /// Sets both times to `time`, in nanoseconds since 1970.
     fn at(self, time: i64) -> Attr {
         Attr { mtime: split_time(time), ctime: split_time(time), ..self }
     }
 }
 
-/// Seconds and nanoseconds of nanoseconds.
+/// Splits nanoseconds into whole seconds and the rest.
 fn split_time(nanoseconds: i64) -> (i64, u32) {
     (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000) as u32)
 }
@@ -151,7 +151,7 @@ pub struct SetAttr {
 }
 
 impl SetAttr {
-    /// Whether they say who may do what.
+    /// Whether these changes touch the mode or the owner.
     fn are_rights(&self) -> bool {
         self.mode.is_some() || self.uid.is_some() || self.gid.is_some()
     }
@@ -176,7 +176,7 @@ impl DirEntry {
 pub trait Kernel: Send + Sync {
     fn forget_name(&self, parent: u64, name: &[u8]);
     fn forget_attributes(&self, ino: u64);
-    /// What a symlink leads to, too.
+    /// Forgets the cached pages of a file, or the cached target of a symlink.
     fn forget_content(&self, ino: u64);
 }
 
@@ -192,12 +192,12 @@ pub struct MountPoint {
     pub has_acls: bool,
 }
 
-/// The answer for a node that was, and is no more.
+/// The error for a node that no longer exists.
 fn stale() -> Error {
     Error::NotFound { what: "such file any more".into() }
 }
 
-/// Starts a thread that ends with the process; `what` it does is for the message.
+/// Starts a thread that ends with the process. `what` names its work in the error message.
 pub(crate) fn start_thread(
     name: &str,
     what: &'static str,
@@ -232,35 +232,35 @@ pub struct ImageFs {
     next_handle: AtomicU64,
     /// Symlinks under temporary names.
     staged_links: StagedLinks,
-    /// Names that rm -r has made an end of, while the kernel still knows them.
+    /// Names that rm -r has removed while the kernel still caches them.
     gone: GoneNames,
-    /// Names that mv gave to what shows under others.
+    /// Names that mv gave to something that the mount shows under another name.
     moved: MovedNames,
-    /// Names that processes have looked for in vain.
+    /// Names that processes looked up and did not find.
     missed: MissedNames,
-    /// Bytes of the `changes` of versions that were looked at.
+    /// Sizes of the `changes` files that somebody has looked at.
     changes: places::changes::Sizes,
-    /// Processes that have removed metadata.json of an image, as mv does before it makes another.
+    /// Processes that have removed metadata.json of an image. mv does so before it creates the new one.
     replacing: edit::Replacing,
     shells: Shells,
-    /// Directories in `.imgfs/aliases` that mkdir made, by their ways from there.
+    /// Directories in `.imgfs/aliases` that mkdir made, by their paths from there.
     alias_directories: Mutex<BTreeSet<String>>,
-    /// Who was sent back from a directory that was deleted.
+    /// Threads that were sent back from a directory that was deleted.
     sent_back: SentBack,
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
-    /// The way back on the connection of trees that are mounts of their own.
+    /// The channel to the kernel on the connection of trees that have mounts of their own.
     trees_kernel: RwLock<Option<Arc<dyn Kernel>>>,
-    /// Trees that are mounts of their own, if any are to be.
+    /// Trees that have mounts of their own, if the mount has any.
     pub(crate) trees: OnceLock<Arc<kernel::attach::Trees>>,
     started: std::time::Instant,
-    /// Whether the mount is gone.
+    /// Whether the mount has ended.
     ended: AtomicBool,
 }
 
 impl ImageFs {
-    /// A file system that shows what `store` does; one of `mounts` as long as it lives.
+    /// A file system that shows the content of `store`. It counts as one of `mounts` as long as it lives.
     pub fn new(store: Arc<Store>, mount: MountPoint, mounts: &Arc<Mounts>) -> Arc<ImageFs> {
         let fs = Arc::new(ImageFs {
             stagings: mounts.stagings(&store),
@@ -291,12 +291,12 @@ impl ImageFs {
         fs
     }
 
-    /// Connects the way back to the kernel, once there is one.
+    /// Sets the channel to the kernel once there is one.
     pub fn connect(&self, kernel: Option<Arc<dyn Kernel>>) {
         *self.kernel.write() = kernel;
     }
 
-    /// The same on the connection of trees that are mounts of their own.
+    /// Sets the channel to the kernel for trees that have mounts of their own.
     pub fn connect_trees(&self, kernel: Option<Arc<dyn Kernel>>) {
         *self.trees_kernel.write() = kernel;
     }
@@ -312,7 +312,7 @@ impl ImageFs {
         self.mounts.incarnations.lock().get(&serial).copied().unwrap_or(0)
     }
 
-    /// Whether a node is of an image or a version that was deleted since the kernel heard of it.
+    /// Whether `node` belongs to an image or a version that was deleted after the kernel had learned of it.
     fn is_dead(&self, node: NodeId) -> bool {
         match node {
             NodeId::Image { serial, incarnation, .. } | NodeId::Version { serial, incarnation, .. } => {
@@ -338,59 +338,60 @@ impl ImageFs {
         NodeId::Version { serial, part, incarnation: self.incarnation(serial) }
     }
 
-    /// Notes what somebody did to an image, or to what is in it.
+    /// Logs what a caller did to an image, or to something in it.
     fn log(&self, caller: Caller, gesture: &str, node: NodeId, outcome: &str) {
         let path = self.path_of(node);
         self.store.journal.log(caller.uid, gesture, path.trim_start_matches('/'), outcome);
     }
 
-    /// Notes a refusal where the user can read it, and passes it on.
+    /// Records a refusal where the user can read it, and returns the error.
     fn refused(&self, caller: Caller, gesture: &'static str, path: &str, e: Error) -> Error {
         self.note_refusal(caller, gesture, path, &e);
         e
     }
 
     fn note_refusal(&self, caller: Caller, gesture: &'static str, path: &str, e: &Error) {
-        // The kernel looks again, tools copy: nobody is refused anything. What was said before is not to bury
-        // why.
+        // These errors are not refusals: the kernel looks up again, or the tool copies instead. Recording
+        // them would hide the error that explains why.
         if !matches!(e, Error::OtherPlace { .. } | Error::LookAgain | Error::Again { .. }) {
             self.store.journal.refuse(caller.uid, gesture, path, e);
         }
     }
 
-    /// Notes a refusal of something that has only a name.
+    /// Records a refusal of something that has only a name.
     pub fn refuse(&self, caller: Caller, gesture: &'static str, name: &[u8], e: Error) -> Error {
         self.refused(caller, gesture, &String::from_utf8_lossy(name), e)
     }
 
-    /// Notes a refusal of mv, and gives it the number that mv has words for.
+    /// Records a refusal of mv, and returns an error with the number that mv has a message for.
     fn refused_mv(&self, caller: Caller, path: &str, e: &Error) -> Error {
         self.note_refusal(caller, "mv", path, e);
         Error::Again { errno: e.errno_of_mv(), sentence: e.to_string() }
     }
 
-    /// What was moved shows elsewhere: the mover may look at the name that it gave, and the kernel is to
-    /// forget it.
+    /// Notes that a moved node shows under another name. The mover may still look up the name that it gave;
+    /// the kernel has to forget that name.
     fn has_moved(&self, caller: Caller, to: &(NodeId, Vec<u8>), leads_to: NodeId) {
         self.moved.note(caller.pid, to.0, &to.1, leads_to);
         self.forget_later(to.0.ino(), to.1.clone());
     }
 
-    /// Tells the kernel about a name that is no more before the answer, but waits only so long: it locks the
-    /// directory of the name, and who holds that (`mv web www`, `rmdir web`) may wait for the directory that
-    /// the current call has locked.
+    /// Tells the kernel before the answer that a name is gone. It waits only for a limited time: the kernel
+    /// locks the directory of that name. The process that holds the lock (`mv web www`, `rmdir web`) may
+    /// itself wait for the directory that the current call has locked.
     fn forget_soon(&self, gone: Gone) {
         self.tell_soon(FORGETTING, move |kernel| kernel.forget_name(gone.name.parent, &gone.name.name));
     }
 
-    /// Tells the kernel something before the answer, but waits only so long.
+    /// Tells the kernel something before the answer, but waits at most for `time`.
     fn tell_soon(&self, time: Duration, tell: impl FnOnce(&dyn Kernel) + Send + 'static) {
         if let Some(kernel) = self.kernel.read().clone() {
             within("forget", time, move || tell(&*kernel));
         }
     }
 
-    /// Tells the kernel about a name whose directory the current call has locked: after the answer.
+    /// Tells the kernel to forget a name after the answer, because the current call has locked its
+    /// directory.
     fn forget_later(&self, parent: u64, name: Vec<u8>) {
         if let Some(kernel) = self.kernel.read().clone() {
             let _ = std::thread::Builder::new()
@@ -405,15 +406,15 @@ impl ImageFs {
         }
     }
 
-    /// umount(8) asks for the kind of file system first. umount(2) fails where something is mounted below, so trees
-    /// that nobody is in go before that.
+    /// Unmounts the trees that nobody uses when umount(8) begins. umount(8) first asks for the kind of file
+    /// system, and umount(2) then fails if something is mounted below.
     fn trees_before_umount(&self, caller: Caller) {
         if let Some(trees) = self.trees.get().filter(|_| process::name(caller.pid) == "umount") {
             trees.let_go();
         }
     }
 
-    /// Takes the mounts of these versions' trees away, before they are deleted.
+    /// Unmounts the trees of these versions, before the versions are deleted.
     fn detach_trees(&self, serials: impl IntoIterator<Item = u32>) {
         let serials: Vec<u32> = serials.into_iter().collect();
         for fs in self.mounts.all() {
@@ -423,8 +424,8 @@ impl ImageFs {
         }
     }
 
-    /// Tries again while an upload of the same name is being closed: the kernel sends the end of a file after
-    /// close(2) has returned, and the next command may be faster.
+    /// Repeats `work` while an upload of the same name is being closed. The kernel sends the end of a file
+    /// after close(2) has returned, so the next command may arrive first.
     ///
     /// # Errors
     ///
@@ -441,7 +442,7 @@ impl ImageFs {
         }
     }
 
-    /// Runs work that may take long in a thread of its own; `reply` is answered in any case.
+    /// Runs slow work in a thread of its own. `reply` is answered in any case.
     fn offload<T: Send + 'static>(
         self: &Arc<Self>,
         reply: Reply<T>,

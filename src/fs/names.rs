@@ -1,4 +1,4 @@
-//! What the bytes of a name say.
+//! What the bytes of a name mean.
 
 use crate::base::name::is_ln_temporary;
 use crate::error::Error;
@@ -13,12 +13,12 @@ pub(super) fn label_of(name: &[u8]) -> Option<&str> {
     std::str::from_utf8(name).ok()?.strip_prefix('@')
 }
 
-/// A name that is renamed at once: dotted, or GNU ln's own.
+/// Whether a tool will soon rename this name: it begins with a dot, or GNU ln made it.
 pub(super) fn is_temporary(name: &[u8]) -> bool {
     name.starts_with(b".") || std::str::from_utf8(name).is_ok_and(is_ln_temporary)
 }
 
-/// The answer for a name that is not there.
+/// The error for a name that does not exist.
 pub(super) fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: text_of(name) }
 }

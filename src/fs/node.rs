@@ -1,7 +1,9 @@
-//! Inode numbers: arithmetic on what a node is, so that there is nothing to count, to remember or to look up.
+//! Inode numbers. A number is computed from what the node is, so nothing has to be counted, remembered
+//! or looked up.
 //!
-//! The top four bits below the sign say the kind, the rest what it is of. A symlink's number follows from its
-//! target: a link that `ln -sfn` renamed over another is, for the kernel and for us, the same node.
+//! The top four bits below the sign say the kind, the rest what the node belongs to. A symlink's number
+//! follows from its target. So a link that `ln -sfn` renamed over another is the same node, for the
+//! kernel and for imgfs.
 
 use crate::base::digest::Digest;
 use crate::fs::places::kinds::Kind;
@@ -18,8 +20,8 @@ pub(super) const TRASH: NodeId = NodeId::In(Kind::Trash, 0);
 pub enum NodeId {
     Root,
     Control(Control),
-    /// `incarnation` counts deletions: a directory that was removed is dead for the kernel, even if it comes
-    /// back.
+    /// `incarnation` counts deletions. A directory that was removed stays dead for the kernel, even if it
+    /// comes back.
     Image {
         serial: u32,
         part: ImagePart,
@@ -44,15 +46,15 @@ pub enum NodeId {
     StagedLink(u64),
     /// A staging directory, by its number since the mount.
     Staging(u32),
-    /// A file in one.
+    /// A file in a staging directory.
     Staged {
         directory: u32,
         file: u32,
     },
-    /// Who uses a version: an entry of its `used_by`.
+    /// A user of a version: an entry of its `used_by`.
     Lease(u32),
-    /// A directory of `.imgfs` of some kind, or what is in it: the kind gives the number a meaning, and 0 is
-    /// the directory itself. Below 2^56.
+    /// A directory of `.imgfs` of some kind, or a node in it. The kind gives the number a meaning; 0 is the
+    /// directory itself. Below 2^56.
     In(Kind, u64),
     /// What a walker still sees of a directory it has deleted.
     Ghost,
@@ -83,7 +85,7 @@ numbered!(
 numbered!(ImagePart { Dir = 0, Id = 1, Metadata = 2, Icon = 3 });
 numbered!(VersionPart { Dir = 0, Id = 1, Metadata = 2, Tar = 3, UsedBy = 4, Upload = 5, Changes = 6, Manifest = 7 });
 
-/// A symlink, by what it leads to and from where.
+/// A symlink, by its target and the directory it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Link {
     /// `web`, in the root.
@@ -98,9 +100,9 @@ pub enum Link {
     DeepImage(u32),
     /// `../../web/1`, in a directory of `.imgfs`.
     DeepVersion(u32),
-    /// `../../../web`, in a directory in one of `.imgfs`.
+    /// `../../../web`, in a subdirectory of such a directory.
     DeeperImage(u32),
-    /// `../../../../web`, in one in that.
+    /// `../../../../web`, two levels below such a directory.
     DeepestImage(u32),
     /// `web/latest`, in the root.
     ImageLatest(u32),
@@ -108,7 +110,8 @@ pub enum Link {
     ImageDefault(u32),
     /// `web/@22.04`, in the root, by the label's serial.
     Label(u32),
-    /// In the trash: an alias, a label, the store's default and that of an image, by their rows' serials.
+    /// In the trash: an alias, a label, or a default (of the store or of an image), by the serials of their
+    /// rows.
     TrashedAlias(u32),
     TrashedLabel(u32),
     TrashedDefault(u32),
@@ -116,12 +119,12 @@ pub enum Link {
 }
 
 const KIND: u32 = 56;
-/// From here on the kinds of fs/places are counted.
+/// The kinds of fs/places are numbered from here on.
 const KINDS: u64 = 16;
-/// The numbers that names may have.
+/// The range of the numbers that are made of names.
 const NAMES: u64 = (1 << 52) - 1;
 
-/// A number for what is only known by a name. Not 0.
+/// A number for a node that is known only by a name. It is never 0.
 pub(super) fn number_of(name: &str) -> u64 {
     let digest = Digest::of(name.as_bytes()).0;
     (u64::from_le_bytes(digest[..8].try_into().expect("eight bytes")) & NAMES).max(1)

@@ -1,4 +1,4 @@
-//! How a file is opened: what is asked, and what comes of it.
+//! How a file is opened: what the caller asks for, and how the kernel may cache it.
 
 use crate::base::digest::BlobId;
 use crate::error::Error;
@@ -8,24 +8,24 @@ use crate::fs::node::NodeId;
 #[derive(Clone, Copy, Debug)]
 pub struct OpenMode {
     pub writes: bool,
-    /// O_TRUNC: what is there is to go first.
+    /// O_TRUNC: the old content goes first.
     pub truncates: bool,
 }
 
-/// What an open asks of the kernel's caches.
+/// What an open tells the kernel about caching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// The content never changes: pages may stay.
+    /// The content never changes: the kernel may keep its pages.
     Lasting,
-    /// The same, of a blob that may be a file of its own.
+    /// Like `Lasting`, for a blob that may be a file of its own.
     Large(BlobId),
-    /// Every read and write comes here.
+    /// Every read and write comes to imgfs.
     Direct(u64),
-    /// A handle, with the kernel's cache.
+    /// A handle whose content the kernel may cache.
     Cached(u64),
 }
 
-/// Writing to what is not writable: inside versions EROFS, elsewhere EPERM.
+/// The error for writing to what is not writable: EROFS inside versions, EPERM elsewhere.
 pub(super) fn frozen(node: NodeId) -> Error {
     match node {
         NodeId::Tree { .. } | NodeId::Version { .. } | NodeId::Ghost => {

@@ -1,5 +1,5 @@
-//! What the kernel asks, about any node: ONE dispatch. Each request goes to the place of its node
-//! (places/mod.rs); what is the same for all of them is here: who is refused, and how that is noted.
+//! Requests about any node. There is ONE dispatch: each request goes to the place of its node
+//! (places/mod.rs). This file has what all places share: whom imgfs refuses, and how it records that.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl ImageFs {
         parent.place().lookup(self, caller, parent, name)
     }
 
-    /// What stat shows of a node; of some files each user sees what that one may know.
+    /// What stat shows of a node to `caller`. Some files show each user only what that user may know.
     ///
     /// # Errors
     ///
@@ -51,8 +51,8 @@ impl ImageFs {
     ///
     /// `NotFound` if it is gone; `Corrupt`, `Io` if what is shown of it cannot be read.
     pub fn attr(&self, node: NodeId) -> Result<Attr> {
-        // A tree never changes, and all that stat shows of it is its own; the rest may change through another
-        // mount.
+        // A tree never changes, and all that stat shows of it is its own. Everything else may change through
+        // another mount.
         let is_tree = matches!(node, NodeId::Tree { .. });
         let changed = if is_tree { 0 } else { self.root_changed() };
         let own = Attr::of_directory(node.ino(), (self.mount.uid, self.mount.gid)).at(changed);
@@ -61,7 +61,7 @@ impl ImageFs {
         Ok(Attr { lasting: attr.lasting && lasting, lasting_name: attr.lasting_name && lasting, ..attr })
     }
 
-    /// A symlink's target.
+    /// The target of a symlink.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl ImageFs {
         node.place().readlink(self, node)
     }
 
-    /// Opens a directory: a listing of its own, or nothing for trees, which are read in place.
+    /// Opens a directory. Trees are read in place and need no listing; every other directory gets one.
     ///
     /// # Errors
     ///
@@ -118,13 +118,14 @@ impl ImageFs {
         Ok(())
     }
 
-    /// Whether a name of a listing leads to what it led to when the directory was opened.
+    /// Whether a name in a listing still leads to the same node as when the directory was opened.
     pub fn still_leads(&self, caller: Caller, directory: NodeId, entry: &DirEntry) -> bool {
         !directory.place().changes()
             || self.lookup(caller, directory, &entry.name).is_ok_and(|node| node == entry.node)
     }
 
-    /// Opens a file for reading, or metadata.json or an upload also for writing.
+    /// Opens a file for reading. Some files, such as metadata.json and uploads, can also be opened for
+    /// writing.
     ///
     /// # Errors
     ///
@@ -171,10 +172,11 @@ impl ImageFs {
         removal::rmdir(self, caller, parent, name).map_err(|e| self.refused(caller, "rmdir", &path, e))
     }
 
-    /// `rm`: of a link, an upload, a receipt; of `.id`, which is how rm -r begins.
+    /// `rm` of a link, an upload, a receipt, or `.id`. rm -r begins with `.id`.
     pub fn unlink(self: &Arc<Self>, caller: Caller, parent: NodeId, name: &[u8], reply: Reply<()>) {
         if name == b".id" && !matches!(parent, NodeId::Staging(_)) {
-            // Tells the kernel about the parent of a directory that this very call has locked: elsewhere.
+            // This tells the kernel about the parent of a directory that the current call has locked, so
+            // another thread does it.
             let name = name.to_vec();
             return self.offload(reply, move |fs| {
                 let path = fs.path_in(parent, &name);
@@ -212,8 +214,8 @@ impl ImageFs {
         flags: u32,
         reply: Reply<()>,
     ) {
-        // It may publish an upload, which takes as long as that takes; and it waits for the kernel, which may
-        // wait for an answer to something else.
+        // The rename may publish an upload, which can be slow. It also waits for the kernel, which may wait
+        // for the answer to another request.
         self.offload(reply, move |fs| {
             let path = fs.path_in(from.0, &from.1);
             let destination = Destination::of(from.0).ok();
@@ -226,7 +228,8 @@ impl ImageFs {
             if let Ok(NodeId::Staging(number)) = fs.lookup(caller, from.0, &from.1) {
                 return fs.rename_staging(caller, number, &to).map_err(|e| fs.refused_mv(caller, &path, &e));
             }
-            // ln renames what it has made, and says of EINVAL what it means.
+            // ln renames the link that it has made, and has a fitting message for EINVAL. So it gets the
+            // plain error.
             let by_ln = fs.staged_links.named(from.0, &from.1).is_some();
             fs.rename_shown(caller, &from, &to, flags).map_err(|e| match e {
                 e if by_ln => fs.refused(caller, "ln", &path, e),
@@ -235,11 +238,11 @@ impl ImageFs {
         });
     }
 
-    /// `mv MNT/.new MNT/web`: a staging directory is published, or gets another name.
+    /// `mv MNT/.new MNT/web` publishes a staging directory, or only renames it.
     fn rename_staging(self: &Arc<Self>, caller: Caller, number: u32, to: &places::Named) -> Result<()> {
-        // The end of a file in it may come after its close.
+        // The last write to a file in it may arrive after its close.
         let publish = |at| self.once_closed(|| staging::publish::rename(self, caller, number, (at, &to.1)));
-        // The kernel moved the directory to its new name: what is there now is a version, or an image.
+        // The kernel moved the directory to its new name, but that name now belongs to a version or an image.
         match Destination::of(to.0).and_then(publish)? {
             Some(serial) if to.0 != NodeId::Root => self.has_moved(caller, to, self.version_node(serial)),
             _ => self.forget_later(to.0.ino(), to.1.clone()),
@@ -248,7 +251,7 @@ impl ImageFs {
         Ok(())
     }
 
-    /// `mv MNT/.web.tar MNT/web.tar`: a file that was written is published, or gets another name.
+    /// `mv MNT/.web.tar MNT/web.tar` publishes a written file, or only renames it.
     fn rename_upload(
         self: &Arc<Self>,
         caller: Caller,
@@ -281,12 +284,12 @@ impl ImageFs {
             (Destination::Root, Promise::Staged) => {}
         }
         upload::rename(self, caller, upload, destination, &name)?;
-        // The kernel now shows the upload under the new name: let it look again.
+        // The kernel now shows the upload under the new name. It has to look that name up again.
         self.forget_later(to.0.ino(), to.1.clone());
         Ok(())
     }
 
-    /// `mv` of anything that is not being written.
+    /// `mv` of a node that is not being written.
     fn rename_shown(
         &self,
         caller: Caller,
@@ -303,7 +306,7 @@ impl ImageFs {
         }
         fault::reached("rename.begun");
         let node = self.lookup(caller, from.0, &from.1)?;
-        // Of what has the name now, not of what had it when this was sent.
+        // The name may have passed to another node after the kernel sent this request.
         if self.gone.is_mistaken(caller.pid, from.0, &from.1) {
             return Err(Error::LookAgain);
         }
@@ -313,7 +316,7 @@ impl ImageFs {
         node.place().rename(self, caller, node, from, to)
     }
 
-    /// Changes what stat shows; gives the new values.
+    /// Changes what stat shows, and returns the new values.
     ///
     /// # Errors
     ///
@@ -330,7 +333,7 @@ impl ImageFs {
             truncated.map_err(|e| self.refused(caller, "truncate", &self.path_of(node), e))?;
         }
         if let Some(Handle::Upload { upload, .. }) = handle.as_deref() {
-            // The handle may stand for a new upload over the receipt that the name still shows.
+            // The handle may belong to a new upload, while the name still shows the receipt of the old one.
             upload::set(self, caller, upload, changes.mode, changes.mtime)?;
             return Ok(upload.attr(node.ino()));
         }
@@ -339,12 +342,12 @@ impl ImageFs {
         self.attr(node)
     }
 
-    /// How what is in a directory is called in messages.
+    /// The path of a name in a directory, for messages.
     pub(super) fn path_in(&self, parent: NodeId, name: &[u8]) -> String {
         parent.place().path(self, parent, &text_of(name))
     }
 
-    /// How an image or a version is called in messages.
+    /// The path of an image or a version, for messages.
     pub(super) fn path_of(&self, node: NodeId) -> String {
         let model = self.store.catalog.read();
         match node {

@@ -1,4 +1,5 @@
-//! keep_versions, expires_at, expires_unused: what goes by itself, and what kernels are told of that.
+//! keep_versions, expires_at, expires_unused: what imgfs deletes by itself, and how the kernel learns
+//! of it.
 
 use std::sync::Arc;
 
@@ -14,14 +15,14 @@ use crate::store::tell::{Afterwards, Deletion, TellMounts};
 use crate::tree::ROOT;
 
 impl ImageFs {
-    /// A path leads into a mounted tree, whose files are opened without a word to us: that counts as a use.
+    /// Counts a path into a mounted tree as a use. The files in it are opened without a request to imgfs.
     pub(super) fn note_entered(&self, found: &Result<NodeId>) {
         if let Ok(NodeId::Tree { serial, .. }) = found {
             last_use::note(&self.store, *serial);
         }
     }
 
-    /// What a mount does now and then: it lets go of what nobody has gone on with for long.
+    /// Drops what nobody has continued for a long time. A mount calls this now and then.
     pub fn reap(&self) {
         shells::drop_left(self);
         upload::reap(self, IDLE_MAX);
@@ -29,14 +30,14 @@ impl ImageFs {
         self.forget_outlived();
     }
 
-    /// The mount ends: what nobody has published goes with it.
+    /// The mount ends. This drops uploads that nobody has published.
     pub fn note_unfinished(&self) {
         upload::note_unfinished(self);
     }
 
-    /// Tells the kernel about the names of versions that are gone for good: what was in use when they were
-    /// deleted, and is not any more, it would remember for as long as it has the memory, and with it all
-    /// their content would stay.
+    /// Tells the kernel to forget the names of versions that are gone for good. Those versions were in use
+    /// when they were deleted, and are not any more. Otherwise the kernel would remember them while it has
+    /// memory, and all their content would stay.
     fn forget_outlived(&self) {
         for (serial, slot) in self.store.outlived() {
             let parent = NodeId::Tree { serial, index: ROOT }.ino();
@@ -61,7 +62,8 @@ impl ImageFs {
         }
     }
 
-    /// Something goes by itself: notes its name, if it is shown here, which the kernel is told of afterwards.
+    /// Notes the name of an image or version before imgfs deletes it by itself. The kernel is told of that
+    /// name afterwards, if this mount shows it.
     fn before_deletion(self: &Arc<Self>, what: &Deletion) -> Option<Afterwards> {
         let node = {
             let model = self.store.catalog.read();

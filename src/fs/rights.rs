@@ -1,5 +1,5 @@
-//! setfacl, getfacl on an image and on the mount's root; what the groups of `admin_group` and `import_group`
-//! have, shown as the entries of an ACL, so that the kernel lets their members in.
+//! setfacl, getfacl on an image and on the mount's root. The rights of `admin_group` and `import_group`
+//! show as entries of an ACL, so that the kernel lets their members in.
 
 use crate::base::acl::{ACCESS, Acl, DEFAULT};
 use crate::catalog::Image;
@@ -7,24 +7,24 @@ use crate::error::{Error, Result};
 use crate::fs::node::NodeId;
 use crate::fs::{Caller, ImageFs};
 
-/// Read, write and search; what a group of admins has.
+/// Read, write and search. A group of admins has all three.
 pub(super) const ALL: u32 = 7;
 
-/// Rights as the kernel is to see them.
+/// Rights as imgfs shows them to the kernel.
 pub(super) struct Shown {
-    /// The mode, with the mask where there is an ACL.
+    /// The mode. Its group bits are the mask if there is an ACL.
     pub mode: u32,
     pub acl: Option<Acl>,
 }
 
 impl Shown {
-    /// Of a mode and an ACL, with a group that has everything.
+    /// Adds groups that have all rights to a mode and an ACL.
     fn with(mode: u32, acl: Option<&Acl>, groups: impl Iterator<Item = u32>) -> Shown {
         let mut shown = Shown { mode, acl: acl.cloned() };
         for gid in groups {
             let mask = shown.mode >> 3 & ALL;
             let acl = shown.acl.get_or_insert_with(|| Acl { group: mask, ..Acl::default() });
-            // The mask must let the group have all, and nobody else more than before.
+            // The mask must let the group have all rights, and give nobody else more than before.
             acl.change(|rights| *rights &= mask);
             acl.groups.insert(gid, ALL);
             shown.mode |= ALL << 3;
@@ -33,8 +33,8 @@ impl Shown {
     }
 }
 
-/// The mode that a chmod asks for, of a file that shows another mode than it has: group bits that are left as
-/// they are shown stay as they were.
+/// The mode that a chmod asks for, of a file that shows another mode than its own. Group bits that the
+/// chmod leaves as shown keep their own value.
 pub(super) fn asked(mode: u32, shown: u32, own: u32) -> u32 {
     let left = (mode ^ shown) & 0o070 == 0;
     if left { mode & !0o070 | own & 0o070 } else { mode }
@@ -44,7 +44,7 @@ fn admins(fs: &ImageFs) -> impl Iterator<Item = u32> {
     fs.store.settings().admin_group.filter(|_| fs.mount.has_acls).into_iter()
 }
 
-/// Of what only admins change.
+/// The rights on something that only admins change.
 pub(super) fn of_admins(fs: &ImageFs, mode: u32) -> Shown {
     Shown::with(mode, None, admins(fs))
 }
@@ -59,7 +59,7 @@ pub(super) fn of_root(fs: &ImageFs) -> Shown {
     Shown::with(root.mode, root.acl.as_ref(), admins(fs).chain(importers))
 }
 
-/// The kernel is to ask again who may: of the root, and of all images and versions.
+/// Makes the kernel ask again for the rights on the root, and on all images and versions.
 pub(super) fn forget(fs: &ImageFs) {
     let nodes: Vec<NodeId> = {
         let model = fs.store.catalog.read();
@@ -70,8 +70,8 @@ pub(super) fn forget(fs: &ImageFs) {
     fs.with_kernel(|kernel| nodes.into_iter().for_each(|node| kernel.forget_attributes(node.ino())));
 }
 
-/// The value of the xattr of a node that has an ACL; of what is gone there is none, and its walker goes on.
-/// What lies in an image has that of the image, less what nobody may.
+/// The ACL of a node, as the value of its xattr. A node that is gone has none, so its walker goes on. A
+/// node inside an image has the image's ACL, reduced to `most`.
 ///
 /// # Errors
 ///
@@ -83,7 +83,7 @@ pub(super) fn value(fs: &ImageFs, node: NodeId) -> Result<Vec<u8>> {
     rights.acl.map(|acl| acl.value(mode, most)).ok_or_else(missing)
 }
 
-/// `setfacl`; none: `setfacl -b`.
+/// `setfacl`; without a value `setfacl -b`.
 ///
 /// # Errors
 ///
@@ -108,7 +108,7 @@ pub(super) fn set(
     let (mut acl, bits) =
         value.map(Acl::parse).transpose()?.map_or((None, None), |(acl, bits)| (acl, Some(bits)));
     if let Some(acl) = &mut acl {
-        // What the settings add is not the image's own.
+        // Entries that come from the settings are not the image's own.
         let settings = fs.store.settings();
         let roles = [settings.admin_group, settings.import_group.filter(|_| node == NodeId::Root)];
         acl.groups.retain(|gid, rights| *rights != ALL || !roles.contains(&Some(*gid)));

@@ -1,5 +1,5 @@
-//! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; what the archive
-//! brought, on its files; whether an image is immutable.
+//! getfattr, setfattr, lsattr and chattr: `user.imgfs.*` on images, versions and files; on a version's
+//! files also the attributes from the archive; and whether an image is immutable.
 
 use crate::base::acl::{ACCESS, Acl, DEFAULT};
 use crate::error::{Error, Result};
@@ -13,8 +13,8 @@ use crate::fs::{Caller, ImageFs, SetAttr, stale};
 const ACLS: &[&str] = &[ACCESS, DEFAULT];
 
 impl ImageFs {
-    /// Whether this user may read the image that a node is of, and so what its attributes say. The kernel
-    /// asks that before getxattr(2) of a user attribute, and for listxattr(2) it asks nothing.
+    /// Whether this user may read the image of a node, and so its attributes. The kernel checks that before
+    /// getxattr(2) of a user attribute, but never before listxattr(2).
     fn may_know(&self, caller: Caller, node: NodeId) -> bool {
         if let NodeId::Staged { .. } = node {
             let shown = self.attr(node).ok();
@@ -44,7 +44,7 @@ impl ImageFs {
         } else if name == ACCESS.as_bytes() {
             return rights::value(self, node);
         } else if name.starts_with(b"system.posix_acl") || name == b"security.selinux" {
-            // What ls asks of every file.
+            // ls asks for these on every file.
             return Err(missing());
         }
         if !self.may_know(caller, node) {
@@ -55,8 +55,8 @@ impl ImageFs {
         found.map(|(_, value)| value).ok_or_else(missing)
     }
 
-    /// All listed names, each with a zero byte behind it. Of an image that the caller may not read, imgfs
-    /// names none.
+    /// All listed names, each followed by a zero byte. If the caller may not read the image, none of
+    /// imgfs's own names are listed.
     ///
     /// # Errors
     ///
@@ -75,7 +75,7 @@ impl ImageFs {
         Ok(listed.into_iter().flat_map(|(name, _)| zeroed(name.as_bytes())).collect())
     }
 
-    /// `setfattr -n user.imgfs.description -v TEXT MNT/web`: the editable keys of metadata.json, one by one.
+    /// `setfattr -n user.imgfs.description -v TEXT MNT/web` sets one editable key of metadata.json.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl ImageFs {
         let text = String::from_utf8_lossy(name).into_owned();
         let is_acl = ACLS.contains(&text.as_str());
         if is_acl && is_written(node) {
-            // What cp -a and mv do to every file, instead of chmod: an upload has a mode, and no more.
+            // cp -a and mv do this to every file instead of chmod. An upload has a mode, and no ACL.
             if text == ACCESS && !matches!(node, NodeId::Staging(_)) {
                 let mode = Some(Acl::parse(value)?.1);
                 self.setattr(caller, node, None, SetAttr { mode, ..SetAttr::default() })?;
@@ -104,7 +104,8 @@ impl ImageFs {
         set.map_err(|e| self.refused(caller, "setfattr", &text, e))
     }
 
-    /// `setfattr -x`, `setfacl -b`: clears an editable key, what is expected of a staged file, or an ACL.
+    /// `setfattr -x`, `setfacl -b`: clears an editable key, the expected digest of a staged file, or an
+    /// ACL.
     ///
     /// # Errors
     ///
@@ -117,7 +118,7 @@ impl ImageFs {
             _ if text == ACCESS && matches!(node, NodeId::Root | NodeId::Image { .. }) => {
                 rights::set(self, caller, node, &text, None)
             }
-            // cp -a drops a default ACL that is not there.
+            // cp -a removes a default ACL even where there is none.
             _ if ACLS.contains(&text.as_str()) => Err(missing()),
             _ if matches!(node, NodeId::Tree { .. } | NodeId::Version { .. }) => Err(frozen(node)),
             Some(key) => node.place().set_attribute(self, caller, node, key, None),
@@ -129,7 +130,7 @@ impl ImageFs {
         }
     }
 
-    /// lsattr. None for what has no flags: an overlay would take those of a tree's files along.
+    /// lsattr. `None` for a node without flags: an overlay would copy the flags of a tree's files.
     ///
     /// # Errors
     ///
@@ -140,7 +141,7 @@ impl ImageFs {
         Ok(Some(model.images.get(&serial).ok_or_else(stale)?.rules.immutable.is_some()))
     }
 
-    /// chattr +i, -i, by the bit that means it. The kernel lets root alone do that.
+    /// chattr +i, -i. `immutable` is the bit for that flag. The kernel lets only root do this.
     ///
     /// # Errors
     ///
@@ -161,7 +162,7 @@ impl ImageFs {
     }
 }
 
-/// Whether a node is being written, or was, outside of versions.
+/// Whether a node is, or was, a file that somebody writes outside of versions.
 fn is_written(node: NodeId) -> bool {
     matches!(node, NodeId::Upload(_) | NodeId::Receipt(_) | NodeId::Staged { .. } | NodeId::Staging(_))
 }

@@ -1,8 +1,9 @@
-//! ln -s ../../../../web MNT/.imgfs/aliases/centos/6/amd64: aliases whose names have slashes, as directories
-//! of links.
+//! ln -s ../../../../web MNT/.imgfs/aliases/centos/6/amd64: aliases whose names have slashes, shown as
+//! directories of links.
 //!
-//! An alias of one part is a link of the root, too: `jammy` and `.imgfs/aliases/jammy` are the same. A
-//! directory is there while an alias is in it; those that mkdir made, until rmdir or the end of the daemon.
+//! An alias of one part is also a link in the root: `jammy` and `.imgfs/aliases/jammy` are the same
+//! alias. A directory exists while an alias is in it. One that mkdir made exists until rmdir, or until
+//! the daemon ends.
 
 use std::collections::BTreeSet;
 
@@ -19,12 +20,13 @@ use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::links::{self, parents};
 use crate::images::targets::{self, LinkTarget, path_of_target};
 
-/// The way from the directory of aliases to the root.
+/// The path from the directory of aliases to the root.
 const UP: &str = "../../";
-/// Directories without an alias that are remembered.
+/// How many directories without an alias are remembered.
 const EMPTY_MAX: usize = 4096;
 
-/// `.imgfs/aliases`: directories and links, by numbers made of their ways from there and of what they say.
+/// `.imgfs/aliases`: directories and links. A directory's number is made of its path from there, a
+/// link's of its text.
 pub struct Aliases;
 
 /// The bit of a node's number that tells a link from a directory.
@@ -43,7 +45,7 @@ pub(in crate::fs) fn is_directory(node: NodeId) -> bool {
     matches!(node, NodeId::In(Kind::Aliases, number) if number & LINK == 0)
 }
 
-/// What the link of an alias says: the way up to the root, and what it leads to.
+/// The text of an alias's link: the path up to the root, and the target of the alias.
 fn text_of_alias(model: &Model, alias: &Alias) -> Option<String> {
     Some(format!(
         "{UP}{}{}",
@@ -56,7 +58,7 @@ fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// The directories below `.imgfs/aliases`, by their ways from there.
+/// The directories below `.imgfs/aliases`, by their paths from there.
 fn directories(fs: &ImageFs) -> BTreeSet<String> {
     let mut all = fs.alias_directories.lock().clone();
     let model = fs.store.catalog.read();
@@ -64,7 +66,7 @@ fn directories(fs: &ImageFs) -> BTreeSet<String> {
     all
 }
 
-/// The way from `.imgfs/aliases` to a directory; empty for that itself.
+/// The path from `.imgfs/aliases` to a directory; empty for `.imgfs/aliases` itself.
 fn path_of(fs: &ImageFs, directory: u64) -> Result<String> {
     match directory {
         0 => Ok(String::new()),
@@ -72,20 +74,20 @@ fn path_of(fs: &ImageFs, directory: u64) -> Result<String> {
     }
 }
 
-/// The name that an alias in a directory has.
+/// The full name of an alias in a directory.
 fn name_in(fs: &ImageFs, directory: u64, name: &[u8]) -> Result<String> {
     let name = std::str::from_utf8(name).map_err(|_| Error::NotFound { what: text_of(name) })?;
     Ok(join(&path_of(fs, directory)?, name))
 }
 
-/// The same, where the directory may be of another kind.
+/// The full name of an alias, where the directory may be of another kind.
 fn name_at(fs: &ImageFs, at: &Named) -> Result<String> {
     let NodeId::In(Kind::Aliases, directory) = at.0 else { return Err(stale()) };
     name_in(fs, directory, &at.1)
 }
 
-/// What a link says, and the image that it leads to. Its number is made of what it says: of two aliases that
-/// say the same, either will do.
+/// The text of a link, and the image that it leads to. The number is made of the text, so any alias
+/// with that text will do.
 fn link_with(fs: &ImageFs, number: u64) -> Result<(String, u32)> {
     let model = fs.store.catalog.read();
     let mut all =
@@ -93,7 +95,8 @@ fn link_with(fs: &ImageFs, number: u64) -> Result<(String, u32)> {
     all.find(|(text, _)| number_of(text) << 1 | LINK == number).ok_or_else(stale)
 }
 
-/// The directories of a name stay when its alias goes: BusyBox's ln -sfn removes it before it makes another.
+/// Keeps the directories of a name when its alias goes. BusyBox's ln -sfn removes the alias before it
+/// makes the new one.
 fn keep_directories(fs: &ImageFs, name: &str) {
     let mut made = fs.alias_directories.lock();
     for parent in parents(name) {
@@ -103,8 +106,8 @@ fn keep_directories(fs: &ImageFs, name: &str) {
     }
 }
 
-/// What a link in a directory of aliases is to lead to: a way up to the root, and down again, to another
-/// alias, too; or an absolute path into the mount. A bare name is taken for what was meant.
+/// What a link in a directory of aliases leads to. The text is a path up to the root and down again,
+/// perhaps to another alias, or an absolute path into the mount. A bare name also works.
 fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
     let missing = || Error::NotFound { what: format!("{} to link to", text_of(target)) };
     let text = std::str::from_utf8(target).map_err(|_| missing())?;
@@ -214,7 +217,7 @@ impl Place for Aliases {
         _mode: u32,
     ) -> Result<NodeId> {
         let full = name_in(fs, directory.number(), name)?;
-        // What is in it has a longer name.
+        // An alias in this directory has a longer name, and that name must be valid too.
         AliasName::parse(format!("{full}/x").as_bytes())?;
         links::refuse_alias_path(&fs.store.catalog.read(), &full)?;
         if self.lookup(fs, caller, directory, name).is_ok() {
@@ -230,7 +233,7 @@ impl Place for Aliases {
         Ok(node)
     }
 
-    /// `rmdir`: of an empty one.
+    /// `rmdir` of an empty directory.
     fn rmdir(&self, fs: &ImageFs, _caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
         let number = node.number();
         if number == 0 {
@@ -287,7 +290,7 @@ impl Place for Aliases {
         link::put_alias(fs, caller, &AliasName::parse(full.as_bytes())?, to, text)
     }
 
-    /// `rm`: into the trash.
+    /// `rm` moves the alias into the trash.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         if fs.staged_links.take(directory, name).is_some() {
             return Ok(());
@@ -306,7 +309,7 @@ impl Place for Aliases {
         Ok(())
     }
 
-    /// `mv` within `.imgfs/aliases`: of an alias, or of a directory with all that is in it.
+    /// `mv` within `.imgfs/aliases`, of an alias or of a directory with all that is in it.
     fn rename(&self, fs: &ImageFs, caller: Caller, node: NodeId, from: &Named, to: &Named) -> Result<()> {
         let number = node.number();
         if !is_directory(to.0) {
@@ -353,8 +356,8 @@ impl Place for Aliases {
     }
 }
 
-/// The name under which an alias comes back from the trash: that which it had, if it had slashes and the
-/// gesture says no other.
+/// The name under which an alias comes back from the trash. It is the old name if that has slashes and
+/// the gesture gives no other.
 pub(in crate::fs) fn name_of_restored(
     fs: &ImageFs,
     caller: Caller,

@@ -1,13 +1,14 @@
-//! ls MNT/web@1.0: a version by its image and its label, as imgadm prints them. Such a name resolves, and is
-//! never listed.
+//! ls MNT/web@1.0: a version by its image and its label, as imgadm prints them. Such a name resolves,
+//! but is never listed.
 
 use crate::fs::access::READ;
 use crate::fs::node::{Link, NodeId};
 use crate::fs::{Caller, ImageFs};
 use crate::images::targets;
 
-/// What `web@1.0` leads to where nothing else has the name. Not for a caller that is about to make
-/// something of that name, which must not find it taken, and not for one who may not read the image.
+/// What `web@1.0` leads to if nothing else has the name. A caller that is about to create this name
+/// must not find it taken, so it gets nothing. A caller that may not read the image gets nothing
+/// either.
 pub(in crate::fs) fn at_label(fs: &ImageFs, caller: Caller, name: &str) -> Option<NodeId> {
     let model = fs.store.catalog.read();
     let label = targets::at_label(&model, name)?;
@@ -17,8 +18,9 @@ pub(in crate::fs) fn at_label(fs: &ImageFs, caller: Caller, name: &str) -> Optio
     (!creates(caller.pid)).then_some(NodeId::Link(Link::Version(version)))
 }
 
-/// Whether a thread that waits for an answer to a lookup is in a call that makes or renames something.
-/// Source: proc_pid_syscall(5). Who may not look at the caller is told nothing: then the name is there.
+/// Whether a thread that waits for an answer to a lookup is in a call that creates or renames
+/// something. If imgfs may not read that, it assumes not, and the name resolves.
+/// Source: proc_pid_syscall(5).
 fn creates(pid: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
     let mut words = text.split_whitespace();
@@ -39,7 +41,7 @@ fn creates(pid: u32) -> bool {
     }
 }
 
-/// The calls without a directory that only older processors have.
+/// The calls without a directory argument, which only older processor architectures have.
 #[cfg(target_arch = "x86_64")]
 fn is_old_call(call: libc::c_long) -> bool {
     matches!(

@@ -11,13 +11,13 @@ use crate::fs::places::{Kind, Place};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::query::{self, Dimension};
 
-/// `.imgfs/by`: a directory a dimension, in it one a value, in it a link an image.
+/// `.imgfs/by`: a directory for each dimension, in it one for each value, in it a link to each image.
 pub struct By;
 
 /// What a directory shows.
 enum Shows {
     Dimensions,
-    /// The values of a dimension, by its place in `Dimension::ALL`.
+    /// The values of a dimension, by its index in `Dimension::ALL`.
     Values(u64),
     /// The images that have a value: the dimension, and a number made of the value.
     Having(u64, u64),
@@ -25,7 +25,8 @@ enum Shows {
     Deprecated,
 }
 
-/// Bits of a directory's number that say which dimension it is of, counted from 1; the rest is its value's.
+/// The low bits of a directory's number give its dimension, counted from 1. The rest is the number of
+/// the value.
 const DIMENSION: u32 = 4;
 const UNUSED: u64 = 14;
 const DEPRECATED: u64 = 15;
@@ -59,7 +60,7 @@ fn dimension(n: u64) -> Result<Dimension> {
     Dimension::ALL.get(n as usize).map(|(_, dimension)| *dimension).ok_or_else(stale)
 }
 
-/// The values that images of a dimension have which this user may read.
+/// The values of a dimension among the images that this user may read.
 fn values(fs: &ImageFs, caller: Caller, of: Dimension) -> BTreeSet<String> {
     let model = fs.store.catalog.read();
     let shown =

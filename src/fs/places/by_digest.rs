@@ -8,10 +8,10 @@ use crate::fs::node::{Link, NodeId};
 use crate::fs::places::Place;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
-/// `.imgfs/by-digest`: a link a digest of what a version is made of, or came as.
+/// `.imgfs/by-digest`: a link for each digest of a version's content or upload.
 pub struct ByDigest;
 
-/// The fewest digits of a digest that find a version, if one content has it.
+/// The shortest prefix of a digest that finds a version, if only one digest begins with it.
 const PREFIX_MIN: usize = 12;
 
 impl Place for ByDigest {
@@ -40,7 +40,7 @@ impl Place for ByDigest {
 
     fn list(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let model = fs.store.catalog.read();
-        // The oldest version of those with the same content.
+        // The oldest version of those with the same content wins.
         let mut seen = BTreeMap::new();
         for version in fs.shown_to(caller, &model) {
             for digest in version.facts.sha256s() {

@@ -1,4 +1,4 @@
-//! ls .imgfs/by-id/ID: images and versions by what never changes.
+//! ls .imgfs/by-id/ID: images and versions by ids that never change.
 
 use crate::error::{Error, Result};
 use crate::fs::access::READ;
@@ -7,7 +7,7 @@ use crate::fs::node::{Link, NodeId};
 use crate::fs::places::Place;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
-/// `.imgfs/by-id`: a link an image and a version.
+/// `.imgfs/by-id`: a link for each image and each version.
 pub struct ById;
 
 impl Place for ById {

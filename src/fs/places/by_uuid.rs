@@ -6,7 +6,7 @@ use crate::fs::node::{Link, NodeId};
 use crate::fs::places::Place;
 use crate::fs::{Caller, DirEntry, ImageFs};
 
-/// `.imgfs/by-uuid`: a link a version that came with a manifest.
+/// `.imgfs/by-uuid`: a link for each version that came with a manifest.
 pub struct ByUuid;
 
 impl Place for ByUuid {

@@ -1,4 +1,4 @@
-//! cat web/2/changes: what a version changed, against the newest older one that is there.
+//! cat web/2/changes: what a version changed, compared to the newest older version that still exists.
 
 use std::collections::HashMap;
 
@@ -9,10 +9,11 @@ use crate::error::Result;
 use crate::fs::{ImageFs, stale};
 use crate::images::diff;
 
-/// How long the texts are, by the serials of the two versions: stat must not make one each time.
+/// The sizes of the texts, by the serials of the two versions. Without them each stat would have to
+/// make a text.
 pub(in crate::fs) type Sizes = Mutex<HashMap<(u32, u32), u64>>;
 
-/// Sizes that are remembered.
+/// How many sizes are remembered.
 const KEPT: usize = 10_000;
 
 /// Whether there is a version before this one.

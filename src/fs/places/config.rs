@@ -18,34 +18,37 @@ use crate::store::settings::{self, Settings};
 
 /// The longest text of a setting.
 const TEXT_MAX: usize = 256;
-/// How long a look waits for the end of a truncation.
+/// How long an open waits for the end of a truncation.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// A setting being written: each write(2) is judged with all that was written before it.
+/// A setting that is being written. Each write(2) is judged together with all that was written before
+/// it.
 pub(in crate::fs) struct Writing {
     text: Vec<u8>,
-    /// Nothing was written since it was truncated: at its end it goes back to its default.
+    /// Whether it was truncated, and nothing was written since. If it ends so, the setting goes back to its
+    /// default.
     truncated: bool,
-    /// A shell that redirects closes a copy of the descriptor before the first byte.
+    /// Whether one descriptor was closed already. A shell that redirects closes a copy of it before the
+    /// first byte.
     closed: bool,
 }
 
-/// What only who administers the store changes.
+/// What only administrators of the store change.
 const HERE: &str = ".imgfs/config";
 
-/// `.imgfs/config`: a file a setting. A file's number is made of its name.
+/// `.imgfs/config`: a file for each setting. A file's number is made of its name.
 pub struct Config;
 
 fn node_of(name: &str) -> NodeId {
     NodeId::In(Kind::Config, number_of(name))
 }
 
-/// The settings that are shown: those of all, and those that users have.
+/// The settings that are shown: those of the store, and the bounds of single users.
 fn names(fs: &ImageFs) -> Vec<String> {
     let model = fs.store.catalog.read();
     let own = model.settings.keys().filter_map(|key| key.strip_prefix(settings::CONFIG));
     let mut all: BTreeSet<String> = own.filter(|name| !Settings::is_known(name)).map(str::to_owned).collect();
-    // One that is being made is there for its maker.
+    // A new bound exists for its maker while that file is open.
     all.extend(fs.handles.read().values().filter_map(|handle| match &**handle {
         Handle::Setting(name, _) if !Settings::is_known(name) => Some(name.clone()),
         _ => None,
@@ -62,7 +65,7 @@ fn text_of_setting(fs: &ImageFs, name: &str) -> Result<String> {
     match own.filter(|_| !Settings::is_known(name)) {
         Some(text) => Ok(text),
         None if settings::view_of(name).is_some() => Settings::default().text(settings::kind_of(name)),
-        // A user who has none is bound as all are.
+        // A user without an own bound has the bound for all users.
         None => fs.store.settings().text(settings::kind_of(name)),
     }
 }
@@ -129,7 +132,7 @@ impl Place for Config {
         Some(if number == 0 { (rights::of_admins(fs, 0o755), 7) } else { (rights::of_admins(fs, 0o644), 6) })
     }
 
-    /// A look waits for the end of a truncation.
+    /// An open waits for the end of a truncation.
     fn opens_slowly(&self, _node: NodeId) -> bool {
         true
     }
@@ -154,7 +157,7 @@ impl Place for Config {
         Ok(Opened::Direct(fs.open_handle(Handle::Setting(name, Mutex::new(writing)))))
     }
 
-    /// `echo 10G > .imgfs/config/quota.alice`: a bound of one user's.
+    /// `echo 10G > .imgfs/config/quota.alice` sets a bound for one user.
     fn create(
         &self,
         fs: &ImageFs,
@@ -173,7 +176,7 @@ impl Place for Config {
         Ok((node, fs.open_handle(Handle::Setting(name, Mutex::new(writing)))))
     }
 
-    /// `rm`: a user's own bound goes.
+    /// `rm` removes a user's own bound.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         let NodeId::In(_, number) = self.lookup(fs, caller, directory, name)? else { return Err(stale()) };
         let name = named(fs, number)?;
@@ -187,7 +190,7 @@ impl Place for Config {
         choose(fs, caller, &name, "")
     }
 
-    /// `truncate -s 0`; `: > FILE` at its end.
+    /// `truncate -s 0`, and `: > FILE` when it is closed.
     fn truncate(&self, fs: &ImageFs, caller: Caller, node: NodeId, size: u64) -> Result<()> {
         let number = node.number();
         if number == 0 {
@@ -204,7 +207,7 @@ impl Place for Config {
     }
 }
 
-/// `write(2)`: the whole of what was written must be a value.
+/// `write(2)`: all that was written so far must be a valid value.
 ///
 /// # Errors
 ///
@@ -225,7 +228,7 @@ pub(in crate::fs) fn write(fs: &ImageFs, caller: Caller, fh: u64, offset: u64, d
     let mut text = writing.text.clone();
     text.resize(text.len().max(end), b' ');
     text[from..end].copy_from_slice(data);
-    // A shorter value over a longer one is that value.
+    // If a shorter value overwrites a longer one, its newline ends the value.
     text.truncate(
         text.iter().position(|b| *b == b'\n').filter(|at| *at >= from).map_or(text.len(), |at| at + 1),
     );
@@ -235,8 +238,8 @@ pub(in crate::fs) fn write(fs: &ImageFs, caller: Caller, fh: u64, offset: u64, d
     Ok(data.len() as u32)
 }
 
-/// `close(2)`: the second without a byte is the end of `: > FILE`, which is to hold when the shell goes
-/// on.
+/// `close(2)`. The second close without a byte ends `: > FILE`. That must take effect before the shell
+/// goes on.
 ///
 /// # Errors
 ///
@@ -252,7 +255,7 @@ pub(in crate::fs) fn flush(fs: &ImageFs, caller: Caller, fh: u64) -> Result<()> 
     Ok(())
 }
 
-/// The last close: what was truncated, and not written again, is as nobody had chosen it.
+/// The last close. A setting that was truncated and not written again goes back to its default.
 pub(in crate::fs) fn release(fs: &ImageFs, caller: Caller, fh: u64) {
     let handle = fs.handle(fh);
     if let Ok(Handle::Setting(name, writing)) = handle.as_deref()

@@ -11,7 +11,7 @@ use crate::fs::rights::{self, Shown};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs};
 use crate::images::links;
 
-/// The way from there to the root of the mount.
+/// The path from there to the root of the mount.
 const UP: &str = "../../";
 const HERE: NodeId = NodeId::In(Kind::Defaults, 0);
 
@@ -20,7 +20,7 @@ fn kind_of(name: &[u8]) -> Result<&'static str> {
     known.copied().ok_or_else(|| Error::NotFound { what: format!("type of images {}", text_of(name)) })
 }
 
-/// `.imgfs/defaults`: a link a type of images.
+/// `.imgfs/defaults`: a link for each type of image.
 pub struct Defaults;
 
 /// The links of the directory: type and image.
@@ -50,7 +50,7 @@ impl Place for Defaults {
         Ok(())
     }
 
-    /// Whoever owns the root owns what is default.
+    /// The owner of the root owns the defaults.
     fn attr(&self, fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
         let root = fs.root();
         Ok(Attr { mode: libc::S_IFDIR | rights::of_root(fs).mode, uid: root.uid, gid: root.gid, ..own })
@@ -91,7 +91,7 @@ impl Place for Defaults {
         Ok(())
     }
 
-    /// `rm`: the link is hidden until it is made again, as BusyBox's ln -sfn does.
+    /// `rm` hides the link until somebody makes it again. BusyBox's ln -sfn does both.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         if fs.staged_links.take(HERE, name).is_some() {
             return Ok(());

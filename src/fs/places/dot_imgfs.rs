@@ -11,7 +11,7 @@ use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{self, Place, no_rmdir, views};
 use crate::fs::{Attr, Caller, DAEMON, DirEntry, Handle, ImageFs, stale};
 
-/// The front page's map of a mount, and all gestures.
+/// The map of a mount from the front page, and all gestures.
 static README: LazyLock<String> = LazyLock::new(|| {
     let front = document::parse(document::README);
     let map = document::plain(document::section(&front, "What a mount holds"));
@@ -68,7 +68,7 @@ impl Place for DotImgfs {
         Ok(())
     }
 
-    /// What is in it stays what it is, or leads to a link that does.
+    /// The names in it never change what they lead to.
     fn changes(&self) -> bool {
         false
     }
@@ -105,7 +105,7 @@ fn is_there(fs: &ImageFs, control: Control) -> bool {
     log_number(control).is_none_or(|n| fs.store.journal.has_log(n))
 }
 
-/// The bytes of a file of `.imgfs`, as one user may see it.
+/// The size of a file of `.imgfs`, as one user may see it.
 ///
 /// # Errors
 ///
@@ -117,7 +117,7 @@ pub(in crate::fs) fn size(fs: &ImageFs, caller: Caller, control: Control) -> Res
     }
 }
 
-/// Reads on in a log, which may have grown: tail -f.
+/// Reads from an offset in a log, which may have grown: tail -f.
 pub(in crate::fs) fn read_log(
     fs: &ImageFs,
     caller: Caller,
@@ -139,7 +139,7 @@ fn log_text(fs: &ImageFs, caller: Caller, n: u32) -> Result<String> {
     Ok(fs.heard_by(caller, fs.store.journal.log_text(n)?))
 }
 
-/// The log itself, for who may know all of it.
+/// The log itself, if this user may know all of it.
 fn log_for(fs: &ImageFs, caller: Caller) -> Option<&LogFile> {
     fs.store.journal.whole_log().filter(|_| fs.is_admin(caller))
 }
@@ -166,8 +166,8 @@ fn status_text(fs: &ImageFs) -> Result<String> {
     Ok(json::pretty(&status))
 }
 
-/// Total and free space, in bytes, and files. What the trash holds counts as free: it is emptied when
-/// space is needed.
+/// Total and free space in bytes, and the number of files. The trash counts as free, because it is
+/// emptied when space is needed.
 ///
 /// # Errors
 ///
@@ -181,7 +181,7 @@ pub(in crate::fs) fn space(fs: &ImageFs) -> Result<(u64, u64, u64)> {
         path: fs.store.dir.clone(),
         source: e.into(),
     })?;
-    // Without what is kept for root, which df would show as used.
+    // Leaves out the space reserved for root, which df would otherwise show as used.
     let total = (stat.f_blocks - stat.f_bfree.saturating_sub(stat.f_bavail)) * stat.f_frsize;
     let free = stat.f_bavail * stat.f_frsize + fs.store.trash_bytes();
     Ok((total, free.min(total), fs.store.blobs.id_bound().into()))

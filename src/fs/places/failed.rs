@@ -6,14 +6,14 @@ use crate::fs::node::{NodeId, number_of};
 use crate::fs::places::{Kind, Place, private_text};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 
-/// `.imgfs/failed`: a file an upload that was refused, whose number is made of its name.
+/// `.imgfs/failed`: a file for each upload that was refused. Its number is made of its name.
 pub struct Failed;
 
 fn node_of(name: &str) -> NodeId {
     NodeId::In(Kind::Failed, number_of(name))
 }
 
-/// Who began it, and what there is to say.
+/// The user who began the upload, and the text of the file.
 fn told(fs: &ImageFs, number: u64) -> Result<(u32, String)> {
     let name = fs.store.journal.failed_names().into_iter().find(|name| number_of(name) == number);
     name.and_then(|name| fs.store.journal.failed_text(&name)).ok_or_else(stale)
@@ -38,7 +38,7 @@ impl Place for Failed {
         false
     }
 
-    /// A file is for whoever began it alone.
+    /// Only the user who began the upload may read its file.
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
         let number = node.number();
         if number == 0 {

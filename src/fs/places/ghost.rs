@@ -1,5 +1,5 @@
-//! rm -r: what a walker still sees of a directory that it has deleted. It is empty, and all that the walker
-//! removes from it is removed with success.
+//! rm -r: what a walker still sees of a directory that it has deleted. The directory is empty, and
+//! every removal in it succeeds.
 
 use crate::error::Result;
 use crate::fs::names::not_found;
@@ -8,7 +8,7 @@ use crate::fs::opened::frozen;
 use crate::fs::places::Place;
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr};
 
-/// A directory that is gone for all others.
+/// A directory that is gone for all other processes.
 pub struct Ghost;
 
 impl Place for Ghost {

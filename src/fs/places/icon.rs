@@ -14,7 +14,7 @@ fn form_of(fs: &ImageFs, image: u32) -> Option<Form> {
     icons::form(&fs.store.catalog.read(), image)
 }
 
-/// Opens an icon; for writing, to be written anew.
+/// Opens an icon. An open for writing starts with an empty file.
 ///
 /// # Errors
 ///
@@ -30,7 +30,7 @@ pub(super) fn open(fs: &ImageFs, image: u32, mode: OpenMode) -> Result<Opened> {
     Ok(Opened::Direct(fh))
 }
 
-/// Opens an icon to be written anew; it counts when it is closed.
+/// Opens an empty icon for writing. The new icon counts once it is closed.
 ///
 /// # Errors
 ///
@@ -45,7 +45,7 @@ pub(super) fn create(fs: &ImageFs, image: u32, form: Form) -> Result<(NodeId, u6
     Ok((fs.part_of_image(image, ImagePart::Icon), fh))
 }
 
-/// `close(2)`, or a rename to its name.
+/// Stores an icon, at `close(2)` or at a rename to its name.
 pub(in crate::fs) fn put(fs: &ImageFs, caller: Caller, image: u32, form: Form, bytes: &[u8]) -> Result<()> {
     fs.refuse_attached(image)?;
     icons::put(&fs.store, image, form, bytes)?;

@@ -1,5 +1,5 @@
-//! An image's directory: its versions, `latest`, `default`, labels, metadata.json and icon; and what is being
-//! written there.
+//! An image's directory: its versions, `latest`, `default`, labels, metadata.json and icon, and what
+//! somebody is writing there.
 
 use crate::base::acl::Acl;
 use crate::base::clock::{duration_text, time_text};
@@ -23,7 +23,7 @@ use crate::images::targets;
 use crate::images::versions::{self, directory_mode};
 use crate::images::{describe, labels};
 
-/// An image, and what is its own.
+/// An image's directory, and the files that are the image's own.
 pub struct Image;
 
 impl Place for Image {
@@ -61,7 +61,7 @@ impl Place for Image {
         let NodeId::Image { serial, part, .. } = node else { return Err(stale()) };
         let model = fs.store.catalog.read();
         let Some(image) = model.images.get(&serial) else {
-            // Gone for good: its walker still removes what it has listed.
+            // The image is gone for good, but its walker still removes what it has listed.
             let (mode, links) =
                 if part == ImagePart::Dir { (libc::S_IFDIR | 0o777, 2) } else { (libc::S_IFREG | 0o444, 1) };
             return Ok(Attr { mode, links, size: 0, data: 0, ..own }.at(0));
@@ -86,7 +86,7 @@ impl Place for Image {
     }
 
     fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
-        // What is in it follows the image.
+        // The files in an image follow the image.
         let NodeId::Image { serial, part: ImagePart::Dir, .. } = node else { return Ok(()) };
         if !changes.are_rights() {
             return Ok(());
@@ -96,7 +96,7 @@ impl Place for Image {
             model.images.get(&serial).map(|image| (rights::of_image(fs, image).mode, image.mode))
         };
         let mode = changes.mode.map(|mode| modes.map_or(mode, |(shown, own)| asked(mode, shown, own)));
-        // `install -m 644 x.tar MNT/web`: it still speaks of the file that it has written.
+        // `install -m 644 x.tar MNT/web`: the tool means the file that it has written, not the directory.
         let by_uploader = upload::has_uploaded_as(fs, caller, serial);
         let mode = mode.map(|mode| if by_uploader { directory_mode(mode) } else { mode });
         versions::set_owner(&fs.store, serial, mode, changes.uid, changes.gid)?;
@@ -160,7 +160,7 @@ impl Place for Image {
 
     fn truncate(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, size: u64) -> Result<()> {
         match node {
-            // `: > metadata.json` writes nothing, and nothing is no document.
+            // `: > metadata.json` writes nothing, so there is no document to judge.
             NodeId::Image { part: ImagePart::Metadata | ImagePart::Icon, .. } if size == 0 => Ok(()),
             _ => Err(frozen(node)),
         }
@@ -280,7 +280,7 @@ impl Place for Image {
                 return Err(Error::Managed { what: "latest".into(), why: "it names the newest version" });
             }
             _ if let Some(label) = label_of(name) => put_label(fs, caller, serial, label, to, false)?,
-            // `ln -s 1 default` without -n falls into the image.
+            // Without -n, `ln -s 1 default` puts the link into the image that `default` leads to.
             _ => {
                 let what = format!("link {} in an image; use ln -sfn", text_of(name));
                 return Err(Error::NotFound { what });
@@ -331,7 +331,8 @@ fn dir(node: NodeId) -> Result<u32> {
     }
 }
 
-/// What a name leads to that the catalog knows. None: it may be of something that is being written, or gone.
+/// What a name leads to, if the catalog knows it. `None`: the name may be that of an upload, or may be
+/// gone.
 fn find(fs: &ImageFs, caller: Caller, serial: u32, name: &[u8]) -> Option<Result<NodeId>> {
     let incarnation = fs.incarnation(serial);
     let part = |part| NodeId::Image { serial, part, incarnation };
@@ -340,7 +341,7 @@ fn find(fs: &ImageFs, caller: Caller, serial: u32, name: &[u8]) -> Option<Result
     let when = |there: bool, node: NodeId| Some(if there { Ok(node) } else { Err(not_found(name)) });
     let model = fs.store.catalog.read();
     let Some(image) = model.images.get(&serial) else {
-        // Gone for good, and its walker still removes what it has listed.
+        // The image is gone for good, but its walker still removes what it has listed.
         return match name {
             b".id" => Some(Err(not_found(name))),
             _ if !deleted() => None,
@@ -368,7 +369,7 @@ fn find(fs: &ImageFs, caller: Caller, serial: u32, name: &[u8]) -> Option<Result
     link(version.map(|version| Link::Number(version.serial)))
 }
 
-/// What is being written under a name, or was.
+/// What is being written, or was written, under a name.
 fn written(fs: &ImageFs, caller: Caller, serial: u32, text: &str) -> Option<Result<NodeId>> {
     let here = Destination::Image(serial);
     if let Some(staging) = fs.stagings.named(here, text) {
@@ -381,18 +382,18 @@ fn written(fs: &ImageFs, caller: Caller, serial: u32, text: &str) -> Option<Resu
     if let Some(version) = receipt_in(&model, serial, text, false) {
         return Some(Ok(NodeId::Receipt(version.serial)));
     }
-    // As the receipt of the manifest that was copied in with the newest version.
+    // `manifest` leads to the manifest that came with the newest version, as its receipt.
     let newest = model.latest(serial).filter(|v| text == "manifest" && !v.facts.manifest.is_empty())?;
     Some(Ok(fs.part_of_version(newest.serial, VersionPart::Manifest)))
 }
 
-/// Adds what the catalog knows of an image. None: it is gone for good.
+/// Adds what the catalog knows of an image. `None` if the image is gone for good.
 fn list(fs: &ImageFs, directory: NodeId, serial: u32, all: &mut Vec<DirEntry>) -> Option<()> {
     let NodeId::Image { incarnation, .. } = directory else { return None };
     let part = |part| NodeId::Image { serial, part, incarnation };
     let model = fs.store.catalog.read();
     let image = model.images.get(&serial)?;
-    // First, so that rm -r meets it first.
+    // `.id` comes first, so that rm -r removes it first.
     all.push(DirEntry::new(".id", part(ImagePart::Id), libc::S_IFREG));
     all.push(DirEntry::new("metadata.json", part(ImagePart::Metadata), libc::S_IFREG));
     let mut add = |name: &str, node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
@@ -423,7 +424,7 @@ pub(super) fn receipt_in<'m>(model: &'m Model, image: u32, name: &str, in_root: 
     model.versions_of(image).rev().find(is)
 }
 
-/// The link that `default` is in an image.
+/// The link that an image shows as `default`.
 fn default_link(model: &Model, image: &catalog::Image) -> Option<Link> {
     if image.default_hidden {
         return None;
@@ -464,7 +465,7 @@ fn attributes(model: &Model, image: &catalog::Image) -> Attributes {
     all
 }
 
-/// The number of the version that a link in an image is to lead to; none is `latest`.
+/// The number of the version that a link in an image is to lead to. `None` is `latest`.
 fn target_of(fs: &ImageFs, image: u32, target: &[u8]) -> Result<Option<u32>> {
     let text = std::str::from_utf8(target).map_err(|_| not_found(target))?;
     targets::resolve_inner_link(&fs.store.catalog.read(), image, text)

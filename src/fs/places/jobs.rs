@@ -1,4 +1,4 @@
-//! cat .imgfs/jobs/7.json: what is being done, and what came of it.
+//! cat .imgfs/jobs/7.json: a job that runs or has ended, and its result.
 
 use crate::error::{Error, Result};
 use crate::fs::names::text_of;
@@ -6,10 +6,10 @@ use crate::fs::node::NodeId;
 use crate::fs::places::{Kind, Place, private_text};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 
-/// `.imgfs/jobs`: a file a job, whose number is the job's, counted from 1.
+/// `.imgfs/jobs`: a file for each job. Its number is the job's, counted from 1.
 pub struct Jobs;
 
-/// Who began it, and what there is to say.
+/// The user who began the job, and the text of the file.
 fn told(fs: &ImageFs, number: u64) -> Result<(u32, String)> {
     fs.store.journal.job_text(number).ok_or_else(stale)
 }
@@ -41,7 +41,7 @@ impl Place for Jobs {
         false
     }
 
-    /// A file is for whoever began it alone.
+    /// Only the user who began the job may read its file.
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
         let number = node.number();
         if number == 0 {

@@ -1,6 +1,6 @@
-//! The list of the kinds. A new kind is a file beside this one, and a line here.
+//! The list of the kinds. For a new kind, add a file beside this one and a line here.
 
-/// Calls a macro with all kinds: file, type, and the name of the directory in `.imgfs`.
+/// Calls a macro with all kinds. Each has a file, a type, and the name of its directory in `.imgfs`.
 macro_rules! with_kinds {
     ($call:ident) => {
         $call! {

@@ -1,5 +1,5 @@
-//! Journey 3, ln -sfn: symlinks of the root, of images and of `.imgfs`; what they lead to, and how they are
-//! made, switched and renamed.
+//! Journey 3, ln -sfn: symlinks in the root, in images and in `.imgfs`. What they lead to, and how they
+//! are made, switched and renamed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,10 +17,11 @@ use crate::images::labels;
 use crate::images::links;
 use crate::images::targets::{self, LinkTarget, path_of_target, target_of};
 
-/// Staged links that are remembered; a link is renamed at once or never.
+/// How many staged links are remembered. A link is renamed at once or never.
 const STAGED_LINKS: usize = 256;
 
-/// How long a renaming waits for the kernel to forget what symlinks lead to, which nobody else can hold up.
+/// How long a rename waits for the kernel to forget the targets of symlinks. No other process can delay
+/// that.
 const READING_AGAIN: Duration = Duration::from_secs(1);
 
 /// A symlink under a temporary name, as GNU `ln -sfn` makes one before it renames it over the real name.
@@ -40,13 +41,13 @@ pub(in crate::fs) struct StagedLinks {
 }
 
 impl StagedLinks {
-    /// The link that has a name.
+    /// The staged link with this name.
     pub(in crate::fs) fn named(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         let all = self.all.lock();
         all.iter().find(|l| l.parent == parent && l.name == name).map(|l| NodeId::StagedLink(l.number))
     }
 
-    /// Makes one, in place of another of the same name.
+    /// Makes a staged link. It replaces one of the same name.
     pub(in crate::fs) fn put(&self, caller: Caller, parent: NodeId, name: &[u8], text: &[u8]) -> NodeId {
         let mut all = self.all.lock();
         all.retain(|l| !(l.parent == parent && l.name == name));
@@ -59,21 +60,21 @@ impl StagedLinks {
         NodeId::StagedLink(number)
     }
 
-    /// Removes one, and gives what it leads to.
+    /// Removes a staged link, and returns its text.
     pub(in crate::fs) fn take(&self, parent: NodeId, name: &[u8]) -> Option<Vec<u8>> {
         let mut all = self.all.lock();
         let at = all.iter().position(|l| l.parent == parent && l.name == name)?;
         Some(all.remove(at).text)
     }
 
-    /// What one leads to, and who made it.
+    /// The text of a staged link, and its owner.
     fn get(&self, number: u64) -> Result<(Vec<u8>, (u32, u32))> {
         let all = self.all.lock();
         all.iter().find(|l| l.number == number).map(|l| (l.text.clone(), l.owner)).ok_or_else(stale)
     }
 }
 
-/// Symlinks that are not of a tree.
+/// Symlinks that are not part of a tree.
 pub struct Links;
 
 impl Place for Links {
@@ -81,13 +82,15 @@ impl Place for Links {
         if let NodeId::Link(link) = node { image_of(model, link) } else { None }
     }
 
-    /// A link in an image belongs to its owner; an alias, to that of the image it leads to.
+    /// A link in an image belongs to the image's owner. An alias belongs to the owner of the image it leads
+    /// to.
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
         let (text, (uid, gid)) = match node {
             NodeId::StagedLink(number) => fs.staged_links.get(number)?,
             NodeId::Link(link) => {
                 let model = fs.store.catalog.read();
-                // `default`, which has the number of an alias of the same image, is for imgfs to guard.
+                // `default` has the same number as an alias of the same image. imgfs itself checks who may
+                // change `default`.
                 let image = image_of(&model, link).and_then(|image| model.images.get(&image));
                 let owner = image.map_or((own.uid, own.gid), |image| (image.uid, image.gid));
                 (text_of_link(&model, link)?.into_bytes(), owner)
@@ -98,7 +101,7 @@ impl Place for Links {
         Ok(Attr { mode: libc::S_IFLNK | 0o777, links: 1, uid, gid, size, data: size, ..own })
     }
 
-    /// They follow the image.
+    /// Links follow the image.
     fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &SetAttr) -> Result<()> {
         Ok(())
     }
@@ -144,7 +147,7 @@ fn image_of(model: &Model, link: Link) -> Option<u32> {
     }
 }
 
-/// What a link says.
+/// The text of a link.
 ///
 /// # Errors
 ///
@@ -191,7 +194,7 @@ fn switch(fs: &ImageFs, caller: Caller, from: &places::Named, to: &places::Named
     let text = fs.staged_links.take(from.0, &from.1).ok_or_else(stale)?;
     let switched = from.0.place().switch(fs, caller, from.0, &to.1, &text);
     if switched.is_err() {
-        // As before: the tool removes its temporary link itself.
+        // The link stays as before. The tool removes its temporary link itself.
         fs.staged_links.put(caller, from.0, &from.1, &text);
     }
     fs.root_has_changed();
@@ -212,7 +215,7 @@ fn rename(fs: &ImageFs, caller: Caller, link: Link, from: &places::Named, to: &p
     }
     let target = fs.new_name(caller, &to.1);
     if from.1 == b"default" {
-        // ln --backup puts the old link aside.
+        // ln --backup renames the old link.
         let Link::Image(_) = link else { return Err(stale()) };
         fs.refuse_default(caller)?;
         return links::default_to_alias(&fs.store, &target?);
@@ -257,8 +260,8 @@ pub(in crate::fs) fn exchange(
     links::exchange_links(&fs.store, &first, &second)
 }
 
-/// Makes an alias, or switches it. It belongs to the image that it leads to: whoever may not change that
-/// image makes, moves and drops none of it.
+/// Makes an alias, or switches it. It belongs to the image that it leads to: only users who may change
+/// that image may make, move or remove it.
 ///
 /// # Errors
 ///
@@ -297,7 +300,8 @@ pub(in crate::fs) fn refuse_alias_change(fs: &ImageFs, caller: Caller, name: &st
     }
 }
 
-/// `ln -s 1 web/@22.04.5`; of `latest` it is a label of the version that is so now.
+/// `ln -s 1 web/@22.04.5`. If the target is `latest`, the label names the version that is the latest
+/// now.
 ///
 /// # Errors
 ///
@@ -318,8 +322,8 @@ pub(super) fn put_label(
     Ok(())
 }
 
-/// An image has another name: the kernel, which remembers what symlinks lead to, is to read those to it
-/// again.
+/// Makes the kernel read again the symlinks to an image that was renamed, because it caches their
+/// targets.
 pub(in crate::fs) fn forget_links_to(fs: &ImageFs, image: u32) {
     let (versions, labels) = {
         let model = fs.store.catalog.read();
@@ -350,13 +354,13 @@ pub(in crate::fs) fn forget_links_to(fs: &ImageFs, image: u32) {
     }
 }
 
-/// How the log calls an alias: with slashes its first part is no image's name.
+/// How the log names an alias. If the name has slashes, its first part is not the name of an image.
 pub(in crate::fs) fn alias_log(name: &str) -> String {
     if name.contains('/') { format!(".imgfs/aliases/{name}") } else { name.to_owned() }
 }
 
-/// The image that a link in a directory of `.imgfs` leads to: `../../web` (`up` is `../../`), or an
-/// absolute path into the mount. A bare name is taken for what was meant.
+/// The image that a link in a directory of `.imgfs` leads to. The text is `../../web` (`up` is
+/// `../../`) or an absolute path into the mount. A bare name also works.
 pub(in crate::fs) fn deep_target(fs: &ImageFs, up: &str, target: &[u8]) -> Result<u32> {
     let missing = || Error::NotFound { what: format!("image {} to link to", text_of(target)) };
     let text = std::str::from_utf8(target).map_err(|_| missing())?;

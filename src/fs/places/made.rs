@@ -1,5 +1,5 @@
-//! Files that are made when they are read: rootfs.tar and others by recipes, uploads as they came. And what is
-//! said when a version's content turns out to be damaged.
+//! Files that are made when they are read: rootfs.tar and others by recipes, and uploads as they came.
+//! Also the message about a version whose content is damaged.
 
 use crate::catalog::Kept;
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::images::export::RecipeReaders;
 use crate::images::keep;
 use crate::tree::{Bytes, NodeIndex, NodeKind, Tree};
 
-/// What of a version was to be read.
+/// The part of a version that was to be read.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::fs) enum Part {
     Node(NodeIndex),
@@ -27,7 +27,7 @@ pub(super) fn open(fs: &ImageFs, node: NodeId, serial: u32, recipe: u32) -> Resu
     Ok(Opened::Cached(fs.open_handle(handle)))
 }
 
-/// Opens an upload as it came: its pieces, or what comes out when its content is compressed again.
+/// Opens an upload as it came: its stored pieces, or its content compressed again.
 pub(super) fn open_kept(fs: &ImageFs, node: NodeId, serial: u32) -> Result<Opened> {
     let kept = fs.store.catalog.read().versions.get(&serial).and_then(|v| v.facts.kept.clone());
     let handle = match kept.ok_or_else(stale)? {
@@ -44,7 +44,7 @@ pub(super) fn open_kept(fs: &ImageFs, node: NodeId, serial: u32) -> Result<Opene
     Ok(Opened::Cached(fs.open_handle(handle)))
 }
 
-/// Says which image, version and path damage hits, and keeps the sentence.
+/// Turns damage into an error that names image, version and path, and records it.
 pub(in crate::fs) fn damage(fs: &ImageFs, serial: u32, part: Part, e: Error) -> Error {
     let version = fs.store.path_of(&fs.store.catalog.read(), serial);
     let tree =
@@ -65,7 +65,7 @@ pub(in crate::fs) fn damage(fs: &ImageFs, serial: u32, part: Part, e: Error) -> 
     e
 }
 
-/// The name of the version's upload, if it can be had as it came.
+/// The name of the version's upload, if imgfs can still give it as it came.
 pub(super) fn kept_name(fs: &ImageFs, serial: u32) -> Option<String> {
     keep::name(fs.store.catalog.read().versions.get(&serial)?)
 }

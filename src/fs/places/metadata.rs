@@ -1,4 +1,4 @@
-//! metadata.json of an image: read, and edited in place as one document.
+//! metadata.json of an image, which is read and edited in place as one document.
 
 use parking_lot::Mutex;
 
@@ -11,7 +11,7 @@ use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::{Caller, Handle, ImageFs, stale};
 use crate::images::{describe, versions};
 
-/// Opens the document. What is written to it counts when it is closed.
+/// Opens the document. Changes count once it is closed.
 ///
 /// # Errors
 ///
@@ -33,7 +33,7 @@ pub(super) fn open(fs: &ImageFs, image: u32, mode: OpenMode) -> Result<Opened> {
     Ok(Opened::Direct(fs.open_handle(handle)))
 }
 
-/// `rm MNT/web/metadata.json`: without effect, but that its process may make it anew.
+/// `rm MNT/web/metadata.json` has no effect, except that the same process may create the file again.
 ///
 /// # Errors
 ///
@@ -44,7 +44,7 @@ pub(super) fn remove(fs: &ImageFs, caller: Caller, image: u32) -> Result<()> {
     Ok(())
 }
 
-/// `creat(2)` of metadata.json: an edit of the whole document.
+/// `creat(2)` of metadata.json starts an edit of the whole document.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub(super) fn create(fs: &ImageFs, caller: Caller, image: u32) -> Result<(NodeId
     Ok((fs.part_of_image(image, ImagePart::Metadata), fs.open_handle(handle)))
 }
 
-/// The whole document is written: judges it.
+/// Judges the whole document after it was written.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
-//! What the mount shows: each kind of directory is one file here, with the files and links that are its own.
+//! What the mount shows. Each kind of directory is one file here, with the files and links that are its
+//! own.
 //!
-//! Every request goes to the place of its node. What a place does not answer is refused. The kinds of
-//! directory in `.imgfs` are listed in kinds.rs; the others are the arms of `NodeId::place`.
+//! Every request goes to the place of its node. A request that a place does not implement is refused.
+//! kinds.rs lists the kinds of directory in `.imgfs`; the other places are the arms of `NodeId::place`.
 
 mod at_label;
 pub(super) mod changes;
@@ -30,7 +31,7 @@ use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr};
 use kinds::with_kinds;
 pub use kinds::{ALL, Kind};
 
-/// What imgfs's own extended attributes begin with.
+/// The prefix of imgfs's own extended attributes.
 pub(super) const PREFIX: &str = "user.imgfs.";
 
 /// Extended attributes: names and values.
@@ -60,7 +61,7 @@ macro_rules! kinds_of_place {
 with_kinds!(kinds_of_place);
 
 impl NodeId {
-    /// Who answers for a node.
+    /// The place that answers for a node.
     pub(super) fn place(self) -> &'static dyn Place {
         match self {
             NodeId::Root => &root::Root,
@@ -77,8 +78,8 @@ impl NodeId {
         }
     }
 
-    /// The number of a node in `.imgfs` within its kind. 0 is the directory in `.imgfs` itself, and the kind
-    /// gives the others their meaning.
+    /// The number of a node in `.imgfs` within its kind. 0 is the directory in `.imgfs` itself. The kind
+    /// defines what other numbers mean.
     fn number(self) -> u64 {
         if let NodeId::In(_, number) = self { number } else { 0 }
     }
@@ -86,7 +87,7 @@ impl NodeId {
 
 /// What can be done with the nodes of a place.
 pub(super) trait Place: Sync {
-    /// Whether a directory in `.imgfs` is shown; some are not in a view.
+    /// Whether `.imgfs` shows this directory. A view hides some of them.
     fn is_there(&self, _fs: &ImageFs) -> bool {
         true
     }
@@ -107,7 +108,7 @@ pub(super) trait Place: Sync {
         Err(Error::NotDirectory { what: "this path".into() })
     }
 
-    /// Whether a name may lead elsewhere while somebody lists the directory.
+    /// Whether a name may come to lead elsewhere while somebody lists the directory.
     fn changes(&self) -> bool {
         true
     }
@@ -121,7 +122,7 @@ pub(super) trait Place: Sync {
         }
     }
 
-    /// How what is in a directory is called in messages.
+    /// The path of a name in a directory, for messages.
     fn path(&self, _fs: &ImageFs, directory: NodeId, name: &str) -> String {
         match directory {
             NodeId::In(kind, _) => format!("/.imgfs/{}/{name}", kind.name()),
@@ -129,12 +130,12 @@ pub(super) trait Place: Sync {
         }
     }
 
-    /// The serial of the image that a node is of, or that it is in.
+    /// The serial of the image that a node belongs to.
     fn image(&self, _model: &Model, _node: NodeId) -> Option<u32> {
         None
     }
 
-    /// What stat shows. `own` has the inode, the owner and the time that a directory of imgfs has.
+    /// What stat shows. `own` has the inode, owner and time of a directory of imgfs itself.
     fn attr(&self, _fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
         Ok(Attr { mode: libc::S_IFDIR | 0o755, ..own })
     }
@@ -179,7 +180,7 @@ pub(super) trait Place: Sync {
         Err(no_symlink())
     }
 
-    /// `touch`, `cp`. Gives the file and its handle.
+    /// `touch`, `cp`. Returns the file and its handle.
     fn create(
         &self,
         _fs: &ImageFs,
@@ -202,7 +203,7 @@ pub(super) trait Place: Sync {
         Err(no_mkdir())
     }
 
-    /// `rmdir` of a directory that is in `parent`.
+    /// `rmdir` of a directory in `parent`.
     fn rmdir(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
         match node {
             NodeId::In(..) => Err(no_rmdir()),
@@ -226,7 +227,7 @@ pub(super) trait Place: Sync {
         Err(frozen(directory))
     }
 
-    /// The second half of `ln -sfn`: the name leads to `target` from now on.
+    /// The second half of `ln -sfn`: makes the name lead to `target`.
     fn switch(
         &self,
         _fs: &ImageFs,
@@ -238,17 +239,17 @@ pub(super) trait Place: Sync {
         Err(frozen(directory))
     }
 
-    /// `mv` of one of its nodes.
+    /// `mv` of a node of this place.
     fn rename(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _from: &Named, _to: &Named) -> Result<()> {
         Err(frozen(node))
     }
 
-    /// The rights that its ACL shows, and the most that it may give; nothing if it has none.
+    /// The rights that its ACL shows, and the most rights that the ACL may give. `None` if it has no ACL.
     fn rights(&self, _fs: &ImageFs, _node: NodeId) -> Option<(Shown, u32)> {
         None
     }
 
-    /// `setfacl`: the ACL, and the mode's bits that came with it.
+    /// `setfacl`: sets the ACL, and the mode bits that came with it.
     fn set_acl(
         &self,
         _fs: &ImageFs,
@@ -263,13 +264,13 @@ pub(super) trait Place: Sync {
         })
     }
 
-    /// The extended attributes of a node: those that getfattr -d lists, and those that are there by name
-    /// only, so that cp -a and rsync -X do not carry them off.
+    /// The extended attributes of a node, in two lists. getfattr -d lists the first. The second can be read
+    /// only by name, so that cp -a and rsync -X do not copy it.
     fn attributes(&self, _fs: &ImageFs, _node: NodeId) -> Result<(Attributes, Attributes)> {
         Ok((Attributes::new(), Attributes::new()))
     }
 
-    /// `setfattr -n user.imgfs.KEY`; `setfattr -x` without a value.
+    /// `setfattr -n user.imgfs.KEY`, or `setfattr -x` if there is no value.
     fn set_attribute(
         &self,
         _fs: &ImageFs,
@@ -285,7 +286,7 @@ pub(super) trait Place: Sync {
     }
 }
 
-/// What stat shows of a file whose text is for one user alone.
+/// What stat shows of a file whose text only one user may read.
 fn private_text(uid: u32, text: &str, own: Attr) -> Attr {
     let size = text.len() as u64;
     Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own }
@@ -303,7 +304,7 @@ fn no_symlink() -> Error {
     Error::Invalid { what: "this path".into(), why: "it is not a symlink".into() }
 }
 
-/// The refusals of `.imgfs`, also for where a kind answers in some of its directories alone.
+/// The refusals of `.imgfs`. A kind also uses them if only some of its directories allow a request.
 fn no_mkdir() -> Error {
     Error::Managed { what: ".imgfs".into(), why: "its directories are made by imgfs" }
 }

@@ -204,7 +204,7 @@ impl Place for Root {
     }
 }
 
-/// What a name in the root leads to: none if nothing has it, and it may be one that a walker still knows.
+/// What a name in the root leads to. `None` if nothing has the name; a walker may still know it.
 fn find(fs: &ImageFs, caller: Caller, text: &str) -> Option<Result<NodeId>> {
     if let Some(staging) = fs.stagings.named(Destination::Root, text) {
         return Some(Ok(staging));
@@ -242,7 +242,7 @@ fn is_listed(model: &Model, image: u32) -> bool {
     model.images.get(&image).is_none_or(|image| image.editable.offer.is_listed())
 }
 
-/// The link that an alias is in the root.
+/// The link that an alias shows in the root.
 fn alias_link(model: &Model, serial: u32) -> Option<Link> {
     let alias = model.aliases.get(&serial)?;
     Some(match (alias.number, &alias.follows) {

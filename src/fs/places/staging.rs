@@ -1,8 +1,8 @@
-//! mkdir MNT/web/.new, cp into it, mv it to MNT/web/next: several files that become one version, all or
+//! mkdir MNT/web/.new, cp into it, mv it to MNT/web/next: several files become one version, all or
 //! nothing.
 //!
-//! A staging directory is a directory of its own below STORE/staged, with `about.json` and the files as they
-//! came. It is its maker's alone, survives a restart, and goes when nobody has touched it for a week.
+//! A staging directory is a directory below STORE/staged, with `about.json` and the files as they came.
+//! Only its maker has access. It survives a restart, and goes when nobody has touched it for a week.
 
 mod known;
 pub(in crate::fs) mod publish;
@@ -26,13 +26,13 @@ use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, SetAttr, stale};
 use crate::images::staging::{self, About};
 pub use known::{Staging, Stagings, Writing};
 
-/// Files that a staging directory may hold.
+/// How many files a staging directory may hold.
 const FILES_MAX: usize = 64;
 
 /// Staging directories, and the files in them.
 pub struct StagingDirectory;
 
-/// The number of the staging directory that a node is, or is in.
+/// The number of the staging directory of a node.
 fn number(node: NodeId) -> Result<u32> {
     match node {
         NodeId::Staging(number) | NodeId::Staged { directory: number, .. } => Ok(number),
@@ -40,7 +40,7 @@ fn number(node: NodeId) -> Result<u32> {
     }
 }
 
-/// The directory and the number of a staged file.
+/// The number of a staged file, and that of its directory.
 fn file_of(node: NodeId) -> Result<(u32, u32)> {
     if let NodeId::Staged { directory, file } = node { Ok((directory, file)) } else { Err(frozen(node)) }
 }
@@ -85,7 +85,7 @@ impl Place for StagingDirectory {
             NodeId::Staged { directory, file } => {
                 set_file(fs, directory, file, &SetAttr { size: None, ..*changes })
             }
-            // Its maker's, with the mode it has.
+            // A staging directory keeps its owner and mode.
             _ => Ok(()),
         }
     }
@@ -188,7 +188,7 @@ pub(in crate::fs) fn make(fs: &ImageFs, caller: Caller, place: Destination, name
     Ok(NodeId::Staging(staging.number))
 }
 
-/// `rmdir`, the last step of `rm -r`.
+/// `rmdir`, which is also the last step of `rm -r`.
 fn remove(fs: &ImageFs, number: u32) -> Result<()> {
     let staging = fs.stagings.by_number(number)?;
     if !staging.files.lock().by_name.is_empty() {
@@ -210,7 +210,7 @@ fn attr(fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
     };
     let (path, mode) = match node {
         NodeId::Staged { file, .. } => (staging.file(&staging.name_of(file)?), libc::S_IFREG),
-        // Private, whatever mkdir asked for.
+        // A staging directory is private, whatever mode mkdir asked for.
         _ => (crate::images::staging::files(&staging.path), libc::S_IFDIR | 0o700),
     };
     let found = fs::metadata(&path).map_err(Error::io("stat", &path))?;
@@ -237,7 +237,7 @@ fn create_file(fs: &ImageFs, directory: u32, name: &[u8], mode: u32) -> Result<(
     let create =
         || File::options().read(true).write(true).create_new(true).mode(mode & 0o700 | 0o600).open(&path);
     let file = fs.store.in_room(|| create().map_err(Error::io("create", &path)))?;
-    // With the caller's mode, but always ours to read.
+    // The file has the caller's mode, but imgfs can always read it.
     let _ = file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | 0o600));
     files.next += 1;
     let number = files.next;
@@ -261,7 +261,7 @@ fn open_file(fs: &ImageFs, directory: u32, number: u32, mode: OpenMode) -> Resul
     Ok(Opened::Direct(fs.open_handle(Handle::Staged { file, path, writing })))
 }
 
-/// `write(2)` to a staged file; the trash makes room where the disk is full.
+/// `write(2)` to a staged file. If the disk is full, the trash makes room.
 ///
 /// # Errors
 ///
@@ -305,7 +305,7 @@ fn remove_file(fs: &ImageFs, directory: u32, name: &[u8]) -> Result<()> {
     fs::remove_file(&path).map_err(Error::io("remove", &path))
 }
 
-/// `mv` of a file within its staging directory: rsync, wget and editors finish so.
+/// `mv` of a file within its staging directory. rsync, wget and editors finish a file like this.
 fn rename_file(fs: &ImageFs, from: (u32, &[u8]), to: (NodeId, &[u8])) -> Result<()> {
     if to.0 != NodeId::Staging(from.0) {
         return Err(Error::OtherPlace { what: text_of(from.1) });
@@ -354,7 +354,7 @@ fn bad_name(name: &[u8]) -> Error {
     Error::BadName { name: text_of(name), why: "it is not UTF-8" }
 }
 
-/// A name that a host file may have, too.
+/// Checks that a file on the host may also have this name.
 fn checked_name(name: &[u8]) -> Result<String> {
     if name.len() > NAME_MAX {
         return Err(Error::NameTooLong { len: name.len() });

@@ -1,4 +1,4 @@
-//! ls .imgfs/trash; rm there: what was deleted, until its time is over. mv brings it back (links.rs).
+//! ls .imgfs/trash; rm there: deleted things, until their time is over. mv brings them back (links.rs).
 
 use crate::catalog::{Model, Trashed};
 use crate::error::{Error, Result};
@@ -11,10 +11,10 @@ use crate::fs::removal::walkers;
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::trash;
 
-/// `.imgfs/trash`: images, versions and links under names of their own.
+/// `.imgfs/trash`: images, versions and links, under names that imgfs gives them.
 pub struct Trash;
 
-/// What shows an entry of the trash.
+/// The node that shows an entry of the trash.
 fn node_of(fs: &ImageFs, model: &Model, what: Trashed) -> Option<NodeId> {
     Some(match what {
         Trashed::Image(serial) => fs.image_node(serial),
@@ -50,12 +50,12 @@ impl Place for Trash {
         Ok(())
     }
 
-    /// imgfs itself knows who may bring something back, or end it.
+    /// The kernel lets everybody in. imgfs itself checks who may restore or purge an entry.
     fn attr(&self, _fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
         Ok(Attr { mode: libc::S_IFDIR | 0o777, ..own })
     }
 
-    /// `rm`: a link is gone for good.
+    /// `rm` removes a link for good.
     fn unlink(&self, fs: &ImageFs, caller: Caller, _directory: NodeId, name: &[u8]) -> Result<()> {
         let name = text_of(name);
         let what = trash::trashed(&fs.store.catalog.read(), &name);
@@ -70,7 +70,7 @@ impl Place for Trash {
     }
 }
 
-/// Refuses to bring back or to end a link in the trash by who may not change what it is of.
+/// Refuses a user who may not change the image of a link in the trash to restore or purge that link.
 fn refuse_link(fs: &ImageFs, caller: Caller, what: Trashed) -> Result<()> {
     let image = {
         let model = fs.store.catalog.read();
@@ -88,7 +88,7 @@ fn refuse_link(fs: &ImageFs, caller: Caller, what: Trashed) -> Result<()> {
     }
 }
 
-/// `mv .imgfs/trash/web MNT/`, `mv .imgfs/trash/web.1 MNT/web/`: undo.
+/// `mv .imgfs/trash/web MNT/`, `mv .imgfs/trash/web.1 MNT/web/`: restores an entry.
 pub(in crate::fs) fn restore(fs: &ImageFs, caller: Caller, node: NodeId, to: &Named) -> Result<()> {
     match (node, to.0) {
         (NodeId::Image { serial, .. }, NodeId::Root) => {
@@ -96,7 +96,7 @@ pub(in crate::fs) fn restore(fs: &ImageFs, caller: Caller, node: NodeId, to: &Na
             trash::restore_image(&fs.store, serial, &fs.new_name(caller, &to.1)?)?;
             forget_links_to(fs, serial);
         }
-        // Into the root it goes home, too: `mv .imgfs/trash/* MNT/`.
+        // A version that is moved into the root also returns to its image: `mv .imgfs/trash/* MNT/`.
         (NodeId::Version { serial, .. }, NodeId::Root | NodeId::Image { part: ImagePart::Dir, .. }) => {
             let image = match to.0 {
                 NodeId::Image { serial: image, .. } => image,
@@ -104,7 +104,7 @@ pub(in crate::fs) fn restore(fs: &ImageFs, caller: Caller, node: NodeId, to: &Na
             };
             fs.refuse_trashed(caller, image, true)?;
             trash::restore_version(&fs.store, serial, image)?;
-            // It shows under its number, not under the name it was moved to.
+            // The version shows under its number, not under the name that mv gave it.
             fs.has_moved(caller, to, fs.version_node(serial));
         }
         (NodeId::Link(link @ Link::TrashedAlias(_)), directory) if is_directory(directory) => {
@@ -130,8 +130,8 @@ pub(in crate::fs) fn restore(fs: &ImageFs, caller: Caller, node: NodeId, to: &Na
     Ok(())
 }
 
-/// A link comes back: an alias into the root, under the name that it is moved to; the others to where
-/// they were.
+/// Restores a link. An alias gets the name in the root to which it is moved. Other links return to
+/// where they were.
 fn restore_link(fs: &ImageFs, caller: Caller, link: Link, to: &Named) -> Result<()> {
     match link {
         Link::TrashedAlias(serial) => {

@@ -1,4 +1,4 @@
-//! `rootfs/`, and all that is in it: read in place from the version's tree.
+//! `rootfs/`, and all that is in it, which is read in place from the version's tree.
 
 use crate::blob::{OBJECT_MIN, ReadBuf};
 use crate::catalog::Model;
@@ -13,7 +13,7 @@ use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
 use crate::images::{export, last_use};
 use crate::tree::{Bytes, Node, NodeKind, ROOT};
 
-/// What a version's tree holds. A node of it never changes.
+/// The nodes of a version's tree. They never change.
 pub struct Tree;
 
 impl Place for Tree {
@@ -89,7 +89,7 @@ impl Place for Tree {
     }
 
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, _name: &[u8]) -> Result<()> {
-        // What its own process has deleted goes at once.
+        // Every removal succeeds for the process that has deleted the version.
         if is_deleted(fs, caller, directory) { Ok(()) } else { Err(frozen(directory)) }
     }
 
@@ -126,12 +126,12 @@ impl Place for Tree {
     }
 }
 
-/// Whether this process has deleted the version that a node is of.
+/// Whether this process has deleted the version of a node.
 fn is_deleted(fs: &ImageFs, caller: Caller, node: NodeId) -> bool {
     matches!(node, NodeId::Tree { serial, .. } if walkers::has_deleted(fs, caller, serial))
 }
 
-/// A tree by the serial of its version, as the second connection calls it.
+/// Finds a tree by the serial of its version, as the second connection names it.
 ///
 /// # Errors
 ///
@@ -180,7 +180,8 @@ pub(in crate::fs) fn list(
     }
 }
 
-/// Reads from a file of a tree. The bytes are in one of the two buffers. Less than `len` only at its end.
+/// Reads from a file of a tree. The bytes are in one of the two buffers. There are fewer than `len`
+/// only at the end of the file.
 ///
 /// # Errors
 ///
@@ -197,7 +198,7 @@ pub(in crate::fs) fn read<'b>(
     let node = slot.tree.node(index)?;
     let (offset, len) = range;
     let read = match node.kind {
-        // Most files: straight from the blob.
+        // Most files are read straight from one blob.
         NodeKind::File(Bytes::Blob(blob)) => fs.store.blobs.read(blob, offset, len, buf),
         _ => export::read_file(&fs.store, &slot.tree, &node, offset, len, buf, out).map(|()| &out[..]),
     };
@@ -233,8 +234,8 @@ fn attr_of(ino: u64, node: &Node, index: u32) -> Attr {
         mtime: node.mtime,
         ctime: node.mtime,
         device,
-        // A walker that deletes the version must not take the directory that a chroot stands in: its name is
-        // asked for each time.
+        // The kernel must ask for this name each time. Otherwise a walker that deletes the version could take
+        // the directory that a chroot stands in.
         lasting_name: index != ROOT,
         lasting: true,
     }

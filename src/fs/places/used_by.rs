@@ -18,7 +18,7 @@ use crate::fs::rights::{self, Shown};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, SetAttr, split_time, stale};
 use crate::images::leases;
 
-/// A version's `used_by`: a file or a link a lease.
+/// A version's `used_by`: a file or a link for each lease.
 pub struct UsedBy;
 
 impl Place for UsedBy {
@@ -61,7 +61,7 @@ impl Place for UsedBy {
         Ok(Attr { mode, uid: image.uid, gid: image.gid, ..own }.at(version.created_at))
     }
 
-    /// `touch -d TIME`, with a time to come: then the lease ends by itself.
+    /// `touch -d TIME` with a time in the future sets when the lease ends by itself.
     fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Lease(serial) => set_lease(fs, serial, changes),
@@ -79,7 +79,7 @@ impl Place for UsedBy {
         let (image, _) = version_of(&model, version(node).ok()?).ok()?;
         let mut rights = rights::of_image(fs, image);
         if let Some(acl) = rights.acl.as_mut() {
-            // Who may read an image may use it.
+            // A user who may read an image may also use it.
             acl.change(|rights| *rights |= *rights >> 1 & 2);
         }
         Some((rights, rights::ALL))
@@ -131,8 +131,8 @@ impl Place for UsedBy {
         Err(Error::Managed { what: "a directory in used_by".into(), why })
     }
 
-    /// `rm`. The last lease of an image whose status is `deleted` takes it along, at the background's next
-    /// look.
+    /// `rm`. If it was the last lease of an image with status `deleted`, the background work soon deletes
+    /// the image.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         if walkers::has_deleted(fs, caller, version(directory)?) {
             return Ok(());
@@ -142,7 +142,7 @@ impl Place for UsedBy {
         leases::end(&fs.store, serial)
     }
 
-    /// `ln -s PATH used_by/app7`: it lasts as long as the path is there.
+    /// `ln -s PATH used_by/app7`: the lease lasts as long as the path exists.
     fn symlink(
         &self,
         fs: &ImageFs,
@@ -174,7 +174,7 @@ fn version(directory: NodeId) -> Result<u32> {
     }
 }
 
-/// Who may read an image may use it, and end what is his.
+/// A user who may read an image may use it, and may end own leases.
 fn mode(image: u32, live: bool) -> u32 {
     let reads = image & 0o444;
     let leases = if live { reads >> 1 } else { 0 };
@@ -220,7 +220,7 @@ fn open_lease(fs: &ImageFs, serial: u32, text: String) -> u64 {
     fs.open_handle(Handle::Lease(serial, Mutex::new(Edit::new(text, leases::TEXT_MAX))))
 }
 
-/// `close(2)`: what was written is the lease's text.
+/// `close(2)`: makes what was written the text of the lease.
 ///
 /// # Errors
 ///

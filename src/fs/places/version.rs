@@ -1,4 +1,4 @@
-//! A version's directory: its tree and rootfs.tar, and what is known of it.
+//! A version's directory: its tree, rootfs.tar, and files about it.
 
 use crate::base::json;
 use crate::catalog::{self, Model};
@@ -13,7 +13,7 @@ use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
 use crate::images::{describe, last_use, leases, manifests};
 use crate::tree::{NodeIndex, NodeKind, ROOT, Tree};
 
-/// A version, and what is its own but its tree and its leases.
+/// A version's directory, except for its tree and its leases.
 pub struct Version;
 
 impl Place for Version {
@@ -62,7 +62,7 @@ impl Place for Version {
         all.push(DirEntry::new("metadata.json", part(VersionPart::Metadata), libc::S_IFREG));
         match fs.store.tree(serial) {
             Ok(slot) => list_content(serial, &slot.tree, part(VersionPart::Tar), all)?,
-            // A damaged tree: the version can still be looked at, and deleted.
+            // The tree is damaged, but the version can still be looked at and deleted.
             Err(e) => log::error!("{e}"),
         }
         if let Some(kept) = made::kept_name(fs, serial) {
@@ -110,7 +110,8 @@ impl Place for Version {
         let own = Attr { uid: image.uid, gid: image.gid, ..own }.at(version.created_at);
         let lasting = |attr: Attr| Attr { lasting: live, lasting_name: live, ..attr };
         Ok(match part {
-            // rm -r begins in it, by who may change the image; anything else in it is refused.
+            // rm -r starts in this directory, so users who may change the image may write to it. imgfs
+            // refuses all other changes in it.
             VersionPart::Dir => lasting(Attr { mode: libc::S_IFDIR | mode & 0o777, links: 4, ..own }),
             VersionPart::Id => own.file(mode & 0o444, version.id.len() as u64 + 1),
             VersionPart::Tar => lasting(own.file(mode & 0o444, version.facts.size)),
@@ -256,13 +257,13 @@ pub(in crate::fs) fn version_of(model: &Model, serial: u32) -> Result<(&catalog:
     Ok((model.images.get(&version.image).ok_or_else(stale)?, version))
 }
 
-/// A name beside the root file system of a version.
+/// Finds a name beside the root file system of a version.
 fn beside(tree: &Tree, name: &[u8]) -> Result<Option<NodeIndex>> {
     let Some(index) = tree.beside() else { return Ok(None) };
     tree.lookup(&tree.node(index)?, name)
 }
 
-/// Adds what a version's tree shows in the version: rootfs and its tar, and what lies beside them.
+/// Adds what a version shows of its tree: rootfs and its tar, and files beside them.
 fn list_content(serial: u32, tree: &Tree, tar: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
     let mut add = |name: &[u8], node: NodeId, format: u32| all.push(DirEntry::new(name, node, format));
     if tree.has_rootfs() {
@@ -285,7 +286,7 @@ fn has_manifest(fs: &ImageFs, serial: u32) -> bool {
     model.versions.get(&serial).is_some_and(|version| !version.facts.manifest.is_empty())
 }
 
-/// A version's manifest, with what was edited since; none if it has none.
+/// A version's manifest, with later edits. `None` if it has none.
 fn manifest_of(fs: &ImageFs, serial: u32) -> Option<String> {
     let model = fs.store.catalog.read();
     manifests::shown(&model, model.versions.get(&serial)?)

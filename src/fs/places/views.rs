@@ -13,13 +13,14 @@ use crate::fs::{Attr, Caller, DirEntry, ImageFs, stale};
 use crate::images::quota::{self, Amount, Payer};
 use crate::images::{staging, views};
 
-/// The way from a view's directory to the root of the mount.
+/// The path from a view's directory to the root of the mount.
 const UP: &str = "../../../";
 
-/// What only who administers the store changes.
+/// What only administrators of the store change.
 const HERE: &str = ".imgfs/views";
 
-/// `.imgfs/views`: a directory a view, whose number is made of its name; in it a link an image.
+/// `.imgfs/views`: a directory for each view, whose number is made of its name. In it is a link to each
+/// image.
 pub struct Views;
 
 fn node_of(name: &str) -> NodeId {
@@ -101,7 +102,7 @@ impl Place for Views {
         Ok(node_of(&text_of(name)))
     }
 
-    /// `rmdir`: not while it is mounted.
+    /// `rmdir` of a view, which must not be mounted.
     fn rmdir(&self, fs: &ImageFs, caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
         let number = node.number();
         if number == 0 {
@@ -141,7 +142,7 @@ impl Place for Views {
         self.lookup(fs, caller, directory, name)
     }
 
-    /// The image is attached to the view.
+    /// Attaches the image to the view.
     fn switch(
         &self,
         fs: &ImageFs,
@@ -157,7 +158,7 @@ impl Place for Views {
         Ok(())
     }
 
-    /// `rm`: the image is detached from the view.
+    /// `rm` detaches the image from the view.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         if fs.staged_links.take(directory, name).is_some() {
             return Ok(());
@@ -174,7 +175,7 @@ impl Place for Views {
     }
 }
 
-/// `status.json` of a view: what it has, and nothing of the rest of the store.
+/// `status.json` of a view. It says nothing about the rest of the store.
 pub(in crate::fs) fn status(fs: &ImageFs, view: &str) -> Result<serde_json::Value> {
     let (bound, used) = usage(fs, view)?;
     let model = fs.store.catalog.read();
@@ -194,15 +195,15 @@ pub(in crate::fs) fn status(fs: &ImageFs, view: &str) -> Result<serde_json::Valu
     }))
 }
 
-/// What `df` shows of a view that has a quota: that, and what is left of it. Else there is the disk's,
-/// which all share.
+/// What `df` shows of a view with a quota: the quota, and what is left of it. `None` without a quota;
+/// then df shows the disk, which all views share.
 pub(in crate::fs) fn space(fs: &ImageFs, view: &str) -> Result<Option<(u64, u64, u64)>> {
     let (bound, used) = usage(fs, view)?;
     let files = fs.store.catalog.read().all_versions().map(|v| v.facts.counts.files).sum();
     Ok((bound.bytes > 0).then(|| (bound.bytes, bound.bytes.saturating_sub(used), files)))
 }
 
-/// What a view may have, and the bytes that it has.
+/// The quota of a view, and the bytes that it uses.
 fn usage(fs: &ImageFs, view: &str) -> Result<(Amount, u64)> {
     let payer = Payer::View(view.to_owned());
     let bound = payer.bound(&fs.store, &fs.store.whole().catalog.read());

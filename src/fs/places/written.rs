@@ -1,4 +1,4 @@
-//! Files that are being written in the root and in images, and the receipts of those that were.
+//! Files that are being written in the root and in images, and their receipts afterwards.
 
 use crate::catalog::{self, Model};
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::fs::{Attr, Caller, ImageFs, SetAttr, stale};
 pub struct Written;
 
 impl Place for Written {
-    /// Of a receipt. What is said of an upload under way is its writer's to know.
+    /// The image of a receipt. An upload under way gives none: only its writer may know about it.
     fn image(&self, model: &Model, node: NodeId) -> Option<u32> {
         let NodeId::Receipt(serial) = node else { return None };
         model.versions.get(&serial).map(|version| version.image)
@@ -95,15 +95,15 @@ impl Place for Written {
 fn upload_attr(fs: &ImageFs, node: NodeId, number: u64) -> Result<Attr> {
     let upload = fs.uploads.by_number(number).ok_or_else(stale)?;
     let (attr, model) = (upload.attr(node.ino()), fs.store.catalog.read());
-    // Once it is a version, who may change the image may write that again. It is hidden from who may not
-    // read it.
+    // Once it is a version, users who may change the image may write the file again. Users who may not
+    // read the image do not see it.
     match upload.published_as().and_then(|serial| version_of(&model, serial).ok()) {
         Some((image, _)) => Ok(Attr { mode: attr.mode | rights::of_image(fs, image).mode & 0o022, ..attr }),
         None => Ok(attr),
     }
 }
 
-/// Of the name under which a version was written.
+/// What stat shows of a receipt.
 fn receipt_attr(fs: &ImageFs, serial: u32, own: Attr) -> Result<Attr> {
     let model = fs.store.catalog.read();
     let (image, version) = version_of(&model, serial)?;
@@ -113,7 +113,8 @@ fn receipt_attr(fs: &ImageFs, serial: u32, own: Attr) -> Result<Attr> {
     Ok(own.file(mode, version.facts.upload_size).at(receipt.mtime))
 }
 
-/// What the image lets nobody read, its receipt does not, either; who may change it may write that again.
+/// The mode of a receipt. It hides what the image hides. Users who may change the image may write the
+/// file again.
 fn receipt_mode(fs: &ImageFs, image: &catalog::Image, own: u32) -> u32 {
     let shown = rights::of_image(fs, image).mode;
     own & !0o444 | own & shown & 0o444 | shown & 0o022

@@ -1,4 +1,4 @@
-//! The staging directories that are known.
+//! The staging directories that this daemon knows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,12 +29,12 @@ pub struct Staging {
     pub(super) files: Mutex<Files>,
     /// Open handles that may write.
     pub(super) writers: Arc<AtomicUsize>,
-    /// Its files are becoming a version: nothing is created or written meanwhile.
+    /// Set while its files become a version. Nothing can be created or written meanwhile.
     pub(super) publishing: AtomicBool,
     pub(super) refused: Mutex<RefusedRename>,
 }
 
-/// Counts a handle that may write, as long as it lives.
+/// Counts one handle that may write, as long as the value lives.
 pub struct Writing(Arc<AtomicUsize>);
 
 impl Writing {
@@ -78,7 +78,7 @@ impl Staging {
         NodeId::Staged { directory: self.number, file }
     }
 
-    /// Changes what must survive: on the disk, and only then here.
+    /// Changes what must survive a restart: first on the disk, then in memory.
     pub(super) fn change(&self, work: impl FnOnce(&mut About)) -> Result<()> {
         let mut about = self.about.lock();
         let mut changed = about.clone();
@@ -88,7 +88,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Before a change of a file in it.
+    /// Must be called before a change of a file in it.
     pub(super) fn begin_change(&self) -> Result<()> {
         self.refused.lock().forget();
         self.refuse_publishing()
@@ -102,7 +102,7 @@ impl Staging {
     }
 }
 
-/// The next one's number, whichever mount it is made in.
+/// The number of the next staging directory, in whichever mount it is made.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// The staging directories of a mount.
@@ -113,7 +113,7 @@ pub struct Stagings {
 }
 
 impl Stagings {
-    /// Finds those that are there, of the whole store or of a view.
+    /// Finds the existing staging directories of the whole store, or of a view.
     pub fn open(store: &Store) -> Stagings {
         let stagings = Stagings { store: store.dir.clone(), all: Mutex::default() };
         let ours = |about: &About| about.file.is_none() && about.view.as_deref() == store.catalog.view();
@@ -176,7 +176,7 @@ impl Stagings {
         owners.into_iter()
     }
 
-    /// Drops all that are in a place.
+    /// Drops all staging directories in a place.
     pub fn remove_all(&self, place: Destination) {
         let here: Vec<_> = self.all.lock().values().filter(|s| s.place() == place).cloned().collect();
         here.iter().for_each(|staging| self.remove(staging));

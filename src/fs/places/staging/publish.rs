@@ -1,5 +1,5 @@
-//! mv MNT/web/.new MNT/web/next, the end of staging: all of it becomes a version, or none; or it goes, after
-//! a week.
+//! mv MNT/web/.new MNT/web/next, the end of staging: all of it becomes one version, or nothing does.
+//! After a week without use it is dropped.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::fs::{Caller, ImageFs, stale};
 use crate::images::staging;
 use crate::ingest::{Target, staged};
 
-/// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`, `mv MNT/.new MNT/web/`: publishes all of it as
-/// one version, or nothing, and gives the version's serial. In its own directory, or out of an image,
-/// another dotted name is only a rename.
+/// `mv MNT/.new MNT/web`, `mv MNT/web/.new MNT/web/next`, `mv MNT/.new MNT/web/`: publishes all of it
+/// as one version, or nothing, and returns the version's serial. A dotted name in the same directory,
+/// or outside of images, is only a rename.
 pub(in crate::fs) fn rename(
     fs: &ImageFs,
     caller: Caller,
@@ -57,7 +57,7 @@ fn publish(
 ) -> Result<u32> {
     let target = match place {
         Destination::Root => Target::New(fs.new_name(caller, name.as_bytes())?),
-        // As a file that is copied there would be.
+        // The rules are those for a file that is copied there.
         Destination::Image(serial) if name == "next" || moves_in => Target::Image(serial),
         Destination::Image(_) => {
             let why = "mv it to IMAGE/next, and it gets the next number";
