@@ -1,10 +1,10 @@
-//! Journey 2, cat, without a message: each `rootfs/` a mount of its own (option `trees=mounted`; for root the
-//! default).
+//! Journey 2, cat, without a message: each `rootfs/` is a mount of its own (option `trees=mounted`; the
+//! default for root).
 //!
-//! The kernel can be told, for a whole connection, that nothing ever needs to be opened. On the connection of
-//! the mount that would also hide when an upload is closed. So a second one serves the trees alone,
-//! read-only, from a mount that is nowhere (hidden.rs), and each tree is mounted from there over the `rootfs`
-//! that it is, when it is first looked up:
+//! A connection can tell the kernel that no file on it ever needs to be opened. On the connection of
+//! the mount this would also hide when an upload is closed. So a second connection serves only the
+//! trees, read-only, from a mount that no path leads to (hidden.rs). When a tree is first looked up, it
+//! is mounted from there over its `rootfs`:
 //!
 //! ```text
 //! lookup web/3/rootfs --> not there: "again", and the thread mounts it
@@ -12,13 +12,14 @@
 //! opendir web/3 --> the thread mounts it, the answer waits: who lists it looks up rootfs next, with no path to walk again
 //! ```
 //!
-//! Never waits who looks up a `rootfs` that the kernel does not know: the thread that mounts must look it up,
-//! too, and the kernel lets one at a time. Such a walker (its working directory is web/3) reads through the
-//! first connection, and so do all for a while: mounting over a directory that somebody walks would change
-//! the device under him. So does what cannot be mounted, or not in time. Slower, never wrong.
+//! A lookup of a `rootfs` that the kernel does not know never waits. The mounting thread must look it
+//! up too, and the kernel lets only one thread do that at a time. Such a walker (its working directory
+//! is web/3) reads through the first connection, and so do all others for a while. A mount over a
+//! directory that somebody walks would change its device during the walk. A tree that cannot be mounted
+//! in time is read in the same way: slower, but never wrong.
 //!
-//! What nobody has looked up for a while, and nobody is in, is unmounted: then umount(2) of the mount finds
-//! nothing in it.
+//! A tree that nobody has looked up for a while, and that nobody is in, is unmounted. So umount(2) of
+//! the mount finds nothing mounted below it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -45,35 +46,37 @@ use crate::fs::{start_thread, within};
 use crate::store::Store;
 use crate::tree::ROOT;
 
-/// Trees mounted at a time: for one more, the one that was looked up longest ago goes.
+/// How many trees are mounted at a time. To mount one more, the one that was looked up longest ago is
+/// unmounted.
 const MANY: usize = 256;
 /// How long a lookup waits for a mount.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// From the answer to the thread until it has gone on.
+/// How long the mounting thread needs to go on after it got an answer.
 const NEAR: Duration = Duration::from_micros(200);
-/// How long what could not be mounted is read without.
+/// How long a tree that could not be mounted is read without a mount.
 const REFUSED: Duration = Duration::from_secs(5);
-/// How long a tree that somebody may walk without a mount gets none.
+/// How long a tree gets no mount because somebody may walk it without one.
 const WALKED: Duration = Duration::from_secs(60);
-/// How long a mount is believed to be there: somebody may have unmounted it.
+/// How long imgfs believes that a mount is still there. Somebody may have unmounted it.
 const SEEN: Duration = Duration::from_secs(2);
-/// How long a tree stays mounted that nobody looks up, and how often that is looked at.
+/// How long a tree stays mounted that nobody looks up, and how often imgfs checks that.
 const IDLE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
-/// How long the name of a mounted tree holds. Elsewhere it is asked for each time, because a walker that
-/// deletes the version must not take the directory that somebody stands in; who stands in a mount is safe
-/// from that.
+/// How long the kernel may cache the name of a mounted tree. The name of any other tree is asked for
+/// each time: a walker that deletes the version must not take the directory that somebody stands in. A
+/// mount protects the processes that stand in it from that.
 pub const NAMED: Duration = Duration::from_secs(1);
 
-/// What a lookup is to do.
+/// What a lookup has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Go,
-    /// It is mounted over; the name holds for `NAMED`.
+    /// The tree is mounted here. The name holds for `NAMED`.
     Into,
-    /// Have the kernel walk the path once more.
+    /// Make the kernel walk the path once more.
     Again,
-    /// The same, once the thread that mounts is on the way to this version's tree.
+    /// Make the kernel walk the path once more, after the mounting thread has started on the way to this
+    /// version's tree.
     AgainSoon(u32),
     /// Wait for the mount of this version's tree.
     Wait(u32),
@@ -85,15 +88,15 @@ pub enum Step {
 ///                    `--deleted--> none
 /// ```
 enum State {
-    /// The thread is to find the directory, and may be near; these threads were told to look again.
+    /// The thread has to find the directory, and may be near. These threads were told to look again.
     Wanted { again: Vec<u32>, near: bool },
-    /// It has found it.
+    /// The thread has found the directory.
     Moving,
-    /// When it was last looked up, and last mounted or seen to be.
+    /// When it was last looked up, and when it was last mounted or seen mounted.
     Mounted { used: Instant, seen: Instant },
-    /// By this thread.
+    /// The thread that unmounts it.
     Unmounting(u32),
-    /// Until then.
+    /// Until when it is refused.
     Refused(Instant),
 }
 
@@ -108,18 +111,18 @@ impl State {
     }
 }
 
-/// The trees that are mounts of their own.
+/// The trees that have mounts of their own.
 pub struct Trees {
     store: Arc<Store>,
     mounts: Arc<Mounts>,
     /// The mount whose `rootfs` directories are mounted over.
     point: PathBuf,
-    /// What the mount began with.
+    /// The flags with which the mount began.
     flags: Flags,
-    /// The second connection's mount: its directories are the trees, by the serials of their versions. None:
-    /// closed.
+    /// The second connection's mount. Its directories are the trees, by the serials of their versions.
+    /// `None` once it is closed.
     hidden: Mutex<Option<Hidden>>,
-    /// The thread that mounts: its own lookups go through.
+    /// The thread that mounts. Its own lookups never wait.
     thread: AtomicU32,
     wanted: mpsc::Sender<u32>,
     all: Mutex<HashMap<u32, State>>,
@@ -127,7 +130,7 @@ pub struct Trees {
     settled: Condvar,
 }
 
-/// Takes away what an older daemon that was killed has left mounted in the store.
+/// Unmounts what an older daemon has left mounted in the store when it was killed.
 ///
 /// # Errors
 ///
@@ -165,7 +168,7 @@ impl Trees {
             point: point.to_owned(),
             flags: flags.clone(),
             hidden: Mutex::new(Some(hidden)),
-            // 0 is everybody in another process namespace.
+            // 0 would match every process in another process namespace.
             thread: AtomicU32::new(u32::MAX),
             wanted,
             all: Mutex::default(),
@@ -194,12 +197,13 @@ impl Trees {
         Ok(trees)
     }
 
-    /// Mounts no more: the second connection ends when nobody is in a tree any more.
+    /// Stops mounting trees. The second connection ends when nobody is in a tree any more.
     pub fn close(&self) {
         self.hidden.lock().take();
     }
 
-    /// A lookup has found `node`; `thread` made it. `known`: the kernel has something of that version's tree.
+    /// Decides what to do with a lookup by `thread` that has found `node`. `known`: the kernel knows an
+    /// inode of that version's tree.
     pub fn on_the_way(&self, node: NodeId, thread: u32, known: bool) -> Step {
         let (serial, is_tree) = match node {
             NodeId::Tree { serial, index: ROOT } => (serial, true),
@@ -221,7 +225,8 @@ impl Trees {
         match all.get_mut(&serial) {
             Some(State::Wanted { again, .. }) if is_tree && !known => {
                 if sent_elsewhere || again.contains(&thread) {
-                    // It did not come by web/3, or was tired of waiting there, or may not be sent back again.
+                    // The thread did not come through web/3, or gave up waiting there, or may not be sent
+                    // back again.
                     all.insert(serial, State::refused(WALKED));
                     self.settled.notify_all();
                     return Step::Go;
@@ -242,7 +247,7 @@ impl Trees {
             Some(State::Unmounting(by)) if is_tree && *by != thread => Step::Wait(serial),
             Some(State::Unmounting(_) | State::Refused(_)) => Step::Go,
             None if !is_tree || !self.is_live(serial) => Step::Go,
-            // It asks whether the name is still right, and keeps nobody from it.
+            // The kernel only checks that the name is still right, so this blocks nobody else's lookup.
             None if known => {
                 self.want(&mut all, serial, Vec::new());
                 Step::Wait(serial)
@@ -254,14 +259,14 @@ impl Trees {
             None => {
                 self.want(&mut all, serial, vec![thread]);
                 self.sent_back.note(thread, serial);
-                // The kernel forgets web/3 at once then, and lets one at a time look it up: the thread shall
-                // be past that.
+                // With several mounts the kernel now forgets web/3 at once, and lets only one thread look it
+                // up. The mounting thread has to be past that first.
                 if self.mounts.are_several() { Step::AgainSoon(serial) } else { Step::Again }
             }
         }
     }
 
-    /// A directory is to be opened: the version whose tree is to be mounted before that is answered.
+    /// A directory is about to be opened. Returns the version whose tree must be mounted before the answer.
     pub fn opened(&self, node: NodeId) -> Option<u32> {
         let NodeId::Version { serial, part: VersionPart::Dir, .. } = node else { return None };
         let mut all = self.all.lock();
@@ -276,7 +281,7 @@ impl Trees {
         }
     }
 
-    /// Waits until the thread that mounts has found web/3, or for a while.
+    /// Waits until the mounting thread has found web/3, but at most for `PATIENCE`.
     pub fn wait_near(&self, serial: u32) {
         let deadline = Instant::now() + PATIENCE;
         let mut all = self.all.lock();
@@ -290,12 +295,13 @@ impl Trees {
     }
 
     fn want(&self, all: &mut HashMap<u32, State>, serial: u32, again: Vec<u32>) {
-        // The thread lives as long as this.
+        // Sending cannot fail, because the thread lives as long as this value.
         let _ = self.wanted.send(serial);
         all.insert(serial, State::Wanted { again, near: false });
     }
 
-    /// Waits until the tree is mounted, or for a while. If it was being unmounted, it is mounted again.
+    /// Waits until the tree is mounted, but at most for `PATIENCE`. A tree that was being unmounted is
+    /// mounted again.
     pub fn settle(&self, serial: u32) {
         self.wait(serial, true);
     }
@@ -311,7 +317,7 @@ impl Trees {
                 _ => return,
             }
             if self.settled.wait_until(&mut all, deadline).timed_out() {
-                // Whoever has waited goes on without.
+                // The waiting thread goes on without a mount.
                 if matches!(all.get(&serial), Some(State::Wanted { .. })) {
                     all.insert(serial, State::refused(WALKED));
                 }
@@ -325,15 +331,16 @@ impl Trees {
         model.versions.get(&serial).is_some_and(|version| model.is_live(version))
     }
 
-    /// Where the version's `rootfs` is now.
+    /// The path of the version's `rootfs` now.
     fn path_of(&self, serial: u32) -> PathBuf {
         self.point.join(self.store.path_of(&self.store.catalog.read(), serial)).join("rootfs")
     }
 
-    /// The thread's work: mounts a tree, or looks whether it is mounted still.
+    /// The work of the thread: mounts a tree, or checks that it is still mounted.
     fn work_on(&self, serial: u32) {
         if matches!(self.all.lock().get(&serial), Some(State::Mounted { .. })) {
-            // Not mounted again: it may be umount that looks it up, and the next lookup will see to it.
+            // The tree is not mounted again here, because umount may be looking it up. The next lookup mounts
+            // it again.
             if self.bare(serial).is_ok() {
                 let mut all = self.all.lock();
                 if matches!(all.get(&serial), Some(State::Mounted { .. })) {
@@ -351,13 +358,13 @@ impl Trees {
                 log::warn!("a tree is read without a mount of its own: {e}");
                 all.insert(serial, State::refused(REFUSED));
             }
-            // It was given up meanwhile.
+            // The tree was given up meanwhile.
             _ => {}
         }
         self.settled.notify_all();
     }
 
-    /// The directory itself.
+    /// Opens the `rootfs` directory itself.
     ///
     /// # Errors
     ///
@@ -376,7 +383,7 @@ impl Trees {
         Err(Error::NotFound { what: path.display().to_string() })
     }
 
-    /// Mounts it if it is wanted still when its directory is found.
+    /// Mounts the tree, if it is still wanted once its directory is found.
     fn mount(&self, serial: u32) -> Result<()> {
         let target = self.bare(serial)?;
         let failed = |e: Errno| Error::io("mount", &self.path_of(serial))(e.into());
@@ -393,14 +400,14 @@ impl Trees {
         mount::follow(&self.point, &self.path_of(serial), &self.flags)
     }
 
-    /// Takes mounts away, whoever is in them: before what they show is deleted.
+    /// Unmounts trees before what they show is deleted, even if somebody is in them.
     ///
-    /// It waits only so long: umount(2) walks the path, and a directory on it that the kernel has to look up
-    /// again may be locked by the very call that deletes. Then the mounts go once that call is answered.
+    /// It waits at most for `PATIENCE`. umount(2) walks the path, and may have to look up a directory that
+    /// the deleting call has locked. In that case the mounts go once that call is answered.
     pub fn detach(self: &Arc<Self>, serials: &[u32]) {
         let used: Vec<u32> = {
             let mut all = self.all.lock();
-            // Whoever deletes may keep the thread from finding the directory.
+            // The deleting call may keep the thread from finding the directory.
             all.retain(|serial, state| !(serials.contains(serial) && matches!(state, State::Wanted { .. })));
             self.settled.notify_all();
             serials.iter().copied().filter(|serial| all.contains_key(serial)).collect()
@@ -418,13 +425,13 @@ impl Trees {
         within("detach", PATIENCE, work);
     }
 
-    /// Whether the tree is mounted, and somebody is in it. If nobody is, it is mounted no more.
+    /// Whether the tree is mounted and somebody is in it. If nobody is in it, it is unmounted.
     pub fn is_in_use(&self, serial: u32) -> bool {
         let is_mounted = matches!(self.all.lock().get(&serial), Some(State::Mounted { .. }));
         is_mounted && !self.unmount(serial, UnmountFlags::empty())
     }
 
-    /// The mounted trees, with when each was last looked up; the longest ago first.
+    /// The mounted trees, with the time when each was last looked up, oldest first.
     fn mounted(&self) -> Vec<(Instant, u32)> {
         let used = |(serial, state): (&u32, &State)| {
             if let State::Mounted { used, .. } = state { Some((*used, *serial)) } else { None }
@@ -434,7 +441,7 @@ impl Trees {
         mounted
     }
 
-    /// Takes mounts away that are not in use, if there are too many.
+    /// Unmounts trees that are not in use, if too many are mounted.
     fn make_room(&self) {
         let mounted = self.mounted();
         let mut left = mounted.len();
@@ -446,14 +453,14 @@ impl Trees {
         }
     }
 
-    /// Takes mounts away that nobody is in: somebody is about to unmount the whole.
+    /// Unmounts all trees that nobody is in, because somebody is about to unmount the whole mount.
     pub fn let_go(&self) {
         for (_, serial) in self.mounted() {
             self.unmount(serial, UnmountFlags::empty());
         }
     }
 
-    /// Takes mounts away that nobody has looked up, and that nobody has used since the last time.
+    /// Unmounts trees that nobody has looked up for a while, and that nobody has used since the last check.
     fn let_idle_go(&self) {
         for (used, serial) in self.mounted() {
             if used.elapsed() < IDLE {
@@ -463,7 +470,7 @@ impl Trees {
         }
     }
 
-    /// Whether it was mounted, and is no longer.
+    /// Unmounts a tree. True if it was mounted before, and is not any more.
     fn unmount(&self, serial: u32, flags: UnmountFlags) -> bool {
         let was = {
             let mut all = self.all.lock();
@@ -477,12 +484,12 @@ impl Trees {
         let unmounted = rustix::mount::unmount(self.path_of(serial), flags | UnmountFlags::NOFOLLOW);
         let mut all = self.all.lock();
         let gone = match unmounted {
-            // In use, or since it was last asked for.
+            // It is in use, or was used since the last check.
             Err(Errno::BUSY | Errno::AGAIN) => {
                 all.insert(serial, if flags == UnmountFlags::EXPIRE { was } else { State::mounted() });
                 false
             }
-            // Also if somebody else has unmounted it: the next lookup mounts it again.
+            // Somebody else may have unmounted it. The next lookup mounts it again.
             _ => all.remove(&serial).is_some(),
         };
         self.settled.notify_all();

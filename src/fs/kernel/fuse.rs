@@ -1,4 +1,5 @@
-//! With convert.rs the only file that names fuser: requests in, replies out, and no decision of its own.
+//! Requests in, replies out, without decisions of its own. With convert.rs this is the only file that
+//! names fuser.
 
 mod convert;
 
@@ -36,20 +37,22 @@ use convert::{
     nanoseconds, node,
 };
 
-/// The largest write the kernel sends, in bytes; what it allows by default.
+/// The largest write that the kernel sends, in bytes. This is what it allows by default.
 const WRITE_MAX: u32 = 1 << 20;
-/// Requests the kernel may have under way before it holds back readahead.
+/// How many requests the kernel may have under way before it holds back readahead.
 const BACKGROUND: u16 = 64;
-/// More than a file can have: the kernel lists an entry that says so, and remembers nothing of it.
+/// More than the size of any file. The kernel lists an entry with this size, and caches nothing about
+/// it.
 ///
 /// Source: fuse_direntplus_link and fuse_valid_size in fs/fuse of Linux 5.5.
 const NO_SIZE: u64 = u64::MAX;
 
-/// Handles of what needs no memory here: files of trees, and large ones among them, which are counted.
+/// Handles of files that need no memory here: files of trees, and the large ones among them, which are
+/// counted.
 const LASTING: FileHandle = FileHandle(0);
 const LARGE: FileHandle = FileHandle(u64::MAX);
 
-/// What chattr and lsattr ask: the calls, the flags, the length of the long form.
+/// The requests of chattr and lsattr: the calls, the flags, the length of the long form.
 /// Source: linux/fs.h, FS_IOC_* and struct fsxattr.
 const GETFLAGS: u32 = 0x8008_6601;
 const SETFLAGS: u32 = 0x4008_6602;
@@ -73,7 +76,7 @@ thread_local! {
 pub enum Plane {
     /// The mount. `passthrough`: the kernel may read large files by itself.
     All { passthrough: bool },
-    /// Trees alone, which never change: the kernel need not say that it opens one.
+    /// Only trees, which never change. The kernel need not tell imgfs when it opens a file of one.
     Trees,
 }
 
@@ -94,11 +97,11 @@ struct Adapter {
     acls: bool,
     latency: Option<Arc<Latency>>,
     held: Arc<Held>,
-    /// Who has large files open; none if the kernel is not to read any by itself.
+    /// The large files that are open. `None` if the kernel may not read any by itself.
     backings: Option<Arc<Backings<BackingId>>>,
 }
 
-/// The way back to the kernel.
+/// The channel to the kernel.
 struct ToKernel(Notifier);
 
 impl Kernel for ToKernel {
@@ -109,7 +112,7 @@ impl Kernel for ToKernel {
     }
 
     fn forget_attributes(&self, ino: u64) {
-        // A negative offset: attributes only.
+        // A negative offset invalidates only the attributes.
         if let Err(e) = self.0.inval_inode(INodeNo(ino), -1, 0) {
             log::debug!("cannot invalidate attributes: {e}");
         }
@@ -122,8 +125,8 @@ impl Kernel for ToKernel {
     }
 }
 
-/// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called when the kernel has been
-/// greeted.
+/// Serves a mounted `/dev/fuse` descriptor until it is unmounted. `ready` is called after the first
+/// exchange with the kernel.
 ///
 /// # Errors
 ///
@@ -131,11 +134,11 @@ impl Kernel for ToKernel {
 pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnce()) -> io::Result<()> {
     let Serving { plane, threads, allow_other, acls, latency } = serving;
     let mut config = Config::default();
-    // The kernel checks who may; fuser's own check would refuse root on a user's mount.
+    // The kernel checks permissions. fuser's own check would refuse root on a user's mount.
     let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     config.acl = acl;
     config.n_threads = Some(threads);
-    // A loop of its own descriptor wakes alone; opening /dev/fuse again takes permission.
+    // A loop with its own descriptor wakes up alone. Opening /dev/fuse again needs permission.
     config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     let backings = (plane == Plane::All { passthrough: true }).then(Arc::default);
     let held = Arc::new(Held::default());
@@ -157,7 +160,7 @@ pub fn serve(fs: &Arc<ImageFs>, fd: OwnedFd, serving: Serving, ready: impl FnOnc
     ended
 }
 
-/// Runs a handler; a panic becomes EIO for this request alone, because the dropped reply says so.
+/// Runs a handler. A panic becomes EIO for this request only: dropping the reply sends that error.
 fn guarded(what: &'static str, handler: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(handler)).is_err() {
         log::error!("a {what} request stopped by a panic; this is a bug");
@@ -165,14 +168,14 @@ fn guarded(what: &'static str, handler: impl FnOnce()) {
 }
 
 impl Adapter {
-    /// Counts a request of those that come in bursts.
+    /// Counts a request of a kind that comes in bursts.
     fn count(&self) {
         if let Some(latency) = &self.latency {
             latency.count();
         }
     }
 
-    /// The attributes of a node; counts it as known to the kernel.
+    /// The attributes of a node that the kernel learns of by this reply. Counts the node as known to it.
     fn entry(&self, who: Caller, id: NodeId) -> Result<Attr> {
         let attr = self.fs.attr_for(who, id)?;
         self.held.count(&self.fs.store, id, 1);
@@ -183,7 +186,7 @@ impl Adapter {
         self.reply_entry_for(who, found, Duration::ZERO, reply);
     }
 
-    /// The same; the name holds for `least` at least.
+    /// Answers a lookup. The name holds for at least `least`.
     fn reply_entry_for(&self, who: Caller, found: Result<NodeId>, least: Duration, reply: ReplyEntry) {
         match found.map(|id| self.entry(who, id)) {
             Ok(Ok(attr)) => {
@@ -198,7 +201,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is a saving; a kernel without it works as well.
+        // Each capability only saves time. Without it the mount works as well.
         for capability in [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ATOMIC_O_TRUNC,
@@ -214,7 +217,8 @@ impl Filesystem for Adapter {
         if self.acls {
             let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
         }
-        // Of files on the store's own file system, which may not be stacked any further.
+        // The kernel opens files on the store's own file system. With depth 1, that file system must not
+        // itself be stacked on another.
         if self.backings.is_some()
             && (config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err()
                 || config.set_max_stack_depth(1).is_err())
@@ -241,7 +245,7 @@ impl Filesystem for Adapter {
             if let (Err(Error::NotFound { .. }), Some(NodeId::Tree { .. })) =
                 (&found, NodeId::from_ino(parent.0))
             {
-                // What is not in a version never will be: inode 0 lets the kernel remember that.
+                // A name that is not in a version will never be there. Inode 0 lets the kernel cache that.
                 let none = Attr { ino: 0, ..EMPTY };
                 return reply.entry(&FOREVER, &file_attr(&none), Generation(0));
             }
@@ -320,7 +324,8 @@ impl Filesystem for Adapter {
             Ok(attr) => reply.attr(&lasting(&attr, attr.lasting), &file_attr(&attr)),
             Err(e) => reply.error(errno(&e)),
         };
-        // Truncating may end an upload's threads, and a receipt's time is a row: not in the loop.
+        // Truncating may end an upload's threads, and a receipt's time is a row of the catalog. So this does
+        // not run in the event loop.
         self.fs.offload(Box::new(answer), move |_| fs.setattr(who, node(ino)?, fh.map(|f| f.0), changes));
     }
 
@@ -434,7 +439,7 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count();
         if self.plane == Plane::Trees {
-            // Meant for the life of the connection.
+            // ENOSYS holds for the whole connection.
             return reply.error(Errno::ENOSYS);
         }
         let (who, fs) = (caller(req), &self.fs);
@@ -470,7 +475,7 @@ impl Filesystem for Adapter {
         if !mode.writes && !slow {
             return guarded("open", || answer(node(ino).and_then(|id| fs.open(who, id, mode))));
         }
-        // It may truncate an upload, wait for one to be closed, or make one again.
+        // It may truncate an upload, wait until one is closed, or make an upload's bytes again.
         fs.offload(Box::new(answer), move |fs| {
             fs.once_closed(|| fs.open(who, node(ino)?, mode)).map_err(|e| match e {
                 Error::NotFound { .. } => e,
@@ -560,7 +565,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // An upload is made durable by its close; an editor's fsync asks whether the document is good.
+        // An upload becomes durable when it is closed. An editor's fsync asks whether the document is valid.
         guarded("fsync", || {
             answer_empty(
                 reply,
@@ -629,10 +634,11 @@ impl Filesystem for Adapter {
         guarded("readdirplus", || {
             let listed = node(ino).and_then(|id| {
                 self.fs.list_entries(id, fh.0, offset, |next, entry| {
-                    // The kernel takes no reference on these two.
+                    // The kernel takes no reference to these two entries.
                     let dots = matches!(entry.name.as_slice(), b"." | b"..");
                     let current = dots || self.fs.still_leads(who, id, entry);
-                    // No size now, since that would take long: whoever wants to know it asks again.
+                    // Computing the size would take long, so it is left out here. The kernel asks again if
+                    // somebody wants it.
                     let slow = matches!(entry.node, NodeId::Version { part: VersionPart::Changes, .. });
                     let attr =
                         if current && !slow { self.fs.attr_for(who, entry.node) } else { Err(stale()) };
@@ -676,12 +682,12 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // Every change was durable when it was answered.
+        // Every change was durable before it was answered.
         reply.ok();
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        // It may count what the trash holds.
+        // This may count what the trash holds, which is slow.
         let answer = |result| match result {
             Ok((total, free, files)) => {
                 reply.statfs(
@@ -749,7 +755,7 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        // Meant for the life of the mount: the kernel decides, or everything is the user's own.
+        // ENOSYS holds for the whole mount: the kernel checks permissions, or all files are the user's own.
         reply.error(Errno::ENOSYS);
     }
 
@@ -773,7 +779,7 @@ impl Filesystem for Adapter {
         let answer = move |made: Result<(NodeId, u64)>| match made
             .and_then(|(id, fh)| Ok((adapter.entry(who, id)?, fh)))
         {
-            // Cached writes would cost a getxattr each.
+            // With cached writes the kernel would send a getxattr for each write.
             Ok((attr, fh)) => {
                 let flags = FopenFlags::FOPEN_DIRECT_IO;
                 reply.created(&Duration::ZERO, &file_attr(&attr), Generation(0), FileHandle(fh), flags);
@@ -797,7 +803,7 @@ impl Filesystem for Adapter {
         guarded("ioctl", || {
             let Some(id) = NodeId::from_ino(ino.0) else { return reply.error(Errno::ENOTTY) };
             let first = in_data.first_chunk().map(|word| u32::from_ne_bytes(*word));
-            // The kernel asks for the long form before it sets the short one.
+            // The kernel reads the long form before it sets the short one.
             let answer = match (cmd, first) {
                 (GETFLAGS, _) => self
                     .fs
@@ -814,7 +820,7 @@ impl Filesystem for Adapter {
                 (FSSETXATTR, Some(flags)) => {
                     self.fs.set_flags(caller(req), id, flags, XFLAG_IMMUTABLE).map(|()| Some(Vec::new()))
                 }
-                // What a program asks of a terminal or a tape.
+                // Other calls are for terminals or tapes.
                 _ => Ok(None),
             };
             match answer {
@@ -865,7 +871,7 @@ impl Filesystem for Adapter {
     #[rustfmt::skip]
     fn copy_file_range(&self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64, _ino_out: INodeNo,
         _fh_out: FileHandle, _offset_out: u64, _len: u64, _flags: fuser::CopyFileRangeFlags, reply: ReplyWrite) {
-        // cp then reads and writes, which is how an upload is checked.
+        // cp then reads and writes, and imgfs checks an upload by its writes.
         reply.error(Errno::EOPNOTSUPP);
     }
 }

@@ -1,5 +1,5 @@
-//! The inodes that the kernel knows on one connection: as long as it knows any of a version, its content
-//! stays.
+//! The inodes that the kernel knows on one connection. While the kernel knows any inode of a version,
+//! the content of the version stays.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,7 +14,7 @@ use crate::store::Store;
 pub struct Held(RwLock<HashMap<u32, AtomicI64>>);
 
 impl Held {
-    /// Counts inodes that the kernel was told of (or, negative, has forgotten).
+    /// Counts inodes that the kernel was told of. A negative count is for inodes that it has forgotten.
     pub fn count(&self, store: &Store, node: NodeId, inodes: i64) {
         let NodeId::Tree { serial, .. } = node else { return };
         store.hold(serial, inodes);
@@ -25,13 +25,13 @@ impl Held {
         self.0.write().entry(serial).or_default().fetch_add(inodes, Ordering::Relaxed);
     }
 
-    /// Whether the kernel knows an inode of the version that `node` is of.
+    /// Whether the kernel knows an inode of the version to which `node` belongs.
     pub fn knows(&self, node: NodeId) -> bool {
         let (NodeId::Tree { serial, .. } | NodeId::Version { serial, .. }) = node else { return false };
         self.0.read().get(&serial).is_some_and(|held| held.load(Ordering::Relaxed) > 0)
     }
 
-    /// The connection has ended: the kernel knows none any more, and does not say so.
+    /// The connection has ended, so the kernel knows no inode any more. It does not report that.
     pub fn let_go(&self, store: &Store) {
         for (serial, inodes) in self.0.write().drain() {
             store.hold(serial, -inodes.into_inner());

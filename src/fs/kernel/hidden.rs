@@ -1,8 +1,8 @@
-//! Where the trees are mounted from (see attach.rs): a mount that no path leads to, so that no walker and no
-//! backup meets it.
+//! The mount from which the trees are mounted (see attach.rs). No path leads to it, so that no walker
+//! and no backup finds it.
 //!
-//! Linux 6.15 and newer clone parts of a mount that is nowhere. Older ones only clone what is in the mount
-//! namespace of who asks: there a thread has a namespace of its own, with this mount alone in it.
+//! Linux 6.15 and newer can clone parts of such a mount. Older kernels only clone what is in the mount
+//! namespace of the caller. There a thread has a namespace of its own that contains only this mount.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -17,20 +17,21 @@ use crate::base::sys;
 use crate::error::{Error, Result};
 use crate::fs::start_thread;
 
-/// The mount of the second connection. It ends, and the connection with it, when this and all clones are
-/// gone.
+/// The mount of the second connection. The mount and the connection end when this value and all clones
+/// are gone.
 pub enum Hidden {
     Nowhere(OwnedFd),
-    /// The thread that clones: the name of a directory, and where the answer goes.
+    /// Sends to the thread that clones: the name of a directory, and the channel for the answer.
     Apart(mpsc::Sender<(String, mpsc::SyncSender<Answer<OwnedFd>>)>),
 }
 
 impl Hidden {
-    /// Takes a mount that is nowhere yet; its connection must be served already. `old`: as before Linux 6.15.
+    /// Takes a mount that is attached nowhere yet. Its connection must be served already. `old` forces the
+    /// way for kernels before Linux 6.15.
     ///
     /// # Errors
     ///
-    /// `Io` where neither way is open.
+    /// `Io` if neither way works.
     pub fn new(mount: OwnedFd, old: bool) -> Result<Hidden> {
         if !old && clone_of(mount.as_fd(), "").is_ok() {
             return Ok(Hidden::Nowhere(mount));
@@ -54,11 +55,11 @@ impl Hidden {
         Ok(Hidden::Apart(wanted))
     }
 
-    /// A directory of it as a mount that can be put anywhere.
+    /// Clones a directory of the mount, as a mount that can be attached anywhere.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Those of the kernel.
     pub fn tree(&self, name: String) -> Answer<OwnedFd> {
         match self {
             Hidden::Nowhere(mount) => clone_of(mount.as_fd(), &name),
@@ -78,14 +79,14 @@ fn clone_of(mount: BorrowedFd<'_>, name: &str) -> Answer<OwnedFd> {
     open_tree(mount, name, flags)
 }
 
-/// Gives this thread a mount namespace with nothing but `mount` in it: what else was there would stay mounted
-/// for as long.
+/// Gives this thread a mount namespace with nothing but `mount` in it. All else in the namespace would
+/// stay mounted as long as the thread lives.
 fn move_apart(mount: &OwnedFd) -> Answer<()> {
     sys::leave_mount_namespace()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     move_mount(mount, "", rustix::fs::CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     rustix::process::fchdir(mount)?;
-    // The old root lies over the new one then.
+    // The old root now lies over the new one.
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)
 }

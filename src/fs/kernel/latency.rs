@@ -1,7 +1,7 @@
 //! Short waits during bursts of requests: a halted virtual CPU takes 80 us to wake, a polling one 8.
 //!
-//! While more than `BURST` requests come within `WINDOW`, the kernel is asked (PM-QoS) to keep idle CPUs
-//! awake. The request ends `WINDOW` after the burst. Root only; without the right, nothing happens.
+//! While more than `BURST` requests come within `WINDOW`, imgfs asks the kernel (PM-QoS) to keep idle
+//! CPUs awake. This ends `WINDOW` after the burst. It needs root; without the right, nothing happens.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Requests that make a burst when they come within `WINDOW`.
+/// How many requests within `WINDOW` make a burst.
 const BURST: u64 = 64;
 const WINDOW: Duration = Duration::from_millis(50);
 const DEVICE: &str = "/dev/cpu_dma_latency";
@@ -19,7 +19,8 @@ const DEVICE: &str = "/dev/cpu_dma_latency";
 pub struct Latency {
     started: Instant,
     requests: AtomicU64,
-    /// Milliseconds since `started`: when the last multiple of `BURST` came, and until when to hold.
+    /// In milliseconds since `started`: when the last multiple of `BURST` came, and how long to keep the
+    /// CPUs awake.
     marked: AtomicU64,
     hold_until: AtomicU64,
     holding: AtomicBool,
@@ -75,7 +76,7 @@ impl Latency {
                 }
                 *wanted = false;
             }
-            // Held as long as the file is open.
+            // The request holds as long as the file is open.
             let held = open();
             while self.now() < self.hold_until.load(Ordering::Relaxed) {
                 std::thread::sleep(WINDOW / 2);

@@ -1,4 +1,4 @@
-//! The kernel's side of a mount: requests and replies, mount(2), what the kernel knows of us.
+//! The kernel's side of a mount: requests and replies, mount(2), what the kernel knows.
 
 pub mod attach;
 pub mod fuse;

@@ -1,7 +1,7 @@
-//! mount(2) and umount(2): as root directly, as a user through fusermount3.
+//! mount(2) and umount(2): directly as root, and through fusermount3 as a user.
 //!
-//! The descriptor is ours and handed to fuser: its own teardown unmounts a path again after somebody else
-//! did, and may hit another file system.
+//! imgfs opens the descriptor itself and hands it to fuser. fuser's own teardown may unmount a path a
+//! second time, after somebody else did, and so hit another file system.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -24,18 +24,18 @@ use crate::base::flags::Flags;
 use crate::base::lock::StoreLock;
 use crate::error::{Error, Result};
 
-/// How long a daemon may take to end once its connections are ended, and to answer before it is looked at
-/// again.
+/// How long a daemon may take to end once its connections are ended. Then: how long it may take to
+/// answer before imgfs checks it again.
 const ENDING: Duration = Duration::from_secs(10);
 const ASKING: Duration = Duration::from_millis(200);
 
-/// How long what is in use is tried again.
+/// How long imgfs retries to unmount what is in use.
 const BUSY: Duration = Duration::from_millis(300);
 
 /// The type that df and findmnt show.
 const FS_TYPE: &str = "fuse.imgfs";
 
-/// Mounts on `point`; the descriptor is to be served at once.
+/// Mounts on `point`. The returned descriptor must be served at once.
 ///
 /// # Errors
 ///
@@ -45,7 +45,7 @@ pub fn mount(point: &Path, source: &Path, flags: &Flags) -> Result<OwnedFd> {
     if !meta.is_dir() {
         return Err(Error::NotDirectory { what: point.display().to_string() });
     }
-    // A name, for df and mount: commas would begin another option.
+    // The source is a name for df and mount. A comma would begin another option.
     let source = source.display().to_string().replace(',', "\\,");
     if rustix::process::geteuid().is_root() {
         mount_directly(point, &source, flags, meta.mode())
@@ -61,7 +61,7 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
     let mut options =
         format!("fd={},rootmode={:o},user_id={uid},group_id={gid}", fd.as_raw_fd(), mode & libc::S_IFMT);
     if flags.allow_other {
-        // For others the kernel checks permissions. A mount of one user is all that user's.
+        // With allow_other the kernel checks permissions. On a mount for one user, all belongs to that user.
         options.push_str(",allow_other,default_permissions");
     }
     let options = std::ffi::CString::new(options).expect("numbers and words");
@@ -72,8 +72,8 @@ fn mount_directly(point: &Path, source: &str, flags: &Flags, mode: u32) -> Resul
     Ok(fd.into())
 }
 
-/// Makes a read-only mount of directories that no path leads to, as root; gives it, and the descriptor that
-/// is to be served.
+/// Makes a read-only mount of directories that no path leads to. Only root can do this. Returns the
+/// mount, and the descriptor that must be served.
 ///
 /// # Errors
 ///
@@ -103,7 +103,7 @@ pub fn mount_nowhere(source: &Path, flags: &Flags) -> Result<(OwnedFd, OwnedFd)>
     Ok((mount, fd.into()))
 }
 
-/// Words of mount(8) about access times that fusermount3 refuses.
+/// Options of mount(8) about access times, which fusermount3 refuses.
 const ABOUT_TIMES: [&str; 4] = ["nodiratime", "relatime", "strictatime", "lazytime"];
 
 fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd> {
@@ -113,15 +113,15 @@ fn mount_by_helper(point: &Path, source: &str, flags: &Flags) -> Result<OwnedFd>
     if flags.allow_other {
         options.push_str(",allow_other,default_permissions");
     }
-    // An ordinary user gets no others. What is said about times that imgfs does not keep, the helper does not
-    // know.
+    // A user's mount always has nosuid and nodev. imgfs keeps no access times, and the helper does not
+    // know those options, so they are left out.
     for word in
         flags.words().filter(|word| !["nosuid", "nodev"].contains(word) && !ABOUT_TIMES.contains(word))
     {
         options.push(',');
         options.push_str(word);
     }
-    // The helper finds its end of the pair under this number.
+    // The helper gets the number of its end of the pair, so that end must stay open across exec.
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(|e| failed(e.to_string()))?;
     let helper = Command::new("fusermount3")
         .args(["-o", &options, "--"])
@@ -152,8 +152,8 @@ fn receive_fd(socket: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-/// Unmounts, with the trees that are mounted in it. `lazy` detaches at once and lets the users of open files
-/// finish.
+/// Unmounts, with the trees that are mounted in it. `lazy` detaches at once, and users of open files
+/// can finish.
 ///
 /// # Errors
 ///
@@ -167,7 +167,7 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<()> {
         let below = mounts().into_iter().rev().filter(|m| m.point != point && m.point.starts_with(point));
         let trees = below.into_iter().map(|tree| unmount_one(&tree.point, false)).find(is_busy);
         let done = trees.unwrap_or_else(|| unmount_one(point, false));
-        // For a moment a tree may still be mounting, or a process that has just ended be inside.
+        // For a moment a tree may still be mounting, or a process that has just ended may still be inside.
         if !is_busy(&done) || begun.elapsed() > BUSY {
             return done;
         }
@@ -203,11 +203,11 @@ fn unmount_one(point: &Path, lazy: bool) -> Result<()> {
     Err(Error::Invalid { what: format!("cannot unmount {}", point.display()), why })
 }
 
-/// Changes what the kernel keeps of a mount that is there, and of the trees in it, which stay read-only.
+/// Changes the flags of an existing mount, and of the trees in it. The trees stay read-only.
 ///
 /// # Errors
 ///
-/// `Io`: only root may.
+/// `Io`: only root may do this.
 pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
     let remounted = rustix::mount::mount_remount(&mounted.point, flags.bits(), c"");
     remounted.map_err(|e| Error::io("remount", &mounted.point)(e.into()))?;
@@ -219,14 +219,14 @@ pub fn remount(mounted: &Mounted, flags: &Flags) -> Result<()> {
     Ok(())
 }
 
-/// Gives a tree the flags of the mount that it is in; it stays read-only.
+/// Gives a tree the flags of the mount that it is in. The tree stays read-only.
 fn set_flags_of_tree(tree: &Path, flags: &Flags) -> Result<()> {
     let bits = flags.read_only().bits() | MountFlags::BIND;
     rustix::mount::mount_remount(tree, bits, c"").map_err(|e| Error::io("remount", tree)(e.into()))
 }
 
-/// Gives a tree that was just mounted the flags that a remount has given to the mount around it. `begun`: its
-/// own.
+/// Gives a newly mounted tree the flags that a remount has given to the mount around it. `begun` are
+/// the tree's own flags.
 ///
 /// # Errors
 ///
@@ -244,7 +244,7 @@ pub fn follow(point: &Path, tree: &Path, begun: &Flags) -> Result<()> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
     pub point: PathBuf,
-    /// What is mounted: for imgfs the store's directory.
+    /// The source of the mount. For imgfs this is the store's directory.
     pub source: PathBuf,
     /// `MAJOR:MINOR` of the file system.
     pub device: String,
@@ -252,13 +252,13 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// The number of its connection to the kernel: the minor one of its device.
+    /// The number of its connection to the kernel, which is the minor number of its device.
     fn connection(&self) -> &str {
         self.device.rsplit(':').next().unwrap_or_default()
     }
 }
 
-/// The imgfs mounts there are, newest last. Source: proc(5), mountinfo.
+/// The existing imgfs mounts, newest last. Source: proc(5), mountinfo.
 pub fn mounts() -> Vec<Mounted> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     text.lines().filter_map(parse_mount).collect()
@@ -278,7 +278,7 @@ fn parse_mount(line: &str) -> Option<Mounted> {
     Some(Mounted { point, source, device, flags: Flags::shown(&options) })
 }
 
-/// Octal escapes stand for blanks and backslashes.
+/// Replaces octal escapes, which stand for blanks and backslashes.
 fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let (bytes, mut out, mut at) = (text.as_bytes(), Vec::new(), 0);
@@ -298,8 +298,8 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(out))
 }
 
-/// The imgfs mount on `point`, if there is one; found in the list, so that a dead daemon's mount does not
-/// hang us.
+/// The imgfs mount on `point`, if there is one. The path is looked for in the list, because a stat
+/// would hang on a dead daemon's mount.
 pub fn mounted_on(point: &Path) -> Option<Mounted> {
     let absolute = std::path::absolute(point).ok()?;
     let parent = absolute.parent().and_then(|p| fs::canonicalize(p).ok());
@@ -315,21 +315,21 @@ pub fn mounted_on(point: &Path) -> Option<Mounted> {
     }
 }
 
-/// Ends the connections of a daemon that was killed and cannot end: one of its threads tells the kernel to
-/// forget a name, and waits for a directory that is locked by somebody who waits for the daemon; or it waits
-/// for a disk, and all who had asked something of the daemon wait with it. Then waits a while for its end.
-/// Says whether there was one.
+/// Ends the connections of a daemon that was killed and cannot end, then waits a while for its end.
+/// Returns whether there was such a daemon. One reason: a thread of it tells the kernel to forget a
+/// name, and waits for a directory lock, whose holder waits for the daemon. Another: it waits for a
+/// disk, and all processes that had sent it requests wait with it.
 ///
-/// `detached`: connections are ended, too, whose mounts were detached or are in another mount namespace. Only
-/// for the guard when it sees the daemon end: later the number of one that is gone may be that of somebody
-/// else's file system.
+/// `detached` also ends connections whose mounts were detached, or are in another mount namespace. Only
+/// the guard may ask for this, when it sees the daemon end. Later another file system may have the
+/// number of a connection that is gone.
 pub fn end_dying(store: &Path, detached: bool) -> bool {
     let dying = || StoreLock::holder(store).filter(|holder| holder.dying.is_some());
     let Some(holder) = dying() else { return false };
     log::warn!("{} is used by {holder}: ending its connections", store.display());
     let is_mounted = |number: &str| mounts().iter().any(|m| m.source == store && m.connection() == number);
-    // The next daemon of the store may be there meanwhile, with the same number. Not while the first has the
-    // lock.
+    // Meanwhile the next daemon of the store may have a connection with the same number. It cannot start
+    // while the first one holds the lock.
     let is_still = || dying().is_some_and(|now| now.pid == holder.pid);
     for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
         if let Some(abort) = open_abort(mounted.connection())
@@ -355,7 +355,8 @@ pub fn end_dying(store: &Path, detached: bool) -> bool {
     true
 }
 
-/// Opens what ends a connection when it is written to; once open it ends no other that gets the same number.
+/// Opens the file that ends a connection when it is written to. Once open, it never ends a later
+/// connection with the same number.
 fn open_abort(number: &str) -> Option<OwnedFd> {
     let file = Path::new(number).join("abort");
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -363,16 +364,16 @@ fn open_abort(number: &str) -> Option<OwnedFd> {
     seen.or_else(|_| rustix::fs::openat(connections()?, &file, flags, Mode::empty())).ok()
 }
 
-/// The list of connections where nobody has mounted it, as in most containers: on a mount that none else
-/// sees.
+/// The list of connections on a private mount, for systems where nobody has mounted it, as in most
+/// containers.
 fn connections() -> rustix::io::Result<OwnedFd> {
     let list = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&list)?;
     rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
-/// The connections that a process still has open. Linux 6.16 and newer say it. Asked thread by thread: the
-/// first, which has ended, has none.
+/// The connections that a process still has open. Linux 6.16 and newer report them. Each thread is
+/// asked, because the first thread has ended and has none.
 fn served_by(pid: u32) -> BTreeSet<String> {
     let list = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let threads = list(PathBuf::from(format!("/proc/{pid}/task")));
@@ -385,8 +386,8 @@ fn served_by(pid: u32) -> BTreeSet<String> {
     files.filter_map(number).collect()
 }
 
-/// Whether the daemon behind a mount is gone. Asked with statfs: a stat may be answered from the kernel's
-/// memory.
+/// Whether the daemon behind a mount is gone. This uses statfs, because the kernel may answer a stat
+/// from its cache.
 pub fn is_dead(mounted: &Mounted) -> bool {
     use rustix::io::Errno;
     end_dying(&mounted.source, false);
@@ -398,16 +399,17 @@ pub fn is_dead(mounted: &Mounted) -> bool {
     }
     loop {
         match told.recv_timeout(ASKING) {
-            // The second is for what was under way when it ended.
+            // The second error is for requests that were under way when the daemon ended.
             Ok(answer) => return matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)),
             Err(RecvTimeoutError::Disconnected) => return false,
-            // It is busy, or dying.
+            // The daemon is busy, or dying.
             Err(RecvTimeoutError::Timeout) => drop(end_dying(&mounted.source, false)),
         }
     }
 }
 
-/// Lets the kernel read ahead a megabyte; its default caps reads at 128 KiB. Root only, and only a saving.
+/// Lets the kernel read ahead a megabyte, because its default caps reads at 128 KiB. Only root can do
+/// this, and it only saves time.
 pub fn raise_readahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(e) = fs::write(&path, "1024") {

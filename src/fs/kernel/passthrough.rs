@@ -1,22 +1,24 @@
-//! Journey 2, cat of a large file: the kernel reads it from the store by itself, at the speed of the disk.
+//! Journey 2, cat of a large file: the kernel reads it from the store directly, at the speed of the
+//! disk.
 //!
-//! Its rules: all that have a file open share one backing; and the way it is open, through imgfs or past it,
-//! may change only while nobody has it open. So who has a large file open is counted here. The kernel lets go
-//! before it says so: a count may be too high for a moment, which keeps the way as it was, and never too low.
+//! The kernel's rules: all that have a file open share one backing. A file is open either through imgfs
+//! or past it, and this may change only while nobody has it open. So imgfs counts here who has a large
+//! file open. The kernel closes a file before it says so, so a count may be too high for a moment. That
+//! only keeps the way as it was. A count is never too low.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// How large files are open, by inode number. `B` is what the kernel knows a backing by.
+/// How the large files are open, by inode number. `B` names a backing to the kernel.
 pub struct Backings<B> {
     open: Mutex<HashMap<u64, Open<B>>>,
 }
 
 struct Open<B> {
     count: usize,
-    /// None: reads come to imgfs.
+    /// `None` if reads come to imgfs.
     backing: Option<Arc<B>>,
 }
 
@@ -27,7 +29,8 @@ impl<B> Default for Backings<B> {
 }
 
 impl<B> Backings<B> {
-    /// One more has the file open: past imgfs if there is a backing. `make` makes it for the first.
+    /// Counts one more open of the file. With a backing, reads bypass imgfs. `make` is called for the first
+    /// open.
     pub fn enter(&self, ino: u64, make: impl FnOnce() -> Option<B>) -> Option<Arc<B>> {
         let mut all = self.open.lock();
         let open = all.entry(ino).or_insert_with(|| Open { count: 0, backing: make().map(Arc::new) });
@@ -35,7 +38,7 @@ impl<B> Backings<B> {
         open.backing.clone()
     }
 
-    /// One fewer.
+    /// Counts one open less.
     pub fn leave(&self, ino: u64) {
         let mut all = self.open.lock();
         if let Some(open) = all.get_mut(&ino) {

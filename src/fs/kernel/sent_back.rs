@@ -1,16 +1,16 @@
-//! Who was told to walk a path again, because a tree on it is being mounted.
+//! Threads that were told to walk a path again, because a tree on it is being mounted.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long a thread that was told to look again may take until it does.
+/// How long a thread that was told to look again may take to do so.
 const WALKS_AGAIN: Duration = Duration::from_secs(1);
 
 /// Threads that were told to walk their path again: thread, version serial, when.
 ///
-/// The kernel walks a path twice, no more. If a link on it is switched in between, the second walk comes to
-/// another tree, and must get through there.
+/// The kernel walks a path at most twice. If a link on it is switched in between, the second walk comes
+/// to another tree, and must get through there.
 #[derive(Default)]
 pub(super) struct SentBack(Mutex<Vec<(u32, u32, Instant)>>);
 
@@ -19,7 +19,7 @@ impl SentBack {
         self.0.lock().push((thread, serial, Instant::now()));
     }
 
-    /// A thread comes to a version or its tree. Whether it was just sent back to another one.
+    /// A thread reaches a version or its tree. Returns whether it was just sent back to another one.
     pub(super) fn comes(&self, thread: u32, serial: u32) -> bool {
         let mut sent = self.0.lock();
         if sent.is_empty() {

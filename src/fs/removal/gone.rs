@@ -1,4 +1,4 @@
-//! rm -r beside mv: names that are no more, and that the kernel still takes for what rm -r has deleted.
+//! rm -r beside mv: names that are gone, but that the kernel still takes for what rm -r has deleted.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ pub(in crate::fs) struct GoneNames(Arc<Mutex<Vec<Arc<Name>>>>);
 pub(in crate::fs) struct Name {
     pub parent: u64,
     pub name: Vec<u8>,
-    /// Threads that have asked since, and so know what has the name now. Nobody else does: of what another
-    /// thread was told a renaming under way learns nothing.
+    /// Threads that have asked since then, and so know what has the name now. A thread learns nothing from
+    /// what another thread was told while its own rename is under way.
     asked: Mutex<Vec<u32>>,
 }
 
-/// One of them, until this is dropped.
+/// One such name, until this is dropped.
 pub(in crate::fs) struct Gone {
     all: GoneNames,
     pub name: Arc<Name>,
@@ -37,7 +37,7 @@ impl GoneNames {
         Gone { all: self.clone(), name }
     }
 
-    /// A thread has asked about a name.
+    /// Notes that a thread has looked up a name.
     pub(in crate::fs) fn note_asked(&self, thread: u32, parent: NodeId, name: &[u8]) {
         self.0
             .lock()
@@ -46,8 +46,9 @@ impl GoneNames {
             .for_each(|gone| gone.asked.lock().push(thread));
     }
 
-    /// Whether the kernel may take this name for what was deleted, for this thread: it would move that to the
-    /// new name, and imgfs what has the name by now. It is to look again, once.
+    /// Whether the kernel may take this name for the deleted object, for this thread. The kernel would then
+    /// move the deleted object, but imgfs would move what has the name now. The kernel has to look up the
+    /// name again, once.
     pub(in crate::fs) fn is_mistaken(&self, thread: u32, parent: NodeId, name: &[u8]) -> bool {
         self.0.lock().iter().any(|gone| gone.is(parent, name) && !gone.asked.lock().contains(&thread))
     }
@@ -63,8 +64,8 @@ impl Drop for Gone {
 mod tests {
     use super::*;
 
-    /// Another thread's look ended it for all, while a renaming was under way: the kernel moved what was
-    /// deleted, and imgfs what had the name by then (many hands, round 421).
+    /// A lookup by another thread once cleared the name for all, while a rename was under way. The kernel
+    /// moved the deleted object, and imgfs moved what had the name by then (many hands, round 421).
     #[test]
     fn who_has_not_asked_is_mistaken() {
         let names = GoneNames::default();
@@ -72,7 +73,7 @@ mod tests {
         names.note_asked(1, NodeId::Root, b"web");
         assert!(!names.is_mistaken(1, NodeId::Root, b"web") && names.is_mistaken(2, NodeId::Root, b"web"));
         assert!(!names.is_mistaken(2, NodeId::Root, b"db"));
-        // Deleted once more: what was asked before counts no longer.
+        // The name was deleted once more, so earlier lookups no longer count.
         let after = names.add(NodeId::Root, "web");
         drop(before);
         assert!(names.is_mistaken(1, NodeId::Root, b"web"));

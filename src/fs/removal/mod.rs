@@ -30,7 +30,7 @@ pub(super) fn rmdir(fs: &ImageFs, caller: Caller, parent: NodeId, name: &[u8]) -
     refuse_refused_image(fs, caller, parent)?;
     match parent {
         NodeId::Ghost => return Ok(()),
-        // What its own process has deleted goes at once.
+        // Every removal succeeds for the process that has deleted the version.
         NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } => {
             return if walkers::has_deleted(fs, caller, serial) { Ok(()) } else { Err(frozen(parent)) };
         }
@@ -44,9 +44,10 @@ pub(super) fn rmdir(fs: &ImageFs, caller: Caller, parent: NodeId, name: &[u8]) -
     };
     if object.is_some() {
         if !fs.is_dead(found) && fs.walkers.end_all(caller.pid, parent.ino()) {
-            // The end of a walk, and somebody has put another one there, or the same one back, or has renamed
-            // what was deleted before it was: what is there now stays. It must not look like success: the
-            // kernel would take the directory for dead.
+            // This is the end of a walk, but the name now belongs to something else. Somebody has created
+            // another object there, has restored the same one, or had renamed the deleted one before. What is
+            // there now stays. The answer must not be success, or the kernel would take the directory for
+            // dead.
             return Err(Error::NotFound { what: format!("{} any more: this is another", text_of(name)) });
         }
         if fs.walkers.ghost_named(caller.pid, parent.ino(), name) == object {
@@ -62,8 +63,8 @@ pub(super) fn rmdir(fs: &ImageFs, caller: Caller, parent: NodeId, name: &[u8]) -
     found.place().rmdir(fs, caller, found, parent)
 }
 
-/// A walker that was just refused an image takes nothing out of it, either. Of a version alone, what lies in
-/// it answers for itself.
+/// A walker that was just refused an image may not remove anything in it either. If only a version was
+/// refused, each node in it gives its own answer.
 ///
 /// # Errors
 ///
@@ -75,14 +76,14 @@ pub(super) fn refuse_refused_image(fs: &ImageFs, caller: Caller, parent: NodeId)
     }
 }
 
-/// Removing `.id`, with which rm -r begins, is deleting the directory that it is in.
+/// Removing `.id`, with which rm -r begins, deletes the directory that it is in.
 ///
 /// # Errors
 ///
 /// `NotFound` if it is deleted already; `Again` for a walker that was just refused the image; those of
 /// `delete_image` and `delete_version`.
 pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Result<()> {
-    // Deleted meanwhile by somebody else: what it is in the trash is not this walker's to purge.
+    // Somebody else has deleted it meanwhile. This walker must not purge it from the trash.
     if fs.is_dead(directory) {
         return Err(stale());
     }
@@ -92,15 +93,15 @@ pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Resu
         refuse_walk(refused)?;
     }
     let (object, parent, name) = what_is_in(fs, directory)?;
-    // Before it is gone, and after it, for a look between the two.
+    // The name is added before and after the deletion, for lookups between the two.
     let before = fs.gone.add(parent, &name);
     let deleted = match object {
         Object::Image(serial) => delete_image(fs, caller, serial, parent),
         Object::Version(serial) => delete_version(fs, caller, serial, parent),
     };
     let refused = deleted.as_ref().err().map(Error::errno);
-    // It may have been renamed until it was deleted, and after that no more: this is the name that the kernel
-    // knows.
+    // Somebody may have renamed it until it was deleted, but not after that. This is the name that the
+    // kernel knows.
     let name = match directory {
         NodeId::Image { serial, .. } if parent == NodeId::Root => {
             fs.store.catalog.read().images.get(&serial).map_or(name, |image| image.name.clone())
@@ -111,7 +112,7 @@ pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Resu
     if deleted.is_ok() {
         let gone = fs.gone.add(parent, &name);
         drop(before);
-        // This holds nothing up: who has a name that the kernel still knows asks what it leads to.
+        // This blocks nothing. A process whose cached name is still valid asks again what the name leads to.
         fs.with_kernel(|kernel| kernel.forget_attributes(directory.ino()));
         fs.forget_soon(gone);
         fs.touch_root();
@@ -138,7 +139,7 @@ fn what_is_in(fs: &ImageFs, directory: NodeId) -> Result<(Object, NodeId, String
     Ok((object, parent, name))
 }
 
-/// Deletes an image: into the trash, or out of it for good.
+/// Deletes an image into the trash, or purges it if it is there.
 ///
 /// # Errors
 ///
@@ -164,7 +165,7 @@ pub(super) fn delete_image(fs: &ImageFs, caller: Caller, serial: u32, parent: No
     Ok(())
 }
 
-/// Deletes a version: into the trash, or out of it for good.
+/// Deletes a version into the trash, or purges it if it is there.
 ///
 /// # Errors
 ///
@@ -192,7 +193,7 @@ pub(super) fn delete_version(fs: &ImageFs, caller: Caller, serial: u32, parent: 
     Ok(())
 }
 
-/// The kernel is to know that what it has of these images and versions is dead.
+/// Marks what the kernel knows of these images and versions as dead.
 pub(super) fn count_incarnation(fs: &ImageFs, serials: impl IntoIterator<Item = u32>) {
     let mut all = fs.mounts.incarnations.lock();
     for serial in serials {

@@ -1,11 +1,13 @@
-//! mv MNT/.imgfs/trash/* MNT/, mv MNT/.a MNT/.b MNT/web/: names under which a mover still looks for what it
-//! has moved.
+//! mv MNT/.imgfs/trash/* MNT/, mv MNT/.a MNT/.b MNT/web/: names under which a mover still looks for
+//! what it has moved.
 //!
-//! What comes back from the trash, or is published by a rename, shows under a name of imgfs's own. GNU mv
-//! looks at each new name once more when it moves several things, and fails if the name is not there. So for
-//! its process, and for a while, the name that it gave leads to what it moved. Likewise a process that was
-//! told that a name is free, and that is about to create it, is told so until it does, and a refused mv,
-//! which asks twice, hears the same twice.
+//! What comes back from the trash, or is published by a rename, shows under a name that imgfs chooses.
+//! If GNU mv moves several things, it looks up each new name once more, and fails if the name is
+//! missing. So the name that it gave leads to what it moved, for its process and for a while.
+//!
+//! Two other answers are remembered in the same way. A process that was told that a name is free, and
+//! is about to create it, gets the same answer until it does. And a refused mv, which asks twice, gets
+//! the same refusal twice.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -15,14 +17,14 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::fs::node::NodeId;
 
-/// How long a mover may still look.
+/// How long a mover may still look up the name.
 const LOOKS: Duration = Duration::from_secs(60);
 /// How long a process that was told that there is no such name may take to create it.
 const CREATES: Duration = Duration::from_secs(2);
 /// How long a refusal of a rename is repeated without a second look.
 const REPEATED: Duration = Duration::from_secs(1);
 
-/// What is remembered of processes for a while, newest last.
+/// Facts about processes that are remembered for a while, newest last.
 pub(in crate::fs) struct Recent<K, V> {
     all: Mutex<VecDeque<(Instant, K, V)>>,
     lasts: Duration,
@@ -42,7 +44,7 @@ impl<K, V: Copy> Recent<K, V> {
         all.push_back((Instant::now(), key, value));
     }
 
-    /// The newest of a key that is such.
+    /// The newest value whose key matches.
     pub(in crate::fs) fn find(&self, is: impl Fn(&K) -> bool) -> Option<V> {
         let all = self.all.lock();
         all.iter().rev().find(|(at, key, _)| is(key) && at.elapsed() < self.lasts).map(|(.., value)| *value)
@@ -53,14 +55,14 @@ impl<K, V: Copy> Recent<K, V> {
     }
 }
 
-/// A process, and a name that it gave or looked for: of which directory.
+/// A process, the directory of a name, and the name that the process gave or looked for.
 type Name = (u32, u64, Vec<u8>);
 
 fn is_name(key: &Name, pid: u32, parent: NodeId, name: &[u8]) -> bool {
     (key.0, key.1) == (pid, parent.ino()) && key.2 == name
 }
 
-/// Names that processes have just looked for, and that were not there.
+/// Names that processes have just looked up and not found.
 pub(in crate::fs) struct MissedNames(Recent<Name, ()>);
 
 impl Default for MissedNames {
@@ -101,12 +103,13 @@ impl MovedNames {
     }
 }
 
-/// The last rename of something staged that was refused: mv asks twice, and is told the same.
+/// The last refused rename of something staged. mv asks twice, and must get the same answer.
 #[derive(Default)]
 pub(in crate::fs) struct RefusedRename(Option<(Instant, String, i32, String)>);
 
 impl RefusedRename {
-    /// Notes the refusal of a rename to this name. One whose writer was killed may be done again.
+    /// Notes the refusal of a rename to this name. If the writer was killed, the rename may be tried again,
+    /// so that refusal is not noted.
     pub(in crate::fs) fn note(&mut self, name: &str, e: &Error) {
         if !matches!(e, Error::WriterKilled { .. }) {
             self.0 = Some((Instant::now(), name.to_owned(), e.errno_of_mv(), e.to_string()));
@@ -125,7 +128,7 @@ impl RefusedRename {
         }
     }
 
-    /// What is staged has changed: the next rename is looked at.
+    /// Forgets the refusal, because the staged content has changed. The next rename is judged anew.
     pub(in crate::fs) fn forget(&mut self) {
         self.0 = None;
     }

@@ -1,8 +1,8 @@
-//! cp -a TREE MNT/, tar xf x.tar -C MNT: what a mkdir has left where nothing else was taken.
+//! cp -a TREE MNT/, tar xf x.tar -C MNT: images that mkdir has made, and that took nothing else.
 //!
-//! Such tools make a directory, which is a new image, and then copy into it what no image takes. Each of
-//! those is refused. Once the tool has ended, an image in which it was refused something, and which has no
-//! version, goes again.
+//! Such tools make a directory, which is a new image, and then copy files into it that no image takes.
+//! imgfs refuses each of those. Once the tool has ended, imgfs deletes an image that has no version if
+//! the tool was refused something in it.
 
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,16 @@ use crate::fs::upload::Destination;
 use crate::fs::{Caller, ImageFs};
 use crate::images::versions;
 
-/// How long a process of another namespace, which cannot be looked at, is taken to go on after its last
-/// refusal.
+/// How long a process in another namespace counts as running after its last refusal. imgfs cannot look
+/// at such a process.
 const UNSEEN: Duration = Duration::from_secs(10);
 
 struct Shell {
     image: u32,
-    /// The process that made it, and when that was started; 0 if it cannot be seen.
+    /// The process that made it, and when that process started. 0 if the process cannot be seen.
     maker: u32,
     born: Option<u64>,
-    /// When it was last refused something in the image.
+    /// When the maker was last refused something in the image.
     refused: Option<Instant>,
 }
 
@@ -37,12 +37,12 @@ impl Shell {
     }
 }
 
-/// Images that a mkdir has made, while its process goes on.
+/// Images that a mkdir has made, while the process that made them runs.
 #[derive(Default)]
 pub(in crate::fs) struct Shells(Mutex<Vec<Shell>>);
 
 impl Shells {
-    /// A process has made an image by mkdir.
+    /// Notes that a process has made an image by mkdir.
     pub(in crate::fs) fn note(&self, caller: Caller, image: u32) {
         let maker = if caller.pid == 0 { 0 } else { of_thread(caller.pid) };
         self.0.lock().push(Shell { image, maker, born: born(maker), refused: None });
@@ -54,7 +54,7 @@ impl Shells {
             return;
         }
         let process = if caller.pid == 0 { 0 } else { of_thread(caller.pid) };
-        // rsync receives in a child of the process that makes directories.
+        // rsync receives files in a child of the process that makes directories.
         let parent = parent(process);
         let by_maker = |shell: &&mut Shell| {
             shell.image == image && (shell.maker == process || Some(shell.maker) == parent)
@@ -62,7 +62,8 @@ impl Shells {
         all.iter_mut().filter(by_maker).for_each(|shell| shell.refused = Some(Instant::now()));
     }
 
-    /// The images that are left; those of makers that were refused nothing stay, and are forgotten.
+    /// Takes out the images whose makers have ended. Those whose makers were refused nothing stay images,
+    /// and are only forgotten here.
     fn take_left(&self) -> Vec<u32> {
         let mut all = self.0.lock();
         let left = all.extract_if(.., |shell| shell.is_left());
@@ -70,14 +71,14 @@ impl Shells {
     }
 }
 
-/// Something was refused in a directory.
+/// Notes that something was refused in a directory.
 pub(in crate::fs) fn note_refused_in(fs: &ImageFs, caller: Caller, directory: NodeId) {
     if let NodeId::Image { serial, part: ImagePart::Dir, .. } = directory {
         fs.shells.note_refused(caller, serial);
     }
 }
 
-/// Takes away the images that are left without a version.
+/// Deletes the images that are left without a version.
 pub(in crate::fs) fn drop_left(fs: &ImageFs) {
     for image in fs.shells.take_left() {
         let place = Destination::Image(image);
@@ -89,7 +90,7 @@ pub(in crate::fs) fn drop_left(fs: &ImageFs) {
         }
         match versions::drop_shell(&fs.store, image) {
             Ok(Some(name)) => {
-                // What its maker has staged there goes with it.
+                // What the maker has staged in the image goes with it.
                 fs.stagings.remove_all(place);
                 fs.uploads.remove_all(place);
                 fs.store.journal.log(

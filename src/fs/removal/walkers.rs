@@ -1,12 +1,13 @@
 //! rm -r: what a walker sees of what it has just deleted.
 //!
-//! `rm -r web/1` lists, then removes leaf after leaf. The first leaf is `.id`, and removing it is the
-//! deletion, at once and whole. What the walker still does there must succeed: for its process the
-//! directories are empty, the names resolve until it removes them, and every removal is answered with
-//! success. Everybody else sees the version gone; who has a file or directory of it open goes on.
+//! `rm -r web/1` lists, then removes leaf after leaf. The first leaf is `.id`; removing it deletes the
+//! version at once, as a whole. Whatever the walker does there afterwards must succeed. For its process
+//! the directories are empty, the names resolve until it removes them, and every removal succeeds.
+//! Everybody else sees that the version is gone. A process that has a file or directory of it open can
+//! go on.
 //!
-//! If the deletion is refused, the walker finds every directory below closed, so that it complains a few
-//! times and not once for each of 30,000 files.
+//! If the deletion is refused, the walker may not open any directory below. So it complains a few
+//! times, and not once for each of 30,000 files.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +21,13 @@ use crate::fs::names::not_found;
 use crate::fs::node::{ImagePart, NodeId, VersionPart};
 use crate::fs::{Caller, Handle, ImageFs};
 
-/// A walker that was last heard of longer ago has ended, or does something else now.
+/// A walker that has been silent for longer has ended, or does something else now.
 const FORGET: Duration = Duration::from_secs(60);
-/// Numbers of threads do not come round in less.
+/// The kernel does not reuse the number of a thread in less time.
 const SAME: Duration = Duration::from_secs(1);
-/// A refused walker must not find directories closed when it looks again later.
+/// A refused walker that looks again later must be able to open directories.
 const CLOSED: Duration = Duration::from_secs(1);
-/// How long it is remembered who was sent back from a deleted directory, and may stand in it.
+/// How long imgfs remembers who was sent back from a deleted directory, and may stand in it.
 const STANDING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ struct Walk {
 
 /// A thread that removes something recursively.
 struct Walker {
-    /// When it was started, in the clock of /proc: its number may be another's later.
+    /// When it started, by the clock of /proc. Another thread may have its number later.
     born: Option<u64>,
     seen: Instant,
     walks: Vec<Walk>,
@@ -58,7 +59,7 @@ struct Walker {
 #[derive(Default)]
 pub struct Walkers(Mutex<HashMap<u32, Walker>>);
 
-/// The walks of a thread, if it is still the same.
+/// The walks of a thread, if the number still belongs to the same thread.
 fn walks_of(all: &mut HashMap<u32, Walker>, pid: u32) -> Option<&mut Vec<Walk>> {
     let quiet = all.get(&pid)?.seen.elapsed();
     if quiet > SAME && all.get(&pid)?.born != born(pid) {
@@ -70,7 +71,7 @@ fn walks_of(all: &mut HashMap<u32, Walker>, pid: u32) -> Option<&mut Vec<Walk>> 
 }
 
 impl Walkers {
-    /// Notes that a process has deleted an object by its `.id`, or was refused.
+    /// Notes that a process has deleted an object by its `.id`, or was refused that.
     pub fn note(&self, pid: u32, object: Object, parent: u64, name: &[u8], refused: Option<i32>) {
         if pid == 0 {
             return;
@@ -90,7 +91,7 @@ impl Walkers {
         self.touch(pid, |w| w.object == object && w.refused.is_none()).is_some()
     }
 
-    /// The errno that this process was refused the object's deletion with, a moment ago.
+    /// The errno with which this process was just refused the deletion of the object.
     pub fn was_refused(&self, pid: u32, object: Object) -> Option<i32> {
         let mut all = self.0.lock();
         let walk = walks_of(&mut all, pid)?.iter_mut().find(|w| w.object == object)?;
@@ -106,15 +107,15 @@ impl Walkers {
         self.touch(pid, |w| w.refused.is_none() && w.parent == parent && w.name == name)
     }
 
-    /// The walker has removed the name itself: the walk is over.
+    /// Ends a walk, because the walker has removed the name itself.
     pub fn end(&self, pid: u32, parent: u64, name: &[u8]) {
         if let Some(walks) = walks_of(&mut self.0.lock(), pid) {
             walks.retain(|w| !(w.parent == parent && w.name == name));
         }
     }
 
-    /// The walker removes a name of this directory that is not its to remove: its walks here are over. False
-    /// if it has none.
+    /// Ends the walks in this directory, because the walker removes a name that now belongs to something
+    /// else. False if it has no walks here.
     pub fn end_all(&self, pid: u32, parent: u64) -> bool {
         let mut all = self.0.lock();
         let Some(walks) = walks_of(&mut all, pid) else { return false };
@@ -140,7 +141,8 @@ pub(in crate::fs) fn has_deleted(fs: &ImageFs, caller: Caller, version: u32) -> 
         || image.is_some_and(|image| fs.walkers.has_deleted(caller.pid, Object::Image(image)))
 }
 
-/// A name that is gone for all but the process that deleted what was there, or that moved something to it.
+/// Resolves a name that is gone for all processes, except for the one that deleted what was there, or
+/// moved something to it.
 ///
 /// # Errors
 ///
@@ -169,7 +171,7 @@ pub(in crate::fs) fn ghost_named(
     }
 }
 
-/// Refuses a walker that was refused the deletion of a directory, or of what that lies in, a moment ago.
+/// Refuses a walker that was just refused the deletion of this directory, or of a directory above it.
 ///
 /// # Errors
 ///
@@ -190,9 +192,9 @@ pub(in crate::fs) fn refuse_refused(fs: &ImageFs, caller: Caller, node: NodeId) 
     refuse_walk(objects.into_iter().find_map(refused))
 }
 
-/// True if `node` is deleted and the caller probably used a stale cached name: the kernel then walks the path
-/// again (ESTALE). False the second time, because the caller then stands in the directory, and for names in
-/// it, which the kernel would take to be gone.
+/// True if `node` is deleted and the caller probably used a stale cached name: the kernel then walks
+/// the path again (ESTALE). False the second time, because the caller then stands in the directory.
+/// Also false for names in the directory, because the kernel would take them to be gone.
 pub(in crate::fs) fn is_outlived(fs: &ImageFs, caller: Caller, node: NodeId) -> bool {
     let is_deleter = match node {
         NodeId::Image { serial, .. } => fs.walkers.has_deleted(caller.pid, Object::Image(serial)),
@@ -202,7 +204,7 @@ pub(in crate::fs) fn is_outlived(fs: &ImageFs, caller: Caller, node: NodeId) -> 
     if !fs.is_dead(node) || is_deleter {
         return false;
     }
-    // fstat comes to it by no name.
+    // fstat reaches the node without a name.
     let is_open = |handle: &Arc<Handle>| matches!(&**handle, Handle::Directory(open, _) if *open == node);
     if fs.handles.read().values().any(is_open) || fs.shown_open(node).is_some() {
         return false;
@@ -210,12 +212,13 @@ pub(in crate::fs) fn is_outlived(fs: &ImageFs, caller: Caller, node: NodeId) -> 
     fs.sent_back.note(caller.pid, node)
 }
 
-/// Who was sent back from a directory that was deleted: process, inode, when.
+/// Processes that were sent back from a deleted directory: process, inode, time.
 #[derive(Default)]
 pub(in crate::fs) struct SentBack(Mutex<Vec<(u32, u64, Instant)>>);
 
 impl SentBack {
-    /// Notes that a process is sent back. False if it was a moment ago, and may stand in the directory.
+    /// Notes that a process is sent back. False if it was just sent back already, so it may stand in the
+    /// directory.
     fn note(&self, pid: u32, node: NodeId) -> bool {
         let mut sent = self.0.lock();
         sent.retain(|(_, _, at)| at.elapsed() < STANDING);

@@ -1,4 +1,4 @@
-//! cp manifest file MNT/UUID/: what an IMGAPI manifest in an image announces, and the file that it is about.
+//! cp manifest file MNT/UUID/: an IMGAPI manifest that is copied into an image announces a file.
 //!
 //! ```text
 //! manifest first: it is staged; the next file that is copied into the image must be the one that it announces
@@ -17,7 +17,7 @@ use crate::images::manifests;
 /// The name of the file in Danube's datasets/UUID/.
 const FILE: &str = "file";
 
-/// A new file in an image: what is announced of it, and whether it waits for what announces it.
+/// Looks up what announces a new file in an image, and whether the file has to wait for that.
 pub(super) fn announce(fs: &ImageFs, upload: &Upload) {
     let (place, name) = (upload.place(), upload.name());
     let Destination::Image(serial) = place else { return };
@@ -34,8 +34,8 @@ pub(super) fn announce(fs: &ImageFs, upload: &Upload) {
     upload.info.lock().waits = name == FILE && is_new && by_uuid;
 }
 
-/// `close(2)` of a manifest in an image: the file that it announces is published with it, or it waits for
-/// that.
+/// `close(2)` of a manifest in an image. The file that it announces is published with it, or it is
+/// attached to an existing version. Otherwise it waits.
 ///
 /// # Errors
 ///
@@ -68,14 +68,14 @@ pub(super) fn take_manifest(
         upload.info.lock().waits = true;
         return keep::keep_staged(fs, upload, state);
     }
-    // It is shown by its version from now on.
+    // From now on its version shows it.
     upload.job.end("it is the manifest of a version");
     fs.uploads.remove(upload);
     keep::drop_staged(upload, state);
     Ok(())
 }
 
-/// A file that has waited for its manifest becomes a version.
+/// Publishes a file that has waited for its manifest.
 fn publish_announced(
     fs: &ImageFs,
     caller: Caller,
@@ -84,7 +84,7 @@ fn publish_announced(
     manifest: Manifest,
 ) -> Result<()> {
     let mut state = file.state.lock();
-    // Whatever was unpacked ahead did not know that it is announced.
+    // What was unpacked ahead did not know of the manifest.
     keep::spool_alone(&mut state);
     file.info.lock().manifest = Some(Arc::new(manifest));
     let judged = judge::judge(fs, caller, file, &mut state, place, FILE, true);

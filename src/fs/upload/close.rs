@@ -11,16 +11,15 @@ use crate::fs::removal::shells;
 use crate::fs::upload::{Destination, Phase, State, Upload, announce, judge, keep, repeated, stream};
 use crate::fs::{Caller, Handle, ImageFs, Reply, within};
 
-/// How long the kernel may take to say what a process is doing.
+/// How long the kernel may take to answer what a process is doing.
 const TELLING: Duration = Duration::from_millis(500);
 
-/// Whether the process is being killed: then its flush is no close. A killed writer's flush looks like any
-/// other, but for this flag. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and
-/// SEGV.
+/// Whether the process is being killed. If so, its flush is not a close; only this flag tells the two
+/// apart. Source: proc(5), PF_SIGNALED in linux/sched.h; measured for KILL, TERM, INT and SEGV.
 ///
-/// A process in the middle of execve(2) holds its own stat closed while it flushes what it has open with
-/// O_CLOEXEC, so that waiting for the one in order to answer the other would never end. It is not being
-/// killed.
+/// execve(2) locks the process's own stat while it closes O_CLOEXEC descriptors, which sends flushes.
+/// Waiting for stat before answering such a flush would never end. So no answer within `TELLING` means
+/// that the process is not being killed.
 fn is_killed(pid: u32) -> bool {
     const PF_SIGNALED: u64 = 0x400;
     let read = move || std::fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -35,17 +34,17 @@ pub(in crate::fs) fn flush(fs: &Arc<ImageFs>, caller: Caller, upload: Arc<Upload
     if upload.is_published() || (empty && !upload.is_staged()) {
         return reply(Ok(()));
     }
-    // Looked at before the answer is sent: then the process goes on.
+    // This happens before the answer is sent, because afterwards the process goes on.
     fs.offload(reply, move |fs| {
         let killed = is_killed(caller.pid);
         if empty {
-            // Another descriptor may bring its first byte; with the last one it is kept as it is.
+            // Another descriptor may still write the first byte. The last close keeps the file as it is.
             upload.info.lock().closed_empty = !killed;
             return Ok(());
         }
         if killed && of_thread(caller.pid) != upload.opener {
-            // It may only have had the file from its parent, which goes on: `(timeout 1 x; cat y) >
-            // web.tar`.
+            // The process may only have inherited the file from its parent, which goes on: `(timeout 1 x; cat
+            // y) > web.tar`.
             return Ok(());
         }
         judge_at_close(fs, caller, &upload, killed)
@@ -73,7 +72,7 @@ pub(super) fn judge_at_close(fs: &ImageFs, caller: Caller, upload: &Arc<Upload>,
             Wanted::Refuse(e) => Err(e),
         }
     };
-    // Once its threads have ended, no more can come.
+    // Once the unpacker's threads have ended, no more bytes can come.
     let incomplete = matches!(&result, Err(Error::Truncated { .. })) && !matches!(state.phase, Phase::Moving);
     if let Err(e) = &result
         && !incomplete
@@ -90,8 +89,7 @@ pub(super) fn judge_at_close(fs: &ImageFs, caller: Caller, upload: &Arc<Upload>,
         // Another process of a pipeline or a shell list may go on where this one stopped.
         Err(_) if incomplete && caller.pid != 0 && of_thread(caller.pid) != upload.opener => Ok(()),
         other => other.map_err(|e| {
-            // Who was told so finds nothing under the name any more, though another descriptor may bring
-            // the rest.
+            // After this error the name no longer shows, though another descriptor may write the rest.
             let mut info = upload.info.lock();
             info.failed |= info.kept.is_none();
             drop(info);
@@ -118,14 +116,14 @@ pub(in crate::fs) fn sync(fs: &ImageFs, upload: &Upload) -> Result<()> {
 
 enum Wanted {
     Publish,
-    /// Staged: it survives until a rename.
+    /// It is staged: it survives until a rename.
     Keep,
-    /// It announces another file.
+    /// It is a manifest that announces another file.
     Manifest,
     Refuse(Error),
 }
 
-/// What a close of this name and content means.
+/// What a close does, for this name and content.
 fn wanted(_fs: &ImageFs, upload: &Upload, state: &State) -> Wanted {
     if let Phase::Failed(errno, sentence) = &state.phase {
         return Wanted::Refuse(repeated(*errno, sentence));
@@ -136,7 +134,7 @@ fn wanted(_fs: &ImageFs, upload: &Upload, state: &State) -> Wanted {
     }
     let head = stream::head_of(state);
     let unpacks = matches!(state.phase, Phase::Streaming(_) | Phase::Gapped(..));
-    // An editor's copy of metadata.json, to be renamed over it.
+    // It may be an editor's copy of metadata.json, which will be renamed over it.
     if !unpacks && stream::begins_a_document(upload, &head) && upload.recognises(&head) != Some(true) {
         if named_manifest {
             return Wanted::Manifest;
@@ -151,13 +149,13 @@ fn wanted(_fs: &ImageFs, upload: &Upload, state: &State) -> Wanted {
 pub(in crate::fs) fn release(fs: &Arc<ImageFs>, fh: u64) {
     let Some(handle) = fs.handles.write().remove(&fh) else { return };
     let Handle::Upload { upload, writes: true } = &*handle else { return };
-    // Held until it is off the names: nobody opens what is about to go.
+    // The lock is held until the upload has no name, so nobody opens an upload that is about to go.
     let mut state = upload.state.lock();
     if upload.writers.fetch_sub(1, Ordering::AcqRel) > 1 {
         return;
     }
     if state.before.take().is_some() {
-        // Opened and closed: the receipt in the catalog is what it was.
+        // It was opened and closed without a write, so the receipt in the catalog is unchanged.
         upload.job.end("nothing was written");
         fs.uploads.remove(upload);
         return;
@@ -193,7 +191,7 @@ pub(in crate::fs) fn release(fs: &Arc<ImageFs>, fh: u64) {
     fs.uploads.remove(upload);
 }
 
-/// The mount ends: what nobody has published goes with it.
+/// The mount ends, so uploads that nobody has published are lost. Records each of them.
 pub(in crate::fs) fn note_unfinished(fs: &ImageFs) {
     let lost = |upload: &Arc<Upload>| upload.size() > 0 && upload.info.lock().kept.is_none();
     for upload in fs.uploads.under_way(None).into_iter().filter(lost) {

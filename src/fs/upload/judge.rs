@@ -10,7 +10,7 @@ use crate::images::staging;
 use crate::images::versions::directory_mode;
 use crate::ingest::{self, Hint, Incoming, Published, Settled, Source, Target, staged};
 
-/// Whether the thread would be gone but for a request of its own that it waits for. A signal that ends a
+/// Whether the thread would be dead if it did not wait for a request of its own. A signal that kills a
 /// process is pending as SIGKILL for each of its threads. Source: complete_signal in kernel/signal.c.
 pub(in crate::fs) fn waits_to_die(thread: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
@@ -19,8 +19,8 @@ pub(in crate::fs) fn waits_to_die(thread: u32) -> bool {
     pending.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)
 }
 
-/// Unpacks what is not yet, and publishes if the archive is complete. `commit`: an archive without end
-/// marker is taken, because a rename says that it is whole.
+/// Unpacks what is still in the spool, and publishes if the archive is complete. With `commit`, an
+/// archive without an end marker is accepted, because a rename says that it is whole.
 pub(super) fn judge(
     fs: &ImageFs,
     caller: Caller,
@@ -54,7 +54,7 @@ pub(super) fn judge(
     let Phase::Streaming(mut ingest) = std::mem::replace(&mut state.phase, Phase::Moving) else {
         unreachable!("matched")
     };
-    // What was announced is to be found by hashing.
+    // If a digest was announced, the content must be hashed to compare.
     let counts = {
         let info = upload.info.lock();
         info.expect.is_none() && info.manifest.is_none()
@@ -73,7 +73,7 @@ pub(super) fn judge(
     Ok(())
 }
 
-/// Makes what was unpacked a version, if it is complete.
+/// Turns what was unpacked into a version, if it is complete.
 fn publish_unpacked(
     fs: &ImageFs,
     upload: &Upload,
@@ -111,7 +111,7 @@ pub(super) fn source(fs: &ImageFs, upload: &Upload, place: Destination, name: &s
         Destination::Image(serial) => (Target::Image(serial), VersionTag::default()),
         Destination::Root => stream::target_named(fs, name, Some(upload.number))?,
     };
-    // The image may be somebody else's by now.
+    // The image may belong to somebody else by now.
     if place == Destination::Root {
         fs.refuse_foreign(Caller { uid: upload.uid, gid: upload.gid, pid: upload.opener }, &target)?;
     }
@@ -122,14 +122,14 @@ pub(super) fn source(fs: &ImageFs, upload: &Upload, place: Destination, name: &s
         uid: upload.uid,
         gid: upload.gid,
         mode: directory_mode(info.mode),
-        // Under a temporary name nobody looks for it later.
+        // Nobody later looks for an upload under a temporary name, so it gets no receipt.
         receipt: (promise_of(name) != Promise::Staged).then_some((info.mtime, info.mode)),
         metadata: None,
         tag,
     })
 }
 
-/// Everything that follows a publish: the log, the job, what the kernel knows.
+/// Does what follows a publish: the log, the job, and what the kernel has cached.
 pub(super) fn after_publish(fs: &ImageFs, upload: &Upload, published: &Published) {
     let what = format!("{}/{}", published.name, published.number);
     let outcome = if published.new { "added" } else { "the newest version already is this" };
@@ -143,7 +143,7 @@ pub(super) fn after_publish(fs: &ImageFs, upload: &Upload, published: &Published
     crate::base::sys::trim_memory();
 }
 
-/// A staged file was published.
+/// Removes the staged bytes of a file that was published.
 pub(super) fn end_staging(fs: &ImageFs, upload: &Upload, state: &mut State) {
     let kept = upload.info.lock().kept.take();
     kept.iter().for_each(|dir| staging::remove(dir));

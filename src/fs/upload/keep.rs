@@ -1,4 +1,5 @@
-//! cp x.tar MNT/.x.tar: a staged file, kept in STORE/staged from its close on, until a rename publishes it.
+//! cp x.tar MNT/.x.tar: a staged file. From its close on it is kept in STORE/staged, until a rename
+//! publishes it.
 
 use std::fs::{self, File};
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use crate::fs::{Caller, ImageFs};
 use crate::images::staging::{self, About, FileAbout};
 use crate::store::Store;
 
-/// How long what was unpacked ahead of a rename waits for it. Later the rename unpacks again: threads cost
-/// memory.
+/// How long a file that was unpacked ahead waits for its rename. Its threads cost memory, so a later
+/// rename unpacks again.
 const AHEAD: Duration = Duration::from_secs(60);
 
-/// Takes a write to a staged file: into the spool, and ahead of its rename to the unpacker as long as the
-/// bytes come in order. Streaming data is pushed by the caller.
+/// Takes a write to a staged file. The bytes go into the spool. While they come in order, they also go
+/// to the unpacker, ahead of the rename. The caller pushes streaming data.
 pub(super) fn prepare_staged(
     fs: &ImageFs,
     upload: &Upload,
@@ -44,7 +45,7 @@ pub(super) fn prepare_staged(
         }
     }
     if upload.info.lock().waits {
-        // It is unpacked once it is known what it is.
+        // It is unpacked once its purpose is known.
         spool_alone(state);
         return Ok(());
     }
@@ -56,7 +57,7 @@ pub(super) fn prepare_staged(
         Some(true) => {
             let first = std::mem::take(head);
             if stream::begin_stream(fs, upload, state, &all).is_err() {
-                // Without threads for it now the rename unpacks it.
+                // No threads are free for it now, so the rename will unpack it.
                 spool_alone(state);
             } else if let Phase::Streaming(ingest) = &mut state.phase
                 && !first.is_empty()
@@ -84,11 +85,11 @@ pub(super) fn truncate_staged(fs: &ImageFs, upload: &Upload, state: &mut State, 
     Ok(())
 }
 
-/// `close(2)` of a staged file: from now on it survives the daemon.
+/// `close(2)` of a staged file: from now on it survives the end of the daemon.
 ///
 /// # Errors
 ///
-/// `Io`; then it is as it was.
+/// `Io`; the file then stays as it was.
 pub(super) fn keep_staged(fs: &ImageFs, upload: &Upload, state: &mut State) -> Result<()> {
     if state.spool.is_none() {
         stream::begin_spool(fs, upload, state)?;
@@ -126,13 +127,14 @@ fn about(fs: &ImageFs, upload: &Upload) -> About {
     }
 }
 
-/// Its name, mode, time or announcement has changed: what is kept says so, too.
+/// Saves a changed name, mode, time or announcement of a staged file that is kept.
 pub(super) fn save_staged(fs: &ImageFs, upload: &Upload) -> Result<()> {
     let kept = upload.info.lock().kept.clone();
     kept.map_or(Ok(()), |dir| staging::save(&dir, &about(fs, upload)))
 }
 
-/// Drops staged files that nobody has touched for `idle`, and what was unpacked ahead in vain.
+/// Drops staged files that nobody has touched for `idle`, and data that was unpacked ahead but not
+/// used.
 pub(in crate::fs) fn reap(fs: &ImageFs, idle: Duration) {
     let all: Vec<_> = fs.uploads.all.lock().by_number.values().cloned().collect();
     let trash = Duration::from_secs(fs.store.settings().trash_seconds);
@@ -159,12 +161,13 @@ pub(in crate::fs) fn reap(fs: &ImageFs, idle: Duration) {
     }
 }
 
-/// What a rename has replaced, or `rm` has removed, goes with all its bytes.
+/// Drops a staged file, with all its bytes, that a rename has replaced or `rm` has removed.
 pub(super) fn discard(upload: &Upload) {
     drop_staged(upload, &mut upload.state.lock());
 }
 
-/// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: it is published only if it has that digest.
+/// `setfattr -n user.imgfs.expect -v sha256:HEX MNT/.x.tar`: the file is published only if it has that
+/// digest.
 pub(in crate::fs) fn expect(fs: &ImageFs, number: u64, value: &str) -> Result<()> {
     let expected = Expected::parse(value)?;
     let upload = fs.uploads.by_number(number).ok_or_else(crate::fs::stale)?;
@@ -172,7 +175,7 @@ pub(in crate::fs) fn expect(fs: &ImageFs, number: u64, value: &str) -> Result<()
     save_staged(fs, &upload)
 }
 
-/// The rename will unpack it from the spool: what was unpacked ahead goes.
+/// Drops what was unpacked ahead. The rename will unpack the file from the spool.
 pub(super) fn spool_alone(state: &mut State) {
     match std::mem::replace(&mut state.phase, Phase::Spooled) {
         Phase::Streaming(ingest) | Phase::Gapped(ingest, _) => ingest.abort(),
@@ -181,7 +184,7 @@ pub(super) fn spool_alone(state: &mut State) {
     }
 }
 
-/// A rename was refused: what it has unpacked goes, and the bytes stay as they are.
+/// Drops what a refused rename has unpacked. The bytes of the file stay as they are.
 pub(super) fn spool_again(upload: &Upload, state: &mut State) {
     match std::mem::replace(&mut state.phase, Phase::Spooled) {
         Phase::Streaming(ingest) | Phase::Gapped(ingest, _) => ingest.abort(),
@@ -191,7 +194,7 @@ pub(super) fn spool_again(upload: &Upload, state: &mut State) {
     upload.job.phase("staged");
 }
 
-/// All bytes of a staged file go, also those that were kept.
+/// Drops all bytes of a staged file, including those that a close has kept.
 pub(super) fn drop_staged(upload: &Upload, state: &mut State) {
     let kept = upload.info.lock().kept.take();
     if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) =
@@ -206,7 +209,7 @@ pub(super) fn drop_staged(upload: &Upload, state: &mut State) {
 }
 
 impl Uploads {
-    /// Finds the staged files that are there, of the whole store or of a view.
+    /// Finds the existing staged files of the whole store, or of a view.
     pub fn open(store: &Store) -> Uploads {
         let uploads = Uploads::default();
         for staged in
@@ -249,14 +252,14 @@ pub(super) fn staged_manifest(fs: &ImageFs, place: Destination) -> Option<(Arc<U
     let Destination::Image(_) = place else { return None };
     let staged = fs.uploads.in_place(place).into_iter().filter(|upload| is_manifest_name(&upload.name()));
     staged.into_iter().find_map(|upload| {
-        // Closed with success, though its last descriptor may not have let go yet.
+        // A kept manifest was closed with success, even if its last descriptor is not released yet.
         upload.info.lock().kept.as_ref()?;
         let text = stream::scratch_text(&upload, &upload.state.lock()).ok()?;
         Some((upload.clone(), Arc::new(Manifest::parse(&text).ok()?)))
     })
 }
 
-/// The manifest that announced what was just published is no longer staged.
+/// Removes the staged manifest of an upload that was just published.
 pub(super) fn end_manifest(fs: &ImageFs, upload: &Upload) {
     if upload.info.lock().manifest.is_none() {
         return;

@@ -10,13 +10,13 @@
 //! any --> Failed: every further write and close gets the same error
 //! ```
 //!
-//! FLUSH decides, because its error is what close(2) returns; it may come before the first byte, in the
-//! middle, and several times after the end. RELEASE is the end: what is neither published nor kept then is
-//! dropped.
+//! FLUSH decides, because close(2) returns its error. It may come before the first byte, in the middle,
+//! and several times after the end. RELEASE is the end: an upload that is neither published nor kept by
+//! then is dropped.
 //!
-//! A staged file (`.web.tar`, `web.tar.part`) goes the same way up to the close, and all its bytes lie in a
-//! spool, too. The close keeps that in STORE/staged, where it survives the daemon; the rename publishes what
-//! was unpacked meanwhile, or unpacks it then. See keep.rs.
+//! A staged file (`.web.tar`, `web.tar.part`) goes the same way up to the close, but all its bytes also
+//! go into a spool. The close keeps the spool in STORE/staged, where it survives the daemon. The rename
+//! publishes what was unpacked meanwhile, or unpacks it then. See keep.rs.
 
 mod announce;
 mod close;
@@ -59,7 +59,7 @@ use crate::fs::{Attr, Caller};
 use crate::ingest::{Hint, Incoming, Published};
 use crate::store::Store;
 
-/// Receipts that are remembered since the mount; older ones come from the catalog.
+/// How many receipts are remembered since the mount. Older ones come from the catalog.
 const RECEIPTS: usize = 1000;
 
 /// The directory an upload was written into.
@@ -70,7 +70,7 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// The directory that a node is.
+    /// The destination that a node stands for.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Destination {
     }
 }
 
-/// One file being written, or written.
+/// A file that is being written, or was written.
 pub struct Upload {
     /// immutable
     pub number: u64,
@@ -95,9 +95,9 @@ pub struct Upload {
     /// Open handles that may write.
     writers: AtomicUsize,
     job: Arc<Job>,
-    /// What stat shows. Held for moments only; lock order: after `state`.
+    /// What stat shows. Held only briefly. Lock order: after `state`.
     info: Mutex<Info>,
-    /// Held while bytes are judged, which may take seconds: never from an event loop without `try_lock`.
+    /// Held while bytes are judged, which may take seconds. An event loop must use `try_lock`.
     state: Mutex<State>,
 }
 
@@ -105,27 +105,27 @@ struct Info {
     /// The directory that it is in.
     place: Destination,
     name: String,
-    /// Bytes of the file so far.
+    /// The size of the file so far, in bytes.
     size: u64,
     mtime: i64,
-    /// When something was last done with it, whatever the clock says.
+    /// When somebody last used it, by a clock that cannot be set.
     touched: Instant,
     mode: u32,
     published: bool,
-    /// Refused: no longer listed, though its writer may not have let go yet.
+    /// It was refused: a listing no longer shows it, though its writer may not have released it yet.
     failed: bool,
-    /// Opened over a receipt, and nothing written yet: still that receipt.
+    /// It was opened over a receipt, and nothing is written yet, so it still shows that receipt.
     untouched: bool,
-    /// What `user.imgfs.expect` announced.
+    /// The digest that `user.imgfs.expect` announced.
     expect: Option<Expected>,
-    /// The version that it became, or whose receipt it is.
+    /// The version that it became, or the version of its receipt.
     version: Option<u32>,
-    /// Of a staged file: its directory below STORE/staged, once a close has kept it there.
+    /// The directory of a staged file below STORE/staged, once a close has kept it there.
     kept: Option<PathBuf>,
     /// It is staged, though its name does not say so: an editor's copy of metadata.json, a manifest without
-    /// its file, a file that waits for its manifest.
+    /// its file, or a file that waits for its manifest.
     waits: bool,
-    /// What announces it.
+    /// The manifest that announces it.
     manifest: Option<Arc<Manifest>>,
     /// It was closed while it had no bytes.
     closed_empty: bool,
@@ -133,9 +133,10 @@ struct Info {
 
 struct State {
     phase: Phase,
-    /// Where bytes out of order are kept.
+    /// The file that keeps bytes that come out of order.
     spool: Option<Spool>,
-    /// An upload over a receipt: what it begins with, unless it is truncated first.
+    /// The old content of an upload over a receipt. The upload begins with it, unless it is truncated
+    /// first.
     before: Option<Before>,
     refused: RefusedRename,
 }
@@ -151,24 +152,24 @@ enum Phase {
     Empty,
     Head(Vec<u8>),
     Streaming(Incoming),
-    /// As streaming, with `from` bytes unpacked and the rest in the spool.
+    /// Like `Streaming`, with `from` bytes unpacked and the rest in the spool.
     Gapped(Incoming, u64),
     Spooled,
     Published(Published),
     Failed(i32, String),
-    /// A thread works on it: waiters of the state's lock never see this.
+    /// A thread works on it. Whoever gets the state's lock never sees this phase.
     Moving,
 }
 
 struct Spool {
     file: File,
     path: PathBuf,
-    /// It lies in STORE/staged, and stays when this goes.
+    /// The file lies in STORE/staged, and stays when this value is dropped.
     stays: bool,
 }
 
 impl Spool {
-    /// Fills `out` from `offset` on; what was never written is zeros.
+    /// Fills `out` from `offset` on. Bytes that were never written read as zeros.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut got = 0;
         while got < out.len() {
@@ -193,21 +194,21 @@ impl Drop for Spool {
     }
 }
 
-/// Off the names and closed: whatever took it there, its threads and its staged bytes go.
+/// When the upload has no name and no handle left, its threads and its staged bytes go.
 impl Drop for Upload {
     fn drop(&mut self) {
-        // Unless it has ended otherwise.
+        // This has no effect if the job has ended already.
         self.job.end("gone: it was not published");
         let phase = std::mem::replace(&mut self.state.get_mut().phase, Phase::Empty);
         if let Phase::Streaming(ingest) | Phase::Gapped(ingest, _) = phase {
-            // Not here: it waits for them.
+            // Aborting waits for the threads, so another thread does it.
             let _ = std::thread::Builder::new().name("abort".into()).spawn(move || ingest.abort());
         }
     }
 }
 
 impl Upload {
-    /// A new one without bytes, which its maker has open.
+    /// A new upload without bytes, which its maker has open.
     fn new(store: &Store, maker: Caller, place: Destination, name: &str, mode: u32) -> Upload {
         Upload {
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
@@ -250,18 +251,19 @@ impl Upload {
         self.info.lock().size
     }
 
-    /// No longer the receipt it was opened over.
+    /// Notes that it is no longer the receipt over which it was opened.
     fn touch(&self) {
         let mut info = self.info.lock();
         (info.untouched, info.version) = (false, None);
     }
 
-    /// Whether a file of this name that begins so is an image; `None` while that cannot be told.
+    /// Whether a file with this name and this beginning is an image. `None` if more bytes are needed to
+    /// tell.
     fn recognises(&self, head: &[u8]) -> Option<bool> {
         self.hint().recognises(head)
     }
 
-    /// What its name, and what announces it, say of its content.
+    /// What its name, and what announces it, say about its content.
     fn hint(&self) -> Hint {
         let info = self.info.lock();
         if info.manifest.is_some() { Hint::announced(&info.name) } else { Hint::of(&info.name) }
@@ -271,7 +273,7 @@ impl Upload {
         self.info.lock().place
     }
 
-    /// Whether a rename is to publish it, and no close does.
+    /// Whether a rename publishes it, and not a close.
     fn is_staged(&self) -> bool {
         let info = self.info.lock();
         info.waits || promise_of(&info.name) == Promise::Staged
@@ -288,7 +290,7 @@ impl Upload {
         info.version.filter(|_| info.published)
     }
 
-    /// Neither published nor refused: a listing shows it.
+    /// Whether a listing shows it: it is neither published nor refused.
     pub(in crate::fs) fn is_under_way(&self) -> bool {
         let info = self.info.lock();
         !info.published && !info.failed
@@ -299,7 +301,7 @@ impl Upload {
     }
 }
 
-/// The last one's number, whichever mount it came through.
+/// The number of the last upload, through whichever mount it came.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// All uploads and receipts of the mount.
@@ -313,7 +315,7 @@ pub struct Uploads {
 struct Table {
     by_number: HashMap<u64, Arc<Upload>>,
     by_name: HashMap<(Destination, String), u64>,
-    /// Published ones, oldest first.
+    /// The numbers of published uploads, oldest first.
     receipts: std::collections::VecDeque<u64>,
 }
 
@@ -327,7 +329,7 @@ impl Uploads {
         all.by_number.get(all.by_name.get(&(place, name.to_owned()))?).cloned()
     }
 
-    /// Uploads in a place, or anywhere, that a listing shows: neither published nor refused.
+    /// The uploads in a place, or anywhere, that a listing shows.
     pub fn under_way(&self, place: Option<Destination>) -> Vec<Arc<Upload>> {
         let here = |u: &&Arc<Upload>| place.is_none_or(|place| u.place() == place);
         let found: Vec<_> = self.all.lock().by_number.values().filter(here).cloned().collect();
@@ -362,7 +364,7 @@ impl Uploads {
         self.in_place(place).iter().any(|upload| upload.writers.load(Ordering::Acquire) > 0)
     }
 
-    /// Drops what is staged in a place.
+    /// Drops all uploads in a place.
     pub fn remove_all(&self, place: Destination) {
         for upload in self.in_place(place) {
             self.remove(&upload);
@@ -382,7 +384,7 @@ impl Uploads {
         all.by_number.insert(upload.number, upload);
     }
 
-    /// Takes an upload off the names; its handles still work.
+    /// Removes the name of an upload. Its handles still work.
     fn remove(&self, upload: &Upload) {
         let key = (upload.place(), upload.name());
         let mut all = self.all.lock();
@@ -393,7 +395,7 @@ impl Uploads {
         all.receipts.retain(|n| *n != upload.number);
     }
 
-    /// Gives the upload another place and name; gives the one that had them.
+    /// Gives the upload another place and name. Returns the upload that had them.
     fn rename(&self, upload: &Upload, place: Destination, name: &str) -> Option<Arc<Upload>> {
         let mut all = self.all.lock();
         let from = {
@@ -429,7 +431,7 @@ impl Uploads {
 /// Bytes read from a spool at a time.
 const PIECE: usize = 256 * 1024;
 
-/// The error that an upload failed with, for all who ask again.
+/// Repeats the error with which an upload failed.
 pub(in crate::fs) fn repeated(errno: i32, sentence: &str) -> Error {
     Error::Again { errno, sentence: sentence.to_owned() }
 }

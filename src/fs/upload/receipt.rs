@@ -1,4 +1,4 @@
-//! After the close: what a written name still answers, and the end of what nobody claims.
+//! After the close: what the name of an upload still shows, and the end of uploads that nobody needs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,8 @@ use crate::images::export::RecipeReader;
 use crate::images::versions;
 use crate::ingest;
 
-/// What is being written, or was, under a name of the root or of an image. None: nothing that shows.
+/// Finds what is being written, or was, under a name in the root or in an image. `None` if nothing
+/// shows.
 pub(in crate::fs) fn find(
     fs: &ImageFs,
     caller: Caller,
@@ -44,13 +45,13 @@ pub(in crate::fs) fn list(fs: &ImageFs, destination: Destination, all: &mut Vec<
     }
 }
 
-/// Whether a name still shows: an upload always, a receipt as long as the version is where the name says.
-/// A second rsync must not take the receipt of a deleted image for the image. To who may not read the
-/// image it never does.
+/// Whether a name still shows. An upload always does. A receipt does as long as its version is where
+/// the name says: a second rsync must not take the receipt of a deleted image for the image. A user who
+/// may not read the image never sees its receipts.
 fn shows(fs: &ImageFs, caller: Caller, upload: &Upload) -> bool {
     let (name, version) = {
         let info = upload.info.lock();
-        // What was refused is gone for everybody, though its writer may not have let go yet.
+        // A refused upload is gone for everybody, though its writer may not have released it yet.
         if info.failed {
             return false;
         }
@@ -66,7 +67,7 @@ fn shows(fs: &ImageFs, caller: Caller, upload: &Upload) -> bool {
     if !model.images.get(&version.image).is_some_and(|image| fs.may(caller, image, READ)) {
         return false;
     }
-    // One that came through another mount is shown by the catalog.
+    // The catalog shows a newer receipt that came through another mount.
     let in_root = upload.place() == Destination::Root;
     let is_same = |v: &&Version| v.receipt.as_ref().is_some_and(|r| r.name == name && r.in_root == in_root);
     if model
@@ -85,22 +86,22 @@ fn shows(fs: &ImageFs, caller: Caller, upload: &Upload) -> bool {
     }
 }
 
-/// Whether this very process has uploaded the image under just its name.
+/// Whether this same process has uploaded the image under exactly its name.
 pub(in crate::fs) fn has_uploaded_as(fs: &ImageFs, caller: Caller, image: u32) -> bool {
     let name = fs.store.catalog.read().images.get(&image).map(|image| image.name.clone()).unwrap_or_default();
     let upload = fs.uploads.named(Destination::Root, &name).filter(|upload| upload.is_published());
     upload.is_some_and(|upload| caller.pid != 0 && upload.opener == of_thread(caller.pid))
 }
 
-/// Whether an upload is another process's, under way. One that was told a moment ago that there is none,
-/// and now asks again, is about to create it: it is told so once more, and then that the name is busy,
-/// instead of that it exists.
+/// Whether to hide an upload under way from another process. If that process was just told that the
+/// name is free, and asks again, it is about to create the name. It gets the same answer once more. Its
+/// create then fails because the name is busy, and not because it exists.
 fn is_hidden_from(fs: &ImageFs, caller: Caller, parent: NodeId, name: &[u8], upload: &Upload) -> bool {
     let foreign = upload.writers.load(Ordering::Acquire) > 0 && !upload.is_published() && !upload.is_staged();
     foreign && fs.missed.was_told(caller.pid, parent, name) && upload.opener != of_thread(caller.pid)
 }
 
-/// Reads back what was written, or what a receipt stands for.
+/// Reads back what was written, or the content of a receipt.
 pub(in crate::fs) fn read(
     fs: &ImageFs,
     upload: &Upload,
@@ -109,7 +110,7 @@ pub(in crate::fs) fn read(
     out: &mut Vec<u8>,
 ) -> Result<()> {
     let name = upload.name();
-    // Being judged: there is nothing to read back then.
+    // The upload is being judged, so nothing can be read back.
     let Some(state) = upload.state.try_lock() else { return Err(Error::UploadBusy { name }) };
     let cannot = |name: &str, why: &str| Error::Unsupported {
         what: format!("reading {name}: {why}"),
@@ -119,7 +120,7 @@ pub(in crate::fs) fn read(
         (_, Some(before)) => Some(before.version),
         (Phase::Published(_), None) => upload.info.lock().version,
         (Phase::Empty, None) => return Ok(()),
-        // A staged file has all its bytes there, whatever else is done with them.
+        // All bytes of a staged file are in its spool, in any phase.
         (_, None) if upload.is_staged() && state.spool.is_some() => {
             return read_spool(&state, upload.size(), offset, len, out);
         }
@@ -186,12 +187,12 @@ fn has_receipt(fs: &ImageFs, version: u32, name: &str) -> bool {
     model.versions.get(&version).and_then(|v| v.receipt.as_ref()).is_some_and(|r| r.name == name)
 }
 
-/// Whether the version's upload was a plain tar, whose bytes can be made again.
+/// Whether the version's upload was a plain tar. imgfs can make its bytes again.
 pub(super) fn came_plain(fs: &ImageFs, version: u32) -> bool {
     fs.store.catalog.read().versions.get(&version).is_some_and(|v| v.facts.compression == "none")
 }
 
-/// The recipe of what was uploaded.
+/// The recipe that makes the upload as it came.
 pub(super) fn as_it_came(fs: &ImageFs, version: u32) -> u32 {
     fs.store.catalog.read().versions.get(&version).map_or(0, |v| v.facts.as_it_came())
 }

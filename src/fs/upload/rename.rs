@@ -1,4 +1,4 @@
-//! mv MNT/.web.tar MNT/web.tar: rename(2) publishes what was staged.
+//! mv MNT/.web.tar MNT/web.tar: rename(2) publishes a staged file.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::fs::upload::{Destination, Phase, Upload, judge, keep, stream};
 use crate::fs::{Caller, ImageFs};
 use crate::images::icons::Form;
 
-/// `mv MNT/.web.tar.xz.Ab12 MNT/web.tar.xz`, and inside an image: the rename publishes.
-/// Into an image it is published whatever its name, unless it was in that image before.
+/// `mv MNT/.web.tar.xz.Ab12 MNT/web.tar.xz`, also inside an image: the rename publishes the file. If
+/// the file moves into an image, any name publishes it.
 pub(in crate::fs) fn rename(
     fs: &ImageFs,
     caller: Caller,
@@ -47,7 +47,7 @@ pub(in crate::fs) fn rename(
     let text =
         if matches!(to, Destination::Image(_)) { stream::scratch_text(upload, &state).ok() } else { None };
     if text.is_some_and(|text| stream::begins_a_document(upload, &text)) && !moves_in {
-        // Another name for a copy of metadata.json.
+        // A copy of metadata.json gets another name.
         upload.info.lock().waits = true;
         drop(state);
         return rename_staged_file(fs, upload, to, name);
@@ -55,7 +55,7 @@ pub(in crate::fs) fn rename(
     state.refused.again(name)?;
     let result = judge::judge(fs, caller, upload, &mut state, to, name, true);
     if let Err(e) = &result {
-        // It stays as it was, and says the same again.
+        // The file stays as it was, and the next attempt gets the same error.
         keep::spool_again(upload, &mut state);
         state.refused.note(name, e);
     }
@@ -68,7 +68,7 @@ pub(in crate::fs) fn rename(
     result
 }
 
-/// A staged file gets another name, and replaces what was staged under that.
+/// Renames a staged file. It replaces a staged file that had the new name.
 fn rename_staged_file(fs: &ImageFs, upload: &Upload, to: Destination, name: &str) -> Result<()> {
     let before = (upload.place(), upload.name());
     let replaced = fs.uploads.rename(upload, to, name);

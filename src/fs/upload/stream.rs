@@ -1,4 +1,4 @@
-//! The way of an upload's bytes: to the unpacker, or into a spool.
+//! Where the bytes of an upload go: to the unpacker, or into a spool.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,13 +16,13 @@ use crate::store::Store;
 pub(super) fn begin_stream(fs: &ImageFs, upload: &Upload, state: &mut State, head: &[u8]) -> Result<()> {
     upload.job.phase("unpacking");
     let begin = begin_with(fs, upload, upload.hint());
-    // What a rename publishes has no target yet.
+    // A staged file has no target until its rename.
     let image = if upload.is_staged() { None } else { target_of(fs, upload) };
     state.phase = Phase::Streaming(Incoming::start(&fs.store, image, head, Box::new(begin))?);
     Ok(())
 }
 
-/// What begins to unpack an upload.
+/// Makes the function that begins to unpack an upload.
 pub(super) fn begin_with(
     fs: &ImageFs,
     upload: &Upload,
@@ -44,8 +44,8 @@ fn target_of(fs: &ImageFs, upload: &Upload) -> Option<u32> {
     }
 }
 
-/// Whether the upload is kept as it came: what the image that it goes into says, or the mount. What a
-/// rename publishes may have been announced with its sha1 by then.
+/// Whether to keep the upload as it came, by the setting of its image or of the store. Also whether to
+/// compute its sha1: a manifest may announce a staged file before its rename.
 fn wish(fs: &ImageFs, upload: &Upload) -> Wish {
     let announced = upload.info.lock().manifest.is_some();
     let keep = keep::policy(&fs.store, target_of(fs, upload), None);
@@ -77,8 +77,8 @@ pub(super) fn write_spool(store: &Store, state: &State, offset: u64, data: &[u8]
     store.in_room(|| spool.file.write_all_at(data, offset).map_err(Error::io("write", &spool.path)))
 }
 
-/// What is larger than any upload may be needs no disk, for it may be one hole: it is refused before it is
-/// unpacked.
+/// Refuses a file that is larger than an upload may be, before it is unpacked. Such a file may be one
+/// hole, so the disk sets no limit.
 pub(in crate::fs) fn refuse_over(store: &Store, size: u64) -> Result<()> {
     let limit = store.settings().limits.tar_size;
     if size > limit {
@@ -87,7 +87,7 @@ pub(in crate::fs) fn refuse_over(store: &Store, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether what begins so may become metadata.json: JSON in an image.
+/// Whether a file with this beginning may become metadata.json: it is JSON in an image.
 pub(super) fn begins_a_document(upload: &Upload, head: &[u8]) -> bool {
     matches!(upload.place(), Destination::Image(_)) && head.trim_ascii_start().starts_with(b"{")
 }
@@ -121,8 +121,8 @@ pub(super) fn scratch_text(upload: &Upload, state: &State) -> Result<Vec<u8>> {
     }
 }
 
-/// Which image a file of this name in the root is for. `own`: the number of its upload, if that has one
-/// yet.
+/// The image to which a file of this name in the root goes. `own` is the number of its upload, if it
+/// has one already.
 pub(in crate::fs) fn target_named(
     fs: &ImageFs,
     name: &str,
@@ -155,8 +155,9 @@ pub(super) fn fail(upload: &Upload, state: &mut State, e: &Error) {
     upload.job.end(&format!("refused: {e}"));
 }
 
-/// Gives the rest of the file to the unpacker; what was never written is zeros. `go_on` is asked now and
-/// then: a hole of terabytes takes an hour. Else the upload stays as far as it came.
+/// Gives the rest of the file to the unpacker; bytes that were never written are zeros. A hole of
+/// terabytes takes an hour, so `go_on` is called now and then. If that returns false, the upload stays
+/// where it is.
 pub(super) fn feed_spool(state: &mut State, upload: &Upload, go_on: &dyn Fn() -> bool) -> Result<()> {
     let State { phase, spool, .. } = state;
     let Phase::Gapped(ingest, at) = phase else { return Ok(()) };

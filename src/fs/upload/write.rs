@@ -20,10 +20,11 @@ use crate::images::export;
 use crate::images::rules::refuse_immutable;
 use crate::ingest::{self, Published};
 
-/// How long a truncation waits for what was written before it.
+/// How long a truncation waits for earlier writes.
 const SETTLING: Duration = Duration::from_secs(2);
 
-/// `creat(2)`: a new upload or scratch file. Inside an image it may be called anything that no entry of it is.
+/// `creat(2)`: a new upload or scratch file. Inside an image it may have any name that no entry of the
+/// image has.
 ///
 /// # Errors
 ///
@@ -45,7 +46,7 @@ pub(in crate::fs) fn create(
     }
     match (destination, promise_of(text)) {
         (Destination::Root, Promise::Upload(_)) => {
-            // Said now, not after a gigabyte.
+            // The refusal comes before a gigabyte is copied.
             let (target, tag) = stream::target_named(fs, text, None)?;
             ingest::refuse_early(&fs.store, caller.uid, &target, &tag)?;
             fs.refuse_foreign(caller, &target)?;
@@ -75,7 +76,7 @@ pub(super) fn new_upload(
     number: Option<u64>,
 ) -> Arc<Upload> {
     let mut upload = Upload::new(&fs.store, caller, place, name, mode);
-    // Over a receipt it keeps the number: the kernel has the file open under that.
+    // Over a receipt it keeps the number, because the kernel has the file open under that number.
     upload.number = number.unwrap_or(upload.number);
     if let Some(before) = before {
         let info = upload.info.get_mut();
@@ -88,7 +89,7 @@ pub(super) fn new_upload(
     upload
 }
 
-/// Opens an upload that is there: a staged one, one that another process writes, or a receipt.
+/// Opens an existing upload: a staged one, one that another process writes, or a receipt.
 pub(in crate::fs) fn open(fs: &ImageFs, caller: Caller, node: NodeId, open: OpenMode) -> Result<Opened> {
     let writes = open.writes;
     let upload = match node {
@@ -112,7 +113,7 @@ pub(in crate::fs) fn open(fs: &ImageFs, caller: Caller, node: NodeId, open: Open
                         if open.truncates {
                             truncate(fs, caller, &upload, 0)?;
                         }
-                        // Not while the last one to have it open lets go of it.
+                        // The lock keeps this from happening while the last writer releases the upload.
                         let state = upload.state.lock();
                         fs.uploads.by_number(number).filter(|u| Arc::ptr_eq(u, &upload)).ok_or_else(stale)?;
                         upload.writers.fetch_add(1, Ordering::AcqRel);
@@ -128,7 +129,7 @@ pub(in crate::fs) fn open(fs: &ImageFs, caller: Caller, node: NodeId, open: Open
     Ok(Opened::Direct(fs.open_handle(Handle::Upload { upload, writes })))
 }
 
-/// Opens the receipt of a version: as it is, or for a new upload in its place.
+/// Opens the receipt of a version, either as it is or for a new upload in its place.
 fn open_receipt(fs: &ImageFs, caller: Caller, serial: u32, open: OpenMode) -> Result<Arc<Upload>> {
     let (place, name, size, mode, mtime, facts) = {
         let model = fs.store.catalog.read();
@@ -164,7 +165,7 @@ fn open_receipt(fs: &ImageFs, caller: Caller, serial: u32, open: OpenMode) -> Re
     })
 }
 
-/// `write(2)` to an upload. Answered when there is room for more.
+/// `write(2)` to an upload. The answer comes when there is room for more.
 pub(in crate::fs) fn write(
     fs: &Arc<ImageFs>,
     caller: Caller,
@@ -174,7 +175,7 @@ pub(in crate::fs) fn write(
     reply: Reply<u32>,
 ) {
     let Some(mut state) = upload.state.try_lock() else {
-        // It is being judged, for another descriptor: wait for that elsewhere.
+        // The upload is being judged for another descriptor, so another thread waits for that.
         let (upload, data) = (upload.clone(), data.to_vec());
         return fs.offload(reply, move |fs| {
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
@@ -228,8 +229,8 @@ pub(super) fn take_write(
     }
 }
 
-/// Brings the upload into the phase that takes this write. Streaming data is pushed by the caller, all
-/// other is kept here.
+/// Brings the upload into the phase that takes this write. The caller pushes streaming data. All other
+/// data is stored here.
 pub(super) fn prepare_write(
     fs: &ImageFs,
     upload: &Upload,
@@ -253,7 +254,7 @@ pub(super) fn prepare_write(
             }
             Phase::Empty if offset == 0 => state.phase = Phase::Head(Vec::new()),
             Phase::Head(head) if offset == head.len() as u64 => {
-                // What was collected, with the new bytes, may be enough to tell.
+                // The collected bytes, together with the new ones, may be enough to tell.
                 let all = [head.as_slice(), data].concat();
                 match upload.recognises(&all) {
                     Some(true) => {
@@ -270,7 +271,7 @@ pub(super) fn prepare_write(
                         *head = all;
                         return Ok(());
                     }
-                    // It may be metadata.json in the making.
+                    // It may be the start of a new metadata.json.
                     Some(false) if stream::begins_a_document(upload, &all) => {
                         stream::begin_spool(fs, upload, state)?
                     }
@@ -306,7 +307,8 @@ pub(super) fn prepare_write(
     }
 }
 
-/// A write without truncation over a receipt goes on with what was there, if that can be made: `tar -r`.
+/// Begins a write without truncation over a receipt with the old content, if imgfs can make that: `tar
+/// -r`.
 pub(super) fn seed(fs: &ImageFs, upload: &Upload, state: &mut State, before: Before) -> Result<()> {
     if !receipt::came_plain(fs, before.version) {
         return Err(Error::Unsupported {
@@ -333,7 +335,7 @@ pub(super) fn seed(fs: &ImageFs, upload: &Upload, state: &mut State, before: Bef
 /// is published. `Again` if it has failed; `OverLimit`, `Stopping`, `Io`. Over a receipt `Unsupported` if
 /// its bytes are not kept, `NotFound`, `Corrupt`.
 pub(in crate::fs) fn truncate(fs: &ImageFs, caller: Caller, upload: &Arc<Upload>, size: u64) -> Result<()> {
-    // The last write may have been answered a moment before it let go.
+    // The last write may have been answered shortly before it released the lock.
     let locked = upload.state.try_lock_for(SETTLING);
     let Some(mut state) = locked else { return Err(Error::UploadBusy { name: upload.name() }) };
     cut(fs, upload, &mut state, size)

@@ -1,4 +1,4 @@
-//! Between what fuser says and what imgfs says: callers, nodes, attributes, errors.
+//! Converts between fuser's types and imgfs's: callers, nodes, attributes, errors.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,8 +13,8 @@ pub fn errno(e: &Error) -> Errno {
     Errno::from_i32(e.errno())
 }
 
-/// For a node whose name was just found: if it is gone, the kernel is to look the name up again, which it
-/// does once.
+/// The errno for a node whose name was just found. If the node is gone, ESTALE makes the kernel look up
+/// the name again, once.
 pub fn errno_of_node(e: &Error) -> Errno {
     if matches!(e, Error::NotFound { .. }) { Errno::ESTALE } else { errno(e) }
 }
@@ -23,7 +23,7 @@ pub fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
-/// The node that the kernel means by an inode's number.
+/// The node that the kernel means by an inode number.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub fn file_type(format: u32) -> FileType {
 
 pub fn file_attr(attr: &Attr) -> FileAttr {
     let kind = file_type(attr.mode);
-    // Never from what is shared or compressed: tools guess holes from it.
+    // Blocks are never computed from shared or compressed data, because tools guess holes from them.
     let blocks = match kind {
         FileType::RegularFile | FileType::Directory => attr.data.div_ceil(4096) * 8,
         _ => 0,
@@ -91,12 +91,13 @@ pub fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// FUSE carries 32 bits: 12 of the major, 20 of the minor number, as the kernel's new_encode_dev packs them.
+/// FUSE carries 32 bits: 12 for the major and 20 for the minor number, packed as in the kernel's
+/// new_encode_dev.
 pub fn device_number((major, minor): (u32, u32)) -> u32 {
     minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12
 }
 
-/// How long a name, or attributes, may be believed.
+/// How long the kernel may cache a name, or attributes.
 pub fn lasting(attr: &Attr, yes: bool) -> Duration {
     match NodeId::from_ino(attr.ino) {
         _ if !yes => Duration::ZERO,
