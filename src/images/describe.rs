@@ -62,7 +62,7 @@ pub fn image(model: &Model, image: &Image) -> Value {
     document
 }
 
-/// Danube's word for what runs in an image: a virtual machine or a zone, of which system.
+/// Danube's name for what runs in an image: a virtual machine or a zone, and the system in it.
 /// Source: esdc-ce, vms/models/vm.py, OSTYPE. Names of distributions are those of os-release(5).
 fn os_type(os: &str, kind: &str) -> Option<&'static str> {
     const BSD: &[&str] = &["bsd", "freebsd", "openbsd", "netbsd", "dragonfly"];
@@ -82,8 +82,8 @@ fn os_type(os: &str, kind: &str) -> Option<&'static str> {
     })
 }
 
-/// What an image's metadata.json says of a version. `uuid` and `fingerprint` are there for those that have
-/// one.
+/// What an image's metadata.json says about a version. `uuid` and `fingerprint` only appear for
+/// versions that have one.
 fn listed_version(model: &Model, v: &Version) -> Value {
     let mut entry = object([
         ("number", v.number.into()),
@@ -101,8 +101,8 @@ fn listed_version(model: &Model, v: &Version) -> Value {
     entry
 }
 
-/// An image as `imgfs ls` gets it: its metadata.json, and of each version also the sha256s that it is known
-/// by, and who uses it.
+/// An image as `imgfs ls` gets it. It is the image's metadata.json; each version also lists its known
+/// sha256s and its users.
 pub fn listed(model: &Model, of: &Image) -> Value {
     let mut document = image(model, of);
     for (entry, version) in
@@ -116,8 +116,8 @@ pub fn listed(model: &Model, of: &Image) -> Value {
     document
 }
 
-/// The fields that IMGAPI and Danube have more, of images that come with a manifest, or of which somebody has
-/// set one.
+/// The additional fields of IMGAPI and Danube. They appear for images that come with a manifest, or if
+/// somebody has set one of them.
 fn add_manifest(document: &mut Value, editable: &Editable, newest: Option<&Version>) {
     let text = newest.map(|v| v.facts.manifest.as_str()).unwrap_or_default();
     let manifest =
@@ -146,7 +146,7 @@ fn labels_of(model: &Model, version: &Version) -> Value {
         .collect()
 }
 
-/// A version's metadata.json. `stale` are the leases that hold nothing.
+/// A version's metadata.json. `stale` are the leases that no longer count.
 pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32>) -> Value {
     let f = &version.facts;
     let kept = match &f.kept {
@@ -205,7 +205,7 @@ pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32
         ("aliases", aliases.collect()),
         ("used_by", used_by.collect()),
     ]);
-    // Only of what has them: most versions are the tar of a rootfs.
+    // Only versions that have these show them: most versions are the tar of a rootfs.
     let mut add = |key: &str, there: bool, value: Value| {
         if there {
             document[key] = value;
@@ -224,9 +224,9 @@ pub fn version(model: &Model, version: &Version, cost: Cost, stale: &HashSet<u32
     document
 }
 
-/// Makes of an image what a new text of its metadata.json says, and of its aliases, which are given back.
+/// Applies a new text of metadata.json to an image. Returns the aliases of the image that it changes.
 ///
-/// A key that is left out stays; null clears it.
+/// A missing key stays as it is; null clears it.
 ///
 /// # Errors
 ///
@@ -243,11 +243,11 @@ pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Al
     for (key, value) in &new {
         match current.get(key) {
             Some(old) if key == "aliases" && old != value => aliases = edit_aliases(model, of, value)?,
-            // Not shown, because nobody has set it.
+            // The key does not show because nobody has set it.
             None if imgapi::EDITABLE.contains(&key.as_str()) => set(of, by, key, value)?,
             None => return Err(bad(format!("{key:?} is no known key"))),
             Some(old) if old == value => {}
-            // It may be newer than what was read.
+            // The value may be newer than the text that the editor has read.
             Some(_) if key == "last_used_at" => {}
             Some(_) if is_editable(key) => set(of, by, key, value)?,
             Some(_) => {
@@ -260,7 +260,8 @@ pub fn edit(model: &Model, of: &mut Image, by: By, text: &[u8]) -> Result<Vec<Al
     Ok(aliases)
 }
 
-/// The aliases whose descriptions a new list changes. Which there are, and what they lead to, links say.
+/// The aliases whose descriptions the new list changes. links.rs decides which aliases exist, and what
+/// they lead to.
 fn edit_aliases(model: &Model, of: &Image, list: &Value) -> Result<Vec<Alias>> {
     let all = model.aliases_of(of.serial);
     let described = |a: &&Alias| {
@@ -275,8 +276,8 @@ fn edit_aliases(model: &Model, of: &Image, list: &Value) -> Result<Vec<Alias>> {
     Ok(new)
 }
 
-/// Changes one editable key from text, as an extended attribute does: `description`, `properties.KEY`, or an
-/// alias's description, `aliases.NAME`. Nothing clears it.
+/// Changes one editable key from text, as an extended attribute does: `description`, `properties.KEY`,
+/// or an alias's description, `aliases.NAME`. An empty text clears it.
 ///
 /// # Errors
 ///
@@ -297,13 +298,13 @@ pub fn edit_key(model: &Model, of: &mut Image, by: By, key: &str, value: &str) -
     } else if key == "tags" {
         editable.tags = value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
     } else {
-        // Words for what is no text in JSON.
+        // These keys take words for values that are not text in JSON.
         let value = match (key, value) {
             ("immutable", "true" | "yes" | "1") => true.into(),
             ("immutable", "false" | "no" | "0" | "") => false.into(),
             ("keep_versions", "") => Value::Null,
             (key, "") if imgapi::EDITABLE.contains(&key) => Value::Null,
-            // Anything but text stands there as JSON.
+            // Here any value but text is written as JSON.
             (key, value) if imgapi::EDITABLE.contains(&key) => {
                 serde_json::from_str(value).unwrap_or_else(|_| value.into())
             }

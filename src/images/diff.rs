@@ -1,5 +1,5 @@
-//! cat web/2/changes, imgfs diff web/1 web/2: what differs between two trees. No content is read: equal bytes
-//! are one blob.
+//! cat web/2/changes, imgfs diff web/1 web/2: what differs between two trees. No content is read,
+//! because equal bytes are one blob.
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;
@@ -17,10 +17,11 @@ use crate::tree::{Bytes, Node, NodeIndex, NodeKind, ROOT, Tree};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     pub change: What,
-    /// Below the version's directory: `rootfs/etc/motd`. A backslash is two, bytes that are no UTF-8 are
-    /// `\\xff` each.
+    /// The path below the version's directory: `rootfs/etc/motd`. A backslash is doubled; each byte that is
+    /// not UTF-8 is `\\xff`.
     pub path: String,
-    /// Bytes of the file or of the symlink's target, 0 of anything else; none where it is not there.
+    /// The size of the file or of the symlink's target, 0 for anything else. `None` on the side where the
+    /// path does not exist.
     pub before: Option<u64>,
     pub after: Option<u64>,
 }
@@ -37,15 +38,15 @@ pub enum What {
 struct Pair<'t> {
     old: &'t Tree,
     new: &'t Tree,
-    /// Whether the files that recipes make, of the same name, are the same.
+    /// Whether files of the same name that recipes make are the same.
     same_made: bool,
 }
 
-/// A path still to be looked at, and what is there in the one and in the other.
+/// A path still to compare, with its nodes in the old and in the new tree.
 type Place = (Vec<u8>, Option<NodeIndex>, Option<NodeIndex>);
 
-/// What differs between two versions of a store, in the order of the paths. Times alone do not count, nor
-/// what is only stored in another way.
+/// What differs between two versions of a store, ordered by path. Differences only in times, or only in
+/// how content is stored, do not count.
 ///
 /// # Errors
 ///
@@ -61,7 +62,7 @@ impl Pair<'_> {
     fn differences(&self) -> Result<Vec<Difference>> {
         let mut found = Vec::new();
         let root = |tree: &Tree| tree.has_rootfs().then_some(ROOT);
-        // Taken from the end: what lies beside rootfs, then rootfs.
+        // Paths are taken from the end: first what lies beside rootfs, then rootfs.
         let mut todo: Vec<Place> = vec![(b"rootfs".to_vec(), root(self.old), root(self.new))];
         self.below(b"", (self.old, self.old.beside()), (self.new, self.new.beside()), &mut todo)?;
         while let Some((path, old, new)) = todo.pop() {
@@ -83,7 +84,7 @@ impl Pair<'_> {
                 found.push(Difference { change, path, before: before.map(size), after: after.map(size) });
             };
             match (&a, &b) {
-                // A file became a directory, say: one goes, another comes.
+                // For example, a file became a directory: one is removed, the other added.
                 (Some(a), Some(b)) if std::mem::discriminant(&a.kind) != std::mem::discriminant(&b.kind) => {
                     tell(Some(a), None);
                     tell(None, Some(b));
@@ -98,7 +99,7 @@ impl Pair<'_> {
         Ok(found)
     }
 
-    /// Puts the entries of two directories on top of what is to be done, the first by name last.
+    /// Puts the entries of two directories on top of the stack, the first by name last.
     fn below(
         &self,
         path: &[u8],
@@ -151,7 +152,7 @@ impl Pair<'_> {
     }
 }
 
-/// A path as text that says which one it is.
+/// A path as text from which the bytes can be told.
 fn readable(path: &[u8]) -> String {
     let mut text = String::new();
     for chunk in path.utf8_chunks() {
@@ -163,7 +164,8 @@ fn readable(path: &[u8]) -> String {
     text
 }
 
-/// A line each, fields between tabs: what, bytes before and after (`-`: it was, or is, not there), path.
+/// One line for each difference, fields separated by tabs: what, size before and after (`-` if it does
+/// not exist), path.
 pub fn text(differences: &[Difference]) -> String {
     let mut text = String::new();
     let size = |size: Option<u64>| size.map_or_else(|| "-".into(), |n| n.to_string());
@@ -178,8 +180,8 @@ pub fn text(differences: &[Difference]) -> String {
     text
 }
 
-/// What differs between two versions that are called as links in the root call them: `web/1`, `web`, an
-/// alias.
+/// What differs between two versions. Their names are those that a link in the root may have as a
+/// target: `web/1`, `web`, an alias.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! cat web/1/rootfs.tar, image.tar, disk.raw: made bit for bit from a recipe and the blobs; and ranges of
-//! sparse files.
+//! cat web/1/rootfs.tar, image.tar, disk.raw: files that are made bit for bit from a recipe and blobs.
+//! Also ranges of sparse files.
 
 use std::collections::HashMap;
 
@@ -13,17 +13,17 @@ use crate::store::Store;
 use crate::tree::recipe::{Cursor, Piece};
 use crate::tree::{Bytes, Node, NodeKind, Tree};
 
-/// Where a reader of a file that a recipe makes stands: of rootfs.tar, or of a disk image.
+/// The position of a reader in a file that a recipe makes, such as rootfs.tar or a disk image.
 #[derive(Default)]
 pub struct RecipeReader {
-    /// By the number of the recipe: one may be made of others.
+    /// By the number of the recipe, because a recipe may use others.
     cursors: HashMap<u32, Cursor>,
     buf: ReadBuf,
 }
 
 impl RecipeReader {
-    /// Appends up to `len` bytes of what recipe `number` makes, from `offset` on, to `out`; less only at its
-    /// end.
+    /// Appends up to `len` bytes of what recipe `number` makes, from `offset` on, to `out`. It gives less
+    /// only at the end.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl RecipeReader {
                 Piece::Inline => out.extend_from_slice(inline),
                 Piece::Blob { id, offset, len } => append_blob(store, id, offset, len, &mut self.buf, out)?,
                 Piece::Hole { len } => out.resize(out.len() + memory(len)?, 0),
-                // Upward only, so that it ends.
+                // A recipe may only use recipes with higher numbers, so this recursion ends.
                 Piece::Recipe { number: nested, offset, len } if nested > number => {
                     let (before, len) = (out.len(), memory(len)?);
                     self.read(store, tree, nested, offset, len, out)?;
@@ -69,7 +69,7 @@ impl RecipeReader {
     }
 }
 
-/// Readers of one open file: as many as read at the same time, each where it stands.
+/// The readers of one open file. There are as many as read at the same time, each with its position.
 #[derive(Default)]
 pub struct RecipeReaders {
     idle: Mutex<Vec<RecipeReader>>,
@@ -111,7 +111,7 @@ pub fn sha256(store: &Store, tree: &Tree, recipe: u32) -> Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Gives all that a recipe makes to `take`, in order: where a piece begins, and its bytes.
+/// Passes all that a recipe makes to `take`, in order: the offset of a piece, and its bytes.
 ///
 /// # Errors
 ///
@@ -139,7 +139,7 @@ pub fn replay(
     Ok(())
 }
 
-/// A length that a caller of `read` asked for, at most.
+/// Converts a length. It is never more than a caller of `read` asked for.
 fn memory(len: u64) -> Result<usize> {
     usize::try_from(len).map_err(|_| Error::OverLimit { what: "a read".into(), limit: "memory".into() })
 }
@@ -219,7 +219,7 @@ pub fn read_file(
     Ok(())
 }
 
-/// SEEK_DATA and SEEK_HOLE in a file of a tree: the offset found, or nothing past the last data.
+/// SEEK_DATA and SEEK_HOLE in a file of a tree. Returns the offset found, or `None` past the last data.
 ///
 /// # Errors
 ///

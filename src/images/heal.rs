@@ -1,5 +1,5 @@
-//! Journey 1, cp in, of what is there and damaged: content is stored anew under its id (`blob/writer.rs`),
-//! and here a version gets the tree back that a good copy of its tarball makes.
+//! Journey 1, cp in, of an image that is damaged in the store. `blob/writer.rs` stores content anew
+//! under its id. Here a version gets back the tree that a good copy of its tarball makes.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::fault;
 use crate::store::Store;
 use crate::store::trees::key_of;
 
-/// Whether anything of a version is known to be damaged.
+/// Whether any part of a version is known to be damaged.
 pub fn is_damaged(store: &Store, serial: u32) -> bool {
     match store.tree(serial) {
         Err(e) => e.is_damage(),
@@ -19,7 +19,7 @@ pub fn is_damaged(store: &Store, serial: u32) -> bool {
     }
 }
 
-/// Whether a version's tree is of no use any more: it cannot be read, or names content whose record is lost.
+/// Whether a version's tree is useless: it cannot be read, or names content whose record is lost.
 fn needs_tree(store: &Store, serial: u32) -> bool {
     match store.tree(serial) {
         Err(e) => e.is_damage(),
@@ -30,15 +30,15 @@ fn needs_tree(store: &Store, serial: u32) -> bool {
     }
 }
 
-/// Whether two versions have the same trees: all that came with them is the same.
+/// Whether two versions have the same tree, because all that came with them is the same.
 fn are_twins(a: &Version, b: &Version) -> bool {
     let (a, b) = (&a.facts, &b.facts);
     (&a.digest, &a.image_digest, &a.fingerprint, &a.uuid)
         == (&b.digest, &b.image_digest, &b.fingerprint, &b.uuid)
 }
 
-/// Gives the tree of `good`, a version or what was just made, to every version that came as the same bytes
-/// and whose own tree is lost. Gives their names.
+/// Gives a good tree to every version that came as the same bytes and has lost its own. The tree is
+/// that of `good`, or was just made. Returns the names of those versions.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
     std::fs::copy(tree, &copy).map_err(Error::io("copy", tree))?;
     std::fs::File::open(&copy).and_then(|file| file.sync_all()).map_err(Error::io("sync", &copy))?;
     fault::reached("heal.copied");
-    // Others may be packed against the one that was there.
+    // Other trees may be packed against the old one.
     store.drop_tree(&path)?;
     fault::reached("heal.dropped");
     store.blobs.backend().put(&copy, &key_of(&path))?;
@@ -70,7 +70,7 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
     store.blobs.backend().sync(Shelf::Trees)?;
     let serial = version.serial;
     store.catalog.commit(|txn| {
-        // It may have been deleted meanwhile; then the file is one too many.
+        // If the version was deleted meanwhile, the file is a leftover.
         if let Some(now) = txn.model.versions.get(&serial) {
             txn.put(Row::Version(Version { tree: digest, ..now.clone() }.into()));
         }
@@ -79,7 +79,7 @@ fn replace_tree(store: &Store, version: Version, tree: &Path, digest: Digest) ->
     store.tree_was_replaced(serial)
 }
 
-/// Finds what every version that reads badly needs, in versions that read well. For fsck --repair.
+/// Heals versions that cannot be read from versions that can. For fsck --repair.
 ///
 /// # Errors
 ///

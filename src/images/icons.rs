@@ -1,4 +1,4 @@
-//! cp icon.png MNT/web/icon.png: the picture of an image, as IMGAPI has one.
+//! cp icon.png MNT/web/icon.png: the icon of an image, as in IMGAPI.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::images::rules::{live_image, refuse_immutable};
 use crate::store::Store;
 
-/// Bytes that an icon may have; IMGAPI's bound.
+/// The largest size of an icon, in bytes. This is IMGAPI's bound.
 pub const ICON_MAX: usize = 128 << 10;
 
-/// What an icon is drawn in.
+/// The format of an icon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Png,
@@ -24,7 +24,7 @@ impl Form {
     const ALL: [(&'static str, Form); 3] =
         [("icon.png", Form::Png), ("icon.jpg", Form::Jpeg), ("icon.svg", Form::Svg)];
 
-    /// The form that a file of this name in an image has.
+    /// The form of the icon file with this name.
     pub fn of_name(name: &[u8]) -> Option<Form> {
         Form::ALL.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, form)| *form)
     }
@@ -38,13 +38,13 @@ impl Form {
         match self {
             Form::Png => bytes.starts_with(b"\x89PNG\r\n\x1a\n"),
             Form::Jpeg => bytes.starts_with(b"\xff\xd8\xff"),
-            // XML before it may say anything.
+            // Any XML may come before the svg element.
             Form::Svg => std::str::from_utf8(bytes).is_ok_and(|text| text.contains("<svg")),
         }
     }
 }
 
-/// The prefix of the settings that icons are kept under.
+/// The prefix of the settings that store icons.
 const ICON: &str = "icon.";
 
 fn key(image: u32) -> String {
@@ -67,7 +67,7 @@ pub fn bytes(model: &Model, image: u32) -> Option<Vec<u8>> {
     STANDARD.decode(row(model, image)?.1).ok()
 }
 
-/// Gives an image an icon, in place of one that it has.
+/// Sets the icon of an image, and replaces an old one.
 ///
 /// # Errors
 ///
@@ -107,7 +107,7 @@ fn change(store: &Store, image: u32, value: Option<String>) -> Result<()> {
     })
 }
 
-/// The image is gone for good, and its icon with it.
+/// Removes the icon of an image that is gone for good.
 pub(crate) fn forget(txn: &mut Transaction<'_>, image: u32) {
     if txn.model.settings.contains_key(&key(image)) {
         txn.put(Row::Setting { key: key(image), value: None });

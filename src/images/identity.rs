@@ -1,9 +1,9 @@
-//! A version's uuid is its own, and its origin is there.
+//! A version's uuid must be unique, and its origin must exist.
 
 use crate::catalog::Model;
 use crate::error::{Error, Result};
 
-/// What a manifest asks of the store: its uuid is new, its origin is there.
+/// Checks what a manifest needs: its uuid is new, and its origin exists.
 ///
 /// # Errors
 ///

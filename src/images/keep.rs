@@ -1,9 +1,9 @@
-//! Uploads that can be had as they came: kept in pieces, or, once that is proved to give the same bytes, made
-//! again.
+//! Uploads that imgfs can give back as they came. They are kept in pieces, or made again once that is
+//! proved to give the same bytes.
 //!
-//! `keep_upload` of an image, or of the mount, says which: `never`, `always`, or `exact`: kept until a
-//! background job has found parameters with which compressing the content again gives the same bytes; then
-//! only those stay.
+//! `keep_upload` of an image, or of the store, says which: `never`, `always` or `exact`. With `exact`
+//! an upload is kept until a background job has found parameters for compressing the content to the
+//! same bytes. Then only those parameters stay.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -23,28 +23,28 @@ use crate::store::Store;
 use crate::store::trees::key_of;
 use crate::tree::{Bytes, NodeKind, Tree};
 
-/// Bytes of an upload's beginning that tell how it may have been made.
+/// How many bytes of an upload's beginning show how it may have been compressed.
 const HEAD: usize = 64 * 1024;
 /// The recipe in the tree of a kept upload.
 pub const RECIPE: u32 = 1;
 
-/// What is kept of an upload.
+/// Which uploads are kept.
 #[derive(Clone, Copy)]
 pub struct Policy {
     pub upload: KeepUpload,
-    /// An LXD image is kept even where others are not: by the digest of its upload it goes out again.
+    /// An LXD image is kept even if others are not, because clients ask for it by the digest of its upload.
     pub lxd: bool,
 }
 
 impl Policy {
-    /// The same for an upload whose digest was announced.
+    /// The policy for an upload whose digest was announced.
     pub fn announced(self) -> Policy {
         Policy { upload: self.upload.of_announced(), ..self }
     }
 }
 
-/// What is kept of uploads into an image: what comes with the upload says it, else the image, else the mount.
-/// LXD images are kept unless one of the first two says `never`.
+/// Which uploads into an image are kept: what came with the upload decides, else the image, else the
+/// store. LXD images are kept unless one of the first two says `never`.
 pub fn policy(store: &Store, image: Option<u32>, said: Option<KeepUpload>) -> Policy {
     let model = store.catalog.read();
     let own = said.or_else(|| model.images.get(&image?)?.editable.keep_upload);
@@ -59,10 +59,10 @@ pub fn name(version: &Version) -> Option<String> {
     Some(if taken { format!("upload-{name}") } else { name.clone() })
 }
 
-/// What else a version has beside its rootfs that is stored as it came.
+/// Other files beside the rootfs of a version that are stored as they came.
 const PARTS: &[&[u8]] = &[b"metadata.yaml", b"disk.qcow2", b"rootfs.squashfs"];
 
-/// The metadata tarball of a split LXD image: its name in the version, where it lies, its bytes.
+/// The metadata tarball of a split LXD image: its name in the version, its blob, its size.
 ///
 /// # Errors
 ///
@@ -82,7 +82,7 @@ pub fn metadata_tarball(tree: &Tree) -> Result<Option<(String, BlobId, u64)>> {
     Ok(None)
 }
 
-/// The name of the file in a version that is the upload as it came, made or kept.
+/// The name of the file in a version that equals the upload as it came, made or kept.
 ///
 /// # Errors
 ///
@@ -106,8 +106,8 @@ pub fn came_as(store: &Store, version: &Version) -> Result<String> {
         .map_or_else(|| "rootfs.tar".into(), |(name, _)| name))
 }
 
-/// Takes the next upload that should only stay if it cannot be made again, and finds out. False if there is
-/// none.
+/// Takes the next upload that stays only if it cannot be made again, and tries to make it. False if
+/// there is none.
 ///
 /// # Errors
 ///
@@ -118,7 +118,7 @@ pub fn prove_next(store: &Store) -> Result<bool> {
         let waiting = |v: &&Version| {
             matches!(v.facts.kept, Some(Kept::Stored { tried: false, .. })) && model.is_live(v)
         };
-        // By its digest an LXD image is known, as if that had been announced.
+        // An LXD image is known by its digest, so it counts as announced.
         let announced = |v: &Version| !v.facts.manifest.is_empty() || v.facts.format == "lxd";
         model.all_versions().filter(waiting).map(|v| (v.serial, v.image, announced(v))).collect::<Vec<_>>()
     };
@@ -136,7 +136,7 @@ pub fn prove_next(store: &Store) -> Result<bool> {
     let found = find_method(store, serial, &job).inspect_err(|e| job.end(&format!("failed: {e}")))?;
     let method = found.clone();
     let changed = store.catalog.commit(|txn| {
-        // It may have been deleted meanwhile.
+        // The version may have been deleted meanwhile.
         let Some(mut version) = txn.model.versions.get(&serial).cloned() else { return Ok(None) };
         version.facts.kept = match (version.facts.kept, method) {
             (Some(_), Some(method)) => Some(Kept::Made { method }),
@@ -187,7 +187,7 @@ fn find_method(store: &Store, serial: u32, job: &crate::base::journal::Job) -> R
     Ok(None)
 }
 
-/// Compresses what was uploaded again.
+/// Compresses the content of an upload again.
 fn make(store: &Store, serial: u32, method: &Method, out: impl Write) -> Result<()> {
     let slot = store.tree(serial)?;
     let recipe = {
@@ -201,12 +201,12 @@ fn make(store: &Store, serial: u32, method: &Method, out: impl Write) -> Result<
     compressor.finish().map(drop).map_err(failed)
 }
 
-/// Makes an upload again, into a file without a name.
+/// Makes an upload again, in a file without a name.
 ///
 /// # Errors
 ///
-/// `Corrupt` if other bytes come out than came in: then this program has another library than the one
-/// that proved it.
+/// `Corrupt` if the bytes differ from those that came in. Then this program has another library than
+/// the one that proved it.
 pub fn remake(store: &Store, serial: u32, method: &Method) -> Result<File> {
     let path = store.dir.join("staging").join(format!("remade-{serial}-{}", crate::base::name::new_id()?));
     let file = File::options()
@@ -245,7 +245,7 @@ impl Write for &mut Hashing<'_> {
     }
 }
 
-/// Takes bytes as long as they are those of the kept upload.
+/// Accepts bytes as long as they equal those of the kept upload.
 struct Comparer<'s> {
     store: &'s Store,
     kept: &'s Tree,

@@ -1,4 +1,4 @@
-//! ln -s 1 MNT/web/@22.04.5: version strings, as IMGAPI and Danube Cloud have them.
+//! ln -s 1 MNT/web/@22.04.5: version strings, as in IMGAPI and Danube Cloud.
 
 use crate::base::clock::now;
 use crate::base::name::NAME_MAX;
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::images::rules::{live_image, live_version, not_found, refuse_immutable};
 use crate::store::Store;
 
-/// A label on a version; with `moves`, one that is on another is taken from it.
+/// Puts a label on a version. With `moves`, it may be taken from another version.
 ///
 /// # Errors
 ///
@@ -21,7 +21,7 @@ pub fn put(store: &Store, image: u32, name: &str, number: u32, moves: bool) -> R
     })
 }
 
-/// The same as a part of another change. A label whose version is in the trash is free.
+/// Puts a label as a part of another change. A label whose version is in the trash is free.
 ///
 /// # Errors
 ///
@@ -39,7 +39,7 @@ pub fn put_row(txn: &mut Transaction<'_>, image: u32, name: &str, number: u32, m
     Ok(())
 }
 
-/// `rm MNT/web/@22.04.5`: into the trash, as `web.@22.04.5`.
+/// `rm MNT/web/@22.04.5` moves the label into the trash, as `web.@22.04.5`.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub fn drop_label(store: &Store, image: u32, name: &str) -> Result<()> {
     })
 }
 
-/// `mv MNT/web/@a MNT/web/@b`; one that is there is replaced, as by any mv.
+/// `mv MNT/web/@a MNT/web/@b` replaces an existing label `@b`, as any mv does.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub fn rename(store: &Store, image: u32, from: &str, to: &str) -> Result<()> {
     })
 }
 
-/// Checks the name of a label, given without its `@`. A slash is written as in names of images.
+/// Checks the name of a label without its `@`. A slash is written as in image names.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! setfattr -n user.imgfs.expires_unused -v 10d MNT/web: when somebody last used an image.
 //!
-//! An opened file and a lease are noted in memory, which costs nothing on disk. The row of an image that has
-//! `expires_unused` is told once an hour at most, and at the end of the daemon; one that is killed forgets
-//! that much.
+//! Opening a file, or holding a lease, is noted in memory, which costs nothing on disk. If the image
+//! has `expires_unused`, its row is updated at most once an hour, and when the daemon ends. A daemon
+//! that is killed loses that much.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::catalog::{Image, Model, Row, Rules};
 use crate::error::Result;
 use crate::store::Store;
 
-/// A version is used now.
+/// Notes that a version is used now.
 pub fn note(store: &Store, version: u32) {
     store.used.lock().insert(version, now());
 }
 
-/// Since when nobody has used an image, as far as is known: since it was made, last updated or edited, opened
-/// or leased.
+/// Since when nobody is known to have used an image: the time when it was last made, updated, edited,
+/// opened or leased.
 pub fn idle_since(store: &Store, model: &Model, image: &Image) -> i64 {
     let uploads = model.versions_of(image.serial).map(|version| version.created_at);
     let used = store.used.lock();
@@ -27,7 +27,8 @@ pub fn idle_since(store: &Store, model: &Model, image: &Image) -> i64 {
     known.chain(uploads).chain(noted).max().unwrap_or(i64::MAX)
 }
 
-/// Has the rows of images that go when nobody uses them say when they were used, where that is `least` newer.
+/// Saves the last use in the rows of images that expire without use, if it is newer than the saved one
+/// by `least`.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! touch MNT/web/1/used_by/app7: who uses a version, so that it is not deleted under them.
+//! touch MNT/web/1/used_by/app7: who uses a version, so that nobody deletes it meanwhile.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::store::Store;
 /// The longest text of a lease, in bytes.
 pub const TEXT_MAX: usize = 4096;
 
-/// A new lease. Gives its serial.
+/// Adds a lease. Returns its serial.
 ///
 /// # Errors
 ///
@@ -43,7 +43,7 @@ pub fn add(store: &Store, version: u32, name: &[u8], facts: LeaseFacts) -> Resul
     })
 }
 
-/// A lease's text, owner, mode or time.
+/// Changes a lease's text, owner, mode or time.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ pub fn change(store: &Store, serial: u32, work: impl FnOnce(&mut LeaseFacts)) ->
     })
 }
 
-/// `rm`: the lease ends.
+/// `rm` ends the lease.
 ///
 /// # Errors
 ///
@@ -78,8 +78,8 @@ pub fn expired(store: &Store) -> Vec<(u32, String)> {
     over.map(|l| (l.serial, format!("{}/used_by/{}", store.path_of(&model, l.version), l.name))).collect()
 }
 
-/// Leases that hold nothing: those whose path is not there for their owner. It looks at users' paths: not
-/// from an event loop, and not while the catalog is held.
+/// Leases that no longer count, because their path does not exist for their owner. This looks at users'
+/// paths, so it must not run in an event loop, or while the catalog is held.
 pub fn stale(leases: impl IntoIterator<Item = Lease>) -> HashSet<u32> {
     let is = |lease: &Lease| {
         let f = &lease.facts;
@@ -90,14 +90,14 @@ pub fn stale(leases: impl IntoIterator<Item = Lease>) -> HashSet<u32> {
     leases.into_iter().filter(is).map(|lease| lease.serial).collect()
 }
 
-/// The symlinks among the leases of some versions, to be looked at.
+/// The symlinks among the leases of some versions, for `stale`.
 pub fn links(model: &Model, of: impl Fn(&Version) -> bool) -> Vec<Lease> {
     let there =
         |lease: &&Lease| lease.facts.target.is_some() && model.versions.get(&lease.version).is_some_and(&of);
     model.leases.values().filter(there).cloned().collect()
 }
 
-/// Refuses what would take a version from those who use it.
+/// Refuses a deletion that would take a version from its users.
 ///
 /// # Errors
 ///

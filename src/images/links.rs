@@ -1,4 +1,5 @@
-//! Journey 3, ln -sfn: what links lead to, which image is the default, of the store and of a type; aliases.
+//! Journey 3, ln -sfn: the targets of links, the default images of the store and of each type, and
+//! aliases.
 //!
 //! Each gesture is one function and one transaction.
 
@@ -16,7 +17,7 @@ use crate::store::Store;
 /// The value of a type's default while its link is hidden.
 const HIDDEN: &str = "-";
 
-/// The first image is the default, of the view if it is bound to one.
+/// Makes the first image the default. An image that is bound to a view becomes the default of the view.
 pub(crate) fn first_is_default(txn: &mut Transaction<'_>, name: &str, image: u32) {
     match txn.model.bound(name).and_then(|(view, _)| Some((view, txn.model.views.get(view)?))) {
         None if txn.model.default_image.is_none() => {
@@ -30,7 +31,7 @@ pub(crate) fn first_is_default(txn: &mut Transaction<'_>, name: &str, image: u32
     }
 }
 
-/// Refuses to take away what is default, of what is to be seen and of the whole store.
+/// Refuses to remove a default image, both among what shows and in the whole store.
 ///
 /// # Errors
 ///
@@ -40,8 +41,8 @@ pub fn refuse_default(txn: &Transaction<'_>, image: &Image) -> Result<()> {
     txn.whole.images.get(&image.serial).map_or(Ok(()), |image| refuse_default_of(txn.whole, image))
 }
 
-/// Refuses to take away the default image while there are others, or that of its type while there are others
-/// of that.
+/// Refuses to remove the default image while there are others. Also refuses to remove the default of a
+/// type while that type has others.
 ///
 /// # Errors
 ///
@@ -66,8 +67,8 @@ pub fn refuse_default_of(model: &Model, image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// `ln -sfn ../../web MNT/.imgfs/defaults/vm`; none: `rm`, as BusyBox's ln -sfn begins, and what was default
-/// stays protected.
+/// `ln -sfn ../../web MNT/.imgfs/defaults/vm`. `None` is `rm`, with which BusyBox's ln -sfn begins; the
+/// default stays protected then.
 ///
 /// # Errors
 ///
@@ -124,7 +125,8 @@ fn put_default(txn: &mut Transaction<'_>, target: LinkTarget) -> Result<()> {
     let image = target.whole_image().ok_or_else(why)?;
     refuse_hidden(live_image(txn.model, image)?)?;
     show_default(txn, image);
-    // Chosen: what was the default before it was deleted no longer is when it comes back.
+    // A new default was chosen, so an image that was the default when it was deleted does not become it
+    // again.
     for before in txn.model.images.values().filter(|image| image.rules.was_default) {
         let rules = Rules { was_default: false, ..before.rules.clone() };
         txn.put(Row::Image(Image { rules, ..before.clone() }.into()));
@@ -140,8 +142,8 @@ pub(crate) fn show_default(txn: &mut Transaction<'_>, image: u32) {
     }
 }
 
-/// `rm MNT/default`, as BusyBox's ln -sfn begins: the trash has the link. What was default stays protected
-/// until another is named.
+/// `rm MNT/default`, with which BusyBox's ln -sfn begins: moves the link into the trash. The default
+/// stays protected until another image is named.
 ///
 /// # Errors
 ///
@@ -158,7 +160,7 @@ fn put_hidden_default(txn: &mut Transaction<'_>, image: Option<u32>) {
     txn.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: Some(now().to_string()) });
 }
 
-/// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (none).
+/// `ln -sfn 1 MNT/web/default` (a number), `ln -sfn latest MNT/web/default` (`None`).
 ///
 /// # Errors
 ///
@@ -192,8 +194,8 @@ pub fn parents(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('/').map(|(at, _)| &name[..at])
 }
 
-/// Refuses a name of which a part is an alias already, or that is a directory of aliases: `centos` and
-/// `centos/6` are not both.
+/// Refuses a name if a part of it is an alias, or if it is a directory of aliases. `centos` and
+/// `centos/6` cannot both exist.
 ///
 /// # Errors
 ///
@@ -211,7 +213,7 @@ pub fn refuse_alias_path(model: &Model, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// `ln -s web MNT/jammy`, and with a name that is an alias already, `ln -sfn`. A name with slashes is one of
+/// `ln -s web MNT/jammy`, or `ln -sfn` if the name is an alias already. A name with slashes belongs to
 /// `.imgfs/aliases`.
 ///
 /// # Errors
@@ -238,14 +240,15 @@ pub fn put_alias(store: &Store, name: impl Into<AliasName>, target: LinkTarget) 
     })
 }
 
-/// What has the name again replaces what the trash has of it: else an undo would find the name taken.
+/// Drops a deleted alias from the trash once its name is used again. Otherwise a restore would find the
+/// name taken.
 fn forget_trashed_alias(txn: &mut Transaction<'_>, name: &str) {
     for old in txn.model.aliases.values().filter(|alias| alias.trashed.is_some() && alias.name == name) {
         txn.put(Row::DropAlias(old.serial));
     }
 }
 
-/// `rm MNT/jammy`: into the trash.
+/// `rm MNT/jammy` moves the alias into the trash.
 ///
 /// # Errors
 ///
@@ -259,7 +262,7 @@ pub fn drop_alias(store: &Store, serial: u32) -> Result<()> {
     })
 }
 
-/// `mv MNT/jammy MNT/lts`; over `default`, it becomes the default.
+/// `mv MNT/jammy MNT/lts`. Renaming an alias to `default` makes its image the default.
 ///
 /// # Errors
 ///
@@ -276,7 +279,7 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>
             }
             Some(name) => {
                 match txn.model.named(name.as_str()) {
-                    // Renaming over an alias replaces it, as for any file.
+                    // Renaming to the name of another alias replaces that one, as for any file.
                     Some(Named::Alias(old)) if old != serial => txn.put(Row::DropAlias(old)),
                     Some(Named::Image(_)) => return Err(taken(txn.model, name.as_str())),
                     Some(_) => {}
@@ -292,7 +295,7 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>
     })
 }
 
-/// `mv .imgfs/aliases/centos .imgfs/aliases/rhel`: all that is in it has other names, at once.
+/// `mv .imgfs/aliases/centos .imgfs/aliases/rhel` renames all aliases in the directory at once.
 ///
 /// # Errors
 ///
@@ -312,7 +315,8 @@ pub fn rename_alias_directory(store: &Store, from: &str, to: &str) -> Result<()>
     })
 }
 
-/// `mv MNT/default MNT/default.~1~`, as ln --backup does: an alias to the same image; the link is hidden.
+/// `mv MNT/default MNT/default.~1~`, as ln --backup does: makes an alias to the same image, and hides
+/// the link.
 ///
 /// # Errors
 ///

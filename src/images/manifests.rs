@@ -1,5 +1,5 @@
-//! cat MNT/web/1/manifest: the IMGAPI manifests of versions: attached to them, and shown with what was edited
-//! since.
+//! cat MNT/web/1/manifest: the IMGAPI manifests of versions. They are attached to versions, and show
+//! later edits.
 
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -19,8 +19,8 @@ use crate::images::keep;
 use crate::images::labels;
 use crate::store::Store;
 
-/// Makes a manifest that of the version whose upload it announces, if the image has such a version and can
-/// give the upload back byte for byte. False if it has none.
+/// Attaches a manifest to the version whose upload it announces. This needs a version in the image
+/// whose upload can be given back byte for byte. False if there is none.
 ///
 /// # Errors
 ///
@@ -41,7 +41,7 @@ pub fn attach(store: &Store, image: u32, manifest: &Manifest) -> Result<bool> {
     Ok(false)
 }
 
-/// The sha1 of a version's upload as it came; none where its bytes cannot be had again.
+/// The sha1 of a version's upload as it came. `None` if its bytes cannot be made again.
 fn sha1_of_upload(store: &Store, version: &Version) -> Result<Option<String>> {
     let facts = &version.facts;
     let is_there = facts.kept.is_some() || facts.compression == "none";
@@ -93,7 +93,7 @@ fn put(store: &Store, version: &Version, manifest: &Manifest, file: &File) -> Re
     })
 }
 
-/// Notes what a manifest says of a version.
+/// Records what a manifest says about a version.
 pub fn note(facts: &mut VersionFacts, manifest: &Manifest) {
     facts.manifest = manifest.text();
     facts.uuid = manifest.uuid().into();
@@ -113,7 +113,7 @@ pub fn note(facts: &mut VersionFacts, manifest: &Manifest) {
     }
 }
 
-/// The manifest of a version as it is shown: as it came, with what was edited of the image since. None if it
+/// The manifest of a version as it is shown: as it came, with later edits of the image. `None` if it
 /// has none.
 pub fn shown(model: &Model, version: &Version) -> Option<String> {
     let text = &version.facts.manifest;

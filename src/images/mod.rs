@@ -1,4 +1,4 @@
-//! What can be done to images: one gesture, one function, one transaction.
+//! Changes of images. Each gesture is one function and one transaction.
 
 pub mod describe;
 pub mod diff;

@@ -1,4 +1,4 @@
-//! ls .imgfs/by/os/ubuntu, imgfs ls os=ubuntu: which images are such.
+//! ls .imgfs/by/os/ubuntu, imgfs ls os=ubuntu: finds images by what they are.
 
 use std::collections::HashSet;
 
@@ -10,10 +10,10 @@ use crate::catalog::{Image, Model};
 use crate::images::leases;
 use crate::store::Store;
 
-/// The fewest digits of a fingerprint that a bare word may have; lxc takes any part, which finds too much.
+/// The fewest digits of a fingerprint in a bare word. lxc takes any part, which finds too much.
 const PREFIX_MIN: usize = 3;
 
-/// What images can be looked up by.
+/// The properties by which images can be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dimension {
     Os,
@@ -32,7 +32,7 @@ impl Dimension {
         ("tag", Dimension::Tag),
     ];
 
-    /// The values of an image; of most dimensions one or none.
+    /// The values of an image. For most dimensions there is at most one.
     pub fn values(self, image: &Image) -> impl Iterator<Item = &str> {
         let e = &image.editable;
         let one = match self {
@@ -46,23 +46,23 @@ impl Dimension {
         Some(one).filter(|value| !value.is_empty()).into_iter().chain(tags.iter().map(String::as_str))
     }
 
-    /// Whether a name in the tree stands for a value: an architecture goes by many.
+    /// Whether a name in the tree stands for a value. An architecture has many names.
     pub fn is_called(self, value: &str, name: &str) -> bool {
         name_of(value).as_deref() == Some(name)
             || (self == Dimension::Architecture && architecture(name) == Some(value))
     }
 }
 
-/// How a value is called in the tree, where a slash or a dot at the beginning would mean something else. None
-/// if it is too long for a name.
+/// The name of a value in the tree, where a slash or a leading dot would mean something else. `None` if
+/// it is too long for a name.
 pub fn name_of(value: &str) -> Option<String> {
     let name = value.replace('%', "%25").replace('/', "%2F");
     let name = name.strip_prefix('.').map_or(name.clone(), |rest| format!("%2E{rest}"));
     (name.len() <= NAME_MAX).then_some(name)
 }
 
-/// The images that nobody uses: no lease on any version, and no default. It looks at users' paths: not from
-/// an event loop.
+/// The images that nobody uses: no lease on any version, and no default. This looks at users' paths, so
+/// it must not run in an event loop.
 pub fn unused(store: &Store) -> HashSet<u32> {
     let stale = leases::stale(leases::links(&store.catalog.read(), |_| true));
     let model = store.catalog.read();
@@ -85,11 +85,11 @@ pub fn having<'m>(model: &'m Model, dimension: Dimension, value: &'m str) -> imp
     model.live_images().filter(has)
 }
 
-/// A filter of `imgfs ls`, as LXD has them. `KEY=VALUE` compares a key of metadata.json or a property; the
-/// key may be abbreviated, part by part between dots, and the value is a regular expression of the whole, or
-/// of a part if it has `^` or `$`. A bare word is part of the name or of an alias, an architecture, a
-/// version's uuid, or the beginning of a sha256 that a version is known by. `uuid=` compares the uuids of all
-/// versions.
+/// A filter of `imgfs ls`, as in LXD. `KEY=VALUE` compares a key of metadata.json or a property. The
+/// parts of the key between dots may be abbreviated. The value is a regular expression for the whole
+/// value, or for a part if it has `^` or `$`. A bare word is a part of the name or of an alias, an
+/// architecture, a version's uuid, or the beginning of a version's sha256. `uuid=` compares the uuids
+/// of all versions.
 pub struct Filter {
     text: String,
     pair: Option<(String, Option<Regex>, String)>,
@@ -111,7 +111,7 @@ impl Filter {
         Filter { text: text.to_owned(), pair }
     }
 
-    /// Whether an image with this metadata.json is such.
+    /// Whether an image with this metadata.json matches.
     pub fn matches(&self, image: &Value) -> bool {
         let Some((key, pattern, text)) = &self.pair else { return self.is_part(image) };
         let usual = |value: &str| {

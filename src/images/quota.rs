@@ -1,8 +1,9 @@
 //! quota=10G: what a user, or a view, may have stored.
 //!
-//! Content counts once for each who has it, unpacked, whoever else has it, too, and however it lies on the
-//! disk; trees and kept uploads count; the trash does not. Root and the owner of the store have no bound.
-//! What is bound to a view counts as its owner's and as the view's.
+//! Content counts once for each user who has it, at its unpacked size. It does not matter who else has
+//! it, or how it lies on the disk. Trees and kept uploads count; the trash does not. Root and the owner
+//! of the store have no bound. An image that is bound to a view counts both for its owner and for the
+//! view.
 
 use crate::blob::IdSet;
 use crate::catalog::{Image, Model};
@@ -11,14 +12,14 @@ use crate::store::Store;
 use crate::store::settings::{quota_of, quota_of_view};
 use crate::tree::Tree;
 
-/// Bytes and images: a bound (0: none), or what there is.
+/// Bytes and images. As a bound, 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
     pub bytes: u64,
     pub images: u64,
 }
 
-/// Whose an image counts as.
+/// The user or view for whom an image counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payer {
     User(u32),
@@ -26,13 +27,14 @@ pub enum Payer {
 }
 
 impl Payer {
-    /// Those of an image of this user's and name, as the store or the view that `store` is calls it.
+    /// The payers for an image with this owner and name. `store` is the store or the view in which the
+    /// image has that name.
     pub fn of(store: &Store, whole: &Model, uid: u32, name: &str) -> Vec<Payer> {
         let view = store.catalog.view().or_else(|| whole.bound(name).map(|(view, _)| view));
         [Payer::User(uid)].into_iter().chain(view.map(|view| Payer::View(view.to_owned()))).collect()
     }
 
-    /// What it may have.
+    /// The bound of this payer.
     pub fn bound(&self, store: &Store, whole: &Model) -> Amount {
         let (bytes, images) = match self {
             Payer::User(uid) if *uid == 0 || *uid == store.owner() => (0, 0),
@@ -58,7 +60,7 @@ impl Payer {
     }
 }
 
-/// Refuses one more image.
+/// Refuses one more image if that is over a bound.
 ///
 /// # Errors
 ///
@@ -73,7 +75,7 @@ pub fn refuse_image(store: &Store, whole: &Model, payers: &[Payer]) -> Result<()
     Ok(())
 }
 
-/// Refuses what comes back from the trash, or into a view, where it would be too much.
+/// Refuses to restore versions, or to bring them into a view, if that is over a bound.
 ///
 /// # Errors
 ///
@@ -86,7 +88,8 @@ pub fn refuse_restored(store: &Store, payers: &[Payer], versions: &[u32]) -> Res
     if trees.is_empty() { Ok(()) } else { refuse_bytes(store, payers, &trees) }
 }
 
-/// Refuses versions with these trees where they would be too much; without any, where there is no room left.
+/// Refuses versions with these trees if they are over a bound. Without trees, refuses if no room is
+/// left.
 ///
 /// # Errors
 ///
@@ -105,7 +108,7 @@ pub fn refuse_bytes(store: &Store, payers: &[Payer], new: &[&Tree]) -> Result<()
     Ok(())
 }
 
-/// The bytes of live versions that count as this one's, and of more trees.
+/// The bytes of live versions that count for this payer, and of the additional trees.
 ///
 /// # Errors
 ///
@@ -124,7 +127,7 @@ pub fn used(store: &Store, payer: &Payer, new: &[&Tree]) -> Result<u64> {
             bytes += store.blobs.record(id).map_or(0, |record| record.size);
         }
     };
-    // Deleted meanwhile; or damaged, and nobody can read what it has.
+    // The version was deleted meanwhile, or is damaged, and nobody can read its content.
     let is_nothing = |e: &Error| e.is_damage() || matches!(e, Error::NotFound { .. });
     for serial in versions {
         match store.tree(serial) {

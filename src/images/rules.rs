@@ -1,16 +1,16 @@
-//! What gestures ask first: that an image is there, that a name is free; chattr +i MNT/web: that nobody has
-//! made it immutable.
+//! What gestures check first: that an image exists, and that a name is free. chattr +i MNT/web: that
+//! nobody has made the image immutable.
 
 use crate::base::clock::now;
 use crate::catalog::{Image, Immutable, Model, Named, Row, Transaction, Version};
 use crate::error::{Error, Result};
 use crate::store::Store;
 
-/// Who asks for a change.
+/// The user who asks for a change.
 #[derive(Clone, Copy, Debug)]
 pub struct By {
     pub uid: u32,
-    /// Root, and the owner of the store.
+    /// Whether it is root or the owner of the store.
     pub is_admin: bool,
 }
 
@@ -26,7 +26,8 @@ pub fn refuse_immutable(image: &Image) -> Result<()> {
     }
 }
 
-/// Sets the flag, or takes it away: that may who has set it, and who administers the store.
+/// Sets or clears the flag. Only the user who has set it, and administrators of the store, may clear
+/// it.
 ///
 /// # Errors
 ///
@@ -46,7 +47,7 @@ pub(crate) fn live_image(model: &Model, serial: u32) -> Result<&Image> {
     model.live_image(serial).ok_or_else(|| not_found("such image"))
 }
 
-/// The version of this number, and its image.
+/// The version with this number, and its image.
 pub(crate) fn live_version(model: &Model, image: u32, number: u32) -> Result<(&Image, &Version)> {
     let of = live_image(model, image)?;
     let version = model
@@ -55,7 +56,7 @@ pub(crate) fn live_version(model: &Model, image: u32, number: u32) -> Result<(&I
     Ok((of, version))
 }
 
-/// Refuses a name that something in the root has.
+/// Refuses a name that already exists in the root.
 pub(crate) fn refuse_taken(model: &Model, name: &str) -> Result<()> {
     if model.named(name).is_some() { Err(taken(model, name)) } else { Ok(()) }
 }
@@ -86,7 +87,7 @@ pub(crate) fn change_image(
     })
 }
 
-/// The image's row, if it is another one.
+/// Writes the image's row, if it differs.
 pub(crate) fn put_image(txn: &mut Transaction<'_>, mut image: Image) {
     if txn.model.images.get(&image.serial) != Some(&image) {
         image.updated_at = now();

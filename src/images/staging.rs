@@ -1,5 +1,5 @@
-//! cp x.tar MNT/.x.tar, mkdir MNT/.new: what is staged lies below STORE/staged until it is published, and
-//! survives the daemon.
+//! cp x.tar MNT/.x.tar, mkdir MNT/.new: staged files lie below STORE/staged until they are published.
+//! They survive the daemon.
 //!
 //! ```text
 //! STORE/staged/ID/about.json   who staged it, under which name, and where; without it the rest goes at the next start
@@ -23,19 +23,19 @@ use crate::error::{Error, Result};
 use crate::format::{make_subdir, sync_dir, write_durably};
 use crate::store::Store;
 
-/// What is staged and was not touched for so long goes.
+/// Staged data that nobody has touched for this long is removed.
 pub const IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Why a staged file, or a staging directory, is gone then.
+/// The reasons that are given then, for a staged file and for a staging directory.
 pub const NOT_RENAMED: &str = "nobody renamed it for a long time";
 pub const NOT_TOUCHED: &str = "nobody touched the staging directory for a long time";
-/// A daemon that has known something for less does not believe the clock that nobody uses it.
+/// A daemon that has known staged data for less than this does not trust the clock that nobody uses it.
 const KNOWN_MIN: Duration = Duration::from_secs(3600);
 
 /// What must survive a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct About {
     pub name: String,
-    /// Serial of the image that it is in; none: it is in the root.
+    /// The serial of the image that it is in. `None` if it is in the root.
     pub image: Option<u32>,
     pub uid: u32,
     pub gid: u32,
@@ -45,7 +45,7 @@ pub struct About {
     /// What `user.imgfs.expect` announced, by the file's name.
     #[serde(default)]
     pub expect: BTreeMap<String, Expected>,
-    /// Of a file: what stat shows.
+    /// For a file: what stat shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileAbout>,
 }
@@ -59,7 +59,7 @@ pub struct FileAbout {
     pub mtime: i64,
 }
 
-/// One staged thing: its directory below STORE/staged, and what it says about itself.
+/// One staged file or directory: its directory below STORE/staged, and its about.json.
 pub struct Staged {
     pub dir: PathBuf,
     pub about: About,
@@ -82,7 +82,7 @@ pub fn files(dir: &Path) -> PathBuf {
     dir.join("files")
 }
 
-/// Makes an empty directory for something new. It counts once `save` was called.
+/// Makes an empty directory for new staged data. It counts once `save` was called.
 ///
 /// # Errors
 ///
@@ -93,7 +93,7 @@ pub fn make(store: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Writes about.json durably: from then on it survives.
+/// Writes about.json durably. From then on the staged data survives.
 ///
 /// # Errors
 ///
@@ -104,9 +104,9 @@ pub fn save(dir: &Path, about: &About) -> Result<()> {
     sync_dir(dir.parent().unwrap_or(Path::new("/")))
 }
 
-/// Removes it; what cannot be removed now goes at the next start.
+/// Removes staged data. What cannot be removed now is removed at the next start.
 pub fn remove(dir: &Path) {
-    // about.json first: without it the rest goes at the next start.
+    // about.json goes first, because without it the next start removes the rest.
     let _ = fs::remove_file(dir.join("about.json"));
     if let Err(e) = fs::remove_dir_all(dir) {
         log::warn!("cannot remove {}: {e}; it goes at the next start", dir.display());
@@ -123,14 +123,15 @@ fn read(dir: &Path) -> Option<About> {
     serde_json::from_slice(&fs::read(dir.join("about.json")).ok()?).ok()
 }
 
-/// Removes what is of a view that is no more.
+/// Removes the staged data of a view that was removed.
 pub fn forget_view(store: &Path, view: &str) {
     all(store)
         .filter(|staged| staged.about.view.as_deref() == Some(view))
         .for_each(|staged| remove(&staged.dir));
 }
 
-/// Makes sure that the directory is there, before the first mount; what is half made or half removed goes.
+/// Makes sure that the directory exists before the first mount. Removes what was half made or half
+/// removed.
 ///
 /// # Errors
 ///
@@ -150,8 +151,9 @@ fn place(store: &Path) -> PathBuf {
     store.join("staged")
 }
 
-/// How long nobody has touched anything of it. `known`: since when this daemon knows it; what was deleted
-/// stays for `trash`, and nothing staged goes sooner than that after a jump of the clock.
+/// How long nobody has touched any of it. `known` is when this daemon first saw it. The clock may have
+/// jumped, so nothing counts as idle until it was known for `KNOWN_MIN`, or for `trash` if that is
+/// shorter.
 pub fn idle(dir: &Path, known: Instant, trash: Duration) -> Duration {
     if known.elapsed() < KNOWN_MIN.min(trash) {
         return Duration::ZERO;
@@ -165,8 +167,8 @@ fn touched(dir: &Path) -> Option<SystemTime> {
     paths.filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max()
 }
 
-/// Removes what nobody has touched for `IDLE_MAX`, where no mount shows it: a mount does that itself with what
-/// it shows.
+/// Removes what nobody has touched for `IDLE_MAX`, if no mount shows it. A mount does that itself for
+/// what it shows.
 pub fn reap(store: &Store) {
     let trash = Duration::from_secs(store.settings().trash_seconds);
     let all: Vec<Staged> = all(&store.dir).collect();
@@ -190,8 +192,8 @@ pub fn reap(store: &Store) {
     }
 }
 
-/// What `status.json` says of it: a list of path, kind, bytes, owner and when it goes, oldest first; of one
-/// view, or of all.
+/// The staged data in `status.json`, of one view or of all: path, kind, bytes, owner and expiry, oldest
+/// first.
 pub fn report(store: &Store) -> Vec<Value> {
     let model = store.whole().catalog.read();
     let view = store.catalog.view();
@@ -208,7 +210,7 @@ pub fn report(store: &Store) -> Vec<Value> {
             .map(|name| if view.is_some() { model.bound(name).map_or(name, |(_, own)| own) } else { name });
         let path =
             shown.map_or_else(|| format!("/{}", about.name), |image| format!("/{image}/{}", about.name));
-        // One in the root of a view is named as what is bound to the view.
+        // The path in the root of a view is written like the name of an image that is bound to the view.
         let path = match &about.view {
             Some(of) if view.is_none() && about.image.is_none() => {
                 format!("/{}", bound_name(of, &about.name))

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::error::Result;
 use crate::store::Store;
 
-/// What `status.json` and `imgfs status` say of a store.
+/// What `status.json` and `imgfs status` say about a store.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What the links of the root, of images and of aliases lead to.
+//! The targets of links in the root, of links in images, and of aliases.
 
 use crate::base::name::parse_number;
 use crate::catalog::{Alias, Follows, Label, Model, Named, Version};
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkTarget {
     pub image: u32,
-    /// A version for good; none: what `follows` says.
+    /// A fixed version. `None`: what `follows` says.
     pub number: Option<u32>,
     pub follows: Follows,
 }
@@ -18,14 +18,14 @@ impl LinkTarget {
         LinkTarget { image, number: None, follows: Follows::Image }
     }
 
-    /// The image, if the link leads to that and not into it.
+    /// The image, if the link leads to the image and not to something in it.
     pub fn whole_image(&self) -> Option<u32> {
         (self.number.is_none() && self.follows.is_image()).then_some(self.image)
     }
 }
 
-/// What a link in the root is to name: `web`, `./web`, `web/1`, `web/latest`, `web/default`, `web/@22.04`,
-/// `web@22.04`, or an absolute path into the mount.
+/// Resolves the target of a link in the root: `web`, `./web`, `web/1`, `web/latest`, `web/default`,
+/// `web/@22.04`, `web@22.04`, or an absolute path into the mount.
 ///
 /// # Errors
 ///
@@ -62,8 +62,8 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
     }
 }
 
-/// What an alias with slashes leads to, `centos/6/amd64`, or a part of the image that it does,
-/// `centos/6/amd64/latest`. It goes before a version of the same path.
+/// What an alias with slashes leads to, `centos/6/amd64`, or a part of its image,
+/// `centos/6/amd64/latest`. It takes precedence over a version of the same path.
 fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
     let slashed = |parts: &[&str]| (parts.len() > 1).then(|| parts.join("/"));
     let alias = |parts: &[&str]| model.alias_named(&slashed(parts)?).map(target_of);
@@ -73,8 +73,8 @@ fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
     })
 }
 
-/// The label that `web@1.0` means, in an image or through an alias for one. Where an image has an `@` in its
-/// name, the shortest that has such a label.
+/// The label that `web@1.0` means, in an image or through an alias of one. If image names contain `@`,
+/// the shortest image name that has such a label counts.
 pub fn at_label<'m>(model: &'m Model, text: &str) -> Option<&'m Label> {
     text.match_indices('@').filter(|(at, _)| *at > 0).find_map(|(at, _)| {
         let image = match model.named(&text[..at])? {
@@ -85,7 +85,7 @@ pub fn at_label<'m>(model: &'m Model, text: &str) -> Option<&'m Label> {
     })
 }
 
-/// What a part of an image's path stands for, if it is there: a number for good, all else follows.
+/// What a part of an image's path leads to, if it exists. A number is fixed; all else follows.
 fn resolve_part(model: &Model, image: u32, part: &str) -> Option<LinkTarget> {
     let newest = model.latest(image);
     let (number, follows) = match part {
@@ -101,7 +101,7 @@ fn resolve_part(model: &Model, image: u32, part: &str) -> Option<LinkTarget> {
     Some(LinkTarget { image, number, follows })
 }
 
-/// The version that a link leads to, now.
+/// The version that a link leads to now.
 pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Version> {
     match (target.number, &target.follows) {
         (Some(number), _) => model.version(target.image, number),
@@ -113,7 +113,7 @@ pub fn version_of<'m>(model: &'m Model, target: &LinkTarget) -> Option<&'m Versi
     }
 }
 
-/// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` and an alias for its
+/// The version that a command names: `web/1`, `web/@22.04`, `web@22.04`, or `web` or an alias for its
 /// default.
 ///
 /// # Errors
@@ -125,7 +125,8 @@ pub fn find_version(model: &Model, name: &str) -> Result<Version> {
     version_of(model, &target).cloned().ok_or_else(missing)
 }
 
-/// What a link inside an image is to name: a version's number, that of a label, or none for `latest`.
+/// Resolves the target of a link inside an image: a version's number, also by a label. `None` is
+/// `latest`.
 ///
 /// # Errors
 ///
@@ -149,8 +150,8 @@ pub fn target_of(alias: &Alias) -> LinkTarget {
     LinkTarget { image: alias.image, number: alias.number, follows: alias.follows.clone() }
 }
 
-/// Where a link of the root leads to, as a path from there: `web`, `web/1`, `web/latest`. None if the image
-/// is gone.
+/// The target of a link in the root, as a path from there: `web`, `web/1`, `web/latest`. `None` if the
+/// image is gone.
 pub fn path_of_target(model: &Model, target: &LinkTarget) -> Option<String> {
     let image = &model.images.get(&target.image)?.name;
     Some(match (target.number, &target.follows) {

@@ -1,5 +1,5 @@
-//! Journey 4, rmdir, and its undoing: what is deleted stays in the trash for a while, comes back, or is
-//! purged. Purging drops rows and trees; gc gives the space of content back.
+//! Journey 4, rmdir, and its undo. Deleted things stay in the trash for a while, and can be restored or
+//! purged. Purging drops rows and trees; gc frees the space of their content.
 
 use std::time::{Duration, Instant};
 
@@ -17,15 +17,16 @@ use crate::images::rules::{live_image, not_found, refuse_taken, taken};
 use crate::images::{icons, views};
 use crate::store::Store;
 
-/// Seconds that the background has seen something in the trash before it purges it, whatever the clock says.
+/// How many seconds the background work has to see something in the trash before it purges it, whatever
+/// the clock says.
 const SEEN_MIN: u64 = 3600;
 
-/// Finds an entry of the trash: what `.imgfs/trash/NAME` is.
+/// Finds the entry `.imgfs/trash/NAME`.
 pub fn trashed(model: &Model, name: &str) -> Option<Trashed> {
     model.trash().find(|(entry, ..)| entry == name).map(|(_, _, what)| what)
 }
 
-/// `mv .imgfs/trash/web MNT/web`: the image comes back, under any free name, with its versions and links.
+/// `mv .imgfs/trash/web MNT/web` restores the image under any free name, with its versions and links.
 ///
 /// # Errors
 ///
@@ -44,7 +45,7 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         let own: Vec<&Version> =
             txn.model.all_versions().filter(|v| v.image == serial && v.trashed_at.is_none()).collect();
         for version in &own {
-            // An origin may come back in the same image.
+            // The origin may come back in the same image.
             let origin =
                 Some(version.facts.origin.as_str()).filter(|o| !own.iter().any(|v| v.facts.uuid == **o));
             check_identity(txn.model, &version.facts.uuid, origin.unwrap_or_default())?;
@@ -56,7 +57,7 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
         }
         image.name = name.to_string();
         image.updated_at = now();
-        // It is active again, whatever led to its deletion, and shows its default.
+        // Whatever deleted the image, it is active again now, and shows its default.
         (image.editable.offer.deleted, image.default_hidden) = (false, false);
         let was_default = std::mem::take(&mut image.rules.was_default);
         image.rules.default_hidden_at = None;
@@ -70,7 +71,8 @@ pub fn restore_image(store: &Store, serial: u32, name: &ImageName) -> Result<()>
     })
 }
 
-/// The image was the default when it was deleted: of the store, or of the view that it is bound to.
+/// Makes a restored image the default again, because it was when it was deleted: of the store, or of
+/// its view.
 fn default_again(txn: &mut Transaction<'_>, name: &str, image: u32) {
     match txn.model.bound(name).and_then(|(view, _)| Some((view, txn.model.views.get(view)?))) {
         None => show_default(txn, image),
@@ -81,8 +83,7 @@ fn default_again(txn: &mut Transaction<'_>, name: &str, image: u32) {
     }
 }
 
-/// `mv .imgfs/trash/prod MNT/`: the alias is there again, under any free name. It shows once what it leads to
-/// does.
+/// `mv .imgfs/trash/prod MNT/` restores the alias under any free name. It shows once its target shows.
 ///
 /// # Errors
 ///
@@ -101,7 +102,7 @@ pub fn restore_alias(store: &Store, serial: u32, name: impl Into<AliasName>) -> 
     })
 }
 
-/// `mv .imgfs/trash/web.@1.0 MNT/`: the label is there again.
+/// `mv .imgfs/trash/web.@1.0 MNT/` restores the label.
 ///
 /// # Errors
 ///
@@ -114,7 +115,7 @@ pub fn restore_label(store: &Store, serial: u32) -> Result<()> {
     })
 }
 
-/// `mv .imgfs/trash/default MNT/`, `mv .imgfs/trash/web.default MNT/`: the link shows again.
+/// `mv .imgfs/trash/default MNT/`, `mv .imgfs/trash/web.default MNT/`: shows the link again.
 ///
 /// # Errors
 ///
@@ -137,8 +138,7 @@ pub fn restore_default(store: &Store, of: Option<u32>) -> Result<()> {
     })
 }
 
-/// Refuses to bring back versions for which there is no room in a quota; `name` is the one that their image
-/// gets.
+/// Refuses to restore versions that are over a quota. `name` is the new name of their image.
 fn refuse_too_much(store: &Store, name: Option<&ImageName>, which: impl Fn(&Version) -> bool) -> Result<()> {
     let (image, versions) = {
         let model = store.catalog.read();
@@ -161,8 +161,8 @@ pub fn home_of(model: &Model, version: u32) -> Result<u32> {
     model.versions.get(&version).map(|v| v.image).ok_or_else(|| not_found("such version in the trash"))
 }
 
-/// `mv .imgfs/trash/web.1 MNT/web/`: the version comes back under its number. Its image may still be in the
-/// trash, and shows it once it is back.
+/// `mv .imgfs/trash/web.1 MNT/web/` restores the version under its number. If its image is still in the
+/// trash, the version shows once the image is restored.
 ///
 /// # Errors
 ///
@@ -177,7 +177,7 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
             txn.model.versions.get(&serial).ok_or_else(|| not_found("such version in the trash"))?.clone();
         if version.image != into {
             let home = txn.model.images.get(&version.image).map_or("?", |i| i.name.as_str());
-            // Not EINVAL: mv takes that for a directory moved into itself.
+            // The errno must not be EINVAL: for mv that means a directory that is moved into itself.
             return Err(Error::Managed {
                 what: format!("the version {home}/{}", version.number),
                 why: "it can only go back into its image",
@@ -193,7 +193,7 @@ pub fn restore_version(store: &Store, serial: u32, into: u32) -> Result<u32> {
     })
 }
 
-/// `rm -r .imgfs/trash/web`: gone for good. The caller runs gc.
+/// `rm -r .imgfs/trash/web` purges the image for good. The caller runs gc.
 ///
 /// # Errors
 ///
@@ -202,8 +202,8 @@ pub fn purge(store: &Store, what: Trashed) -> Result<()> {
     if purge_since(store, what, None)? { Ok(()) } else { Err(not_found("such thing in the trash any more")) }
 }
 
-/// Purges what is still in the trash, and if `since` is given, was not taken out of it since then. False if
-/// it is not.
+/// Purges an entry that is still in the trash. With `since`, it must not have left the trash since
+/// then. False if there is no such entry.
 fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool> {
     let trees = store.catalog.commit(|txn| {
         let (mut trees, model) = (Vec::new(), txn.model);
@@ -229,7 +229,7 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
             }
             Trashed::Alias(serial) => txn.put(Row::DropAlias(serial)),
             Trashed::Label(serial) => txn.put(Row::DropLabel(serial)),
-            // The links stay hidden, and the trash knows them no more.
+            // The links stay hidden, and the trash no longer shows them.
             Trashed::Default => txn.put(Row::Setting { key: DEFAULT_HIDDEN.into(), value: None }),
             Trashed::ImageDefault(serial) => {
                 let mut image = live_image(model, serial)?.clone();
@@ -253,7 +253,7 @@ fn purge_since(store: &Store, what: Trashed, since: Option<i64>) -> Result<bool>
     Ok(true)
 }
 
-/// The version's row, after those of what is of it.
+/// Drops a version's row, after the rows that belong to the version.
 fn drop_version(txn: &mut Transaction<'_>, version: &Version) {
     let model = txn.model;
     for lease in model.leases_of(version.serial) {
@@ -266,15 +266,16 @@ fn drop_version(txn: &mut Transaction<'_>, version: &Version) {
     txn.put(Row::DropVersion(version.serial));
 }
 
-/// The aliases of an image, or of one of its versions, also those of the whole store to what is bound to a
-/// view.
+/// Drops the aliases of an image, or of one of its versions. This includes aliases of the whole store
+/// to an image that is bound to a view.
 fn drop_aliases(txn: &mut Transaction<'_>, image: u32, number: Option<u32>) {
     for alias in txn.whole.aliases.values().filter(|a| (a.image, a.number) == (image, number)) {
         txn.put(Row::DropAlias(alias.serial));
     }
 }
 
-/// Purges what has been in the trash for its time; all of it with `everything`. Gives how many went.
+/// Purges what has been in the trash for its time, or all of it with `everything`. Returns how many
+/// entries went.
 ///
 /// # Errors
 ///
@@ -283,8 +284,8 @@ pub fn empty_trash(store: &Store, everything: bool) -> Result<usize> {
     purge_those(store, |at, _| everything || at <= trash_limit(store))
 }
 
-/// The same in the background: what it has not seen in the trash for a while stays, because the clock may
-/// have jumped.
+/// Purges in the background what has been in the trash for its time. An entry that it has not seen
+/// there for a while stays, because the clock may have jumped.
 ///
 /// # Errors
 ///
@@ -302,7 +303,7 @@ pub fn end_trash_time(store: &Store) -> Result<usize> {
     })
 }
 
-/// What was deleted before this is due.
+/// Entries that were deleted before this time are due.
 fn trash_limit(store: &Store) -> i64 {
     now().saturating_sub(
         i64::try_from(store.settings().trash_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000),
@@ -313,19 +314,19 @@ fn purge_those(store: &Store, due: impl Fn(i64, Trashed) -> bool) -> Result<usiz
     let all = trash_by_age(&store.catalog.read());
     let mut purged = 0;
     for (at, what) in all.into_iter().filter(|(at, what)| due(*at, *what)) {
-        // Somebody may take it out of the trash while others are purged.
+        // Somebody may take an entry out of the trash while others are purged.
         purged += usize::from(purge_since(store, what, Some(at))?);
     }
     Ok(purged)
 }
 
-/// Purges the oldest entry of the trash, for want of space. False if there is none.
+/// Purges the oldest entry of the trash because space is needed. False if there is none.
 ///
 /// # Errors
 ///
 /// Those of `Catalog::commit`.
 pub fn purge_oldest(store: &Store) -> Result<bool> {
-    // Links give back nothing.
+    // Links free no space.
     let takes_room = |what: &Trashed| matches!(what, Trashed::Image(_) | Trashed::Version(_));
     let all = trash_by_age(&store.catalog.read());
     for (at, what) in all.into_iter().filter(|(_, what)| takes_room(what)) {
@@ -336,9 +337,9 @@ pub fn purge_oldest(store: &Store) -> Result<bool> {
     Ok(false)
 }
 
-/// All that is in the trash, oldest first, and since when.
+/// All entries of the trash, oldest first, with the time of their deletion.
 fn trash_by_age(model: &Model) -> Vec<(i64, Trashed)> {
-    // A version in the trash of an image in the trash goes with the image, or before it.
+    // If a version and its image are both in the trash, the version goes with the image, or before it.
     let mut all: Vec<_> = model.trash().map(|(_, at, what)| (at, what)).collect();
     all.sort_by_key(|(at, what)| (*at, matches!(what, Trashed::Image(_)), *what));
     all

@@ -1,4 +1,4 @@
-//! Journey 4, rmdir, and mkdir, mv, chmod: images and versions are made, renamed, changed, deleted.
+//! Journey 4, rmdir, and mkdir, mv, chmod: makes, renames, changes and deletes images and versions.
 //!
 //! Each gesture is one function and one transaction. Deleting moves a row into the trash; see trash.rs.
 
@@ -36,7 +36,7 @@ pub fn make_image(store: &Store, name: &ImageName, uid: u32, gid: u32, mode: u32
     })
 }
 
-/// `rmdir MNT/web/1`: into the trash, with its aliases. Gives the version's serial.
+/// `rmdir MNT/web/1` moves the version into the trash, with its aliases. Returns the version's serial.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub fn delete_version(store: &Store, image: u32, number: u32) -> Result<u32> {
     })
 }
 
-/// `rmdir MNT/web`: the image with all its versions and aliases, into the trash.
+/// `rmdir MNT/web` moves the image into the trash, with all its versions and aliases.
 ///
 /// # Errors
 ///
@@ -92,8 +92,8 @@ pub fn delete_image(store: &Store, serial: u32) -> Result<()> {
     })
 }
 
-/// Takes away an image that a mkdir has made, and that has no version and nothing that somebody has said of
-/// it. Gives its name; none if it is no such image any more.
+/// Removes an image that a mkdir has made, if it has no version and nobody has edited it. Returns its
+/// name. `None` if that is not so any more.
 ///
 /// # Errors
 ///
@@ -109,7 +109,7 @@ pub fn drop_shell(store: &Store, serial: u32) -> Result<Option<String>> {
             txn.put(Row::DropAlias(alias.serial));
         }
         if txn.model.default_image == Some(serial) {
-            // As if it had never been: the oldest of the others was the first.
+            // The default becomes what it would be if the image had never existed: the oldest of the others.
             let next = txn.model.live_images().map(|image| image.serial).find(|other| *other != serial);
             txn.put(Row::Default { image: next, hidden: false });
         }
@@ -118,13 +118,14 @@ pub fn drop_shell(store: &Store, serial: u32) -> Result<Option<String>> {
     })
 }
 
-/// Which leases of an image hold nothing, looked at before the catalog is held.
+/// The leases of an image that no longer count. This must run before the catalog is held.
 fn stale_leases(store: &Store, image: u32) -> HashSet<u32> {
     let links = leases::links(&store.catalog.read(), |version| version.image == image);
     leases::stale(links)
 }
 
-/// Versions that others are deltas over stay until those are gone; those that go with them do not count.
+/// Refuses to delete versions that other versions are deltas over. Those that are deleted together do
+/// not count.
 fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
     let path =
         |v: &Version| format!("{}/{}", model.images.get(&v.image).map_or("?", |i| i.name.as_str()), v.number);
@@ -140,7 +141,8 @@ fn refuse_dependents(model: &Model, going: &[&Version]) -> Result<()> {
     Ok(())
 }
 
-/// `mv MNT/web MNT/www`; of the whole store `mv MNT/web MNT/dc1::web`, too, which binds it to a view.
+/// `mv MNT/web MNT/www`. In the whole store also `mv MNT/web MNT/dc1::web`, which binds the image to a
+/// view.
 ///
 /// # Errors
 ///
@@ -163,7 +165,7 @@ pub fn rename_image(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     })
 }
 
-/// Refuses to bind an image to a view that has no room for it.
+/// Refuses to bind an image to a view whose quota has no room for it.
 fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     if store.catalog.view().is_some() {
         return Ok(());
@@ -182,8 +184,8 @@ fn refuse_binding(store: &Store, serial: u32, to: &ImageName) -> Result<()> {
     quota::refuse_restored(store, &payers, &versions)
 }
 
-/// A change of metadata.json, or of one key by an extended attribute; gives aliases that it changes, too. Of
-/// an image that is immutable nothing else changes than that.
+/// Changes metadata.json, or one key by an extended attribute. `change` returns the aliases that it
+/// changes. An immutable image takes no change but that of the flag itself.
 ///
 /// # Errors
 ///
@@ -231,7 +233,7 @@ pub fn set_owner(
     })
 }
 
-/// `setfacl` on an image: the ACL, and the nine bits of the mode that say the rest of it; none: `setfacl -b`.
+/// `setfacl` on an image: the ACL, and the nine mode bits that belong to it. `None` is `setfacl -b`.
 ///
 /// # Errors
 ///
@@ -245,7 +247,7 @@ pub fn set_acl(store: &Store, image: u32, acl: Option<Acl>, bits: Option<u32>) -
     })
 }
 
-/// `chmod`, `chown` on the mount's root: who may make and delete images.
+/// `chmod`, `chown` on the mount's root decides who may make and delete images.
 ///
 /// # Errors
 ///
@@ -257,14 +259,16 @@ pub fn set_root(store: &Store, root: Root) -> Result<()> {
     })
 }
 
-/// The mode of the image that came as a file with this one: who may read that may enter, as mkdir has it.
+/// The mode of an image whose file came with this mode. Who may read it may also enter it, as with
+/// mkdir.
 pub fn directory_mode(file: u32) -> u32 {
     file & 0o666 | (file & 0o444) >> 2 | 0o700
 }
 
-/// `chmod`, `touch` on a receipt. Where its upload made the image, the uploader's chmod is one of the image,
-/// too: install and rsync make a file for themselves alone, and open it to others after the close. Once
-/// somebody has chosen the image's own mode it stays. Gives the image whose mode has changed.
+/// `chmod`, `touch` on a receipt. If its upload made the image, a chmod by the uploader also changes
+/// the image. install and rsync make a file for themselves alone, and open it to others after the
+/// close. A mode that somebody has chosen for the image stays. Returns the image whose mode has
+/// changed.
 ///
 /// # Errors
 ///
@@ -298,7 +302,7 @@ pub fn set_receipt(
     })
 }
 
-/// Changes the receipt of a version: its time, its mode, or (none) that it is gone.
+/// Changes the receipt of a version: its time or its mode. `None` removes it.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
 //! mkdir MNT/.imgfs/views/dc1, ln -s ../../../web MNT/.imgfs/views/dc1/: which images a view has.
 //!
-//! A view shows what is attached to it, and what is bound to it: an image whose name in the store is
-//! `dc1::web`. What a mount of a view sees and may change, catalog/lens.rs says.
+//! A view shows the images that are attached to it, and those that are bound to it. An image whose name
+//! in the store is `dc1::web` is bound to `dc1`. catalog/lens.rs says what a mount of a view shows and
+//! may change.
 
 use crate::base::clock::now;
 use crate::base::name::{ImageName, bound_name};
@@ -11,7 +12,7 @@ use crate::images::rules::{live_image, not_found};
 use crate::store::Store;
 use crate::store::settings;
 
-/// The longest name of a view: what is bound to it has both names.
+/// The longest name of a view. An image that is bound to it has both names in one.
 const VIEW_NAME_MAX: usize = 100;
 
 /// `mkdir MNT/.imgfs/views/dc1`.
@@ -38,7 +39,7 @@ pub fn make(store: &Store, name: &[u8]) -> Result<()> {
     })
 }
 
-/// `rmdir MNT/.imgfs/views/dc1`, once it has no image any more. Its settings go with it.
+/// `rmdir MNT/.imgfs/views/dc1` removes a view that has no image any more. Its settings go with it.
 ///
 /// # Errors
 ///
@@ -59,7 +60,7 @@ pub fn remove(store: &Store, name: &str) -> Result<()> {
     })
 }
 
-/// `ln -s ../../../web MNT/.imgfs/views/dc1/web`: from now on the view shows it.
+/// `ln -s ../../../web MNT/.imgfs/views/dc1/web` attaches the image, so the view shows it from now on.
 ///
 /// # Errors
 ///
@@ -91,7 +92,8 @@ pub fn attach(store: &Store, name: &str, link: &str, image: u32) -> Result<()> {
     })
 }
 
-/// `rm MNT/.imgfs/views/dc1/web`: it shows it no more; the view's aliases to it go, too.
+/// `rm MNT/.imgfs/views/dc1/web` detaches the image, so the view no longer shows it. The view's aliases
+/// to it go too.
 ///
 /// # Errors
 ///
@@ -125,8 +127,8 @@ pub fn detach(store: &Store, name: &str, link: &str) -> Result<()> {
     })
 }
 
-/// What another name of an image means for the views, of the whole store: one that it leaves, one that it is
-/// bound to, and those that have it attached. In a view there are none.
+/// What a new name of an image changes in the views of the whole store: in the view that it leaves, in
+/// the view that it becomes bound to, and in those that have it attached. In a view there are no views.
 ///
 /// # Errors
 ///
@@ -170,7 +172,7 @@ pub(crate) fn rename(txn: &mut Transaction<'_>, image: &Image, to: &str) -> Resu
     Ok(())
 }
 
-/// Drops a view's aliases to an image that it shows no more.
+/// Drops a view's aliases to an image that the view no longer shows.
 fn drop_aliases(txn: &mut Transaction<'_>, view: &str, image: u32) {
     let prefix = bound_name(view, "");
     let model = txn.model;
@@ -181,8 +183,8 @@ fn drop_aliases(txn: &mut Transaction<'_>, view: &str, image: u32) {
     }
 }
 
-/// Refuses a name that would hide an image which is attached to the view that the name is bound to; but not
-/// that image itself.
+/// Refuses a name that would hide an image attached to the view of that name. The image itself may have
+/// the name.
 ///
 /// # Errors
 ///
@@ -195,7 +197,7 @@ pub(crate) fn refuse_shadow(model: &Model, name: &str, itself: Option<u32>) -> R
     }
 }
 
-/// Refuses an alias of a view to what the view does not show.
+/// Refuses an alias of a view to an image that the view does not show.
 ///
 /// # Errors
 ///

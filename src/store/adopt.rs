@@ -1,8 +1,8 @@
 //! imgfs mount, when rows are lost with the catalog and its copy: trees that no row names become images
 //! again.
 //!
-//! A tree knows what it was uploaded as, and from that its image gets a name, and from the times of the files
-//! its versions get their order. Aliases, pins and what was edited are gone.
+//! A tree knows the name of its upload, and its image gets a name from that. The times of the files
+//! give the versions their order. Aliases, pins and edits are lost.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::fault;
 use crate::store::{Store, TREE};
 use crate::tree::Tree;
 
-/// The name of an image whose upload had none that could be one.
+/// The name of an image whose upload had no name that an image could have.
 const NAMELESS: &str = "recovered";
 
-/// Gives every good tree that no row names a row; puts damaged ones aside as `ID.damaged`.
+/// Gives a row to every good tree that no row names. Renames damaged ones to `ID.damaged`.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> 
     store.catalog.commit(|txn| {
         let model = txn.model;
         let taken = |name: &str| model.named(name).is_some() && model.image_named(name).is_none();
-        // An alias has the name: it came after the image.
+        // An alias has the name, because it was adopted after the alias was made.
         let name = if taken(&name) { format!("{NAMELESS}-{id}") } else { name };
         let mut image = match model.image_named(&name) {
             Some(image) => image.clone(),

@@ -31,21 +31,21 @@ use settings::Settings;
 use tell::TellMounts;
 use trees::key_of;
 
-/// How the files of trees end: those of versions, and those that are only the base of others.
+/// The extensions of tree files: those of versions, and those that are only the base of others.
 pub(crate) const TREE: &str = "tree";
 const BASE: &str = "base";
-/// Those that were put aside.
+/// The extension of tree files that were put aside.
 const DAMAGED: &str = "damaged";
-/// How exactly the time of a version's last use is noted.
+/// How exactly the time of a version's last use is recorded.
 const NOTE_USE: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// Everything below a mount: what the store holds, and what of it there is to see.
+/// Everything below a mount: what the store holds, and which part of it shows.
 pub struct Store {
     core: Arc<Core>,
-    /// All of it, or what a view shows.
+    /// All rows of the store, or those that a view shows.
     pub catalog: Catalog,
     pub journal: Journal,
-    /// Of a view: the store without it.
+    /// In a view: the store without the view.
     whole: Option<Arc<Store>>,
 }
 
@@ -57,7 +57,8 @@ impl Deref for Store {
     }
 }
 
-/// What is the same whatever a mount shows. Lock order: the catalog's, then `slots`, then the blob store's.
+/// What is the same for all mounts and views. Lock order: the catalog's lock, then `slots`, then the
+/// blob store's.
 pub struct Core {
     /// immutable
     pub dir: PathBuf,
@@ -72,57 +73,57 @@ pub struct Core {
     kept: RwLock<HashMap<u32, Arc<Tree>>>,
     /// Versions whose trees were found damaged.
     damaged: Mutex<BTreeSet<u32>>,
-    /// Whose the store is.
+    /// The user who owns the store.
     owner: u32,
-    /// Held from when a quota is looked at until the row is there.
+    /// Held from the check of a quota until the row is written.
     pub(crate) quota: Mutex<()>,
-    /// Held while a tree is packed against another, and while one that may be such a base goes.
+    /// Held while a tree is packed against another, and while a tree that may be such a base is removed.
     bases: Mutex<()>,
-    /// One gc at a time.
+    /// Allows one gc at a time.
     pub(crate) gc: Mutex<()>,
-    /// One repack at a time.
+    /// Allows one repack at a time.
     pub(crate) repack: Mutex<()>,
-    /// Whether the background leaves content where it is.
+    /// Whether the background work leaves content where it is.
     pub repack_paused: AtomicBool,
-    /// Bytes that emptying the trash would give back, counted when asked after a change.
+    /// How many bytes emptying the trash would free. Counted on the first request after a change.
     trash_bytes: AtomicU64,
     trash_changed: AtomicBool,
-    /// What the background has seen in the trash, and since when.
+    /// When the background work first saw each entry of the trash.
     pub(crate) seen_in_trash: Mutex<HashMap<Trashed, Instant>>,
-    /// Since when the background has seen what is staged and no mount shows, by its directory.
+    /// When the background work first saw staged data that no mount shows, by its directory.
     pub(crate) seen_staged: Mutex<HashMap<PathBuf, Instant>>,
-    /// When versions were last used, by their serials, since the daemon began; see last_use.rs.
+    /// When versions were last used since the daemon began, by their serials; see last_use.rs.
     pub(crate) used: Mutex<HashMap<u32, i64>>,
-    /// The background's look at everything that is stored.
+    /// The background scrub of everything that is stored.
     pub scrub: Progress,
-    /// Whether there may be content that nothing holds.
+    /// Whether there may be content that nothing refers to.
     garbage: AtomicBool,
     mounts: OnceLock<Weak<dyn TellMounts>>,
-    /// Held for the life of the process.
+    /// Held as long as the process lives.
     lock: StoreLock,
 }
 
 /// A tree in use.
 pub struct TreeSlot {
     pub tree: Tree,
-    /// Inodes of it that the kernel knows. Above 0 its blobs stay, whatever was deleted.
+    /// How many inodes of it the kernel knows. Above 0 its blobs stay, whatever was deleted.
     lookups: AtomicI64,
 }
 
 impl Store {
-    /// The same store as a view shows it.
+    /// The store as a view shows it.
     pub fn through(self: &Arc<Store>, view: &str) -> Arc<Store> {
         let since = self.catalog.read().views.get(view).map_or(0, |view| view.created_at);
         let (catalog, journal) = (self.catalog.through(view), self.journal.through(view, since));
         Arc::new(Store { core: self.core.clone(), catalog, journal, whole: Some(self.clone()) })
     }
 
-    /// The store without the view.
+    /// The store without a view.
     pub fn whole(&self) -> &Store {
         self.whole.as_deref().unwrap_or(self)
     }
 
-    /// What only this version holds, of what there is to see.
+    /// The content that only this version holds, among the versions that show.
     ///
     /// # Errors
     ///
@@ -145,7 +146,7 @@ impl Store {
             .chain(kept.iter().flat_map(|tree| tree.blobs()))
             .filter(|id| !others.contains(*id))
         {
-            // What has lost its record takes nothing.
+            // A blob whose record is lost takes no room.
             let size = self.blobs.record(id).map_or(0, |record| record.size);
             unique += size;
             stored += size;
@@ -155,17 +156,17 @@ impl Store {
 }
 
 impl Core {
-    /// The user whose the store is: with root the one who has no quota.
+    /// The user who owns the store. Like root, this user has no quota.
     pub fn owner(&self) -> u32 {
         self.owner
     }
 
-    /// How the store behaves now.
+    /// The current settings of the store.
     pub fn settings(&self) -> Settings {
         *self.settings.read()
     }
 
-    /// Chooses a setting, for good; none: as if nobody had.
+    /// Chooses a setting permanently. `None` goes back to the default.
     ///
     /// # Errors
     ///
@@ -185,8 +186,8 @@ impl Core {
         Ok(())
     }
 
-    /// Writes into the lock where the store is mounted, for messages and for `imgfs umount`, and whether its
-    /// daemon goes on without a mount.
+    /// Writes into the lock file where the store is mounted, and whether its daemon goes on without a
+    /// mount. Messages and `imgfs umount` read this.
     ///
     /// # Errors
     ///
@@ -218,7 +219,8 @@ impl Core {
         Ok(self.kept.write().entry(serial).or_insert(tree).clone())
     }
 
-    /// The upload is no longer kept: its tree goes when its last reader does.
+    /// Forgets the tree of an upload that is no longer kept. The tree is closed when its last reader
+    /// closes.
     pub fn forget_kept(&self, serial: u32) {
         self.kept.write().remove(&serial);
     }
@@ -236,7 +238,7 @@ impl Core {
         Ok(self.slots.write().entry(serial).or_insert(slot).clone())
     }
 
-    /// The same from its file, even if it is open.
+    /// Reads the tree of a version from its file, even if it is open already.
     ///
     /// # Errors
     ///
@@ -252,7 +254,7 @@ impl Core {
         found.map_err(|e| self.note_damaged(serial, e))
     }
 
-    /// Says whose tree is damaged, and keeps the sentence, once.
+    /// Names the version whose tree is damaged, and records that, once.
     fn note_damaged(&self, serial: u32, e: Error) -> Error {
         if !e.is_damage() {
             return e;
@@ -271,7 +273,8 @@ impl Core {
         self.damaged.lock().iter().copied().filter(|serial| model.versions.contains_key(serial)).collect()
     }
 
-    /// A version has another file for a tree: the next look opens that. Inodes of the old one stay counted.
+    /// Notes that a version has another tree file, so the next access opens that one. Inodes of the old one
+    /// stay counted.
     ///
     /// # Errors
     ///
@@ -284,14 +287,15 @@ impl Core {
         Ok(())
     }
 
-    /// Counts inodes of a tree that the kernel was told of, or (negative) has forgotten.
+    /// Counts inodes of a tree that the kernel was told of. A negative count is for inodes that it has
+    /// forgotten.
     pub fn hold(&self, serial: u32, inodes: i64) {
         if let Some(slot) = self.slots.read().get(&serial) {
             slot.lookups.fetch_add(inodes, Ordering::AcqRel);
         }
     }
 
-    /// Versions that are gone for good, and of which the kernel still knows inodes.
+    /// Versions that are gone for good while the kernel still knows inodes of them.
     pub fn outlived(&self) -> Vec<(u32, Arc<TreeSlot>)> {
         let model = self.catalog.read();
         let slots = self.slots.read();
@@ -301,8 +305,8 @@ impl Core {
         gone.map(|(serial, slot)| (*serial, slot.clone())).collect()
     }
 
-    /// Notes which versions are in use, in the times of their trees: what is used is not packed in the
-    /// background.
+    /// Records which versions are in use, in the times of their tree files. The background work does not
+    /// pack versions in use.
     pub fn note_use(&self) {
         let now = std::time::SystemTime::now();
         for slot in self.slots.read().values() {
@@ -320,17 +324,17 @@ impl Core {
         }
     }
 
-    /// Says that there may be content that nothing holds.
+    /// Notes that there may be content that nothing refers to.
     pub fn has_garbage(&self) {
         self.garbage.store(true, Ordering::Release);
     }
 
-    /// Whether there may be, since the last time this was asked.
+    /// Whether there may be such content, since the last call.
     pub fn take_garbage(&self) -> bool {
         self.garbage.swap(false, Ordering::AcqRel)
     }
 
-    /// Closes trees that nobody uses: all that were deleted, and others when there are many.
+    /// Closes trees that nobody uses: those of deleted versions, and others if many are open.
     pub fn close_idle_trees(&self, keep: usize) {
         let model = self.catalog.read();
         let mut freed = false;
@@ -348,12 +352,12 @@ impl Core {
             used || (there && !many)
         });
         if freed {
-            // The last user of a deleted version has gone.
+            // The last user of a deleted version is gone.
             self.has_garbage();
         }
     }
 
-    /// Every blob that a version, the trash, or an inode the kernel still knows needs.
+    /// All blobs that are needed: by a version, by the trash, or by an inode that the kernel still knows.
     ///
     /// # Errors
     ///
@@ -367,7 +371,8 @@ impl Core {
             match self.tree(serial) {
                 Ok(slot) => slot.tree.blobs().for_each(|id| live.insert(id)),
                 Err(_) if self.is_quarantined(&path) => {}
-                // Purged between the two looks: its row is gone, so it counts only if it is held, below.
+                // The version was purged meanwhile, and its row is gone. It counts only if it is open; see
+                // below.
                 Err(Error::NotFound { .. }) if !self.catalog.read().versions.contains_key(&serial) => {}
                 Err(e) => return Err(e),
             }
@@ -377,7 +382,7 @@ impl Core {
                 Err(e) => return Err(e),
             }
         }
-        // What is open stays, although its version is gone.
+        // What is open stays, even if its version is gone.
         self.slots.read().values().for_each(|slot| slot.tree.blobs().for_each(|id| live.insert(id)));
         self.kept.read().values().for_each(|tree| tree.blobs().for_each(|id| live.insert(id)));
         Ok(live)
@@ -396,7 +401,7 @@ impl Core {
         Ok(total)
     }
 
-    /// Says that something went into the trash or left it, or that content it shares did.
+    /// Notes that something went into the trash or left it, or that content shared with the trash did.
     pub fn trash_has_changed(&self) {
         self.trash_changed.store(true, Ordering::Release);
     }
@@ -440,7 +445,7 @@ impl Core {
         self.trash_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// What a version is called in messages.
+    /// The name of a version in messages.
     pub fn path_of(&self, model: &Model, serial: u32) -> String {
         match model.versions.get(&serial) {
             Some(v) => {

@@ -1,4 +1,4 @@
-//! imgfs mount: a store is opened, and what a crash left is cleared.
+//! imgfs mount: opens a store, and clears what a crash left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ impl Store {
             seen_staged: Mutex::default(),
             used: Mutex::default(),
             scrub: Progress::open(&dir),
-            // A crash may have left some.
+            // A crash may have left garbage.
             garbage: AtomicBool::new(true),
             mounts: OnceLock::new(),
             lock,
@@ -81,17 +81,17 @@ impl Store {
         Ok(Arc::new(store))
     }
 
-    /// Finds the records of blobs again if the table is lost or cut.
+    /// Finds the records of blobs again if the table is lost or truncated.
     fn mend_table(&self, opened: Opened) -> Result<()> {
         let bound = self.catalog.read().blobs;
-        // Of a catalog that was made of trees nobody knows how many there were.
+        // If the catalog was rebuilt from trees, nobody knows how many blobs there were.
         if self.blobs.id_bound() < bound || opened == Opened::RebuiltInPart {
             self.blobs.rebuild(bound)?;
         }
         Ok(())
     }
 
-    /// Removes staged uploads and trees that no row names. A crash leaves such.
+    /// Removes staged uploads and trees that no row names. A crash can leave both.
     fn clear_leftovers(&self) -> Result<()> {
         let staging = self.dir.join("staging");
         for entry in fs::read_dir(&staging).map_err(Error::io("list", &staging))? {

@@ -1,4 +1,4 @@
-//! How far the background's look at everything that is stored came.
+//! How far the background scrub has come.
 
 use std::path::{Path, PathBuf};
 
@@ -10,22 +10,23 @@ use crate::base::clock::{now, time};
 use crate::base::digest::BlobId;
 use crate::format::write_durably;
 
-/// Bytes between two notes of how far it came.
+/// Bytes between two saves of the progress.
 const NOTED: u64 = 1 << 30;
 
-/// How far the look came; in STORE/scrub, so that it goes on after the next mount.
+/// How far the scrub has come. It is saved in STORE/scrub, so that the scrub goes on after the next
+/// mount.
 pub struct Progress {
     path: PathBuf,
     state: Mutex<Look>,
 }
 
-/// One look at everything.
+/// One scrub of everything.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Look {
     /// Nanoseconds since 1970.
     pub started_at: Option<i64>,
     pub ended_at: Option<i64>,
-    /// The tree and the blob to look at next; trees come first.
+    /// The tree and the blob to check next. Trees come first.
     pub next_version: u32,
     pub next_blob: BlobId,
     pub bytes_done: u64,
@@ -39,7 +40,7 @@ impl Look {
         self.started_at.is_some() && self.ended_at.is_none()
     }
 
-    /// Whether the next look is due. A clock that went back does not put it off.
+    /// Whether the next scrub is due. A clock that was set back does not postpone it.
     pub fn is_due(&self, every: u64) -> bool {
         let since = self.ended_at.map(|at| now().saturating_sub(at));
         since.is_none_or(|since| {
@@ -51,7 +52,7 @@ impl Look {
 impl Progress {
     pub fn open(dir: &Path) -> Progress {
         let path = dir.join("scrub");
-        // What cannot be read begins anew.
+        // If the file cannot be read, the scrub begins anew.
         let state =
             std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         Progress { path, state: Mutex::new(state) }

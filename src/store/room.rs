@@ -1,10 +1,12 @@
-//! Room on the disk for what is written: where it is full, the oldest of the trash goes for it.
+//! Room on the disk for what is written: if the disk is full, the oldest entries of the trash are
+//! purged.
 
 use crate::error::Result;
 use crate::store::Store;
 
 impl Store {
-    /// Does what takes room on the disk. Where it is full, the daemon makes room and the attempt is repeated.
+    /// Runs an attempt that needs room on the disk. If the disk is full, the daemon makes room and repeats
+    /// the attempt.
     ///
     /// # Errors
     ///
@@ -13,7 +15,7 @@ impl Store {
         self.blobs.in_room(attempt)
     }
 
-    /// Makes room until `bytes` are free, or until there is nothing left to give.
+    /// Makes room until `bytes` are free, or until nothing is left that can be purged.
     pub fn ensure_room(&self, bytes: u64) {
         let free = || {
             rustix::fs::statvfs(&self.dir)

@@ -1,6 +1,6 @@
 //! cat .imgfs/config/trash, echo 7d > it, imgfs mount -o trash=7d: how a store behaves.
 //!
-//! What is chosen stays with the store; what a mount's `-o` says goes before it, until it is chosen again.
+//! A chosen setting stays with the store. A mount's `-o` overrides it until it is chosen again.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,20 @@ use crate::formats::tar::Limits;
 /// How a store behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Seconds that what was deleted stays in the trash.
+    /// How many seconds deleted things stay in the trash.
     pub trash_seconds: u64,
-    /// Seconds between two looks of the background at everything that is stored; 0: it never looks.
+    /// Seconds between two scrubs of everything that is stored. With 0 there are none.
     pub scrub_seconds: u64,
     pub limits: Limits,
-    /// For images that do not say it themselves.
+    /// Applies to images that do not set it themselves.
     pub keep_upload: KeepUpload,
-    /// The group whose members may everything, and the one whose members may make images.
+    /// The group whose members may do everything, and the group whose members may make images.
     pub admin_group: Option<u32>,
     pub import_group: Option<u32>,
-    /// What each user may have stored, in bytes, and how many images; 0: no bound.
+    /// How many bytes, and how many images, each user may have stored. 0 means no bound.
     pub quota: u64,
     pub quota_images: u64,
-    /// Which of `ALL` this mount has said, a bit each.
+    /// Which of `ALL` this mount's options have set, one bit each.
     given: u32,
 }
 
@@ -51,19 +51,19 @@ impl Default for Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TreesAs {
-    /// Mounts where they can be had.
+    /// Mounts if they are possible.
     Auto,
     Mounted,
     Inline,
 }
 
-/// A setting's place, and what it takes.
+/// The field of a setting, and the values that it takes.
 enum Field<'s> {
     Seconds(&'s mut u64),
-    /// Above 0, up to a bound.
+    /// More than 0, up to a bound.
     Amount(&'s mut u64, u64),
     Count(&'s mut usize, u64),
-    /// 0 is none.
+    /// 0 means none.
     Quota(&'s mut u64),
     Keep(&'s mut KeepUpload),
     Group(&'s mut Option<u32>),
@@ -105,17 +105,17 @@ pub fn key(name: &str) -> String {
 }
 
 impl Settings {
-    /// Whether there is such a setting for everybody.
+    /// Whether this is a setting of the store.
     pub fn is_known(name: &str) -> bool {
         ALL.iter().any(|(known, _)| *known == name)
     }
 
-    /// The names of all, in order.
+    /// The names of all settings, in order.
     pub fn names() -> impl Iterator<Item = &'static str> {
         ALL.iter().map(|(name, _)| *name)
     }
 
-    /// Sets one from text.
+    /// Sets one setting from its text.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl Settings {
             .map_err(|why| Error::Invalid { what: format!("{name} {:?}", text.trim()), why: why.into() })
     }
 
-    /// Sets one as this mount's.
+    /// Sets one setting as an option of this mount.
     ///
     /// # Errors
     ///
@@ -137,13 +137,13 @@ impl Settings {
         Ok(())
     }
 
-    /// Those that this mount has said.
+    /// The settings that options of this mount have set.
     pub fn given(&self) -> impl Iterator<Item = &'static str> {
         let given = self.given;
         Self::names().enumerate().filter(move |(at, _)| given & 1 << at != 0).map(|(_, name)| name)
     }
 
-    /// One as text.
+    /// The text of one setting.
     ///
     /// # Errors
     ///
@@ -159,7 +159,8 @@ impl Settings {
         })
     }
 
-    /// What holds where these are what a mount said, or nobody, and the catalog has what was chosen.
+    /// The settings in effect. `self` has the options of the mount and the defaults. `chosen` has the rows
+    /// of the catalog, which replace defaults.
     pub fn with_chosen(mut self, chosen: &BTreeMap<String, String>) -> Settings {
         let given = self.given;
         for (_, (name, _)) in ALL.iter().enumerate().filter(|(at, _)| given & 1 << at == 0) {
@@ -172,13 +173,13 @@ impl Settings {
         self
     }
 
-    /// This mount's word no longer counts: the setting was chosen, or put back.
+    /// Drops the mount's option, because the setting was chosen or reset.
     pub fn forget_given(&mut self, name: &str) {
         self.given &= !ALL.iter().position(|(known, _)| *known == name).map_or(0, |at| 1 << at);
     }
 }
 
-/// What is wrong with a setting's text, if anything is; the name and the text as they are kept.
+/// Checks the text of a setting. Returns the name and the text as they are stored.
 ///
 /// # Errors
 ///
@@ -192,7 +193,8 @@ pub fn check(name: &str, text: &str) -> Result<(String, String)> {
     Ok((name, text))
 }
 
-/// The name that a setting is kept under: of a user by number. None if there can be none of this name.
+/// The name under which a setting is stored. Users have their numbers in it. `None` if no setting can
+/// have this name.
 pub fn canonical(name: &str) -> Option<String> {
     if Settings::is_known(name) {
         return Some(name.to_owned());
@@ -204,7 +206,7 @@ pub fn canonical(name: &str) -> Option<String> {
     Some(format!("{setting}.{}", user_id(user)?))
 }
 
-/// The setting for everybody that one of a user or of a view is like.
+/// The setting of the store that corresponds to a setting of a user or of a view.
 pub fn kind_of(name: &str) -> &str {
     match name.strip_prefix(VIEW).and_then(|rest| rest.rsplit_once('.')) {
         Some((_, setting)) => setting,
@@ -212,17 +214,17 @@ pub fn kind_of(name: &str) -> &str {
     }
 }
 
-/// The view that a setting is of.
+/// The view to which a setting belongs.
 pub fn view_of(name: &str) -> Option<&str> {
     name.strip_prefix(VIEW)?.rsplit_once('.').map(|(view, _)| view)
 }
 
-/// Whether a key of the catalog's is that of a setting of this view.
+/// Whether a key of the catalog belongs to a setting of this view.
 pub fn is_of_view(key: &str, view: &str) -> bool {
     key.strip_prefix(CONFIG).and_then(view_of) == Some(view)
 }
 
-/// The name that a setting is shown under: of a user by name.
+/// The name under which a setting is shown. Users have their names in it.
 pub fn shown(name: &str) -> String {
     let user = name.split_once('.').and_then(|(setting, uid)| Some((setting, uid.parse::<u32>().ok()?)));
     let found =
@@ -230,12 +232,12 @@ pub fn shown(name: &str) -> String {
     found.map_or_else(|| name.to_owned(), |(setting, user)| format!("{setting}.{user}"))
 }
 
-/// A user's own bound, or that of all: bytes, images; 0: none.
+/// A user's own bound, or the bound for all users: bytes, images. 0 means none.
 pub fn quota_of(settings: &Settings, chosen: &BTreeMap<String, String>, uid: u32) -> (u64, u64) {
     own_quota(*settings, chosen, |name| format!("{name}.{uid}"))
 }
 
-/// The same of a view, which has none by default.
+/// The bound of a view, which has none by default.
 pub fn quota_of_view(chosen: &BTreeMap<String, String>, view: &str) -> (u64, u64) {
     own_quota(Settings::default(), chosen, |name| of_view(view, name))
 }

@@ -1,5 +1,5 @@
-//! What work that goes on by itself tells the mounts of the store. `fs` implements it; without a mount nobody
-//! need be told.
+//! What background work tells the mounts of the store. `fs` implements it. Without a mount there is
+//! nobody to tell.
 
 use std::sync::{Arc, Weak};
 
@@ -23,30 +23,30 @@ impl Deletion {
     }
 }
 
-/// Called once a deletion has been tried, with whether it was carried out.
+/// Called after an attempt to delete, with whether it succeeded.
 pub type Afterwards = Box<dyn FnOnce(bool)>;
 
 /// All mounts of a store.
 pub trait TellMounts: Send + Sync {
-    /// The first of these versions whose tree is a mount of its own that somebody is in. Trees that nobody is
-    /// in are unmounted.
+    /// The first of these versions whose tree is a mount of its own with somebody in it. Trees with nobody
+    /// in them are unmounted.
     fn tree_in_use(&self, versions: &[u32]) -> Option<u32>;
 
-    /// Before a deletion: mounts of the trees go, and names that kernels know are noted.
+    /// Called before a deletion: unmounts the trees, and notes names that kernels know.
     fn before_deletion(&self, what: &Deletion) -> Afterwards;
 
-    /// Runs `work`, unless a mount shows what is staged in a view (none: in the whole store) and so cares for
-    /// it itself. No mount begins to show it meanwhile.
+    /// Runs `work` unless a mount shows what is staged in a view (`None`: in the whole store). Such a mount
+    /// cleans up by itself. No mount can begin to show it meanwhile.
     fn unless_shown(&self, view: Option<&str>, work: &mut dyn FnMut());
 }
 
 impl Core {
-    /// Says who tells the mounts, as long as that lives. Later calls change nothing.
+    /// Sets who tells the mounts, for as long as that value lives. Later calls change nothing.
     pub fn tells(&self, mounts: Weak<dyn TellMounts>) {
         let _ = self.mounts.set(mounts);
     }
 
-    /// Who tells the mounts, if the store has had one.
+    /// The value that tells the mounts, if the store has ever had one.
     pub fn mounts(&self) -> Option<Arc<dyn TellMounts>> {
         self.mounts.get()?.upgrade()
     }

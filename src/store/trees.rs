@@ -1,5 +1,5 @@
-//! The files of trees, one or two a version: ID.tree, ID.kept; ID.base, while others are packed against it;
-//! ID.damaged.
+//! The files of trees. Each version has ID.tree, and perhaps ID.kept. ID.base exists while others are
+//! packed against it. ID.damaged was put aside.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,13 +26,13 @@ impl Core {
         Ok(self.blobs.backend().list(Shelf::Trees)?.into_iter().map(|name| dir.join(name)).collect())
     }
 
-    /// Where the pieces of a version's upload are named, if it is kept.
+    /// The file that names the pieces of a version's upload, if it is kept.
     pub fn kept_path(&self, version_id: &str) -> PathBuf {
         self.dir.join("trees").join(format!("{version_id}.kept"))
     }
 
-    /// Puts a tree that was packed, against that of `base`, in the place of the one that is there. Not if
-    /// either has been purged meanwhile.
+    /// Replaces a tree file by a packed one, which is packed against that of `base`. Does nothing if either
+    /// was purged meanwhile.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl Core {
             format::write_durably(tree.path(), packed)?;
             fault::reached("tree.packed");
             tree.has_been_packed(packed.len() as u64);
-            // Its row goes before its file: without a row this file is one too many.
+            // A row is deleted before its file, so without a row this file is a leftover.
             if !self.catalog.read().versions.contains_key(&serial) {
                 self.blobs.backend().delete(&key_of(tree.path()))?;
             }
@@ -52,8 +52,7 @@ impl Core {
         Ok(())
     }
 
-    /// Removes the file of a tree that no row names. One that may be the base of others stays until
-    /// `drop_bases`.
+    /// Removes a tree file that no row names. One that may be the base of others stays until `drop_bases`.
     ///
     /// # Errors
     ///
@@ -93,8 +92,7 @@ impl Core {
         unused.into_iter().try_for_each(|path| self.blobs.backend().delete(&key_of(path)))
     }
 
-    /// Puts the file of a tree that cannot be read aside, as `ID.damaged`: gc counts it as one that holds
-    /// nothing.
+    /// Renames a tree file that cannot be read to `ID.damaged`. For gc such a tree holds nothing.
     ///
     /// # Errors
     ///
@@ -113,7 +111,7 @@ impl Core {
     }
 }
 
-/// How the file of a tree is called where such files lie.
+/// The key of a tree file in the backend.
 pub fn key_of(path: &Path) -> Key {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Key { shelf: Shelf::Trees, name }
