@@ -1,5 +1,6 @@
-//! imgfs fsck: every numbered invariant of `format.rs`, checked; what is wrong, and what it affects. With
-//! --repair, what another copy in the store can give is put back, and the rest is put aside.
+//! imgfs fsck: checks every numbered invariant of `format.rs`, and says what is wrong and what that
+//! affects. With --repair, it restores what another copy in the store can give, and puts the rest
+//! aside.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -21,14 +22,15 @@ pub struct Finding {
     pub what: String,
 }
 
-/// Checks all; `progress` is told bytes done and bytes in all, and says whether anybody waits for more.
+/// Checks everything. `progress` gets the bytes done and the bytes in all, and returns whether anybody
+/// still waits.
 ///
 /// # Errors
 ///
-/// Only what keeps it from looking at all; damage is a finding.
+/// Only errors that prevent the check itself. Damage is a finding.
 pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Finding>> {
-    // What is due to go, as damaged content that has just been healed, is not of interest. What keeps it here
-    // is found.
+    // Garbage is removed first, such as damaged content that was just healed, because its damage does not
+    // matter. If that fails, the check finds out why.
     let _ = gc::run_if_due(store);
     let mut found = Vec::new();
     let mut say = |invariant: u8, what: String| found.push(Finding { invariant, what });
@@ -40,10 +42,10 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
         say(12, e.to_string());
     }
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
-    // What is open may be gone from its directory.
+    // An open container may have been removed from its directory.
     store.blobs.reopen();
     let mut records = store.blobs.records();
-    // As they lie, so that a frame is unpacked once.
+    // Records are sorted by their places, so that each frame is unpacked once.
     records.sort_unstable_by_key(|(_, record)| (record.container, record.offset));
     let total =
         records.iter().map(|(_, r)| r.size).sum::<u64>() + versions.iter().map(|v| v.facts.size).sum::<u64>();
@@ -52,7 +54,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
         done += bytes;
         if progress(done, total) { Ok(()) } else { Err(Error::Stopping) }
     };
-    // Blobs first: a damaged one is named once, with all that it affects.
+    // Blobs come first, so that each damaged one is named once, with all that it affects.
     let damaged = damaged_blobs(store, &records, &mut goes_on)?;
     for (path, size) in store.blobs.overlong_objects() {
         say(3, format!("{} goes on behind the {size} bytes of its blob", path.display()));
@@ -70,7 +72,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
         let who = if who.is_empty() { "no version".into() } else { who.join(", ") };
         say(3, format!("{what}; it affects {who}"));
     }
-    // Beside a mount, an upload has a tree and content before its row.
+    // Beside a mount, an upload has a tree and content before it has a row.
     if store.journal.running_jobs() == 0 {
         for name in store.blobs.stray_containers()? {
             say(6, format!("{name}: no record refers to this file; gc will remove it"));
@@ -80,7 +82,7 @@ pub fn check(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resul
     Ok(found)
 }
 
-/// Reads every blob; gives the damaged ones, with what is wrong.
+/// Reads every blob. Returns the damaged ones, with what is wrong.
 fn damaged_blobs(
     store: &Store,
     records: &[(BlobId, Record)],
@@ -92,7 +94,7 @@ fn damaged_blobs(
     }
     let mut buf = ReadBuf::default();
     for (id, record) in records {
-        // Freed meanwhile, beside a mount: no longer there, no longer of interest.
+        // The blob was freed meanwhile, beside a mount, so its damage does not matter.
         if let Err(e) = store.blobs.verify(*id, &mut buf)
             && store.blobs.record(*id).is_ok()
         {
@@ -103,7 +105,7 @@ fn damaged_blobs(
     Ok(damaged)
 }
 
-/// Looks whether a version's tree is whole, and whether its tars and its upload come out as they were.
+/// Checks that a version's tree is whole, and that its tars and its upload come out as they were.
 fn check_version(
     store: &Store,
     version: &Version,
@@ -158,7 +160,7 @@ fn check_version(
     }
 }
 
-/// Where a version is, below the mount.
+/// The path of a version below the mount.
 fn place_of(store: &Store, version: &Version) -> String {
     let model = store.catalog.read();
     let image = model.images.get(&version.image);
@@ -169,20 +171,20 @@ fn place_of(store: &Store, version: &Version) -> String {
     }
 }
 
-/// What a repair came to.
+/// The result of a repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Repaired {
-    /// What was done, a sentence each.
+    /// What was done, one sentence each.
     pub done: Vec<String>,
     /// What is still wrong.
     pub left: Vec<Finding>,
 }
 
-/// Checks all, and repairs what can be.
+/// Checks everything, and repairs what can be repaired.
 ///
 /// # Errors
 ///
-/// What keeps it from looking or writing; damage that no copy heals is left.
+/// Errors that prevent reading or writing. Damage that no copy heals stays.
 pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Repaired> {
     let found = check(store, &mut progress)?;
     if found.is_empty() {
@@ -208,7 +210,7 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
         file.set_len(size).and_then(|()| file.sync_all()).map_err(Error::io("cut", &path))?;
     }
     done.extend(put_aside(store)?);
-    // Not while a tree cannot be read, whose content it may be.
+    // Records are not freed while a tree cannot be read, because their content may belong to that tree.
     if let Ok(live) = store.live_blobs() {
         store.blobs.free_damaged_records(&live)?;
     }
@@ -225,8 +227,8 @@ pub fn repair(store: &Store, mut progress: impl FnMut(u64, u64) -> bool) -> Resu
     Ok(Repaired { done, left })
 }
 
-/// Trees that cannot be read and that no copy heals are put aside, so that gc can go on; so are kept uploads,
-/// whose versions go on without.
+/// Puts aside trees that cannot be read and that no copy heals, so that gc can go on. Also puts aside
+/// damaged kept uploads; their versions go on without them.
 fn put_aside(store: &Store) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let versions: Vec<_> = store.catalog.read().all_versions().cloned().collect();
@@ -256,7 +258,8 @@ fn put_aside(store: &Store) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// Links that lead nowhere: default to the image that was changed last, others away.
+/// Mends links that lead nowhere: the default goes to the image that was changed last, others are
+/// removed.
 fn mend_names(store: &Store) -> Result<Vec<String>> {
     store.catalog.commit(|txn| {
         let (model, mut done) = (txn.model, Vec::new());
@@ -305,7 +308,7 @@ fn check_names(store: &Store, say: &mut impl FnMut(u8, String)) {
             ),
         }
     }
-    // Also those in the trash.
+    // This includes versions in the trash.
     let there: HashSet<(u32, u32)> = model.all_versions().map(|v| (v.image, v.number)).collect();
     for alias in model.aliases.values() {
         if !model.images.contains_key(&alias.image)

@@ -1,4 +1,4 @@
-//! Space comes back: what no version, no trash, no open file and no upload needs.
+//! Frees the space of what no version, no trash, no open file and no upload needs.
 
 use crate::blob::Swept;
 use crate::error::{Error, Result};
@@ -6,20 +6,20 @@ use crate::fault;
 use crate::images::trash;
 use crate::store::Store;
 
-/// Marks what lives and sweeps the rest.
+/// Marks what is in use, and sweeps the rest.
 ///
 /// # Errors
 ///
-/// Anything that keeps it from seeing every tree; then nothing is swept.
+/// Any error that prevents it from reading every tree. In that case nothing is swept.
 pub fn run(store: &Store) -> Result<Swept> {
     let _one_at_a_time = store.gc.lock();
     let token = store.blobs.begin_mark();
     store.close_idle_trees(usize::MAX);
     let live = store.live_blobs()?;
-    // What has lost its record must not count as free.
+    // Blobs whose records are lost must not count as free.
     if !store.blobs.missing(&live).is_empty() {
         store.blobs.rebuild(0)?;
-        // What fsck --repair has looked for everywhere is lost.
+        // Blobs that fsck --repair has searched for everywhere are lost for good.
         if !store.blobs.missing(&live).iter().all(|id| store.blobs.is_damaged(*id)) {
             let what = store.dir.join("blobs").display().to_string();
             return Err(Error::Corrupt {
@@ -41,8 +41,8 @@ pub fn run(store: &Store) -> Result<Swept> {
     Ok(swept)
 }
 
-/// Empties the oldest of the trash and sweeps; for a write that found the disk full. False if nothing came
-/// back.
+/// Purges the oldest entries of the trash and sweeps, for a write that found the disk full. False if no
+/// space was freed.
 ///
 /// # Errors
 ///
@@ -57,11 +57,11 @@ pub fn make_room(store: &Store) -> Result<bool> {
     Ok(run(store)?.bytes > 0)
 }
 
-/// Gives space back if there may be any.
+/// Frees space if there may be garbage.
 ///
 /// # Errors
 ///
-/// As `run`'s; it is tried again.
+/// Those of `run`. The next call tries again.
 pub fn run_if_due(store: &Store) -> Result<()> {
     if store.take_garbage() {
         run(store).inspect_err(|_| store.has_garbage())?;
@@ -69,11 +69,11 @@ pub fn run_if_due(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// What the daemon does every few seconds: ends the trash's time, gives space back.
+/// What the daemon does every few seconds: purges what is due in the trash, and frees space.
 ///
 /// # Errors
 ///
-/// Those of `end_trash_time` and `run_if_due`. What comes after the failure waits for the next round.
+/// Those of `end_trash_time` and `run_if_due`. The steps after a failure wait for the next round.
 pub fn tick(store: &Store) -> Result<()> {
     trash::end_trash_time(store)?;
     store.note_use();

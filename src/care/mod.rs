@@ -1,4 +1,4 @@
-//! What goes on by itself: space comes back, content is packed and checked, what is due is deleted.
+//! Work that goes on by itself: frees space, packs and checks content, deletes what is due.
 
 pub mod fsck;
 pub mod gc;

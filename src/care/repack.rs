@@ -1,5 +1,5 @@
-//! imgfs repack, and the same in the background: what is at rest moves into packs, what is to be fast comes
-//! out.
+//! imgfs repack, and the same in the background. Content at rest moves into packs. Content that must be
+//! fast moves out.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,24 +17,24 @@ use crate::formats::metadata::Storage;
 use crate::store::{Store, TreeSlot};
 use crate::tree::{Bytes, Form, NodeIndex, NodeKind, ROOT, Tree, form_of};
 
-/// In the background, content of `auto` images is packed when its version has rested for so long: the one
-/// that `default` leads to, and others.
+/// In the background, content of `auto` images is packed once its version has rested for this long. The
+/// first time is for the version that `default` leads to, the second for others.
 const REST_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
 const REST: Duration = Duration::from_secs(3600);
-/// Older versions that are asked for what a file resembles.
+/// How many older versions are searched for files that resemble one.
 const REFERENCES: usize = 8;
-/// How long the background waits before it looks again whether uploads are under way.
+/// How long the background waits before it checks again whether uploads are under way.
 const GIVE_WAY: Duration = Duration::from_millis(200);
-/// Images that are asked what the first version of another resembles.
+/// How many other images are searched for one that the first version of an image resembles.
 const KIN: usize = 64;
 
 /// What is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// Everything, but what is to be `fast`.
+    /// Everything except for `fast` images.
     All,
-    /// What has rested.
+    /// Only what has rested.
     Rested,
 }
 
@@ -42,12 +42,13 @@ pub enum What {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Repacked {
     pub blobs: u64,
-    /// Content that moved, in bytes.
+    /// How many bytes of content moved.
     pub bytes: u64,
 }
 
-/// Carries out a repack as a job, if there is anything to do: nice, and giving way to uploads. `listen` is
-/// told bytes done and bytes in all, and says whether to go on; what is done then stays.
+/// Carries out a repack as a job, if there is anything to do. It runs with low priority, and gives way
+/// to uploads. `listen` gets the bytes done and the bytes in all, and returns whether to go on. What is
+/// done by then stays.
 ///
 /// # Errors
 ///
@@ -58,7 +59,7 @@ pub fn run(
     threads: usize,
     mut listen: impl FnMut(u64, u64) -> bool,
 ) -> Result<Repacked> {
-    // One at a time: two would pack the same.
+    // Only one repack runs at a time, because two would pack the same content.
     let _one = store.repack.lock();
     loop {
         let known = store.blobs.damaged().len();
@@ -71,7 +72,7 @@ pub fn run(
     }
 }
 
-/// Ends at content that cannot be read, which is known to be damaged from then on.
+/// One attempt. It ends at content that cannot be read, which is known to be damaged from then on.
 fn attempt(
     store: &Store,
     what: What,
@@ -87,10 +88,10 @@ fn attempt(
     if plan.is_empty() && what == What::Rested {
         return Ok(Repacked::default());
     }
-    // Those that a gc under way has freed are passed over later.
+    // Blobs that a running gc has freed are skipped later.
     pins.add(plan.moves().flat_map(|m| [Some(m.id), m.base]).flatten().chain(plan.loosen.iter().copied()));
     let job = store.journal.start_job("repack", "", rustix::process::geteuid().as_raw());
-    // The threads that compress are started from here and take it over.
+    // The compressing threads are started from this one, and inherit its priority.
     let nice = rustix::thread::gettid();
     let _ = rustix::process::setpriority_process(Some(nice), if what == What::Rested { 19 } else { 10 });
     let listen = std::cell::RefCell::new(listen);
@@ -114,8 +115,8 @@ fn attempt(
     done
 }
 
-/// Moves content, whose blobs the caller pins. `go_on` is told bytes done and bytes in all, and says whether
-/// to go on.
+/// Moves content. The caller pins its blobs. `go_on` gets the bytes done and the bytes in all, and
+/// returns whether to go on.
 fn carry_out(
     store: &Store,
     plan: &Plan,
@@ -144,7 +145,7 @@ fn carry_out(
     Ok(Repacked { blobs, bytes: done.into_inner() })
 }
 
-/// What is to move, and in which order.
+/// What moves, and in which order.
 #[derive(Default)]
 struct Plan {
     loosen: Vec<BlobId>,
@@ -152,12 +153,12 @@ struct Plan {
     trees: Vec<TreeMove>,
 }
 
-/// A tree whose content all rests.
+/// A tree whose content is all at rest.
 struct TreeMove {
     serial: u32,
     digest: Digest,
     slot: Arc<TreeSlot>,
-    /// Trees that it is like.
+    /// Trees that it resembles.
     bases: Vec<PathBuf>,
 }
 
@@ -171,7 +172,7 @@ impl Plan {
     }
 }
 
-/// Whether a look into every tree, which takes a while, may find something that is to move.
+/// Whether a look into every tree may find something to move. That look takes a while.
 fn may_find(store: &Store, versions: &[(Version, Storage, bool)]) -> Result<bool> {
     let moves = |(version, storage, is_default): &(Version, Storage, bool)| {
         let packed = form_of(&store.tree_path(&version.id)) != Form::Loose;
@@ -185,12 +186,12 @@ fn may_find(store: &Store, versions: &[(Version, Storage, bool)]) -> Result<bool
 }
 
 fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Result<Plan> {
-    // Content of several versions lies where the fastest of them wants it.
+    // Content that several versions share lies where the fastest of them needs it.
     let (mut fast, mut stays, mut auto) = (IdSet::default(), IdSet::default(), IdSet::default());
     let (mut trees, mut plan) = (Vec::new(), Plan::default());
     for (version, storage, is_default) in versions {
         let slot = match store.tree(version.serial) {
-            // Gone meanwhile, or damaged: what only it has stays where it is.
+            // The version is gone meanwhile, or damaged. Content that only it has stays where it is.
             Err(e) if e.is_damage() || matches!(e, Error::NotFound { .. }) => continue,
             other => other?,
         };
@@ -258,8 +259,8 @@ fn plan(store: &Store, what: What, versions: &[(Version, Storage, bool)]) -> Res
     Ok(plan)
 }
 
-/// Every version, oldest image first, oldest version first; how its image is to be stored, and whether it is
-/// the image's default.
+/// Every version, oldest image first, oldest version first. Each has the storage setting of its image,
+/// and whether it is the image's default.
 fn in_order(store: &Store) -> Vec<(Version, Storage, bool)> {
     let model = store.catalog.read();
     let mut versions: Vec<_> = model.all_versions().cloned().collect();
@@ -279,7 +280,8 @@ fn has_rested(store: &Store, version: &Version, is_default: bool) -> bool {
     rest >= if is_default { REST_DEFAULT } else { REST }
 }
 
-/// Of the newest version of each of some other images, the one that shares most blobs with this one.
+/// Takes the newest versions of some other images. Returns the one that shares the most blobs with this
+/// tree.
 fn most_alike<'t>(tree: &Tree, others: &'t [(&Version, Arc<TreeSlot>)]) -> Option<&'t Tree> {
     let mut ids = IdSet::default();
     tree.blobs().for_each(|id| ids.insert(id));
@@ -291,24 +293,25 @@ fn most_alike<'t>(tree: &Tree, others: &'t [(&Version, Arc<TreeSlot>)]) -> Optio
     counted.filter(|(shared, _)| *shared > 0).max_by_key(|(shared, _)| *shared).map(|(_, other)| other)
 }
 
-/// Puts the blobs of one version after the other into an order, each with what it resembles.
+/// Puts the blobs of one version after another into an order, each with a blob that it resembles.
 struct Planner<'s> {
     store: &'s Store,
-    /// Blobs that are to move and have no place in the order yet.
+    /// Blobs that must move and have no place in the order yet.
     wanted: IdSet,
-    /// Those that are to be compressed against others: they are no base themselves.
+    /// Blobs that will be compressed against others, so they cannot be bases.
     deltas: IdSet,
     moves: Vec<Move>,
 }
 
-/// A directory in references.
+/// The same directory in several reference trees.
 type Beside<'t> = Vec<(&'t Tree, NodeIndex)>;
-/// What a file may resemble where its path says nothing: the blobs of a reference by the stems of their
-/// files' names.
+/// Finds what a file may resemble if its path does not help: the blobs of a reference, by the stems of
+/// their files' names.
 type Names = HashMap<Vec<u8>, BlobId>;
 
 impl Planner<'_> {
-    /// Blobs in the order of the tree, which is that of a reader, then those that no file of it holds.
+    /// Takes blobs in the order of the tree, which is that of a reader. Blobs that no file of the tree
+    /// holds come last.
     fn version(&mut self, tree: &Tree, references: &[&Tree]) -> Result<()> {
         if !tree.blobs().any(|id| self.wanted.contains(id)) {
             return Ok(());
@@ -328,7 +331,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The files of one directory. `beside`: the same directory in references. Gives the directories in it.
+    /// Takes the files of one directory. `beside` is the same directory in reference trees. Returns its
+    /// subdirectories.
     fn directory<'t>(
         &mut self,
         tree: &Tree,
@@ -361,7 +365,7 @@ impl Planner<'_> {
         Ok(below)
     }
 
-    /// The first candidate that helps: of a similar size, and not compressed against others itself.
+    /// The first candidate that helps: it has a similar size, and is not compressed against others itself.
     fn first_base(&self, id: BlobId, mut candidates: impl Iterator<Item = BlobId>) -> Option<BlobId> {
         let size = self.store.blobs.record(id).ok()?.size;
         candidates.find(|&base| {
@@ -385,7 +389,7 @@ fn blob_of(tree: &Tree, index: NodeIndex) -> Option<BlobId> {
     }
 }
 
-/// Every file of a tree by its name's stem; of several, the last.
+/// Every file of a tree by the stem of its name. If several have the same stem, the last one counts.
 fn by_name(tree: &Tree) -> Names {
     let mut names = Names::default();
     for index in 0..tree.len() {
@@ -399,7 +403,7 @@ fn by_name(tree: &Tree) -> Names {
     names
 }
 
-/// A name without its digits, which are versions mostly: `libc-2.36.so` becomes `libc-.so`.
+/// A name without its digits, which are mostly versions: `libc-2.36.so` becomes `libc-.so`.
 fn stem(name: &[u8]) -> Vec<u8> {
     let stem: Vec<u8> = name.iter().copied().filter(|b| !b.is_ascii_digit()).collect();
     if stem.len() < 3 { name.to_vec() } else { stem }

@@ -1,5 +1,5 @@
-//! keep_versions, expires_at, expires_unused, status deleted, the time of a lease: what the daemon ends and
-//! deletes by itself. It goes into the trash, as all else does.
+//! keep_versions, expires_at, expires_unused, status deleted, the end of a lease: what the daemon
+//! deletes or ends by itself. Images and versions go into the trash, as for any deletion.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use crate::images::versions;
 use crate::store::Store;
 use crate::store::tell::Deletion;
 
-/// Why an image goes that has `expires_unused`.
+/// The reason for deleting an image with `expires_unused`.
 const UNUSED: &str = "nobody has used it for the time of its expires_unused";
-/// How old the note of an image's last use may be before it is written again.
+/// How old the saved last use of an image may be before it is saved again.
 const KEEP_USE: Duration = Duration::from_secs(3600);
-/// Who does it, in the log: the daemon, as the user 0.
+/// The user in the log for what the daemon does: 0.
 const DAEMON: u32 = 0;
 
-/// What is due, by serial, and why.
+/// What is due, by serial, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Due {
     Image(u32, &'static str),
     Version(u32, &'static str),
 }
 
-/// Deletes what is due by its own rules, and ends the leases whose time is over. What may not go stays,
-/// silently: it is tried again at the next look.
+/// Deletes what is due by its own rules, and ends leases whose time is over. What may not be deleted
+/// stays, without a message; the next round tries again.
 pub fn retire(store: &Store) {
     for (lease, path) in leases::expired(store) {
         if leases::end(store, lease).is_ok() {
@@ -64,14 +64,14 @@ pub fn retire(store: &Store) {
     }
 }
 
-/// Whether somebody is in a tree of these versions that is a mount of its own: such a user opens files
-/// without a word to us.
+/// Whether somebody is in a mounted tree of one of these versions. Such a user opens files without a
+/// request to imgfs.
 fn is_tree_in_use(store: &Store, versions: &[u32]) -> bool {
     let used = store.mounts().and_then(|mounts| mounts.tree_in_use(versions));
     used.inspect(|serial| last_use::note(store, *serial)).is_some()
 }
 
-/// Deletes an image or a version, and has the mounts told.
+/// Deletes an image or a version, and tells the mounts.
 fn delete(store: &Store, deletion: &Deletion) -> Result<()> {
     let afterwards = store.mounts().map(|mounts| mounts.before_deletion(deletion));
     let deleted = match deletion {
@@ -88,8 +88,8 @@ fn delete(store: &Store, deletion: &Deletion) -> Result<()> {
     deleted
 }
 
-/// What is to go now. Whether it may, the deletion says: what is default, leased, pinned, an origin or
-/// immutable stays.
+/// What is due now. The deletion itself checks whether it is allowed: a default, leased, pinned or
+/// immutable object, or an origin, stays.
 fn due(store: &Store) -> Vec<Due> {
     let stale = leases::stale(leases::links(&store.catalog.read(), |_| true));
     let (model, at) = (store.catalog.read(), now());
@@ -98,7 +98,7 @@ fn due(store: &Store) -> Vec<Due> {
     for image in model.live_images().filter(|i| i.rules.immutable.is_none()) {
         let e = &image.editable;
         let is_used = || model.versions_of(image.serial).any(used);
-        // A lease is a use for as long as it lasts.
+        // A lease counts as a use as long as it lasts.
         if e.expires_unused.is_some() {
             model.versions_of(image.serial).filter(|v| used(v)).for_each(|v| last_use::note(store, v.serial));
         }
@@ -121,7 +121,8 @@ fn due(store: &Store) -> Vec<Due> {
     all
 }
 
-/// The versions that are not among the newest, oldest first; the one that `default` leads to is apart.
+/// The versions that are not among the newest, oldest first. The one that `default` leads to is left
+/// out.
 fn too_many<'m>(model: &'m Model, image: &Image, keep: u32) -> Vec<&'m Version> {
     let default = model.default_version(image).map(|v| v.serial);
     let newest = model.versions_of(image.serial).rev().skip(keep as usize);

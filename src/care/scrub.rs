@@ -1,5 +1,5 @@
-//! The background's slow look at everything that is stored: damage is found before somebody needs what it
-//! hit.
+//! The slow background check of everything that is stored. It finds damage before somebody needs the
+//! damaged content.
 
 use crate::base::clock::now;
 use crate::base::digest::BlobId;
@@ -7,12 +7,12 @@ use crate::blob::ReadBuf;
 use crate::store::Store;
 use crate::store::progress::Look;
 
-/// Bytes that one step looks at, at least.
+/// How many bytes one step checks at least.
 const STEP: u64 = 16 << 20;
-/// Steps that a look at a large store takes: with one every ten seconds, a week's.
+/// How many steps the scrub of a large store takes: one every ten seconds, for a week.
 const STEPS: u64 = 7 * 24 * 360;
 
-/// Looks at some more, if a look is due or under way; damage is noted where reads note it.
+/// Checks some more content, if a scrub is due or under way. Damage is recorded where reads record it.
 pub fn step(store: &Store) {
     let every = store.settings().scrub_seconds;
     let mut state = store.scrub.get();
@@ -63,7 +63,7 @@ pub fn step(store: &Store) {
     store.scrub.put(state);
 }
 
-/// A file that has this content.
+/// The path of a file with this content.
 fn place_of(store: &Store, id: BlobId) -> String {
     let versions: Vec<u32> = store.catalog.read().all_versions().map(|v| v.serial).collect();
     let uses = |serial: u32| {

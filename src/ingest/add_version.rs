@@ -1,4 +1,4 @@
-//! The row of a new version, and what it changes in its image: one commit.
+//! Adds the row of a new version, and what it changes in its image, in one commit.
 
 use crate::base::clock::now;
 use crate::base::digest::Digest;
@@ -15,7 +15,7 @@ use crate::images::{labels, views};
 use crate::ingest::target::{Published, Source, Target};
 use crate::store::Store;
 
-/// Adds a version, whose tree is at rest under `id`, to the image that its source says.
+/// Adds a version, whose tree is durable under `id`, to the image that its source names.
 ///
 /// # Errors
 ///
@@ -34,7 +34,7 @@ pub(super) fn add(
         let (mut image, made_image) = image_for(store, txn, source, at)?;
         refuse_immutable(&image)?;
         refuse_other_architecture(&image, &source.tag)?;
-        // Another upload of the same may have been faster.
+        // Another upload of the same content may have been faster.
         if let Some(same) = txn.model.latest(image.serial).filter(|newest| is_same(&facts, newest)) {
             let (image, name, number) = (image.serial, image.name.clone(), same.number);
             return Ok(Published { image, name, number, new: false, new_bytes: 0 });
@@ -77,7 +77,7 @@ pub(super) fn add(
     })
 }
 
-/// The image that a version goes into, and whether it is made for it.
+/// The image that a version goes into, and whether it is new.
 fn image_for(store: &Store, txn: &mut Transaction<'_>, source: &Source, at: i64) -> Result<(Image, bool)> {
     let (name, holder) = match &source.target {
         Target::Image(serial) => {
@@ -110,8 +110,8 @@ fn new_image(
     Image::new(txn.serial(), name.as_str(), source.uid, source.gid, source.mode, at)
 }
 
-/// An image takes from a new version what its user has not written: an empty key takes what the version says
-/// of itself. `first`: the image has had none before.
+/// Fills in fields of the image that its user has not set. An empty key takes what the version says
+/// about itself. `first`: the image had no version before.
 fn take_over(image: &mut Image, source: &Source, facts: &VersionFacts, first: bool) {
     let editable = &mut image.editable;
     if let Some(architecture) = source.tag.architecture.filter(|_| editable.architecture.is_empty()) {
@@ -141,7 +141,7 @@ fn take_over(image: &mut Image, source: &Source, facts: &VersionFacts, first: bo
     }
 }
 
-/// What came with the image counts, too: another metadata tarball, another manifest.
+/// Whether the files that came with two uploads are the same: the metadata tarball and the manifest.
 pub(super) fn came_with_the_same(new: &VersionFacts, old: &Version) -> bool {
     new.uuid == old.facts.uuid && (new.fingerprint.is_empty() || new.fingerprint == old.facts.fingerprint)
 }
@@ -150,7 +150,8 @@ fn is_same(new: &VersionFacts, old: &Version) -> bool {
     new.content_digest() == old.facts.content_digest() && came_with_the_same(new, old)
 }
 
-/// One image is for one architecture, where a file's name says which.
+/// Refuses another architecture than the image has, if the file's name gives one. An image has only
+/// one.
 ///
 /// # Errors
 ///
@@ -166,8 +167,8 @@ pub(super) fn refuse_other_architecture(image: &Image, tag: &VersionTag) -> Resu
     }
 }
 
-/// Whether a virtual machine starts from this: a disk, or a volume of zfs by its manifest or by the file's
-/// name.
+/// Whether a virtual machine starts from this. It is a disk, or a zfs volume according to its manifest
+/// or the file's name.
 fn is_for_vm(facts: &VersionFacts) -> bool {
     let is_zvol =
         || Manifest::parse(facts.manifest.as_bytes()).is_ok_and(|manifest| manifest.kind() == "zvol");

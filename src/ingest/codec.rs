@@ -1,4 +1,4 @@
-//! Compressed uploads: which compression by magic, and its decoding, member after member.
+//! Compressed uploads: detects the compression by its magic, and decodes member after member.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,17 +24,17 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// Bytes of a stream's beginning that `detect` needs.
+    /// How many bytes of a stream's beginning `detect` needs.
     pub const MAGIC_LEN: usize = 13;
 
-    /// The compression that these bytes begin, if any.
+    /// The compression with this beginning, if any.
     pub fn detect(head: &[u8]) -> Option<Codec> {
         match head {
             [0x1f, 0x8b, 8, ..] => Some(Codec::Gzip),
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Codec::Bzip2),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Codec::Xz),
-            // No magic of its own: properties, a dictionary's size as lzma tools choose it, and a size that
-            // is unknown or below 2^40.
+            // lzma has no magic. It begins with properties, a dictionary size as lzma tools choose it, and a
+            // size that is unknown or below 2^40.
             [0..225, a, b, c, d, size @ ..] if is_lzma(u32::from_le_bytes([*a, *b, *c, *d]), size) => {
                 Some(Codec::Lzma)
             }
@@ -59,21 +59,22 @@ impl Codec {
 }
 
 fn is_lzma(dictionary: u32, size: &[u8]) -> bool {
-    // 2^n or 2^n + 2^(n-1), of 4 KiB or more.
+    // The dictionary size must be 2^n or 2^n + 2^(n-1), and at least 4 KiB.
     let top = 1u32.checked_shl(dictionary.checked_ilog2().unwrap_or(0)).unwrap_or(0);
     let plausible = dictionary >= 1 << 12 && (dictionary == top || dictionary == top | top >> 1);
     plausible
         && size.first_chunk::<8>().is_some_and(|s| *s == [0xff; 8] || (s[5..] == [0; 3] && s[..5] != [0; 5]))
 }
 
-/// Memory from which on a decoder is a *large* one: there is one of them at a time.
+/// A decoder that needs this much memory or more is a *large* one. There is only one of them at a time.
 pub(super) const LARGE: u64 = 256 << 20;
 
-/// Memory that an xz or lzma stream may ask for, within the limit; above `LARGE` it is decoded by one thread.
+/// How much memory an xz or lzma stream may ask for, within the limit. Above `LARGE` one thread decodes
+/// it.
 const XZ_MEMORY: u64 = 512 << 20;
 
-/// Held by the one large decoder of the process, so that twenty uploads cannot ask for twenty times the
-/// window.
+/// Held by the only large decoder of the process. Otherwise twenty uploads could ask for twenty times
+/// the window.
 static LARGE_DECODER: Mutex<()> = Mutex::new(());
 
 /// What a member's decoder did with some input.
@@ -86,11 +87,12 @@ struct Step {
 /// Why a decoder cannot go on.
 enum Fault {
     Damaged(String),
-    /// It would need more memory than it may have.
+    /// It would need more memory than is allowed.
     Memory,
 }
 
-/// A decoder of one member: takes input, gives output, says when the member has ended and its checks held.
+/// A decoder of one member. It takes input, gives output, and says when the member has ended and its
+/// checks have passed.
 trait Member {
     fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault>;
 }
@@ -136,7 +138,7 @@ impl Member for XzMember {
 impl Member for ZstdMember {
     fn run(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<Step, Fault> {
         let status = self.0.run_on_buffers(input, out).map_err(|e| Fault::Damaged(e.to_string()))?;
-        // 0 remaining means: the frame has ended, its checksum held, and all of it was given out.
+        // 0 remaining means that the frame has ended, its checksum was right, and all output was given.
         Ok(Step { used: status.bytes_read, made: status.bytes_written, ended: status.remaining == 0 })
     }
 }
@@ -146,7 +148,7 @@ pub(super) fn log2(bytes: u64) -> u32 {
     bytes.max(1).ilog2()
 }
 
-/// The window that a zstd frame beginning so asks for. Source: RFC 8878, 3.1.1.1.
+/// The window that a zstd frame with this beginning asks for. Source: RFC 8878, 3.1.1.1.
 fn zstd_window(head: &[u8]) -> u64 {
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return 0 };
     let single_segment = descriptor & 0x20 != 0;
@@ -155,7 +157,7 @@ fn zstd_window(head: &[u8]) -> u64 {
         let base = 1u64 << (10 + u32::from(window >> 3));
         return base + base / 8 * u64::from(window & 7);
     }
-    // No window: the content, whose size follows the dictionary's id.
+    // Without a window, the content's size counts. It follows the dictionary's id.
     let at = [0, 1, 2, 4][usize::from(descriptor & 3)];
     let size = |len: usize| {
         let bytes = rest.get(at..at + len).unwrap_or_default();
@@ -174,7 +176,7 @@ fn over_memory(codec: Codec, limits: &Limits) -> Error {
     Error::OverLimit { what, limit: format!("{} bytes (mount -o max_window=)", limits.window) }
 }
 
-/// Makes sure that a decoder of `need` bytes of memory may run. Gives the permit of a large one.
+/// Checks that a decoder may use `need` bytes of memory. Returns the permit of a large one.
 fn permit(codec: Codec, need: u64, limits: &Limits) -> Result<Option<MutexGuard<'static, ()>>> {
     if need > limits.window {
         return Err(over_memory(codec, limits));
@@ -182,7 +184,7 @@ fn permit(codec: Codec, need: u64, limits: &Limits) -> Result<Option<MutexGuard<
     if need <= LARGE {
         return Ok(None);
     }
-    // Not waited for: its upload may take as long as its writer likes.
+    // This does not wait, because the other upload may take as long as its writer likes.
     LARGE_DECODER.try_lock().map(Some).ok_or(Error::DecoderBusy { codec: codec.name(), need })
 }
 
@@ -219,8 +221,9 @@ fn member(codec: Codec, limits: &Limits) -> Result<Box<dyn Member>> {
 
 /// Unpacks all members from `input` into `output`, and ends it.
 ///
-/// `found` is what the first bytes say, and is put right if later ones know better.
-/// `at_end` is true while the stream could end here: every member so far came to its verified end.
+/// `found` is the codec by the first bytes. It is corrected if later bytes show another one.
+/// `at_end` is true while the stream could end here, because every member so far came to its verified
+/// end.
 ///
 /// # Errors
 ///
@@ -237,7 +240,7 @@ pub fn decode(
     let mut sink = Sink { output, made: 0, ratio: limits.ratio };
     let mut large = None;
     loop {
-        // Between members the stream may end at any time, if the padding so far may end it.
+        // Between members the stream may end at any time, if it may end after the padding so far.
         if members > 0 {
             let fits = may_end(codec, padding);
             let head = input.peek(1, |_| at_end.store(fits, Ordering::Release));
@@ -255,7 +258,7 @@ pub fn decode(
         let idle = |have| at_end.store(members > 0 && have == 0, Ordering::Release);
         let enough = match members {
             0 => Codec::MAGIC_LEN,
-            // Its magic alone is an empty frame.
+            // The magic of a legacy lz4 frame alone is an empty frame.
             _ if input.peek(lz4::LEGACY.len(), idle).starts_with(&lz4::LEGACY) => lz4::LEGACY.len(),
             _ => NEXT_LEN,
         };
@@ -271,7 +274,7 @@ pub fn decode(
             }
             continue;
         }
-        // zstd and lz4 skip the same frames: which it is shows at the first other one.
+        // zstd and lz4 have the same skippable frames. The first other frame shows which of the two it is.
         if members == 0 && codec == Codec::Zstd && Codec::detect(head) == Some(Codec::Lz4) {
             codec = Codec::Lz4;
             *found.lock() = codec;
@@ -299,25 +302,26 @@ pub fn decode(
     }
 }
 
-/// Whether zeros behind a member are padding, as the tool of the codec has it: tapes and old gzip users pad
-/// to blocks, xz to fours.
+/// Whether the tool of the codec takes zeros after a member for padding. Tapes and old users of gzip
+/// pad to blocks, xz to multiples of four.
 fn is_padded(codec: Codec) -> bool {
     matches!(codec, Codec::Gzip | Codec::Bzip2 | Codec::Xz)
 }
 
-/// Whether a stream may end behind so many bytes of padding. Source: the .xz file format, 2.2, Stream
+/// Whether a stream may end after this many bytes of padding. Source: the .xz file format, 2.2, Stream
 /// Padding.
 fn may_end(codec: Codec, padding: u64) -> bool {
     codec != Codec::Xz || padding.is_multiple_of(4)
 }
 
-/// The length of the skippable frame (zstd's and lz4's are the same) that begins so. Source: RFC 8878, 3.1.2.
+/// The length of the skippable frame with this beginning (the same for zstd and lz4). Source: RFC 8878,
+/// 3.1.2.
 fn skippable(head: &[u8]) -> Option<u64> {
     let [0x50..=0x5f, 0x2a, 0x4d, 0x18, a, b, c, d, ..] = *head else { return None };
     Some(u64::from(u32::from_le_bytes([a, b, c, d])))
 }
 
-/// Drops `len` bytes of the input. False if it ends before.
+/// Skips `len` bytes of the input. False if the input ends before.
 fn skip(input: &mut PipeReader, mut len: u64) -> Result<bool> {
     while len > 0 {
         let have = input.fill()?.len() as u64;
@@ -331,9 +335,9 @@ fn skip(input: &mut PipeReader, mut len: u64) -> Result<bool> {
     Ok(true)
 }
 
-/// Bytes that tell another member, or a skippable frame, from garbage.
+/// How many bytes tell another member, or a skippable frame, from garbage.
 const NEXT_LEN: usize = 8;
-/// Bytes of the longest header of a zstd frame.
+/// The longest header of a zstd frame, in bytes.
 const ZSTD_HEADER: usize = 18;
 
 /// Unpacks one member. False if nobody reads the output any more.
@@ -345,7 +349,7 @@ fn decode_member(codec: Codec, input: &mut PipeReader, sink: &mut Sink<'_>, limi
     loop {
         let (bytes, dry) = match input.fill_now() {
             Some(bytes) => (bytes, false),
-            // A threaded decoder may still hold output: let it give it before waiting for more input.
+            // A threaded decoder may still hold output. It must give that before this waits for more input.
             None if !pumped => (&[][..], true),
             None => (input.fill()?, false),
         };
@@ -366,7 +370,7 @@ fn decode_member(codec: Codec, input: &mut PipeReader, sink: &mut Sink<'_>, limi
                 why: format!("the {} stream has no end", codec.name()),
             });
         }
-        // Give out what is there when full, at the end, and before waiting.
+        // Output is passed on when the buffer is full, at the end, and before waiting.
         if filled == OUT || step.ended || (pumped && filled > 0) {
             out.truncate(filled);
             if filled > 0 && !sink.push(std::mem::replace(&mut out, vec![0u8; OUT]), input.taken)? {

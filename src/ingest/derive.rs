@@ -1,4 +1,5 @@
-//! rootfs.tar of what did not come as one: headers made from the tree, content from the blobs.
+//! rootfs.tar of an image that did not come as one: headers are made from the tree, content comes from
+//! the blobs.
 
 use sha2::{Digest as _, Sha256};
 
@@ -9,9 +10,10 @@ use crate::formats::tar::{BLOCK, NewEntry};
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Make};
 
-/// Makes the recipe of a tar of the rootfs; gives it with its sha256 in hex.
+/// Makes the recipe of a tar of the rootfs. Returns it with its sha256 in hex.
 ///
-/// The same tree gives the same bytes: entries in the order of their names, nothing of today in them.
+/// The same tree gives the same bytes: entries are ordered by name, and nothing depends on the current
+/// time.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Which system an image holds: read from its own files.
+//! Finds out which system an image holds, from its own files.
 
 use crate::blob::ReadBuf;
 use crate::store::Store;
@@ -11,7 +11,7 @@ pub struct System {
     pub architecture: String,
 }
 
-/// Programs whose header tells the machine; one of them is in any image that can start.
+/// Programs whose header gives the machine. Any image that can start has one of them.
 const PROGRAMS: &[&str] = &[
     "bin/sh",
     "usr/bin/env",
@@ -23,7 +23,7 @@ const PROGRAMS: &[&str] = &[
     "usr/bin/bash",
 ];
 
-/// Looks into a tree. What cannot be told stays empty.
+/// Looks into a tree. What it cannot find out stays empty.
 pub fn detect(store: &Store, tree: &Tree) -> System {
     let mut system = System::default();
     let release =

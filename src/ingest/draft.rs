@@ -13,11 +13,11 @@ use crate::tree::{Builder, Make, Meta, Refused};
 pub struct Draft {
     pub writer: Writer,
     pub builder: Builder,
-    /// Of rootfs.tar, if there is a rootfs.
+    /// The recipe of rootfs.tar, if there is a rootfs.
     pub tar: Option<RecipeBuilder>,
-    /// Of the upload, if it is not rootfs.tar, and of what that is made of.
+    /// The recipe of the upload, if that is not rootfs.tar, and the recipes that it uses.
     pub more: Vec<RecipeBuilder>,
-    /// What unpacking found out; sizes and digests of the upload come later.
+    /// What unpacking has found out. Sizes and digests of the upload are filled in later.
     pub facts: VersionFacts,
 }
 
@@ -26,7 +26,7 @@ impl Draft {
         Draft { writer, builder, tar: None, more: Vec::new(), facts: VersionFacts::default() }
     }
 
-    /// Shows a file that the next recipe makes beside rootfs.
+    /// Adds a file beside rootfs that the next recipe makes.
     pub fn add_made(&mut self, name: &str, recipe: RecipeBuilder) {
         self.more.push(recipe);
         let number = self.more.len() as u32;
@@ -35,7 +35,7 @@ impl Draft {
         self.builder.add_beside(name.as_bytes(), &beside_meta(), make);
     }
 
-    /// Stores a small file and shows it beside rootfs.
+    /// Stores a small file, and adds it beside rootfs.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Makes rootfs.tar of a rootfs that did not come as one.
+    /// Makes the recipe of rootfs.tar for a rootfs that did not come as one.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ fn beside_meta() -> Meta {
     Meta { mode: 0o444, mtime: (crate::base::clock::now().div_euclid(1_000_000_000), 0), ..Meta::default() }
 }
 
-/// Reads an archive entry by entry: its content is stored, then `put` says where it goes.
+/// Reads an archive entry by entry. The content of an entry is stored, then `put` places it.
 ///
 /// # Errors
 ///
@@ -127,7 +127,7 @@ fn store_content<S: Source>(
         buffer.clear();
         let mut whole = None;
         while reader.read(&mut |bytes| {
-            // Most files arrive in one piece: hash and store them from where they lie.
+            // Most files arrive in one piece, so they are hashed and stored without another copy.
             if bytes.len() == size {
                 whole = Some(writer.put(bytes)?);
             } else {

@@ -1,5 +1,5 @@
-//! Streams inside of an upload: a layer, a metadata tarball. Unpacked while they are read, with the limits of
-//! uploads.
+//! Streams inside an upload: a layer, a metadata tarball. They are unpacked while they are read, within
+//! the limits of uploads.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -10,8 +10,8 @@ use crate::formats::tar::{Limits, RATIO_FLOOR, Source};
 use crate::ingest::codec::{Codec, LARGE, log2};
 use crate::ingest::sink::OUT;
 
-/// What is inside of another upload, unpacked while it is read: a layer, a metadata tarball. Bounded as
-/// uploads are.
+/// Unpacks a stream inside another upload, such as a layer, while it is read. The limits of uploads
+/// hold for it.
 ///
 /// # Errors
 ///
@@ -49,7 +49,7 @@ pub fn unpacked<'r>(
     Ok(Box::new(Measured { inner, taken, made: 0, ratio: limits.ratio }))
 }
 
-/// Counts what is read through it.
+/// Counts the bytes that are read through it.
 struct Counted<R> {
     from: R,
     taken: Rc<Cell<u64>>,
@@ -63,7 +63,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Ends a stream that unpacks to too much.
+/// Ends a stream that unpacks to too many bytes.
 struct Measured<'r> {
     inner: Box<dyn Read + 'r>,
     taken: Rc<Cell<u64>>,
@@ -82,7 +82,7 @@ impl Read for Measured<'_> {
     }
 }
 
-/// What went wrong with a stream inside of an upload: too large, or damaged.
+/// The error for a stream inside an upload that is too large or damaged.
 fn inner_error(e: std::io::Error) -> Error {
     let text = e.to_string();
     if e.kind() == std::io::ErrorKind::FileTooLarge {
@@ -91,7 +91,7 @@ fn inner_error(e: std::io::Error) -> Error {
             limit: "max_ratio".into(),
         };
     }
-    // The libraries' own words for a window or dictionary over the limit.
+    // These are the libraries' own messages about a window or dictionary over the limit.
     if text.contains("too much memory")
         || text.contains("memory limit")
         || text.contains("memory usage limit")
@@ -104,7 +104,7 @@ fn inner_error(e: std::io::Error) -> Error {
     Error::BadArchive { at: 0, entry: String::new(), why: text }
 }
 
-/// A reader as the source of an archive reader.
+/// Makes a reader the source of an archive reader.
 pub struct ReadSource<R> {
     from: R,
     buffer: Vec<u8>,

@@ -1,6 +1,6 @@
-//! Frames of lz4: those of today, and the legacy ones of `lz4 -l` and of kernels.
+//! Frames of lz4: the current ones, and the legacy ones of `lz4 -l` and of kernels.
 //!
-//! Source: lz4, doc/lz4_Frame_format.md, and programs/lz4io.c for what follows what.
+//! Source: lz4, doc/lz4_Frame_format.md, and programs/lz4io.c for the order of frames.
 
 use std::io::Read;
 
@@ -11,13 +11,13 @@ use crate::ingest::sink::{OUT, Sink};
 
 /// The magic of a legacy frame.
 pub(super) const LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
-/// Unpacked bytes of a legacy block; the last one may have fewer.
+/// The size of an unpacked legacy block, in bytes. The last block may be smaller.
 const LEGACY_BLOCK: usize = 8 << 20;
-/// The most bytes that a packed legacy block has (`LZ4_COMPRESSBOUND`). A larger number is the next frame's
-/// magic.
+/// The largest packed legacy block in bytes (`LZ4_COMPRESSBOUND`). A larger number is the magic of the
+/// next frame.
 const LEGACY_PACKED_MAX: usize = LEGACY_BLOCK + LEGACY_BLOCK / 255 + 16;
 
-/// Notes whether the input ended while a frame was read: the decoder takes that for the frame's end.
+/// Notes whether the input ended within a frame, because the decoder takes that for the frame's end.
 struct EndNoting<'r> {
     input: &'r mut PipeReader,
     ended: bool,
@@ -31,8 +31,8 @@ impl Read for EndNoting<'_> {
     }
 }
 
-/// Unpacks one frame. `at_border` is told whether the input may end where the decoder now waits for more: a
-/// legacy frame has no end mark of its own.
+/// Unpacks one frame. `at_border` is told whether the input may end where the decoder now waits for
+/// more, because a legacy frame has no end mark.
 ///
 /// Returns false if nobody reads the output any more.
 ///
@@ -74,7 +74,7 @@ pub(super) fn decode(
     if noting.ended { Err(cut(noting.input.taken)) } else { Ok(true) }
 }
 
-/// Unpacks a legacy frame: blocks until the input ends, or another frame begins.
+/// Unpacks a legacy frame: its blocks go on until the input ends or another frame begins.
 fn decode_legacy(
     input: &mut PipeReader,
     sink: &mut Sink<'_>,
@@ -92,7 +92,7 @@ fn decode_legacy(
         at_border(false);
         let begin = input.taken;
         input.consume(4);
-        // What is at hand may be far more than the block; it is not copied for that.
+        // The buffered input may be far larger than the block, so only the block is copied.
         let mut packed = vec![0; size];
         if let Err(e) = input.read_exact(&mut packed) {
             return Err(if e.kind() == std::io::ErrorKind::UnexpectedEof {

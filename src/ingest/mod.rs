@@ -1,4 +1,4 @@
-//! Journey 1, cp in: the bytes of an upload become a version, while they arrive.
+//! Journey 1, cp in: the bytes of an upload become a version while they arrive.
 //!
 //! ```text
 //! write(2) --> upload pipe --+--> sha256, sha1 of the upload
@@ -7,10 +7,10 @@
 //!                            `--> tar reader --> blobs, tree, recipe                  (plain ones)
 //! ```
 //!
-//! Before that, `same.rs` compares an upload with the newest version, until a byte differs.
+//! Before that, `same.rs` compares an upload with the newest version until a byte differs.
 //!
-//! `Ingest::settle` says whether the archive is complete so far, which a close wants to know; `finish` ends
-//! it; `publish` makes it a version. Dropped at any time before, it leaves nothing.
+//! A close calls `Ingest::settle` to know whether the archive is complete so far. `finish` ends the
+//! upload, and `publish` makes it a version. If it is dropped before that, it leaves nothing.
 
 mod add_version;
 mod codec;
@@ -59,44 +59,45 @@ use kinds::payload;
 use pipe::{Pipe, PipeReader};
 use unpack::MayBeLxd;
 
-/// The file in a version that shows what was uploaded, unpacked, where that is not rootfs.tar.
+/// The file in a version that shows the unpacked upload, if that is not rootfs.tar.
 pub fn made_name(format: &str) -> &'static str {
     Payload::named(format).map_or("image.tar", Payload::file_name)
 }
 
-/// Bytes an upload may have in flight before its writer waits.
+/// How many bytes of an upload may be in flight before its writer waits.
 const UPLOAD_PIPE: usize = 2 << 20;
-/// The same between the decoder and the tar reader.
+/// How many bytes may be in flight between the decoder and the tar reader.
 const TAR_PIPE: usize = 2 << 20;
 
-/// An upload being unpacked.
+/// An upload that is being unpacked.
 pub struct Ingest {
-    /// What the decoder found; put right by it.
+    /// The codec. The decoder corrects it if it finds another one.
     codec: Option<Arc<Mutex<Codec>>>,
     /// Where the bytes of the upload go.
     inputs: Vec<Arc<Pipe>>,
-    /// In the order to settle them.
+    /// The pipes in the order in which they are settled.
     stages: Vec<Arc<Pipe>>,
     stage: Arc<AtomicU8>,
-    /// Compressed uploads: whether every member came to its end.
+    /// For a compressed upload: whether every member came to its end.
     decoded: Arc<AtomicBool>,
-    /// The first failure of any thread.
+    /// The first failure of any of its threads.
     failure: Arc<Mutex<Option<Error>>>,
     parts: Parts,
     size: u64,
     wish: Wish,
 }
 
-/// What is wanted of an upload beside its content.
+/// What is wanted of an upload apart from its content.
 #[derive(Clone, Copy)]
 pub struct Wish {
     pub keep: keep::Policy,
-    /// Its sha1: only where somebody may say which it has to be, for it takes as long as all the rest.
+    /// Whether to compute its sha1. That takes as long as all the rest, so only if somebody may say which
+    /// sha1 it must have.
     pub sha1: bool,
 }
 
 impl Wish {
-    /// Whether the upload is kept, whatever it is.
+    /// Whether the upload is kept, whatever kind it is.
     fn keeps_all(self) -> bool {
         self.keep.upload != KeepUpload::Never
     }
@@ -105,7 +106,7 @@ impl Wish {
 /// The pieces of an upload that is kept as it came.
 type Kept = (Writer, RecipeBuilder);
 
-/// An upload that is being kept: all of it, or as long as it may be an LXD image.
+/// An upload that is being kept: all of it, or only as long as it may be an LXD image.
 struct Keeping {
     input: PipeReader,
     while_lxd: Option<MayBeLxd>,
@@ -135,7 +136,7 @@ struct Parts {
     upload_sha1: Option<JoinHandle<String>>,
     tar: Option<JoinHandle<String>>,
     decoder: Option<JoinHandle<()>>,
-    /// The upload as it comes, if it is to be kept.
+    /// The upload as it comes, if it has to be kept.
     kept: Option<JoinHandle<Option<Kept>>>,
     unpacker: JoinHandle<Option<Draft>>,
 }
@@ -144,14 +145,14 @@ struct Parts {
 #[derive(Debug)]
 pub enum Settled {
     Complete,
-    /// More must come.
+    /// The upload is not complete yet.
     Incomplete(Error),
-    /// The entries are whole, but no end marker says that there are no more. A rename may commit it.
+    /// The entries are complete, but no end marker follows. A rename may commit the upload.
     Unmarked(Error),
     Failed,
 }
 
-/// An upload unpacked to its end, not yet a version.
+/// An upload that is unpacked to its end, but not a version yet.
 pub struct Unpacked {
     pub draft: Draft,
     pub codec: Option<Codec>,
@@ -165,8 +166,8 @@ pub struct Unpacked {
 }
 
 impl Ingest {
-    /// Starts the threads for an upload that begins with `head` (at least `Codec::MAGIC_LEN` bytes, if it has
-    /// them).
+    /// Starts the threads for an upload that begins with `head`. This has at least `Codec::MAGIC_LEN`
+    /// bytes, if the upload has them.
     ///
     /// # Errors
     ///
@@ -179,7 +180,8 @@ impl Ingest {
         let failure = Arc::new(Mutex::new(None));
         let archive = Pipe::new(UPLOAD_PIPE);
         let mut stages = vec![archive.clone()];
-        // A thread each: one after the other they would take longer than all else together.
+        // Each digest has its own thread. In one thread, they would take longer than everything else
+        // together.
         let for_sha256 = Pipe::new(UPLOAD_PIPE);
         let upload_sha256 = spawn_hash::<Sha256>("sha256", &for_sha256)?;
         let mut inputs = vec![for_sha256, archive.clone()];
@@ -193,8 +195,8 @@ impl Ingest {
         let unpacked_pipe = match codec.clone() {
             None => archive.clone(),
             Some(codec) => {
-                // The decoder feeds a relay that hashes and passes on, so that a block is shared and not
-                // copied.
+                // The decoder feeds a relay, which hashes blocks and passes them on. So a block is shared and
+                // not copied.
                 let (raw, unpacked) = (Pipe::new(TAR_PIPE), Pipe::new(TAR_PIPE));
                 stages.push(raw.clone());
                 stages.push(unpacked.clone());
@@ -215,7 +217,8 @@ impl Ingest {
             let (mut input, stage, failure) =
                 (PipeReader::new(&unpacked_pipe), stage.clone(), failure.clone());
             let may_be_lxd = may_be_lxd.clone();
-            // A failure is noted before the reader goes: whoever waits for that looks for the failure then.
+            // A failure is noted before the reader goes away, because whoever waits for the reader then looks
+            // for the failure.
             spawn("unpack", move || {
                 unpack::unpack(&mut input, writer, &limits, &stage, hint, &may_be_lxd)
                     .map_err(|e| note(&failure, e))
@@ -234,7 +237,7 @@ impl Ingest {
         Ok(Ingest { codec, inputs, stages, stage, decoded, failure, parts, size: 0, wish })
     }
 
-    /// Takes the next bytes of the upload. `on_room` is called when more are welcome.
+    /// Takes the next bytes of the upload. `on_room` is called when there is room for more.
     pub fn push(&mut self, block: Block, on_room: OnRoom) {
         self.size += block.len() as u64;
         // All readers must have room.
@@ -252,7 +255,7 @@ impl Ingest {
         }
     }
 
-    /// Takes the next bytes, and waits until more are welcome.
+    /// Takes the next bytes, and waits until there is room for more.
     pub fn push_and_wait(&mut self, block: Block) {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         self.push(block, Box::new(move || sender.send(()).unwrap_or_default()));
@@ -268,7 +271,7 @@ impl Ingest {
         self.failure.lock().is_some() || self.parts.unpacker.is_finished()
     }
 
-    /// Waits until all bytes so far are unpacked, and says whether they make a whole archive.
+    /// Waits until all bytes so far are unpacked. Returns whether they make a complete archive.
     pub fn settle(&self) -> Settled {
         for pipe in &self.stages {
             pipe.settle();
@@ -304,7 +307,7 @@ impl Ingest {
     ///
     /// # Errors
     ///
-    /// What is wrong with the archive, or with our disk.
+    /// The error of the archive, or of the store's disk.
     pub fn finish(mut self) -> Result<Unpacked> {
         for pipe in &self.inputs {
             pipe.end();
@@ -340,21 +343,22 @@ impl Ingest {
         })
     }
 
-    /// Gives the upload up: its threads end, what they staged goes.
+    /// Gives up the upload: its threads end, and the data that they have staged goes.
     pub fn abort(self) {
         note(&self.failure, Error::Stopping);
-        // The unpacker fails on the cut, drops its writer, and with it the staged files.
+        // The unpacker fails because its input is cut off. It then drops its writer, and with it the staged
+        // files.
         let _ = self.finish();
     }
 }
 
-/// Hashes what was unpacked, and passes it on.
+/// Hashes the unpacked bytes, and passes them on.
 fn spawn_relay(raw: &Arc<Pipe>, unpacked: &Arc<Pipe>) -> Result<JoinHandle<String>> {
     let (mut input, output) = (PipeReader::new(raw), unpacked.clone());
     spawn("tar-hash", move || {
         let mut sha256 = Sha256::new();
         while let Some(block) = input.next_block() {
-            // Passed on first: the unpacker works while this hashes.
+            // The block is passed on first, so the unpacker works while this hashes.
             if !output.push(block.clone()) {
                 break;
             }
@@ -365,7 +369,7 @@ fn spawn_relay(raw: &Arc<Pipe>, unpacked: &Arc<Pipe>) -> Result<JoinHandle<Strin
     })
 }
 
-/// Stores an upload as it comes, as long as that is wanted.
+/// Stores an upload as it comes, as long as it has to be kept.
 fn spawn_keeper(
     mut input: Keeping,
     mut writer: Writer,
@@ -382,7 +386,7 @@ fn spawn_keeper(
     })
 }
 
-/// Hashes all that comes through a pipe; gives the digest in hex.
+/// Hashes all bytes of a pipe. Returns the digest in hex.
 fn spawn_hash<H: sha2::Digest>(name: &str, pipe: &Arc<Pipe>) -> Result<JoinHandle<String>> {
     let mut reader = PipeReader::new(pipe);
     spawn(name, move || {
@@ -395,7 +399,7 @@ fn spawn_hash<H: sha2::Digest>(name: &str, pipe: &Arc<Pipe>) -> Result<JoinHandl
 }
 
 fn note(failure: &Mutex<Option<Error>>, e: Error) {
-    // A failure of the decoder cuts the archive: the first one is the cause.
+    // A failure of the decoder cuts off the archive. So the first failure is the cause.
     failure.lock().get_or_insert(e);
 }
 

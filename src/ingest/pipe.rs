@@ -1,7 +1,7 @@
 //! A bounded queue of blocks between two threads of an upload.
 //!
-//! A full pipe does not block the writer of the mount: the block is taken, and the write is answered when
-//! there is room again. `settle` waits until the reader has taken all there is and wants more.
+//! A full pipe does not block the writer of the mount: it takes the block, and the write is answered
+//! once there is room again. `settle` waits until the reader has taken everything and wants more.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{Error, Result};
 use crate::formats::tar::Source;
 
-/// Bytes that go from one thread to others without being copied.
+/// Bytes that pass between threads without being copied.
 pub type Block = Arc<Vec<u8>>;
 
-/// Called when there is room in a pipe that was full.
+/// Called when a full pipe has room again.
 pub type OnRoom = Box<dyn FnOnce() + Send>;
 
 pub struct Pipe {
     /// immutable: bytes from which on the writer should wait
     capacity: usize,
     state: Mutex<State>,
-    /// Signalled on every change that a waiting thread may want to see.
+    /// Signalled on every change that a waiting thread may need to see.
     changed: Condvar,
 }
 
@@ -29,11 +29,11 @@ pub struct Pipe {
 struct State {
     blocks: VecDeque<Block>,
     bytes: usize,
-    /// No more will come.
+    /// No more blocks will come.
     ended: bool,
     /// The reader is gone.
     abandoned: bool,
-    /// The reader has taken all and waits.
+    /// The reader has taken everything, and waits.
     waiting: bool,
     on_room: Vec<OnRoom>,
 }
@@ -43,7 +43,7 @@ impl Pipe {
         Arc::new(Pipe { capacity, state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Puts a block in and waits while the pipe is over-full. False if the reader is gone.
+    /// Puts a block in, then waits while the pipe is too full. False if the reader is gone.
     pub fn push(&self, block: Block) -> bool {
         let mut state = self.state.lock();
         while state.bytes >= self.capacity && !state.abandoned {
@@ -52,7 +52,7 @@ impl Pipe {
         self.add(&mut state, block)
     }
 
-    /// Puts a block in without waiting; `on_room` is called at once if there is room, else when there is.
+    /// Puts a block in without waiting. `on_room` is called as soon as there is room, which may be at once.
     pub fn push_deferred(&self, block: Block, on_room: OnRoom) {
         let mut state = self.state.lock();
         let full = state.bytes >= self.capacity && !state.abandoned;
@@ -76,13 +76,13 @@ impl Pipe {
         true
     }
 
-    /// Says that no more will come.
+    /// Ends the pipe: no more blocks will come.
     pub fn end(&self) {
         self.state.lock().ended = true;
         self.changed.notify_all();
     }
 
-    /// Waits until the reader has taken all there is and waits for more, or is gone.
+    /// Waits until the reader has taken everything and waits for more, or is gone.
     pub fn settle(&self) {
         let mut state = self.state.lock();
         while !(state.abandoned || state.waiting && state.blocks.is_empty()) {
@@ -91,7 +91,7 @@ impl Pipe {
     }
 }
 
-/// The reading end. Dropped, it lets the writer go on into nothing.
+/// The reading end. Once it is dropped, everything that is written is discarded.
 pub struct PipeReader {
     pipe: Arc<Pipe>,
     block: Block,
@@ -105,7 +105,7 @@ impl PipeReader {
         PipeReader { pipe: pipe.clone(), block: Block::default(), at: 0, taken: 0 }
     }
 
-    /// The next whole block; for readers that take all. `None` at the end.
+    /// The next whole block, for readers that take everything. `None` at the end.
     pub fn next_block(&mut self) -> Option<Block> {
         self.refill(true);
         if self.at == self.block.len() {
@@ -115,13 +115,13 @@ impl PipeReader {
         Some(self.block.clone())
     }
 
-    /// The bytes at hand, without waiting; `None` if there are none now but may be later.
+    /// The bytes at hand, without waiting. `None` if there are none now, but more may come.
     pub fn fill_now(&mut self) -> Option<&[u8]> {
         if !self.refill(false) { None } else { Some(&self.block[self.at..]) }
     }
 
-    /// At least `n` bytes from the current place on, or all there are until the end. `idle` is called before
-    /// every wait with the number of bytes at hand.
+    /// At least `n` bytes from the current position on, or all bytes up to the end. `idle` is called before
+    /// every wait, with the number of bytes at hand.
     pub fn peek(&mut self, n: usize, mut idle: impl FnMut(usize)) -> &[u8] {
         let mut joined: Option<Vec<u8>> = None;
         loop {
@@ -151,7 +151,7 @@ impl PipeReader {
     /// Gets a block if none is at hand. False if there is none now, but more may come.
     fn refill(&mut self, wait: bool) -> bool {
         while self.at == self.block.len() {
-            // Freed before the wait: a block may be a megabyte.
+            // The old block is freed before the wait, because it may have a megabyte.
             (self.block, self.at) = (Block::default(), 0);
             let mut state = self.pipe.state.lock();
             loop {

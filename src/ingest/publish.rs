@@ -1,4 +1,4 @@
-//! The end of an ingest: content, tree, row, name, each durable before the next (invariant 1).
+//! The end of an ingest: content, tree, row, name. Each is durable before the next (invariant 1).
 
 use crate::base::clock::now;
 use crate::base::digest::Digest;
@@ -20,7 +20,7 @@ use crate::store::trees::key_of;
 use crate::tree::recipe::RecipeBuilder;
 use crate::tree::{Builder, Counts, Tree};
 
-/// Bytes that publishing takes beside the tree, more than enough: lists, records, rows.
+/// Bytes that publishing needs apart from the tree, generously: for lists, records and rows.
 const ROOM: u64 = 4 << 20;
 
 /// Makes an unpacked upload a version, unless the image's newest version is the same.
@@ -47,7 +47,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             if published.new {
                 heal_others(store, &published);
             } else {
-                // It is there already: healed, or another upload of the same was faster.
+                // The version exists already: it was healed, or another upload of the same content was
+                // faster.
                 set_metadata(store, published.image, source)?;
                 store.drop_tree(&path)?;
                 if kept_path.exists() {
@@ -58,8 +59,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
             Ok(published)
         }
         Err(e) => {
-            // No row names it: a stray that the next start would sweep, too. Unless the row could not be
-            // synced: then the next start finds it, or not.
+            // No row names the tree, so it is a stray that the next start would sweep. The exception is a row
+            // that could not be synced. The next start may find it, so the files stay.
             if store.writable.stopped().is_none() {
                 for path in [&path, &kept_path] {
                     let _ = store.blobs.backend().delete(&key_of(path));
@@ -71,7 +72,8 @@ pub fn publish(store: &Store, unpacked: Unpacked, source: &Source) -> Result<Pub
     }
 }
 
-/// Brings content, trees and row to rest, in that order. `same`: the newest version is this, and is damaged.
+/// Makes content, trees and row durable, in that order. `same` is the newest version if it has this
+/// content, and is damaged.
 fn make(
     store: &Store,
     unpacked: Unpacked,
@@ -82,10 +84,10 @@ fn make(
     let Unpacked { draft, kept, codec, size, upload_sha256, upload_sha1, tar_sha256 } = unpacked;
     let Draft { writer, builder, tar, more, mut facts } = draft;
     let came = more.first().or(tar.as_ref()).map_or(0, RecipeBuilder::tar_size);
-    // Of what follows, nothing asks for room itself.
+    // Nothing after this point asks for room itself.
     store.ensure_room(ROOM + builder.size_bound());
     fault::reached("publish.unpacked");
-    // Held until the row is written: gc keeps what it names.
+    // This is held until the row is written, because gc keeps the blobs that it names.
     let sealed = writer.seal()?;
     if sealed.healed {
         store.has_garbage();
@@ -123,13 +125,13 @@ fn make(
         (&mut facts.release, system.release),
         (&mut facts.architecture, system.architecture),
     ] {
-        // What came with the image says more than what lies in it.
+        // What came with the image counts more than what lies in it.
         if field.is_empty() {
             *field = found;
         }
     }
     let published = match same {
-        // It was damaged, and its content is healed by now.
+        // The version was damaged, and its content is healed by now.
         Some((published, version)) => {
             heal::heal_trees(store, &version, &path, digest)?;
             published
@@ -139,7 +141,7 @@ fn make(
     Ok(Published { new_bytes: sealed.new_bytes, ..published })
 }
 
-/// Brings the upload as it came to rest, too. What holds its content, and the digest of its tree.
+/// Makes the upload as it came durable too. Returns what pins its content, and the digest of its tree.
 fn keep_upload(store: &Store, kept: (Writer, RecipeBuilder), id: &str) -> Result<(Sealed, Digest)> {
     let (writer, recipe) = kept;
     let sealed = writer.seal()?;
@@ -148,7 +150,7 @@ fn keep_upload(store: &Store, kept: (Writer, RecipeBuilder), id: &str) -> Result
     Ok((sealed, tree))
 }
 
-/// Writes the row, if the quota allows for it.
+/// Writes the row, if the quota permits it.
 fn list(
     store: &Store,
     source: &Source,
@@ -168,7 +170,7 @@ fn list(
     add(store, source, id.to_owned(), digest, facts)
 }
 
-/// What the commit would refuse, said before the work: of an upload of this user's.
+/// Refuses an upload by this user early, if the commit would refuse it.
 ///
 /// # Errors
 ///
@@ -191,8 +193,8 @@ pub fn refuse_early(store: &Store, uid: u32, target: &Target, tag: &VersionTag) 
     refuse_other_architecture(image, tag)
 }
 
-/// The image that a file called so less its suffix is for, and what else the name says: `web`, or with no
-/// image of the whole name, `web_1.7_amd64`.
+/// The image that a file goes to, and what else its name says. `stem` is the name without its suffix:
+/// `web`, or, if no image has that whole name, `web_1.7_amd64`.
 pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, VersionTag) {
     match parse_tag(stem) {
         Some(found) if model.named(stem).is_none() => found,
@@ -200,7 +202,7 @@ pub fn named<'n>(model: &Model, stem: &'n str) -> (&'n str, VersionTag) {
     }
 }
 
-/// The newest version, if that is what was unpacked.
+/// The newest version, if it is the same as what was unpacked.
 fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option<(Published, Version)> {
     let digest = format!("sha256:{}", unpacked.tar_sha256);
     let model = store.catalog.read();
@@ -216,7 +218,7 @@ fn newest_is_same(store: &Store, unpacked: &Unpacked, source: &Source) -> Option
     ))
 }
 
-/// Other versions that came as the same bytes and are damaged get from this one what they lack.
+/// Heals damaged versions that came as the same bytes, from this version.
 fn heal_others(store: &Store, published: &Published) {
     if !store.blobs.has_damage() && store.damaged_trees().is_empty() {
         return;
@@ -228,7 +230,7 @@ fn heal_others(store: &Store, published: &Published) {
     }
 }
 
-/// Sets the editable keys that came with an image which is there already.
+/// Sets the editable keys that came with an upload into an existing image.
 fn set_metadata(store: &Store, image: u32, source: &Source) -> Result<()> {
     let Some(text) = &source.metadata else { return Ok(()) };
     let keys = editable_keys(text)?;

@@ -1,9 +1,9 @@
-//! Journey 1, cp in, of what is there already: the bytes are compared with the newest version while they
-//! come.
+//! Journey 1, cp in, of an upload that is in the store already: the bytes are compared with the newest
+//! version while they arrive.
 //!
-//! A tar that is the newest version's own is neither hashed nor unpacked. Two versions differ within their
-//! first kilobytes, so looking costs nothing; where they do so later, what was compared is read back from the
-//! store.
+//! A tar that equals the newest version's tar is neither hashed nor unpacked. Most versions differ
+//! within their first kilobytes, so the comparison costs nothing. If they differ later, what was
+//! compared is read back from the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,40 +16,40 @@ use crate::ingest::pipe::{Block, OnRoom, Pipe, PipeReader};
 use crate::ingest::{Ingest, Published, Settled, UPLOAD_PIPE, Unpacked, spawn};
 use crate::store::{Store, TreeSlot};
 
-/// What a version's tar begins with is read in pieces of this size, when it comes to that.
+/// The beginning of a version's tar is read back in pieces of this size.
 const PIECE: usize = 1 << 20;
 
-/// Begins to unpack an upload, which begins with these bytes.
+/// Begins to unpack an upload with this beginning.
 pub type Begin = Box<dyn FnOnce(&[u8]) -> Result<Ingest> + Send>;
 
-/// An upload that comes in order.
+/// An upload whose bytes come in order.
 pub enum Incoming {
-    /// So far it may be the newest version's tar: a thread compares.
+    /// So far it equals the newest version's tar. A thread compares them.
     Comparing {
         pipe: Arc<Pipe>,
         thread: JoinHandle<Result<Compared>>,
         differs: Arc<AtomicBool>,
     },
     Fresh(Box<Ingest>),
-    /// It could not be unpacked. The error is taken once.
+    /// It could not be unpacked. The error can be taken once.
     Failed(Option<Error>),
 }
 
-/// What came of comparing.
+/// The result of a comparison.
 pub enum Compared {
     Same(Box<Same>),
-    /// It differed, and is being unpacked.
+    /// It differs, and is being unpacked.
     Differs(Box<Ingest>),
 }
 
-/// An upload that begins as the newest version of its image does.
+/// An upload that has begun like the newest version of its image.
 pub struct Same {
     store: Arc<Store>,
     image: u32,
     serial: u32,
     slot: Arc<TreeSlot>,
     reader: RecipeReader,
-    /// Bytes that came; and of the version's tar.
+    /// How many bytes have come, and how many the version's tar has.
     at: u64,
     size: u64,
     ours: Vec<u8>,
@@ -57,7 +57,8 @@ pub struct Same {
 }
 
 impl Same {
-    /// Compares with the newest version of an image, if its rootfs.tar is what came and nothing came with it.
+    /// Compares with the newest version of an image, if that came as its rootfs.tar and nothing came with
+    /// it.
     fn new(store: &Arc<Store>, image: u32, begin: Begin) -> std::result::Result<Same, Begin> {
         let newest = store.catalog.read().latest(image).cloned();
         let plain = newest.filter(|v| {
@@ -75,8 +76,9 @@ impl Same {
         }
     }
 
-    /// Compares all that comes through the pipe. From the first byte that differs on, all of it is unpacked;
-    /// when that has caught up, `differs` is set: who ends the pipe then has what comes next to himself.
+    /// Compares all that comes through the pipe. From the first different byte on, the whole upload is
+    /// unpacked. Once that has caught up, `differs` is set. Whoever ends the pipe after that takes over the
+    /// following bytes.
     fn compare(mut self: Box<Self>, mut input: PipeReader, differs: &AtomicBool) -> Result<Compared> {
         while let Some(block) = input.next_block() {
             if self.goes_on(&block) {
@@ -93,12 +95,12 @@ impl Same {
         Ok(Compared::Same(self))
     }
 
-    /// Whether these bytes are what the version has next; then they count as taken.
+    /// Whether these bytes are the next ones of the version. If so, they count as taken.
     fn goes_on(&mut self, bytes: &[u8]) -> bool {
         self.ours.clear();
         let read = self.reader.read(&self.store, &self.slot.tree, 0, self.at, bytes.len(), &mut self.ours);
         if let Err(e) = &read {
-            // What comes heals what is known to be damaged, so let all of it be known.
+            // The upload can heal damage that is known, so this finds all damage of the tree.
             log::error!("{}: {e}", self.slot.tree.path().display());
             let mut buf = ReadBuf::default();
             self.slot.tree.blobs().for_each(|id| drop(self.store.blobs.verify(id, &mut buf)));
@@ -110,7 +112,7 @@ impl Same {
         same
     }
 
-    /// Unpacks what came, as if it had never been compared. `next`: the bytes behind it.
+    /// Unpacks the upload as if it had never been compared. `next` has the bytes after the compared ones.
     fn leave(mut self, next: &[u8]) -> Result<Ingest> {
         let mut piece = |at: u64, len: u64| {
             let mut bytes = Vec::new();
@@ -129,7 +131,7 @@ impl Same {
         Ok(ingest)
     }
 
-    /// The version, if all of it came and it is the newest still.
+    /// The version, if the whole upload equals it and it is still the newest.
     fn whole(&self) -> Option<Published> {
         let model = self.store.catalog.read();
         let image = model.live_image(self.image)?;
@@ -145,7 +147,8 @@ impl Same {
 }
 
 impl Incoming {
-    /// Begins an upload: into `image`, if that is there, with `head`, which is pushed later.
+    /// Begins an upload into `image`, if that is given. `head` is its beginning, which is also pushed
+    /// later.
     ///
     /// # Errors
     ///
@@ -170,12 +173,12 @@ impl Incoming {
         Incoming::Fresh(Box::new(ingest))
     }
 
-    /// Takes the next bytes. `on_room` is called when more are welcome.
+    /// Takes the next bytes. `on_room` is called when there is room for more.
     pub fn push(&mut self, block: Block, on_room: OnRoom) {
         if let Incoming::Comparing { differs, .. } = self
             && differs.load(Ordering::Acquire)
         {
-            // It differs, so this is no version, and it has caught up, so this takes no time.
+            // The upload differs, so this returns no version. Unpacking has caught up, so this takes no time.
             self.same(false);
         }
         match self {
@@ -185,14 +188,14 @@ impl Incoming {
         }
     }
 
-    /// Takes the next bytes, and waits until more are welcome.
+    /// Takes the next bytes, and waits until there is room for more.
     pub fn push_and_wait(&mut self, block: Block) {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         self.push(block, Box::new(move || sender.send(()).unwrap_or_default()));
         let _ = receiver.recv();
     }
 
-    /// Ends the comparing.
+    /// Ends the comparison.
     fn compared(&mut self) -> Option<Result<Compared>> {
         match std::mem::replace(self, Incoming::Failed(None)) {
             Incoming::Comparing { pipe, thread, .. } => {
@@ -206,8 +209,8 @@ impl Incoming {
         }
     }
 
-    /// Ends the comparing: the version, if all of the upload is the newest one and that `counts`. Else it
-    /// goes on as one that is unpacked.
+    /// Ends the comparison. Returns the version if the whole upload equals the newest one, and if `counts`
+    /// is true. Otherwise the upload is unpacked.
     pub fn same(&mut self, counts: bool) -> Option<Published> {
         let fresh = match self.compared()? {
             Ok(Compared::Differs(ingest)) => Ok(ingest),
@@ -232,24 +235,24 @@ impl Incoming {
 
     pub fn has_failed(&self) -> bool {
         match self {
-            // Who compares ends by himself only when something fails.
+            // The comparing thread ends by itself only if something fails.
             Incoming::Comparing { thread, .. } => thread.is_finished(),
             Incoming::Fresh(ingest) => ingest.has_failed(),
             Incoming::Failed(_) => true,
         }
     }
 
-    /// As `Ingest::settle`, when it is not compared any more.
+    /// As `Ingest::settle`, once the comparison has ended.
     pub fn settle(&self) -> Settled {
         if let Incoming::Fresh(ingest) = self { ingest.settle() } else { Settled::Failed }
     }
 
-    /// As `Ingest::finish`, when it is not compared any more.
+    /// As `Ingest::finish`, once the comparison has ended.
     ///
     /// # Errors
     ///
-    /// Those of `Ingest::finish`, or what kept it from being unpacked. `Stopping` if that was told before, or
-    /// nothing differed.
+    /// Those of `Ingest::finish`, or the error that kept the upload from being unpacked. `Stopping` if that
+    /// error was taken before, or if nothing differed.
     pub fn finish(mut self) -> Result<Unpacked> {
         match self.compared() {
             Some(Err(e)) => return Err(e),

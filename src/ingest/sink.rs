@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 use crate::formats::tar::RATIO_FLOOR;
 use crate::ingest::pipe::Pipe;
 
-/// Bytes unpacked at a time.
+/// How many bytes are unpacked at a time.
 pub(super) const OUT: usize = 256 * 1024;
 
-/// Where unpacked bytes go, measured against what came in.
+/// Where unpacked bytes go. It compares their number with the compressed bytes.
 pub(super) struct Sink<'p> {
     pub(super) output: &'p Pipe,
     pub(super) made: u64,
@@ -17,7 +17,8 @@ pub(super) struct Sink<'p> {
 }
 
 impl Sink<'_> {
-    /// Passes bytes on that `taken` compressed ones have become so far. False if nobody reads any more.
+    /// Passes bytes on. `taken` is how many compressed bytes were read so far. False if nobody reads any
+    /// more.
     pub(super) fn push(&mut self, bytes: Vec<u8>, taken: u64) -> Result<bool> {
         self.made += bytes.len() as u64;
         if self.made > RATIO_FLOOR && self.made / taken.max(1) > self.ratio {

@@ -1,7 +1,8 @@
-//! mv MNT/web/.new MNT/web/next: what a staging directory holds becomes one version.
+//! mv MNT/web/.new MNT/web/next: the files of a staging directory become one version.
 //!
-//! One file is the image, or two: an LXD metadata tarball and its rootfs. Beside them there may be
-//! metadata.json (editable keys), an IMGAPI manifest, and digests: `x.tar.xz.sha256`, `SHA256SUMS`.
+//! One file is the image; or two files are, an LXD metadata tarball and its rootfs. Beside them there
+//! may be metadata.json (editable keys), an IMGAPI manifest, and digests: `x.tar.xz.sha256`,
+//! `SHA256SUMS`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -25,13 +26,13 @@ use crate::ingest::kinds::lxd;
 use crate::ingest::{Hint, Ingest, Published, Settled, Source, Target, Unpacked, Wish};
 use crate::store::Store;
 
-/// Bytes of a sidecar, a manifest, a metadata.json.
+/// The largest digest file, manifest or metadata.json, in bytes.
 const SMALL_MAX: u64 = METADATA_MAX as u64;
-/// Bytes that the metadata tarball of a split image may have.
+/// The largest metadata tarball of a split image, in bytes.
 const METADATA_TARBALL_MAX: u64 = 16 << 20;
 /// Bytes read at a time.
 const PIECE: usize = 256 * 1024;
-/// Pieces after which it is asked whether to go on: what is one hole takes an hour.
+/// After this many pieces it checks whether to go on, because a file that is one hole takes an hour.
 pub const ASKING: u32 = 64;
 
 /// One staged file.
@@ -40,22 +41,22 @@ pub struct File {
     pub path: PathBuf,
 }
 
-/// What is to become a version, of whom.
+/// What shall become a version, and who asks for it.
 pub struct Order {
     pub target: Target,
     pub files: Vec<File>,
-    /// By name.
+    /// The announced digests, by file name.
     pub expect: BTreeMap<String, Expected>,
     pub uid: u32,
     pub gid: u32,
 }
 
-/// The files, by what they are for.
+/// The files, sorted by their purpose.
 struct Sorted {
     images: Vec<File>,
     metadata: Option<Vec<u8>>,
     manifest: Option<Manifest>,
-    /// By name; one file may have several.
+    /// The announced digests, by file name. A file may have several.
     expect: Vec<(String, Expected)>,
 }
 
@@ -63,10 +64,10 @@ fn invalid<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the staging directory".into(), why: why.into() })
 }
 
-/// Asked now and then: whether anybody still waits for it.
+/// Called now and then: whether anybody still waits for the result.
 type GoOn<'g> = &'g dyn Fn() -> bool;
 
-/// Publishes all of it, or nothing. `name` is the ingest's own, under STORE/staging.
+/// Publishes all files, or none. `name` is the name of the ingest under STORE/staging.
 ///
 /// # Errors
 ///
@@ -91,7 +92,7 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
     let tag = VersionTag { label, architecture: None };
     super::refuse_early(store, order.uid, &order.target, &tag)?;
     if let Some(manifest) = &manifest {
-        // Before the work; the commit asks again.
+        // This check comes before the work. The commit checks again.
         check_identity(&store.catalog.read(), manifest.uuid(), manifest.origin().unwrap_or_default())?;
     }
     let target = if let Target::Image(serial) = order.target { Some(serial) } else { None };
@@ -124,7 +125,7 @@ pub fn publish(store: &Store, name: &str, order: Order, go_on: GoOn) -> Result<P
     super::publish(store, unpacked, &source)
 }
 
-/// Finds out what each file is for.
+/// Finds out the purpose of each file.
 fn sort(files: Vec<File>, announced: BTreeMap<String, Expected>) -> Result<Sorted> {
     let mut small: Vec<(String, Vec<u8>)> = Vec::new();
     let mut sorted = Sorted { images: Vec::new(), metadata: None, manifest: None, expect: Vec::new() };
@@ -137,7 +138,7 @@ fn sort(files: Vec<File>, announced: BTreeMap<String, Expected>) -> Result<Sorte
         } else if file.name == "SHA256SUMS" {
             let text = read_small(&file, SMALL_MAX)?;
             for line in String::from_utf8_lossy(&text).lines().filter(|l| !l.trim().is_empty()) {
-                // `HEX  NAME`, or with a star for binary.
+                // A line is `HEX  NAME`, perhaps with a star for binary.
                 let (digest, name) = line.trim().split_once([' ', '\t']).unwrap_or((line, ""));
                 let name = name.trim_start().trim_start_matches('*').trim_start_matches("./");
                 if line.starts_with('#') {
@@ -147,7 +148,7 @@ fn sort(files: Vec<File>, announced: BTreeMap<String, Expected>) -> Result<Sorte
                     what: "SHA256SUMS".into(),
                     why: format!("a line of it is no digest and name: {line:?}"),
                 })?;
-                // Such lists name what is elsewhere, too.
+                // Such lists also name files that are not here.
                 let name = name.rsplit('/').next().unwrap_or(name).to_owned();
                 if names.contains(&name) {
                     sorted.expect.push((name, expected));
@@ -203,7 +204,7 @@ fn read_small(file: &File, limit: u64) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Which of two files is the metadata tarball: the image first, then that.
+/// Finds out which of two files is the metadata tarball. Returns the image first, then the tarball.
 fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
     let is_metadata = |file: &File| {
         let small = std::fs::metadata(&file.path).is_ok_and(|m| m.len() <= METADATA_TARBALL_MAX);
@@ -224,7 +225,7 @@ fn pair(store: &Store, a: File, b: File) -> Result<(File, Option<File>)> {
     }
 }
 
-/// Unpacks a staged file. The rename says that it is whole.
+/// Unpacks a staged file. The rename says that it is complete.
 fn ingest(
     store: &Store,
     name: &str,
@@ -267,14 +268,14 @@ fn feed(ingest: &mut Ingest, opened: &std::fs::File, head: Vec<u8>, file: &File,
     Ok(())
 }
 
-/// What a metadata.json that comes with an image says of its upload: it holds for that already.
+/// The `keep_upload` in a metadata.json that comes with an image. It already applies to this upload.
 fn wished_keep(metadata: Option<&[u8]>) -> Result<Option<KeepUpload>> {
     let keys = metadata.map(editable_keys).transpose()?.unwrap_or_default();
     let said = keys.iter().find(|(key, _)| key == "keep_upload").and_then(|(_, value)| value.as_str());
     Ok(said.and_then(KeepUpload::parse))
 }
 
-/// Checks the file against its manifest, and keeps what that says.
+/// Checks the file against its manifest, and records what the manifest says.
 ///
 /// # Errors
 ///
@@ -291,7 +292,8 @@ pub fn take_manifest(unpacked: &mut Unpacked, manifest: &Manifest, name: &str) -
     Ok(())
 }
 
-/// LXD's fingerprint: sha256 of the metadata tarball and the rootfs, as they came, one after the other.
+/// LXD's fingerprint: the sha256 of the metadata tarball and the rootfs, as they came, one after the
+/// other.
 fn fingerprint(metadata: &[u8], rootfs: &File) -> Result<String> {
     let mut hasher = Sha256::new_with_prefix(metadata);
     let mut file = std::fs::File::open(&rootfs.path).map_err(Error::io("open", &rootfs.path))?;

@@ -1,4 +1,4 @@
-//! What an upload has stored so far, read again at random.
+//! Random reads of what an upload has stored so far.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 use crate::blob::{ContentReader, PieceReader};
 use crate::error::{Error, Result};
 
-/// What is stored and can be read again at random.
+/// Stored content that can be read again at random.
 pub trait Stored {
     fn size(&self) -> u64;
 
-    /// Fills `out` from `at` on, with zeros past the end.
+    /// Fills `out` from `at` on. Bytes past the end are zeros.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Which image an upload is for, and what becomes of it.
+//! Which image an upload goes to, and the result of an upload.
 
 use crate::base::name::{ImageName, VersionTag};
 use crate::catalog::{Image, Model};
@@ -8,7 +8,7 @@ use crate::store::Store;
 /// Where an upload goes.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// The image of this name, made if it is not there.
+    /// The image with this name, which is made if it does not exist.
     Named(ImageName),
     /// A new image of this name.
     New(ImageName),
@@ -17,7 +17,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The image that it is, if that is there.
+    /// The image, if it exists.
     pub fn image<'m>(&self, model: &'m Model) -> Option<&'m Image> {
         match self {
             Target::Named(name) => model.image_named(name.as_str()),
@@ -26,7 +26,7 @@ impl Target {
         }
     }
 
-    /// Whose a version in it counts as: the image's owner's, or of a new image its maker's; and the view's.
+    /// The payers of a version in it: the owner of the image, or the maker of a new one, and the view.
     pub(super) fn payers(&self, store: &Store, maker: u32) -> Vec<Payer> {
         let (uid, name) = {
             let model = store.catalog.read();
@@ -41,29 +41,29 @@ impl Target {
 #[derive(Clone, Debug)]
 pub struct Source {
     pub target: Target,
-    /// The file name that was written.
+    /// The name of the file that was written.
     pub file_name: String,
     pub uid: u32,
     pub gid: u32,
     /// Permission bits for a new image.
     pub mode: u32,
-    /// The upload's own time (nanoseconds since 1970) and permission bits, for its receipt, if its name
-    /// stays.
+    /// For the receipt: the upload's own time (nanoseconds since 1970) and permission bits. `None` if its
+    /// name does not stay.
     pub receipt: Option<(i64, u32)>,
-    /// A metadata.json that came with it: its editable keys are set.
+    /// A metadata.json that came with it. Its editable keys are set.
     pub metadata: Option<Vec<u8>>,
-    /// What the file's name or a manifest says of the version; see name.rs.
+    /// What the file's name or a manifest says about the version; see name.rs.
     pub tag: VersionTag,
 }
 
-/// What became of an upload.
+/// The result of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     pub image: u32,
     pub name: String,
     pub number: u32,
-    /// False if the newest version already is this.
+    /// False if the newest version is the same already.
     pub new: bool,
-    /// Content that the store did not have, in bytes.
+    /// How many bytes of content the store did not have before.
     pub new_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! The middle of an ingest: what came becomes a tree, recipes and blobs, whatever kind of image it is.
+//! The middle of an ingest: an upload of any kind becomes a tree, recipes and blobs.
 //!
 //! ```text
 //! unpacked bytes --+--> tar entries --+--> the tar of a rootfs: as it is
@@ -21,10 +21,10 @@ use crate::ingest::kinds::{lxd, oci, qcow2, squashfs};
 use crate::ingest::pipe::PipeReader;
 use crate::tree::Builder;
 
-/// What an upload's name says beyond its content.
+/// What an upload's name says in addition to its content.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hint {
-    /// What bytes are that nothing knows: a disk image where the name ends in .img or .raw, any file where a
+    /// What unrecognised bytes are: a disk image if the name ends in .img or .raw, or any file if a
     /// manifest announces it.
     pub unknown: Option<Payload>,
 }
@@ -34,12 +34,12 @@ impl Hint {
         Hint { unknown: means_raw_disk(name).then_some(Payload::Raw) }
     }
 
-    /// Of a file that a manifest announces.
+    /// The hint for a file that a manifest announces.
     pub fn announced(name: &str) -> Hint {
         Hint { unknown: Hint::of(name).unknown.or(Some(Payload::Opaque)) }
     }
 
-    /// Whether a file that begins so is an image of any kind; `None` while that cannot be told.
+    /// Whether a file with this beginning is an image of any kind. `None` if more bytes are needed to tell.
     pub fn recognises(self, head: &[u8]) -> Option<bool> {
         if Codec::detect(head).is_some() {
             return Some(true);
@@ -54,7 +54,7 @@ impl Hint {
     }
 }
 
-/// Whether an upload may be an LXD image, as far as it has been read; `None` before its first entry.
+/// Whether an upload may be an LXD image, as far as it was read. `None` before its first entry.
 pub type MayBeLxd = Arc<OnceLock<bool>>;
 
 /// Reads an upload to its end. `may_be_lxd` is set by its first entry.
@@ -104,7 +104,7 @@ pub fn unpack(
         return Ok(Draft { tar: Some(recipe), ..draft });
     };
     let _ = may_be_lxd.set(false);
-    // A small one may end before all that its header could say is there.
+    // A small payload may end before everything that its header could name.
     let head = input.peek(HEAD, |_| stage.store(Stage::Ended as u8, Ordering::Release)).to_vec();
     let least = payload.least_size(&head);
     let set = |at: u64| {
@@ -135,7 +135,7 @@ fn is_ova(builder: &Builder) -> bool {
     ends(b".ovf") && !["etc", "usr", "bin"].iter().any(|name| builder.find(name).is_some())
 }
 
-/// What the upload is, if it is no archive. Waits for as many bytes as that takes.
+/// The kind of the upload, if it is no archive. Waits for as many bytes as it needs to tell.
 fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Payload> {
     let small = |have: usize| {
         if have > 0 && hint.unknown.is_some() {
@@ -145,7 +145,7 @@ fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Pa
     let head = input.peek(BLOCK, small);
     let zeros = head.iter().take(BLOCK).all(|b| *b == 0);
     if head.len() < BLOCK {
-        // Too little for any format; one that is cut off stays what it is.
+        // This is too little for any format. A payload that is cut off keeps its kind.
         return Payload::detect(head).or(hint.unknown.filter(|_| !head.is_empty()));
     }
     if tar::begins_a_tar(head) && !zeros {
@@ -154,7 +154,7 @@ fn payload_in(input: &mut PipeReader, stage: &AtomicU8, hint: Hint) -> Option<Pa
     if let Some(payload) = Payload::detect(head) {
         return Some(payload);
     }
-    // Zeros begin an ISO, a file system, and an empty archive, which may end here.
+    // An ISO, a file system and an empty archive all begin with zeros. An empty archive may end here.
     let whole = |have: usize| {
         if have >= BLOCK && (zeros || hint.unknown.is_some()) {
             stage.store(Stage::Ended as u8, Ordering::Release);

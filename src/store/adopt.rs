@@ -64,7 +64,7 @@ fn adopt_one(store: &Store, path: &Path, written: SystemTime) -> Result<String> 
     store.catalog.commit(|txn| {
         let model = txn.model;
         let taken = |name: &str| model.named(name).is_some() && model.image_named(name).is_none();
-        // An alias has the name, because it was adopted after the alias was made.
+        // An alias has the name by now, so the image gets another one.
         let name = if taken(&name) { format!("{NAMELESS}-{id}") } else { name };
         let mut image = match model.image_named(&name) {
             Some(image) => image.clone(),

@@ -17,26 +17,26 @@ use crate::ingest::kinds::{qcow2, squashfs};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
 
-/// Bytes that metadata.yaml may have; LXD's own limit.
+/// The largest metadata.yaml, in bytes. This is LXD's own limit.
 const METADATA_MAX: u64 = 1 << 20;
-/// Bytes that the metadata tarball of a split image may unpack to.
+/// How many bytes the metadata tarball of a split image may unpack to.
 const TARBALL_MAX: u64 = 64 << 20;
 /// What a unified image's archive may hold in its root.
 const PARTS: &[&[u8]] = &[b"metadata.yaml", b"rootfs", b"templates", b"rootfs.img", b"rootfs.squashfs"];
 
-/// Whether an entry is metadata.yaml, of which there may be one.
+/// Whether an entry is metadata.yaml. An archive may have only one.
 pub fn is_metadata(path: &[u8]) -> bool {
     path.strip_prefix(b"./").unwrap_or(path) == b"metadata.yaml"
 }
 
-/// Whether an archive is an LXD image, or half of one: metadata.yaml and nothing that LXD does not know.
+/// Whether an archive is an LXD image, or half of one: it has metadata.yaml, and nothing in its root
+/// that LXD does not know.
 pub fn is_unified(builder: &Builder) -> bool {
     builder.find("metadata.yaml").is_some()
         && builder.names_in_root().iter().all(|name| PARTS.contains(&name.as_slice()))
 }
 
-/// Whether an archive that has this entry in its root, or in a directory of it, may be an LXD image; `None`
-/// for the root.
+/// Whether an archive with this entry may be an LXD image. `None` if the entry is the root itself.
 pub fn may_have(path: &[u8]) -> Option<bool> {
     let first = path.split(|b| *b == b'/').find(|part| !part.is_empty() && *part != b".")?;
     Some(PARTS.contains(&first))
@@ -46,8 +46,8 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the LXD image".into(), why: why.into() })
 }
 
-/// Makes a version of a unified image: rootfs/ is its rootfs/, metadata.yaml and templates/ lie beside, and
-/// image.tar is what came.
+/// Makes a version of a unified image. rootfs/ stays rootfs/, metadata.yaml and templates/ go beside
+/// it, and image.tar is the upload.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
             if payload == Payload::Qcow2 { qcow2::check(&mut disk)? } else { squashfs::check(disk)? }
         }
         draft.builder.show_beside(payload.file_name().as_bytes(), node);
-        // The archive's root is not shown: only what lies beside.
+        // The archive's root is not shown, only the files beside it.
         let empty = draft.builder.new_directory();
         draft.builder.set_root(empty);
     } else {
@@ -89,7 +89,7 @@ pub fn unified(mut draft: Draft, recipe: RecipeBuilder, metadata: usize) -> Resu
     Ok(draft)
 }
 
-/// Adds the metadata tarball of a split image to a version of its rootfs. `name`: as the tarball is called.
+/// Adds the metadata tarball of a split image to a version of its rootfs. `name` is the tarball's name.
 ///
 /// # Errors
 ///
@@ -152,7 +152,7 @@ fn take_metadata(draft: &mut Draft) -> Result<()> {
     Ok(())
 }
 
-/// The first bytes of a regular file in the archive; none of anything else.
+/// The first bytes of a regular file in the archive. Empty for anything else.
 fn head_of(draft: &mut Draft, node: crate::tree::NodeIndex) -> Result<Vec<u8>> {
     let Some((Some(content), _)) = draft.builder.file(node) else { return Ok(Vec::new()) };
     let mut head = vec![0; 4096];
@@ -172,7 +172,7 @@ fn read_metadata(writer: &mut crate::blob::Writer, builder: &Builder) -> Result<
     read_small(writer, content)
 }
 
-/// All of a small content.
+/// All bytes of a small content.
 ///
 /// # Errors
 ///
@@ -185,7 +185,7 @@ pub fn read_small(writer: &mut crate::blob::Writer, content: Option<Content>) ->
     Ok(text)
 }
 
-/// What counts of metadata.yaml; values are text, as they stand there.
+/// The parts of metadata.yaml that imgfs uses. Values are text, as written there.
 #[derive(serde::Deserialize)]
 struct Metadata {
     architecture: Option<String>,
@@ -194,7 +194,7 @@ struct Metadata {
     properties: Option<BTreeMap<String, String>>,
 }
 
-/// Properties up to 64 KiB in all: they must fit into a metadata.json that can be edited.
+/// Keeps properties up to 64 KiB in all, because they must fit into an editable metadata.json.
 pub fn limited(properties: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut left = 64 * 1024usize;
     let fits = |(key, value): &(String, String)| {
@@ -211,7 +211,7 @@ fn describe(draft: &mut Draft, text: &[u8]) -> Result<()> {
     let parsed: Metadata =
         serde_saphyr::from_str(text).or_else(|e| refuse(format!("its metadata.yaml: {e}")))?;
     let word = parsed.architecture.unwrap_or_default();
-    // "x86_64 x86_64" was seen: LXD takes the first word.
+    // "x86_64 x86_64" was seen. LXD takes the first word.
     let Some(machine) = word.split_whitespace().next().and_then(architecture) else {
         return refuse(format!("its metadata.yaml has no architecture that is known ({word:?})"));
     };

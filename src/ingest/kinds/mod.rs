@@ -1,4 +1,4 @@
-//! The kinds of image that can be copied in, beside a plain tarball.
+//! The kinds of image that can be copied in, apart from a plain tarball.
 
 pub mod lxd;
 pub mod oci;

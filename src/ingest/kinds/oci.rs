@@ -1,5 +1,5 @@
-//! docker save, podman save, skopeo copy: an archive of layers becomes the rootfs that a container of it
-//! starts with.
+//! docker save, podman save, skopeo copy: an archive of layers becomes the rootfs with which its
+//! containers start.
 //!
 //! Source: OCI image-spec, image-layout.md, manifest.md, layer.md; Docker image specification 1.2.
 
@@ -19,12 +19,12 @@ use crate::ingest::kinds::lxd::{limited, read_small};
 use crate::tree::Builder;
 use crate::tree::recipe::RecipeBuilder;
 
-/// Bytes of a manifest, an index or a config, and of all that are read of one archive.
+/// The largest manifest, index or config, and how many bytes of them are read from one archive.
 const JSON_MAX: u64 = 1 << 20;
 const JSON_TOTAL: u64 = 16 << 20;
-/// Layers of an image; overlayfs takes 500, Docker 127.
+/// The most layers of an image. overlayfs takes 500, Docker 127.
 const LAYERS_MAX: usize = 512;
-/// Indexes within indexes.
+/// How deep indexes may be nested.
 const NESTED_MAX: u32 = 4;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -35,7 +35,7 @@ struct Image {
     config: Value,
     layers: Vec<Blob>,
     tags: Vec<String>,
-    /// Of its manifest, where it has one: another descriptor with the same is another tag.
+    /// The digest of its manifest, if it has one. Another descriptor with the same digest is another tag.
     digest: String,
 }
 
@@ -43,15 +43,16 @@ struct Image {
 struct Blob {
     name: String,
     content: Option<Content>,
-    /// The sha256 that it must have, in hex, as it is in the archive or unpacked.
+    /// The sha256 that it must have, in hex: as it lies in the archive (`digest`), and unpacked
+    /// (`diff_id`).
     digest: Option<String>,
     diff_id: Option<String>,
 }
 
-/// Whether an archive is one that docker or an OCI tool made.
+/// Whether docker or an OCI tool made this archive.
 pub fn is_archive(builder: &Builder) -> bool {
     let file = |name: &str| builder.find(name).is_some_and(|node| builder.file(node).is_some());
-    // A rootfs has neither: its root holds bin, etc, usr.
+    // A rootfs does not count, even with such files: its root holds bin, etc, usr.
     let is_root = ["etc", "usr", "bin", "dev"].iter().any(|name| builder.find(name).is_some());
     !is_root && (file("manifest.json") || file("oci-layout") && file("index.json"))
 }
@@ -60,8 +61,8 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid { what: "the image archive".into(), why: why.into() })
 }
 
-/// Makes a version of the one image of an archive: its layers over each other are rootfs/, the archive is
-/// image.tar.
+/// Makes a version of an archive with one image. Its layers, one over the other, are rootfs/. The
+/// archive is image.tar.
 ///
 /// # Errors
 ///
@@ -71,7 +72,7 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     let mut archive =
         Archive { builder: &builder, writer: &mut writer, left: JSON_TOTAL, image: None, others: Vec::new() };
     let docker = builder.find("manifest.json").is_some();
-    // Docker's own list has the tags; new archives of it are OCI layouts as well.
+    // Docker's own list has the tags. New docker archives are OCI layouts too.
     if docker {
         archive.docker()?
     } else {
@@ -91,7 +92,7 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     if layers.len() > LAYERS_MAX {
         return Err(Error::OverLimit { what: "the number of layers".into(), limit: LAYERS_MAX.to_string() });
     }
-    // They are forgotten once their recipes are known: no file may stand on one.
+    // The layers are forgotten once their recipes are known, so no file may use their blobs.
     for content in layers.iter().filter_map(|layer| layer.content) {
         let mut head = [0u8; Codec::MAGIC_LEN];
         let len = writer.open(content)?.read_at(0, &mut head)?;
@@ -101,12 +102,13 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     }
     let mut draft = Draft::new(writer, Builder::new());
     let mut left = *limits;
-    // Recipes of layers that lie unpacked in the archive: image.tar is made of what rootfs holds.
+    // Layers that lie uncompressed in the archive get recipes of their own, so image.tar is made from the
+    // content of rootfs.
     let (mut nested, mut replaced) = (Vec::new(), Vec::new());
     for layer in &layers {
         if let Some(inner) = put_layer(&mut draft, layer, &mut left)?
             && let Some(content @ Content::Fresh(_)) = layer.content
-            // The same layer may come twice.
+            // The same layer may occur twice.
             && !replaced.contains(&content)
         {
             nested.push(inner);
@@ -131,7 +133,7 @@ pub fn archive(outer: Draft, mut recipe: RecipeBuilder, limits: &Limits) -> Resu
     Ok(draft)
 }
 
-/// Puts a layer over the rootfs. Gives its recipe if it lies unpacked in the archive.
+/// Puts a layer over the rootfs. Returns its recipe if it lies uncompressed in the archive.
 fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Option<RecipeBuilder>> {
     let Some(content) = layer.content else { return Ok(None) };
     let mut reader = draft.writer.open(content)?;
@@ -157,7 +159,7 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
     limits.entries = limits.entries.saturating_sub(count);
     limits.tar_size = limits.tar_size.saturating_sub(inner.tar_size());
     if let Some(wanted) = &layer.diff_id {
-        // What follows the end marker counts, too; the reader has taken it.
+        // The digest also covers what follows the end marker, and the reader has read that.
         let found = hex(&hashing.sha256.finalize());
         if found != *wanted {
             let (wanted, found) = (format!("sha256:{wanted}"), format!("sha256:{found}"));
@@ -167,7 +169,7 @@ fn put_layer(draft: &mut Draft, layer: &Blob, limits: &mut Limits) -> Result<Opt
     Ok((codec.is_none() && inner.tar_size() == size).then_some(inner))
 }
 
-/// Says which layer an archive's error is of.
+/// Adds the name of the layer to an archive's error.
 fn in_layer(name: &str, e: Error) -> Error {
     match e {
         Error::BadArchive { at, entry, why } => {
@@ -186,7 +188,7 @@ fn in_layer(name: &str, e: Error) -> Error {
     }
 }
 
-/// Puts an entry of a layer over what is there, or takes away what it whites out.
+/// Puts an entry of a layer over what is there, or removes what the entry whites out.
 ///
 /// # Errors
 ///
@@ -209,15 +211,16 @@ pub fn lay(builder: &mut Builder, entry: Entry, content: Option<Content>) -> Res
 struct Archive<'a> {
     builder: &'a Builder,
     writer: &'a mut crate::blob::Writer,
-    /// Bytes of documents that may still be read.
+    /// How many bytes of documents may still be read.
     left: u64,
     image: Option<Image>,
-    /// Names of further images: they are not read.
+    /// The names of further images, which are not read.
     others: Vec<String>,
 }
 
 impl Archive<'_> {
-    /// A file of the archive; symlinks among its layers are followed, as old archives of Docker have them.
+    /// A file of the archive. Symlinks are followed, because old docker archives have them among the
+    /// layers.
     fn file(&self, name: &str) -> Result<(Option<Content>, u64)> {
         let found = self.builder.find_file(name).and_then(|node| self.builder.file(node));
         found.map_or_else(|| refuse(format!("it names {name:?}, which is not there")), Ok)
@@ -239,7 +242,7 @@ impl Archive<'_> {
         serde_json::from_slice(&text).or_else(|e| refuse(format!("{name}: {e}")))
     }
 
-    /// manifest.json of docker save.
+    /// Reads manifest.json, as docker save writes it.
     fn docker(&mut self) -> Result<()> {
         let list = self.json("manifest.json")?;
         let Some(list) = list.as_array() else { return refuse("its manifest.json is no list") };
@@ -275,7 +278,7 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// index.json of an OCI layout.
+    /// Reads index.json of an OCI layout.
     fn oci(&mut self) -> Result<()> {
         let index = self.json("index.json")?;
         self.manifests(&index, &[], 0)
@@ -290,7 +293,7 @@ impl Archive<'_> {
         };
         for descriptor in list {
             let annotation = |key: &str| descriptor["annotations"][key].as_str().map(str::to_owned);
-            // Attestations of buildkit.
+            // These are attestations of buildkit.
             if annotation("vnd.docker.reference.type").is_some() || descriptor["platform"]["os"] == "unknown"
             {
                 continue;
@@ -343,7 +346,7 @@ impl Archive<'_> {
     }
 }
 
-/// Where a descriptor's blob lies in the archive, and its sha256.
+/// The name of a descriptor's blob in the archive, and its sha256.
 fn blob_name(descriptor: &Value) -> Result<(String, String)> {
     let digest = descriptor["digest"].as_str().unwrap_or_default();
     let Some(hex) =
@@ -358,7 +361,7 @@ fn diff_id(config: &Value, layer: usize) -> Option<String> {
     Some(config["rootfs"]["diff_ids"].get(layer)?.as_str()?.strip_prefix("sha256:")?.to_ascii_lowercase())
 }
 
-/// Checks that content has the digest that the archive says.
+/// Checks that content has the digest that the archive gives.
 fn check(from: &mut impl Read, name: &str, wanted: &str) -> Result<()> {
     let mut hashing = Hashing { from, sha256: Sha256::new() };
     let copied = std::io::copy(&mut hashing, &mut std::io::sink());
@@ -374,7 +377,7 @@ fn check(from: &mut impl Read, name: &str, wanted: &str) -> Result<()> {
     })
 }
 
-/// Hashes what is read through it.
+/// Hashes the bytes that are read through it.
 struct Hashing<R> {
     from: R,
     sha256: Sha256,
@@ -393,7 +396,7 @@ fn describe(config: &Value) -> String {
     format!("{}/{}", word("os"), word("architecture"))
 }
 
-/// What metadata.json shows of a config: how a container starts, and of what.
+/// What metadata.json shows of a config: how a container starts, and what it was made of.
 fn summary(config: &Value, tags: &[String]) -> Value {
     let mut shown = Map::new();
     let mut add = |key: &str, value: &Value| {

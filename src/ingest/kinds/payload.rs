@@ -1,8 +1,8 @@
-//! cp disk.qcow2 in: what is no archive and is kept whole, readable at random: disk images, file system
-//! images, streams of zfs.
+//! cp disk.qcow2 in: uploads that are no archive, and are kept whole for random reads: disk images,
+//! file system images, streams of zfs.
 //!
-//! The bytes are cut into pieces of 64 KiB, each a blob, so that a version holds only what differs from those
-//! before; runs of zeros are holes.
+//! The bytes are cut into pieces of 64 KiB, each a blob. So a version only stores what differs from
+//! older ones. Runs of zeros are holes.
 
 use crate::base::digest::Content;
 use crate::blob::Writer;
@@ -10,12 +10,12 @@ use crate::error::Result;
 use crate::formats::tar::Source;
 use crate::tree::recipe::RecipeBuilder;
 
-/// Bytes of a piece: a cluster of qcow2, and BLAKE3's group.
+/// The size of a piece in bytes: a cluster of qcow2, and BLAKE3's group.
 const PIECE: usize = 64 * 1024;
-/// Bytes of a beginning that tell what it is: an ISO's magic comes at 32 KiB.
+/// How many bytes of the beginning `detect` needs. An ISO's magic lies at 32 KiB.
 pub const HEAD: usize = 34 * 1024;
 
-/// What a payload is.
+/// The kind of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payload {
     Qcow2,
@@ -29,7 +29,8 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// What begins so, by its magic. With less than `HEAD` bytes, some are not yet seen.
+    /// The payload with this beginning, by its magic. With less than `HEAD` bytes, some kinds cannot be
+    /// seen yet.
     pub fn detect(head: &[u8]) -> Option<Payload> {
         let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
         // dmu_replay_record: DRR_BEGIN, a length, the magic, in the writer's byte order. Source: zfs,
@@ -54,7 +55,7 @@ impl Payload {
         }
     }
 
-    /// What the file is called in its version.
+    /// The file's name in its version.
     pub fn file_name(self) -> &'static str {
         match self {
             Payload::Qcow2 => "disk.qcow2",
@@ -67,7 +68,7 @@ impl Payload {
         }
     }
 
-    /// The one that `name` calls so.
+    /// The payload with this name.
     pub fn named(name: &str) -> Option<Payload> {
         let all = [
             Payload::Qcow2,
@@ -93,8 +94,8 @@ impl Payload {
         }
     }
 
-    /// Bytes of the disk that a virtual machine sees, of `size` bytes that begin with `head`; 0 for what is
-    /// no disk. Source: qemu, docs/interop/qcow2.txt, bytes 24 to 31 of the header.
+    /// The size of the disk that a virtual machine sees, in bytes. The payload has `size` bytes and begins
+    /// with `head`. 0 if it is no disk. Source: qemu, docs/interop/qcow2.txt, bytes 24 to 31 of the header.
     pub fn virtual_size(self, head: &[u8], size: u64) -> u64 {
         match self {
             Payload::Qcow2 => {
@@ -105,7 +106,7 @@ impl Payload {
         }
     }
 
-    /// The bytes that it must have by its own header, as far as that can tell; a shorter one is cut off.
+    /// The size that its own header demands, as far as that can be known. A shorter payload is cut off.
     pub fn least_size(self, head: &[u8]) -> u64 {
         let le32 = |at: usize| {
             head.get(at..at + 4)
@@ -122,19 +123,19 @@ impl Payload {
                 .map_or(0, |b| u64::from(u32::from_be_bytes(b.try_into().unwrap_or_default())))
         };
         match self {
-            // bytes_used.
+            // The field bytes_used.
             Payload::Squashfs => le64(40),
-            // Blocks of 2^blkszbits.
+            // The size is in blocks of 2^blkszbits bytes.
             Payload::Erofs => {
                 le32(1024 + 36).checked_shl(head.get(1024 + 12).map_or(0, |b| u32::from(*b))).unwrap_or(0)
             }
-            // Volume space size, in logical blocks.
+            // The volume space size, in logical blocks.
             Payload::Iso => le32(32768 + 80).saturating_mul(2048),
-            // The backup of the partition table is the last sector.
+            // The backup of the partition table lies in the last sector.
             Payload::Raw if head.get(512..520) == Some(b"EFI PART") => {
                 le64(512 + 32).saturating_add(1).saturating_mul(512)
             }
-            // The tables that the header names: those of the clusters, and of their counts.
+            // The header names two tables: of the clusters, and of their reference counts.
             Payload::Qcow2 => {
                 let tables = be64(40).saturating_add(be32(36) * 8);
                 let counts = be64(48).saturating_add(be32(56) << be32(20).min(30));
@@ -145,14 +146,15 @@ impl Payload {
     }
 }
 
-/// Whether the partition table of a master boot record makes sense: else 55 AA may be chance.
+/// Whether the partition table of a master boot record makes sense. If not, 55 AA may be there by
+/// chance.
 fn is_partitioned(head: &[u8]) -> bool {
     let entries = head.get(446..510).unwrap_or_default().chunks_exact(16);
     let used = entries.clone().filter(|e| e[4] != 0 && e[8..16] != [0; 8]).count();
     used > 0 && entries.clone().all(|e| matches!(e[0], 0 | 0x80))
 }
 
-/// Stores all that comes, and gives its recipe.
+/// Stores all bytes of the source, and returns their recipe.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! cp disk.qcow2 in: a qcow2 is taken if it is whole, as `qemu-img check` has it.
+//! cp disk.qcow2 in: a qcow2 is accepted if `qemu-img check` would find it whole.
 //!
 //! ```text
 //! mod.rs        the header and its extensions: what qemu-img needs to open the file
@@ -6,8 +6,8 @@
 //! refcounts.rs  the counts that the file itself has, which must be no smaller
 //! ```
 //!
-//! Source: QEMU, docs/interop/qcow2.rst. Nothing is believed: tables may be cut, lie past the end, or be told
-//! a thousand times.
+//! Source: QEMU, docs/interop/qcow2.rst. Nothing in the file is trusted. Tables may be cut off, lie
+//! past the end, or be named a thousand times.
 
 mod refcounts;
 mod tables;
@@ -15,7 +15,7 @@ mod tables;
 use crate::error::{Error, Result};
 use crate::ingest::stored::Stored;
 
-/// Clusters of a file that are counted, a byte each: 4 TiB in clusters of 64 KiB.
+/// The most clusters that are counted, one byte each: 4 TiB in clusters of 64 KiB.
 const CLUSTERS_MAX: u64 = 1 << 26;
 /// Limits of QEMU: bytes of an L1 table and of the refcount table; snapshots; bytes of a cluster, as a power
 /// of two.
@@ -24,7 +24,7 @@ const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65536;
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
-/// Incompatible features: those that are known, and what they mean here.
+/// Incompatible features: the known ones, and their meaning here.
 const DATA_FILE: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
@@ -40,7 +40,7 @@ struct Table {
     len: u64,
 }
 
-/// What the header says, less what only matters to who opens the disk.
+/// What the header says, except for what matters only when the disk is opened.
 struct Header {
     version: u32,
     cluster_bits: u32,
@@ -57,7 +57,7 @@ struct Header {
     autoclear: u64,
     encryption: u32,
     length: u64,
-    /// Where extensions end.
+    /// Where the extensions end.
     extensions_end: u64,
     /// Its `len` counts bytes.
     crypto: Option<Table>,
@@ -98,15 +98,15 @@ fn over(what: &str, limit: u64) -> Error {
     Error::OverLimit { what: format!("{what} of the qcow2"), limit: limit.to_string() }
 }
 
-/// A big-endian number of `len` bytes; zero past the end.
+/// A big-endian number of `len` bytes. It is zero past the end.
 fn be(bytes: &[u8], at: usize, len: usize) -> u64 {
     bytes.get(at..at + len).unwrap_or_default().iter().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
-/// Looks whether a qcow2 is whole: everything it names lies in the file, and its own counts allow for that.
+/// Checks that a qcow2 is whole: everything it names lies in the file, and its own counts agree.
 ///
-/// It takes up to 150 MiB of memory, for a file of 4 TiB; 2 MiB for one of 64 GiB. It reads the tables once
-/// or twice, and none of the data.
+/// For a file of 4 TiB it takes up to 150 MiB of memory, for one of 64 GiB 2 MiB. It reads the tables
+/// once or twice, and none of the data.
 ///
 /// # Errors
 ///
@@ -180,11 +180,11 @@ fn read_header(image: &mut impl Stored) -> Result<Header> {
     Ok(header)
 }
 
-/// What makes one file of a disk in several.
+/// How to make one file of a disk that has several.
 const WHOLE: &str =
     "make one file of the disk, where all its files are: qemu-img convert -O qcow2 DISK WHOLE";
 
-/// Refuses features that nobody knows, or that contradict each other.
+/// Refuses unknown features, and features that contradict each other.
 fn check_features(header: &Header, compression: u8) -> Result<()> {
     let has = |bit: u64| header.incompatible & bit != 0;
     if header.incompatible & !KNOWN != 0 {
@@ -218,7 +218,7 @@ fn check_features(header: &Header, compression: u8) -> Result<()> {
     }
 }
 
-/// Looks at the sizes and places of the tables that the header names.
+/// Checks the sizes and places of the tables that the header names.
 fn check_tables(header: &Header) -> Result<()> {
     let cluster = header.cluster();
     let fits = |table: &Table, row: u64, most: u64| {
@@ -244,7 +244,7 @@ fn check_tables(header: &Header) -> Result<()> {
     Ok(())
 }
 
-/// Reads the extensions of the header that say where something lies.
+/// Reads those extensions of the header that name places.
 fn read_extensions(image: &mut impl Stored, header: &mut Header) -> Result<()> {
     let mut at = header.length;
     while at < header.extensions_end {

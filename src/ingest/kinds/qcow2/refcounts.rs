@@ -1,4 +1,4 @@
-//! How often each cluster is used: as the file's own counts say, and as it turns out to be.
+//! How often each cluster is used: by the file's own counts, and as found here.
 
 use crate::error::Result;
 use crate::ingest::kinds::qcow2::{CLUSTERS_MAX, Header, be, damaged, over};
@@ -8,23 +8,23 @@ use crate::ingest::stored::Stored;
 struct Blocks {
     cluster_bits: u32,
     order: u32,
-    /// Where each block lies; 0: there is none, and all its counts are 0.
+    /// Where each block lies. 0 if there is no such block, and all its counts are 0.
     at: Vec<u64>,
 }
 
 /// Counts of clusters.
 pub struct Refcounts {
     blocks: Blocks,
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     size: u64,
-    /// A bit for each cluster whose own count is 1.
+    /// One bit for each cluster whose own count is 1.
     ones: Vec<u64>,
-    /// How often each cluster was found to be used. 255 means that or more.
+    /// How often each cluster was found in use. 255 means that or more.
     used: Vec<u8>,
 }
 
 impl Blocks {
-    /// Shows the own counts of the first `all` clusters, as far as there are blocks.
+    /// Passes the file's own counts of the first `all` clusters to `show`, as far as there are blocks.
     fn each(&self, image: &mut impl Stored, all: usize, mut show: impl FnMut(usize, u64)) -> Result<()> {
         let cluster = 1usize << self.cluster_bits;
         let per_block = (cluster * 8) >> self.order;
@@ -45,7 +45,7 @@ impl Blocks {
 }
 
 impl Refcounts {
-    /// Reads the counts that the file has.
+    /// Reads the file's own counts.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Refcounts {
             }
         }
         let blocks = Blocks { cluster_bits: header.cluster_bits, order: header.refcount_order, at };
-        // The last cluster may be named although the file ends before it.
+        // The last cluster may be named even if the file ends before it.
         let all = clusters as usize + 1;
         let mut ones = vec![0u64; all.div_ceil(64)];
         blocks.each(image, all, |cluster, count| {
@@ -88,11 +88,11 @@ impl Refcounts {
         word.is_some_and(|word| word >> (cluster % 64) & 1 == 1)
     }
 
-    /// Counts that `what` uses `len` bytes from `at` on, `times` times.
+    /// Notes that `what` uses `len` bytes from `at` on, `times` times.
     ///
     /// # Errors
     ///
-    /// `BadImage` if they lie past the end of the file. The last cluster may be cut: QEMU leaves it so.
+    /// `BadImage` if they lie past the end of the file. The last cluster may be cut off: QEMU leaves it so.
     pub fn add(&mut self, at: u64, len: u64, times: u32, what: &str) -> Result<()> {
         if len == 0 {
             return Ok(());
@@ -111,13 +111,13 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Compares what the file says with what was found. What is said to be used more often than it is, is
-    /// lost room, and no damage.
+    /// Compares the file's own counts with what was found. A count that is too high only wastes room, and
+    /// is no damage.
     ///
     /// # Errors
     ///
-    /// `BadImage` for a cluster that is used more often than the file says: who writes to one user's would
-    /// change the other's. Those of the store.
+    /// `BadImage` for a cluster that is used more often than the file says: a write through one reference
+    /// would change what the other sees. Those of the store.
     pub fn compare(mut self, image: &mut impl Stored, header: &Header) -> Result<()> {
         self.add(
             header.refcounts.at,
@@ -144,7 +144,7 @@ impl Refcounts {
                 wrong.get_or_insert((cluster, count, found));
             }
         })?;
-        // Those that no block counts.
+        // Clusters that no block counts.
         let uncounted =
             || used.iter().position(|found| *found > 0).map(|cluster| (cluster, 0, used[cluster]));
         match wrong.or_else(uncounted) {
@@ -156,7 +156,7 @@ impl Refcounts {
     }
 }
 
-/// A count of `1 << order` bits in a block.
+/// Reads a count of `1 << order` bits from a block.
 fn count_in(block: &[u8], n: usize, order: u32) -> u64 {
     if order >= 3 {
         let len = 1 << (order - 3);

@@ -1,4 +1,4 @@
-//! What the header leads to: each place that is named is counted, and looked at if it names others.
+//! What the header leads to. Each named place is counted, and read if it names others.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,17 @@ pub const BITMAPS_MAX: u32 = 65535;
 const BITMAP_TABLE_MAX: u64 = 0x800_0000;
 const BITMAP_MAX: u64 = 0x2000_0000;
 const NAME_MAX: u64 = 1023;
-/// QEMU's limit of what a snapshot says beyond its name.
+/// QEMU's limit of the extra data of a snapshot, in bytes.
 const EXTRA_MAX: u64 = 1024;
-/// Bytes of all L1 tables, tables of bitmaps and lists of snapshots that are read: those of 1,000 snapshots
-/// of a disk of 1 TiB are 16 MiB.
+/// How many bytes of L1 tables, bitmap tables and snapshot lists are read in all. For 1,000 snapshots
+/// of a disk of 1 TiB they have 16 MiB.
 const TABLES_MAX: u64 = 256 << 20;
-/// L2 tables that are remembered, with 64 KiB clusters those of 1 PiB.
+/// How many L2 tables are remembered. With 64 KiB clusters this is enough for 1 PiB.
 const L2_MAX: usize = 1 << 21;
-/// Bytes of tables read at a time.
+/// How many bytes of tables are read at a time.
 const CHUNK: u64 = 64 * 1024;
 
-/// Fields of entries. Source: qcow2.rst, "Cluster mapping".
+/// Bits of an entry. Source: qcow2.rst, "Cluster mapping".
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -30,7 +30,7 @@ const L1_UNUSED: u64 = 0x7f00_0000_0000_01ff;
 const L2_UNUSED: u64 = 0x3f00_0000_0000_01fe;
 const ZERO: u64 = 1;
 
-/// An L2 table: how many L1 entries lead to it, and whether one of the disk as it is now does.
+/// An L2 table: how many L1 entries lead to it, and whether the current state of the disk uses it.
 #[derive(Default)]
 struct L2 {
     times: u32,
@@ -41,13 +41,13 @@ struct Walk<'w, S> {
     image: &'w mut S,
     header: &'w Header,
     counts: &'w mut Refcounts,
-    /// By their places, so that they are read in the order of the file.
+    /// By their offsets, so that they are read in the order of the file.
     l2: BTreeMap<u64, L2>,
-    /// Bytes of tables that may still be read.
+    /// How many bytes of tables may still be read.
     left: u64,
 }
 
-/// Counts everything but the reference counts themselves.
+/// Counts all clusters in use, except for those of the reference counts.
 ///
 /// # Errors
 ///
@@ -70,7 +70,8 @@ pub fn count(image: &mut impl Stored, header: &Header, counts: &mut Refcounts) -
 }
 
 impl<S: Stored> Walk<'_, S> {
-    /// Reads `len` bytes of a table in pieces of whole entries, and shows where in the table each begins.
+    /// Reads `len` bytes of a table in pieces of whole entries. `show` also gets the offset of each piece
+    /// in the table.
     fn read(
         &mut self,
         at: u64,
@@ -118,7 +119,7 @@ impl<S: Stored> Walk<'_, S> {
         })
     }
 
-    /// Counts what an L2 table names, as often as the table is named.
+    /// Counts what an L2 table names, as often as the table itself is named.
     fn l2(&mut self, at: u64, l2: &L2) -> Result<()> {
         let row = self.header.l2_entry_len() as usize;
         let mut table = vec![0; self.header.cluster() as usize];
@@ -135,7 +136,7 @@ impl<S: Stored> Walk<'_, S> {
         Ok(())
     }
 
-    /// Counts what an entry names. The inner error says what is wrong with it.
+    /// Counts what an entry names. The inner error says what is wrong with the entry.
     fn l2_entry(
         &mut self,
         entry: u64,
@@ -143,7 +144,7 @@ impl<S: Stored> Walk<'_, S> {
         l2: &L2,
     ) -> Result<std::result::Result<(), &'static str>> {
         let (header, at) = (self.header, entry & OFFSET);
-        // The lower half: there is data; the upper: it reads as zeros.
+        // The lower half says where there is data, the upper half what reads as zeros.
         let (there, zeros) = (subclusters & u64::from(u32::MAX), subclusters >> 32);
         if entry & COMPRESSED != 0 {
             if entry & COPIED != 0 || subclusters != 0 {
@@ -174,7 +175,7 @@ impl<S: Stored> Walk<'_, S> {
         Ok(Ok(()))
     }
 
-    /// Counts the list of snapshots, and what they keep.
+    /// Counts the list of snapshots, and what they hold.
     fn snapshots(&mut self) -> Result<()> {
         let (version, list) = (self.header.version, self.header.snapshots);
         let mut at = list.at;
@@ -230,7 +231,7 @@ impl<S: Stored> Walk<'_, S> {
         if !is_place || !is_size || !is_kind {
             return damaged("the directory entry of a bitmap makes no sense");
         }
-        // One in use is not read: its size may be that of before.
+        // A bitmap in use is not read, so its size may be that of an earlier disk.
         let bytes = self.header.size.div_ceil(1 << granularity).div_ceil(64) * 8;
         if flags & 1 == 0 && bytes.div_ceil(cluster) != table.len {
             return damaged("a bitmap is of another size than the disk");
@@ -239,7 +240,7 @@ impl<S: Stored> Walk<'_, S> {
         self.read(table.at, table.len * 8, |walk, _, piece| {
             for entry in piece.chunks_exact(8).map(|entry| be(entry, 0, 8)) {
                 let at = entry & OFFSET;
-                // Without a place, bit 0 means ones.
+                // Without a place, bit 0 means all ones.
                 if entry & !OFFSET > u64::from(at == 0) || !at.is_multiple_of(cluster) {
                     return damaged(format!(
                         "an entry of a bitmap's table is no place of a cluster ({entry:#x})"

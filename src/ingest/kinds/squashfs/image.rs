@@ -1,4 +1,4 @@
-//! What the tables of a squashfs say: inodes, names, xattrs, blocks of data.
+//! Reads the tables of a squashfs: inodes, names, xattrs, blocks of data.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -9,16 +9,16 @@ use crate::ingest::kinds::squashfs::{damaged, le};
 use crate::ingest::stored::Stored;
 use crate::tree::Meta;
 
-/// Unpacked bytes of a block of tables.
+/// The size of an unpacked block of tables, in bytes.
 pub const TABLE_BLOCK: usize = 8192;
-/// Blocks of tables that are remembered.
+/// How many blocks of tables are remembered.
 const REMEMBERED: usize = 2048;
-/// No fragment, no xattrs, no table.
+/// Means no fragment, no xattrs, or no table.
 pub const NONE: u32 = u32::MAX;
-/// The size of a data block that is stored as it is.
+/// A bit in a data block's size: the block is stored uncompressed.
 const RAW: u32 = 1 << 24;
 
-/// How blocks are packed.
+/// How blocks are compressed.
 #[derive(Clone, Copy)]
 pub enum Compressor {
     Gzip,
@@ -45,7 +45,7 @@ impl Compressor {
                 decoder.read_to_end(&mut out).map_err(|e| bad(e.to_string()))?;
             }
             Compressor::Lzma => {
-                // Properties, the size in eight bytes of which four count, data.
+                // The block has properties, the size in eight bytes (four of which count), and data.
                 let size = le(packed, 5, 4).to_le_bytes();
                 let whole =
                     [packed.get(..5).unwrap_or_default(), &size, packed.get(13..).unwrap_or_default()]
@@ -54,7 +54,7 @@ impl Compressor {
                     xz2::stream::Stream::new_lzma_decoder(64 << 20).map_err(|e| bad(e.to_string()))?;
                 let mut decoder = xz2::read::XzDecoder::new_stream(&whole[..], stream).take(limit as u64 + 1);
                 let read = decoder.read_to_end(&mut out);
-                // What follows the last byte is not looked at: unsquashfs takes such a block, too.
+                // Bytes after the last one are not checked. unsquashfs also accepts such a block.
                 if out.len() as u64 != le(packed, 5, 4) {
                     read.map_err(|e| bad(e.to_string()))?;
                 }
@@ -70,19 +70,19 @@ impl Compressor {
     }
 }
 
-/// A squashfs that is read.
+/// A squashfs that is being read.
 pub struct Image<S> {
     pub(super) from: S,
     pub(super) compressor: Compressor,
     pub(super) head: Superblock,
     pub(super) ids: Vec<u32>,
-    /// Start and size of each block of tails of files.
+    /// Offset and size of each block of file tails.
     pub(super) fragments: Vec<(u64, u32)>,
-    /// Where xattrs lie, and by number: reference, how many.
+    /// Where xattrs lie, and for each number the reference and the count.
     pub(super) xattrs: (u64, Vec<(u64, u32)>),
-    /// Blocks of tables: bytes, and where the next one begins.
+    /// Unpacked blocks of tables: their bytes, and where the next block begins.
     tables: HashMap<u64, (Vec<u8>, u64)>,
-    /// The block of tails unpacked last.
+    /// The block of file tails that was unpacked last.
     tails: Option<(u32, Vec<u8>)>,
 }
 
@@ -93,15 +93,15 @@ struct Cursor {
     offset: usize,
 }
 
-/// What an inode says.
+/// The content of an inode.
 pub struct Inode {
-    /// 1 to 7, as without what makes it a long one.
+    /// 1 to 7. Long inodes have the number of the basic kind.
     pub kind: u16,
     pub meta: Meta,
     pub number: u32,
     pub links: u32,
     pub size: u64,
-    /// Directory: where its listing begins. File: where its block sizes stand.
+    /// For a directory: where its listing begins. For a file: where its block sizes are.
     at: Cursor,
     blocks_start: u64,
     pub fragment: u32,
@@ -129,7 +129,7 @@ impl<S: Stored> Image<S> {
         self.head.root
     }
 
-    /// Bytes of a block of data.
+    /// The size of a block of data, in bytes.
     pub fn block_size(&self) -> u32 {
         self.head.block_size
     }
@@ -162,7 +162,7 @@ impl<S: Stored> Image<S> {
         self.tables.get(&at).ok_or_else(|| damaged("a block of a table is gone"))
     }
 
-    /// The next bytes of a table.
+    /// Takes the next bytes of a table.
     fn take<const N: usize>(&mut self, cursor: &mut Cursor) -> Result<[u8; N]> {
         let mut out = [0; N];
         self.fill(cursor, &mut out)?;
@@ -225,7 +225,7 @@ impl<S: Stored> Image<S> {
             target: Vec::new(),
         };
         let xattrs = self.rest_of(&mut inode, kind, at)?;
-        // Without a table of xattrs there are none, as the kernel has it.
+        // Without a table of xattrs there are none. The kernel does the same.
         if xattrs != NONE && !self.xattrs.1.is_empty() {
             inode.meta.xattrs = self.xattrs(xattrs).map_err(|e| match e {
                 Error::BadImage { why, .. } => damaged(&format!("in the xattrs of an inode, {why}")),
@@ -235,7 +235,7 @@ impl<S: Stored> Image<S> {
         Ok(inode)
     }
 
-    /// Reads what an inode of this kind has behind its head, at `at`; gives the number of its xattrs.
+    /// Reads the rest of an inode of this kind, at `at`. Returns the number of its xattrs.
     fn rest_of(&mut self, inode: &mut Inode, kind: u16, mut at: Cursor) -> Result<u32> {
         let mut xattrs = NONE;
         match kind {
@@ -343,8 +343,8 @@ impl<S: Stored> Image<S> {
         Ok(found)
     }
 
-    /// The names in a directory, in order, with references to their inodes, and whether these are
-    /// directories.
+    /// The names in a directory, in order. Each has the reference to its inode, and whether it is a
+    /// directory.
     ///
     /// # Errors
     ///
@@ -393,7 +393,7 @@ impl<S: Stored> Image<S> {
         if size & RAW != 0 { Ok(packed) } else { self.compressor.unpack(&packed, self.block_size() as usize) }
     }
 
-    /// The bytes of a file's tail, in a block that it shares.
+    /// The bytes of a file's tail, in a block that it shares with others.
     ///
     /// # Errors
     ///
@@ -411,7 +411,7 @@ impl<S: Stored> Image<S> {
         found.map(<[u8]>::to_vec).ok_or_else(|| damaged("a fragment is cut off"))
     }
 
-    /// Shows the pieces of a file in order: what lies between them are holes.
+    /// Passes the pieces of a file to `show`, in order. Between them are holes.
     ///
     /// # Errors
     ///

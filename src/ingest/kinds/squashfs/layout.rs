@@ -1,4 +1,4 @@
-//! The superblock of a squashfs, and where its tables lie: each ends where the next one begins.
+//! The superblock of a squashfs, and where its tables lie. Each table ends where the next one begins.
 //!
 //! ```text
 //! superblock | data | inodes | directories | fragments | exports | ids | xattrs | end
@@ -11,7 +11,7 @@ use crate::ingest::kinds::squashfs::{damaged, le};
 use crate::ingest::stored::Stored;
 
 impl<S: Stored> Image<S> {
-    /// Reads the superblock and the small tables. Nothing for a compressor that is known and not read.
+    /// Reads the superblock and the small tables. `None` for a known compressor that imgfs cannot read.
     ///
     /// # Errors
     ///
@@ -38,7 +38,8 @@ impl<S: Stored> Image<S> {
         Ok(Some(image))
     }
 
-    /// Looks at how the compressor was set. Only lz4 has to say it: in which of its two forms blocks are.
+    /// Checks the options of the compressor. Only lz4 must have them: they say in which of its two forms
+    /// blocks are.
     fn options(&mut self) -> Result<()> {
         let mut options = &[][..];
         if self.head.flags & HAS_OPTIONS != 0 {
@@ -67,7 +68,7 @@ impl<S: Stored> Image<S> {
         let ids = self.table(self.head.ids_at, count, 4, &mut end)?;
         self.ids = ids.chunks_exact(4).map(|id| le(id, 0, 4) as u32).collect();
         if self.head.exports_at != ABSENT {
-            // It is for NFS servers; what it says is not looked at.
+            // This table is for NFS servers. Its content is not checked.
             end = self.index(self.head.exports_at, inodes, 8, end)?.first().copied().unwrap_or(end);
         }
         if self.head.fragments > 0 {
@@ -83,7 +84,7 @@ impl<S: Stored> Image<S> {
         Ok(())
     }
 
-    /// Reads the list of xattrs, and unpacks all of them once. Gives where they begin.
+    /// Reads the list of xattrs, and unpacks all of them once. Returns where they begin.
     fn xattr_table(&mut self, mut end: u64) -> Result<u64> {
         let mut start = [0u8; 16];
         self.read_at(self.head.xattrs_at, &mut start)?;
@@ -104,7 +105,7 @@ impl<S: Stored> Image<S> {
         Ok(begin)
     }
 
-    /// The places of the blocks of a table. Their list, at `at`, ends where the next table begins.
+    /// The offsets of the blocks of a table. The list of them, at `at`, ends where the next table begins.
     fn index(&mut self, at: u64, count: u64, row: u64, end: u64) -> Result<Vec<u64>> {
         let bytes =
             count.checked_mul(row).filter(|n| *n <= 1 << 30).ok_or_else(|| damaged("a table is too long"))?;
@@ -117,7 +118,8 @@ impl<S: Stored> Image<S> {
         Ok(list.chunks_exact(8).map(|place| le(place, 0, 8)).collect())
     }
 
-    /// A table of `count` rows whose list of blocks ends at `end`; that becomes where its blocks begin.
+    /// Reads a table of `count` rows. The list of its blocks ends at `end`, which is then set to where its
+    /// blocks begin.
     fn table(&mut self, at: u64, count: u64, row: u64, end: &mut u64) -> Result<Vec<u8>> {
         let places = self.index(at, count, row, *end)?;
         let bytes = (count * row) as usize;
@@ -125,7 +127,7 @@ impl<S: Stored> Image<S> {
         for place in &places {
             let wanted = TABLE_BLOCK.min(bytes - table.len());
             let (block, next) = self.table_block(*place)?;
-            // What would grow is stored as it is.
+            // A block that compression would make larger is stored as it is.
             if block.len() != wanted || next - place - 2 > wanted as u64 {
                 return Err(damaged("a block of a table has another length"));
             }

@@ -1,4 +1,4 @@
-//! A squashfs image shows its rootfs, too: every file of it is stored as the files of a tarball are.
+//! A squashfs image also shows its rootfs: each of its files is stored as a file of a tarball is.
 //!
 //! ```text
 //! mod.rs     files, directories and so on, one by one, into a draft
@@ -6,9 +6,9 @@
 //! image.rs   what the tables say: inodes, names, xattrs, blocks of data
 //! ```
 //!
-//! Source: squashfs 4.0, Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h. Nothing is
-//! believed: a table may be cut, a directory may hold itself, a size may lie. What is refused is what
-//! unsquashfs calls damaged.
+//! Source: squashfs 4.0, Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h. Nothing
+//! in the file is trusted. A table may be cut off, a directory may contain itself, a size may be wrong.
+//! imgfs refuses what unsquashfs calls damaged.
 
 mod image;
 mod layout;
@@ -42,7 +42,7 @@ pub fn unpack(draft: &mut Draft, recipe: &RecipeBuilder, limits: &Limits) -> Res
     draft.derive_tar()
 }
 
-/// Looks at the superblock and the tables of a squashfs that is kept in another image.
+/// Checks the superblock and the tables of a squashfs that is kept in another image.
 ///
 /// # Errors
 ///
@@ -85,7 +85,7 @@ fn walk(draft: &mut Draft, image: &mut Image<impl Stored>, limits: &Limits) -> R
         let symlink = Meta { mode: 0o777, ..inode.meta.clone() };
         match inode.kind {
             1 => {
-                // A directory has one place: one that holds itself would never end.
+                // A directory may occur only once. Reading one that contains itself would never end.
                 if !seen.insert(inode.number) {
                     return Err(damaged("a directory is in two places"));
                 }
@@ -102,7 +102,7 @@ fn walk(draft: &mut Draft, image: &mut Image<impl Stored>, limits: &Limits) -> R
             }
             5 => draft.builder.add(&path, &inode.meta, Make::CharDevice { major, minor }).map_err(refused)?,
             6 => draft.builder.add(&path, &inode.meta, Make::Fifo).map_err(refused)?,
-            // A socket outlives nobody who listens on it; tar leaves it out, too.
+            // A socket is useless without its listener. tar leaves it out too.
             _ => continue,
         }
         draft.builder.check_heaps()?;
@@ -123,11 +123,11 @@ fn add_file(
 ) -> Result<()> {
     let block = u64::from(image.block_size());
     let tail = if inode.fragment == NONE { 0 } else { inode.size % block };
-    // Blocks have numbers of 31 bits.
+    // The numbers of blocks have 31 bits.
     if inode.size / block > i32::MAX as u64 {
         return Err(damaged("a file is too long"));
     }
-    // Once to know how much there is, once to take it.
+    // The first pass counts the bytes, the second one takes them.
     let len = |at: u64| (inode.size - at).min(block);
     let (mut pieces, mut stored): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
     let mut add = |at: u64, len: u64| {
@@ -179,7 +179,7 @@ fn add_file(
     added.map_err(|refused| refusal(0, path, refused))
 }
 
-/// A little-endian number of `len` bytes; zero past the end.
+/// A little-endian number of `len` bytes. It is zero past the end.
 fn le(bytes: &[u8], at: usize, len: usize) -> u64 {
     bytes.get(at..at + len).unwrap_or_default().iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
 }

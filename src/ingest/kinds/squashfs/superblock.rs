@@ -5,25 +5,25 @@ use crate::ingest::kinds::squashfs::{damaged, le};
 
 /// Bytes of the superblock.
 pub(super) const SUPERBLOCK: u64 = 96;
-/// No such table.
+/// Means that there is no such table.
 pub(super) const ABSENT: u64 = u64::MAX;
-/// A flag of versions before 4: blocks have another header.
+/// A flag of versions before 4, whose blocks have another header.
 const CHECKED: u32 = 1 << 2;
 
-/// A flag: a block behind the superblock says how the compressor was set.
+/// A flag: the block after the superblock holds the options of the compressor.
 pub(super) const HAS_OPTIONS: u32 = 1 << 10;
 
-/// What the superblock says.
+/// The content of the superblock.
 pub struct Superblock {
     pub block_size: u32,
     pub(super) flags: u32,
-    /// How many there are.
+    /// How many inodes there are.
     pub inodes: u32,
     pub(super) fragments: u32,
     pub(super) ids: u32,
     /// A reference to the inode of the root.
     pub root: u64,
-    /// Bytes of all.
+    /// The size of the whole squashfs, in bytes.
     pub(super) used: u64,
     pub(super) ids_at: u64,
     pub(super) xattrs_at: u64,
