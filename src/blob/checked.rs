@@ -1,5 +1,5 @@
-//! Which large blobs were read and found right since the store was opened: the kernel may read those by
-//! itself.
+//! Which large blobs were read and found good since the store was opened. The kernel may read those
+//! directly.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,22 +9,22 @@ use crate::base::digest::BlobId;
 use crate::blob::container::Place;
 use crate::blob::{BlobStore, IdSet};
 
-/// Objects by the groups that were checked.
+/// Objects, with the groups that were checked.
 #[derive(Default)]
 pub struct Checked {
     whole: IdSet,
-    /// A bit for each group that was, and how many were not.
+    /// One bit for each checked group, and how many groups are not checked.
     partly: HashMap<BlobId, (IdSet, usize)>,
 }
 
 impl Checked {
-    /// It was found damaged.
+    /// Notes that the blob was found damaged.
     pub fn none(&mut self, id: BlobId) {
         self.whole.remove(id);
         self.partly.remove(&id);
     }
 
-    /// These groups of `count` were read and found right.
+    /// Notes that these groups, of `count` in all, were read and found good.
     pub fn some(&mut self, id: BlobId, groups: Range<usize>, count: usize) {
         if self.whole.contains(id) {
             return;
@@ -44,8 +44,8 @@ impl Checked {
 }
 
 impl BlobStore {
-    /// The file that holds just this blob, if all of it has been checked since the store was opened. Not if
-    /// its length is another than the blob's: whoever reads the file itself would see that.
+    /// The file that holds only this blob, if all of it was checked since the store was opened. `None` if
+    /// the file is longer or shorter than the blob, because a direct reader would see that.
     pub fn checked_object(&self, id: BlobId) -> Option<File> {
         let record = self.record(id).ok()?;
         if record.place != Place::Object || !self.checked.lock().whole.contains(id) {

@@ -1,4 +1,4 @@
-//! Loose content on the move: out of segments that are mostly gaps, and out of packs where an image is to be
+//! Moves loose content: out of segments that are mostly gaps, and out of packs if an image must be
 //! fast.
 
 use std::fs::{self, File};
@@ -13,11 +13,11 @@ use crate::blob::{BlobStore, OBJECT_MIN};
 use crate::error::{Error, Result};
 use crate::fault;
 
-/// Bytes of content that are moved at once.
+/// How many bytes of content are moved at once.
 const PORTION: u64 = 256 << 20;
 
 impl BlobStore {
-    /// Writes what lives in a segment to a new one, points the records there, and drops the old one.
+    /// Copies what is in use in a segment to a new one, points the records there, and drops the old one.
     pub(super) fn compact(&self, old: u32, next_container: &mut u32) -> Result<()> {
         let here: Vec<(BlobId, Record)> = {
             let table = self.table.read();
@@ -34,7 +34,8 @@ impl BlobStore {
         self.backend.delete(&Place::Segment.key(old))
     }
 
-    /// Moves blobs out of packs; `go_on` is told the bytes and says whether to go on. The caller pins them.
+    /// Moves blobs out of packs. `go_on` gets the bytes moved and returns whether to go on. The caller pins
+    /// the blobs.
     ///
     /// # Errors
     ///
@@ -59,8 +60,8 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Writes content to a new segment, that of large blobs in packs to objects, and points the records
-    /// there. Of objects only the outline moves.
+    /// Writes content to a new segment, or large blobs from packs to objects, and points the records there.
+    /// For existing objects only the outline moves.
     fn move_loose(&self, blobs: Vec<(BlobId, Record)>, next_container: &mut u32) -> Result<()> {
         let number = *next_container;
         *next_container += 1;
@@ -107,7 +108,7 @@ impl BlobStore {
         self.move_records(&changes)
     }
 
-    /// Writes a blob to a file of its own in staging, durably.
+    /// Writes a blob durably to a file of its own in staging.
     fn write_object(&self, id: BlobId, record: &Record) -> Result<PathBuf> {
         let path = self.staging.join(format!("compact-{:08x}.object", record.container));
         let file = File::create(&path).map_err(Error::io("create", &path))?;

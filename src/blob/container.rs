@@ -1,22 +1,22 @@
-//! Objects that hold content, and their names: under `loose/` a segment of small blobs or one large blob, under
-//! `packs/` a pack.
+//! Containers that hold content, and their names. Under `loose/` a container is a segment of small
+//! blobs or one large blob, under `packs/` it is a pack.
 
 use crate::blob::backend::{Backend, Key, Shelf};
 use crate::error::Result;
 
-/// What a container is, and with it how a record's offset is meant.
+/// The kind of a container. It also decides what a record's offset means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Among others in a segment, at the record's offset; its outline lies right before it.
+    /// In a segment with other blobs, at the record's offset. The outline lies right before the blob.
     Segment,
-    /// A file of its own; its outline lies in the segment `outline_in`, at the record's offset.
+    /// In a file of its own. The outline lies in the segment `outline_in`, at the record's offset.
     Object,
-    /// In a pack, at the record's offset of what its frames unpack to; its outline begins with the pack's
-    /// value number `outline_in`.
+    /// In a pack. The record's offset is one in the unpacked stream of its frames. The outline begins with
+    /// the pack's value number `outline_in`.
     Pack,
 }
 
-/// All there are.
+/// All places.
 const PLACES: [Place; 3] = [Place::Segment, Place::Object, Place::Pack];
 
 impl Place {
@@ -28,7 +28,7 @@ impl Place {
         }
     }
 
-    /// Where it lies.
+    /// The shelf of its containers.
     pub fn shelf(self) -> Shelf {
         match self {
             Place::Segment | Place::Object => Shelf::Loose,
@@ -54,7 +54,7 @@ impl Place {
     }
 }
 
-/// The containers of a store, by name; anything else in their directories is passed over.
+/// The containers of a store, by name. Other files in their directories are ignored.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ pub fn list(backend: &dyn Backend) -> Result<Vec<(u32, Place)>> {
     Ok(found)
 }
 
-/// Splits a container's name into number and kind; `None` for anything that is not ours.
+/// Splits a container's name into number and kind. `None` for any other name.
 fn parse_name(name: &str) -> Option<(u32, Place)> {
     let (number, suffix) = name.split_once('.')?;
     let place = PLACES.into_iter().find(|p| p.suffix() == suffix)?;

@@ -1,5 +1,5 @@
-//! Journeys 1 and 2, when a disk is bad: which content is known to be damaged. A copy in of the same content
-//! heals it.
+//! Journeys 1 and 2 on a bad disk: which content is known to be damaged. Copying in the same content
+//! again heals it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,13 @@ use crate::blob::{BlobStore, IdSet};
 use crate::error::{Error, Result};
 use crate::format::write_durably;
 
-/// What was found damaged and not healed since. Kept in STORE/damaged, an id a line, so that a healing copy
-/// may come after the next mount; what that file does not say is found again when it is read.
+/// Content that was found damaged and is not healed yet. STORE/damaged lists it, one id a line, so that
+/// a healing copy may come after the next mount. Damage that this file does not list is found again
+/// when it is read.
 pub(super) struct Damage {
     path: PathBuf,
     ids: Mutex<BTreeSet<BlobId>>,
-    /// Whether there is any, for the readers of what is sound.
+    /// Whether there is any damage. Readers of good content check only this.
     any: AtomicBool,
 }
 
@@ -59,7 +60,7 @@ impl BlobStore {
         self.damage.ids.lock().iter().copied().collect()
     }
 
-    /// What nobody needs any more is no damage.
+    /// Forgets damage of content that nobody needs any more.
     pub fn forget_damage(&self, live: &IdSet) {
         if self.has_damage() {
             self.damage.change(|ids| {
@@ -70,7 +71,7 @@ impl BlobStore {
         }
     }
 
-    /// Records that are damaged and that nobody needs are free. For fsck --repair.
+    /// Frees damaged records that nobody needs. For fsck --repair.
     ///
     /// # Errors
     ///
@@ -82,7 +83,7 @@ impl BlobStore {
         table.sync()
     }
 
-    /// Objects whose files go on behind their blobs, and the length that they should have. For fsck.
+    /// Objects whose files are longer than their blobs, with the length that they should have. For fsck.
     pub fn overlong_objects(&self) -> Vec<(PathBuf, u64)> {
         let objects = self.records().into_iter().filter(|(_, record)| record.place == Place::Object);
         let objects = objects
@@ -90,7 +91,7 @@ impl BlobStore {
         objects.filter(|(path, size)| path.metadata().is_ok_and(|meta| meta.len() > *size)).collect()
     }
 
-    /// Notes what a read came to: damage, unless it is a failure that passes.
+    /// Notes damage from a failed read, unless the failure is temporary.
     pub(super) fn note_failed(&self, id: BlobId, e: &Error) {
         if e.is_damage() {
             self.checked.lock().none(id);
@@ -98,7 +99,7 @@ impl BlobStore {
         }
     }
 
-    /// These were read and found right, are stored anew, or are gone.
+    /// Notes that these blobs were read and found good, were stored again, or are gone.
     pub(super) fn note_sound(&self, ids: &[BlobId]) {
         if self.has_damage() {
             self.damage.change(|damaged| ids.iter().filter(|id| damaged.remove(id)).count() > 0);

@@ -1,4 +1,4 @@
-//! Journey 1, cp in, of a large file: while it equals a blob of the same size, nothing is written.
+//! Journey 1, cp in, of a large file: nothing is written while it equals a blob of the same size.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -12,18 +12,18 @@ use crate::blob::table::Record;
 use crate::blob::writer::{WRITEBACK, Writer, in_room, lead_of, write_with_holes};
 use crate::error::{Error, Result};
 
-/// Content over 1 MiB on its way in, in pieces.
+/// Content over 1 MiB that arrives in pieces.
 ///
 /// ```text
 /// Begun --first group, a blob of this size begins alike--> Matching --a group differs--> Writing
 ///   `----------no such blob------------------------------------------------------------^
 /// ```
-/// While it matches, nothing is written: most of an update is content the store has.
+/// Nothing is written while it matches, because most of an update is content that the store has.
 pub struct Large<'w> {
     writer: &'w mut Writer,
     size: u64,
     taken: u64,
-    /// The bytes of a group that has not come in one piece.
+    /// The bytes so far of a group that does not come in one piece.
     group: Vec<u8>,
     hasher: GroupHasher,
     state: State,
@@ -54,7 +54,7 @@ impl<'w> Large<'w> {
         }
     }
 
-    /// Takes the next bytes; no more than `size` in all.
+    /// Takes the next bytes, at most `size` in all.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ impl<'w> Large<'w> {
         if let Some((id, record)) = candidate {
             match store.outline(id, &record) {
                 Ok(outline) => return Ok(State::Matching { id, outline, groups: 0 }),
-                // A damaged blob is not what we match against: store the content anew.
+                // The matching blob is damaged, so the content is stored again.
                 Err(e) => log::error!("{e}"),
             }
         }
@@ -136,7 +136,7 @@ impl<'w> Large<'w> {
         Ok(State::Writing { file, path, staged, flushed: 0 })
     }
 
-    /// The first groups equal a blob's: take them from there.
+    /// Copies the first groups from the blob that they equal.
     fn copy_matched(&mut self, id: BlobId, groups: usize) -> Result<()> {
         let State::Writing { file, path, .. } = &self.state else { return Ok(()) };
         let mut buf = ReadBuf::default();

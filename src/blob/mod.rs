@@ -1,8 +1,8 @@
-//! Content: every file of every image, once, under the BLAKE3 of its bytes.
+//! Content: every file of every image is stored once, under the BLAKE3 digest of its bytes.
 //!
-//! `Writer` takes content in *loose* and drops what is known, `BlobStore::read` gives it back checked,
-//! `repack` moves it into *packs*, which are small, and `sweep` gives the space of what nothing holds back to
-//! the disk. The layout of the files is in `format.rs`.
+//! `Writer` stores new content in *loose* and drops known content. `BlobStore::read` checks content and
+//! returns it. `repack` moves content into *packs*, which are small. `sweep` frees the space of content
+//! that nothing needs. `format.rs` has the layout of the files.
 
 pub mod backend;
 mod buffer;
@@ -50,7 +50,7 @@ use pack::{FrameCache, Pack};
 use pins::AllPins;
 use table::Table;
 
-/// Blobs from this size on are files of their own (*objects*); smaller ones share a segment.
+/// Blobs of this size or more are files of their own (*objects*). Smaller ones share a segment.
 pub const OBJECT_MIN: u64 = 1024 * 1024;
 
 /// All content of a store. Shared by every thread; see the field comments for the locks.
@@ -65,7 +65,7 @@ pub struct BlobStore {
     table: RwLock<Table>,
     /// Open containers by number. Dropped from here when swept; readers keep their `Arc`.
     containers: Mutex<HashMap<u32, Arc<Container>>>,
-    /// Blobs that somebody at work counts on.
+    /// Blobs that running work needs.
     pins: Arc<AllPins>,
     /// Open packs by number. Lock order: on its own.
     packs: Mutex<HashMap<u32, Arc<Pack>>>,
@@ -75,17 +75,17 @@ pub struct BlobStore {
     checked: Mutex<Checked>,
     /// Lock order: on its own.
     damage: Damage,
-    /// Held while lost records are looked for, and whether they are.
+    /// Held during a search for lost records; says whether a search is under way.
     mending: ReentrantMutex<Cell<bool>>,
-    /// Frames unpacked lately.
+    /// Frames that were unpacked recently.
     frames: FrameCache,
-    /// Called when the disk is full: whether something was given back.
+    /// Called when the disk is full. Returns whether space was freed.
     room: OnceLock<MakeRoom>,
     /// One seal at a time gives out ids and container numbers. Holds the next number.
     seal: Mutex<u32>,
 }
 
-/// Frees space; says whether it could.
+/// Frees space. Returns whether it could.
 pub type MakeRoom = Arc<dyn Fn() -> bool + Send + Sync>;
 
 impl BlobStore {
@@ -123,12 +123,13 @@ impl BlobStore {
         self.pins.pin()
     }
 
-    /// Says what to do when the disk is full during an upload. Once.
+    /// Sets what to do when the disk is full during an upload. Only the first call counts.
     pub fn when_full(&self, make_room: MakeRoom) {
         let _ = self.room.set(make_room);
     }
 
-    /// Does what takes room on the disk. Where it is full, room is made and the attempt is repeated.
+    /// Runs an attempt that needs room on the disk. If the disk is full, room is made and the attempt is
+    /// repeated.
     ///
     /// # Errors
     ///
@@ -137,7 +138,7 @@ impl BlobStore {
         writer::in_room(self.room.get(), attempt)
     }
 
-    /// Has room made on the disk. False if none could be made, or if nobody is there to make it.
+    /// Makes room on the disk. False if none could be made, or if nobody has said how.
     pub fn make_room(&self) -> bool {
         self.room.get().is_some_and(|make_room| make_room())
     }
@@ -156,7 +157,8 @@ impl BlobStore {
         self.table.read().len()
     }
 
-    /// Points records to where content moved, durably; readers get in between. Call with `seal` held.
+    /// Points records to where content has moved, durably. Readers can get in between. The caller holds
+    /// `seal`.
     fn move_records(&self, changes: &[(BlobId, Option<Record>)]) -> Result<()> {
         for some in changes.chunks(256) {
             self.table.write().rewrite(some)?;
@@ -164,7 +166,7 @@ impl BlobStore {
         self.table.read().sync()
     }
 
-    /// Lets go of the memory that only ingest needs, unless an upload is under way.
+    /// Frees the memory that only an ingest needs, unless an upload is under way.
     pub fn forget_index(&self) {
         let mut table = self.table.write();
         if self.pins.is_empty() {
@@ -172,7 +174,7 @@ impl BlobStore {
         }
     }
 
-    /// Opens every file anew when it is needed next, and reads again what it says.
+    /// Opens every file again when it is next needed, and reads its tables again.
     pub fn reopen(&self) {
         self.containers.lock().clear();
         self.packs.lock().clear();
@@ -180,7 +182,7 @@ impl BlobStore {
         self.frames.clear();
     }
 
-    /// Lets go of memory that only makes the next reads faster.
+    /// Frees memory that only makes the next reads faster.
     pub fn forget_frames(&self) {
         self.frames.clear();
     }

@@ -1,4 +1,5 @@
-//! Journey 2, cat, of content at rest: frames of a pack, checked, unpacked, and kept for the next read.
+//! Journey 2, cat, of content at rest: frames of a pack are checked, unpacked, and kept for the next
+//! read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,38 +20,38 @@ use crate::format::{PACK_END, PACK_FOOTER_LEN};
 const FRAME_LEN: usize = 56;
 /// Bytes of a base's row.
 const BASE_LEN: usize = 16;
-/// The most bytes that a frame, and all its bases together, may have: what a reader keeps in memory.
+/// How many bytes a frame, and all its bases together, may have. A reader keeps that much in memory.
 pub const FRAME_MAX: u64 = 64 << 20;
-/// How far before its end a pack's footer is looked for.
+/// How far before the end of a pack its footer is searched for.
 const JUNK: u64 = 1 << 20;
-/// Frames that are unpacked before a reader who goes on asks for them.
+/// How many frames are unpacked before a sequential reader asks for them.
 const AHEAD: usize = 2;
-/// Bytes of unpacked frames that are kept.
+/// How many bytes of unpacked frames are kept.
 const CACHE: usize = 64 << 20;
 
-/// What content is read for.
+/// The purpose of a read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// For whoever asked.
+    /// For a caller that asked for it.
     Read,
-    /// For a frame that was compressed against it: it may need no bases itself.
+    /// For a frame that was compressed against it. It must not need bases itself.
     Base,
-    /// For a read that is expected.
+    /// For a read that is expected soon.
     Later,
 }
 
 /// A part of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Where its content begins in the pack's stream, and how long it is.
+    /// Where its content begins in the pack's stream, and its length.
     pub from: u64,
     pub size: u64,
-    /// Where it lies in the file, and how long; 0 bytes: its content is zeros.
+    /// Where it lies in the file, and its length there. With 0 bytes its content is zeros.
     pub at: u64,
     pub len: u32,
-    /// Its bases: the first, and how many.
+    /// The number of its first base, and how many it has.
     pub bases: (u32, u32),
-    /// Of the bytes in the file.
+    /// The check of its bytes in the file.
     pub check: [u8; 16],
 }
 
@@ -127,11 +128,11 @@ pub struct Pack {
     bases: Vec<Base>,
     outlines_at: u64,
     outlines: u64,
-    /// Offset and bytes of the list, and its digest.
+    /// Offset and length of the list, and its digest.
     list: (u64, u64, Digest),
 }
 
-/// Where the footer is: at the end, or before what a bad disk has put behind it.
+/// Where the footer is: at the end, or before garbage that a bad disk has put after it.
 fn footer_of(container: &Container) -> Result<Option<u64>> {
     let len = container.size()?.len;
     for look in [PACK_FOOTER_LEN as u64, JUNK] {
@@ -184,7 +185,7 @@ impl Pack {
         Ok(pack)
     }
 
-    /// Whether the tables make sense: a pack is data, whoever wrote it.
+    /// Checks that the tables make sense, whoever wrote the pack.
     fn check(&self) -> Result<()> {
         let mut at = 0;
         for frame in &self.frames {
@@ -252,7 +253,7 @@ impl Pack {
         Ok(list.chunks_exact(12).map(|raw| (u32_at(raw, 0), u64_at(raw, 4))).collect())
     }
 
-    /// The bytes of a frame in the file, checked.
+    /// The bytes of a frame in the file, after their check.
     fn packed(&self, frame: &Frame) -> Result<Vec<u8>> {
         let mut packed = vec![0; frame.len as usize];
         self.container.read_exact_at(&mut packed, frame.at)?;
@@ -263,7 +264,7 @@ impl Pack {
     }
 }
 
-/// Frames unpacked lately, least used first out.
+/// Frames that were unpacked recently. The least recently used one is dropped first.
 #[derive(Default)]
 pub struct FrameCache {
     inner: Mutex<Slots>,
@@ -271,17 +272,17 @@ pub struct FrameCache {
 
 #[derive(Default)]
 struct Slots {
-    /// Newest last. Few: a search from the end is as fast as a map.
+    /// Newest last. There are few, so a search from the end is as fast as a map.
     slots: VecDeque<Slot>,
-    /// A buffer that is no longer used: memory fresh from the system costs a tenth of what unpacking does.
+    /// A buffer that is no longer used. New memory from the system would cost a tenth of the unpacking.
     spare: Vec<u8>,
-    /// Frames that a reader who goes on will want next.
+    /// Frames that a sequential reader will need next.
     ahead: VecDeque<Key>,
 }
 
 /// A pack and the number of a frame in it.
 type Key = (u32, usize);
-/// Locked while it is unpacked, so that one reader does it for all.
+/// Locked during unpacking, so that one reader does it for all.
 type Content = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
 
 struct Slot {
@@ -297,7 +298,7 @@ impl FrameCache {
         *self.inner.lock() = Slots::default();
     }
 
-    /// The place of a frame, made if there is none; room is made for it.
+    /// The slot of a frame. If there is none, one is made, and others make room for it.
     fn slot(&self, key: Key, size: usize, reads: bool) -> Content {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
@@ -340,8 +341,8 @@ impl BlobStore {
         Ok(self.packs.lock().entry(number).or_insert(opened).clone())
     }
 
-    /// Unpacks a frame that somebody who reads on will want, while the one before is being taken away.
-    /// Threads that answered a read come here: several unpack at once.
+    /// Unpacks a frame that a sequential reader will need soon, while that reader takes the frame before
+    /// it. Threads that have answered a read call this, so several unpack at once.
     pub fn read_ahead(&self) {
         let Some((number, n)) = self.frames.inner.lock().ahead.pop_front() else { return };
         if let Ok(pack) = self.pack(number)
@@ -352,7 +353,7 @@ impl BlobStore {
         }
     }
 
-    /// What a frame unpacks to; not for frames of zeros.
+    /// The unpacked content of a frame. Frames of zeros have none.
     fn frame(&self, pack: &Pack, number: usize, used: Use) -> Result<Arc<Vec<u8>>> {
         let frame = &pack.frames[number];
         if used == Use::Base && frame.bases.1 > 0 {
@@ -363,12 +364,13 @@ impl BlobStore {
         if let Some(content) = &*slot().lock() {
             return Ok(content.clone());
         }
-        // Not under the lock: for a lost base all frames are read, and this is one of them.
+        // The lock is not held here: a lost base makes all frames be read, and this is one of them.
         let mut base = Vec::new();
         for part in pack.bases_of(frame) {
             self.append_base(part, &mut base)?;
         }
-        // Again: its bases, which may come from many frames, have taken its place by now.
+        // The slot is looked up again, because the bases, which may lie in many frames, may have driven it
+        // out.
         let slot = slot();
         let mut content = slot.lock();
         if let Some(content) = &*content {
@@ -395,7 +397,7 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Fills `out` with what the stream of a pack has from `from` on.
+    /// Fills `out` from the stream of a pack, from `from` on.
     pub(super) fn read_stream(
         &self,
         number: u32,

@@ -1,10 +1,9 @@
-//! imgfs repack: content moves from where it came to rest, into packs, compressed together and against older
-//! versions.
+//! imgfs repack: content at rest moves into packs, compressed together and against older versions.
 //!
-//! A pack is written whole and made durable, then the records of its blobs point there, then the old places
-//! are given back (invariant 1). A crash before the records leaves a pack that nothing names; the next sweep
-//! removes it. Readers look a record up for each read, and again if the read failed and the record changed:
-//! they notice nothing.
+//! A pack is written completely and made durable. Then the records of its blobs point to it, and then
+//! the old places are freed (invariant 1). A crash before the records leaves a pack that nothing names,
+//! and the next sweep removes it. Readers look up a record for each read, and once more if the read
+//! failed and the record changed. So they notice nothing.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -28,33 +27,34 @@ use crate::format::{PACK_END, PACK_FOOTER_LEN, PACK_MAGIC};
 /// How content is compressed.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Bytes of content compressed together: more are smaller, and slower to read at random.
+    /// How many bytes of content are compressed together. More give smaller packs, but slower random reads.
     pub frame: usize,
-    /// The same, of content that is compressed against older versions.
+    /// How many bytes are compressed together if they are compressed against older versions.
     pub delta: usize,
-    /// zstd's.
+    /// The level of zstd.
     pub level: i32,
 }
 
-/// For most images: a cold read unpacks 4 MiB, at 0.75 GB/s.
+/// For most images. A cold read unpacks 4 MiB, at 0.75 GB/s.
 pub const AUTO: Shape = Shape { frame: 4 << 20, delta: 1 << 20, level: 19 };
-/// `storage: small`: 16 MiB, at 0.7 GB/s; 5 % smaller.
+/// For `storage: small`. A cold read unpacks 16 MiB, at 0.7 GB/s; packs are 5 % smaller.
 pub const SMALL: Shape = Shape { frame: 16 << 20, delta: 4 << 20, level: 19 };
 
-/// Bytes of content in one pack, about: what is lost when a repack is interrupted.
+/// About how many bytes of content one pack has. An interrupted repack loses at most that much work.
 const PACK: u64 = 256 << 20;
 
-/// A blob that is to lie in a pack.
+/// A blob that moves into a pack.
 #[derive(Clone, Copy, Debug)]
 pub struct Move {
     pub id: BlobId,
-    /// A blob that it resembles: what an older version has in its place.
+    /// A blob that it resembles: the one that an older version has in its place.
     pub base: Option<BlobId>,
 }
 
 impl BlobStore {
-    /// Moves blobs into packs, in this order; those with a base behind the others. `go_on` is told the bytes
-    /// that were just packed and says whether to go on; what is done then stays. `threads` compress at once.
+    /// Moves blobs into packs, in this order; those with a base come after the others. `go_on` gets the
+    /// bytes that were just packed, and returns whether to go on. What is done by then stays. `threads`
+    /// threads compress at once.
     ///
     /// The caller pins the blobs and their bases.
     ///
@@ -68,7 +68,7 @@ impl BlobStore {
         threads: usize,
         go_on: &dyn Fn(u64) -> bool,
     ) -> Result<()> {
-        // What serves as a base is not compressed against another.
+        // A blob that serves as a base must not be compressed against another.
         let packs = self.all_packs()?;
         let in_use =
             packs.values().flat_map(|pack| pack.frames.iter().flat_map(|frame| pack.bases_of(frame)));
@@ -95,7 +95,7 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Writes one pack and points the records there. False if it was told to stop.
+    /// Writes one pack and points the records there. False if `go_on` stopped it.
     fn write_pack(
         self: &Arc<Self>,
         moves: &[Move],
@@ -105,7 +105,7 @@ impl BlobStore {
     ) -> Result<bool> {
         let mut writer = PackWriter::create(self, *shape, threads)?;
         for m in moves {
-            // Freed meanwhile: nothing to move.
+            // The blob was freed meanwhile, so there is nothing to move.
             let Ok(record) = self.record(m.id) else { continue };
             match m.base {
                 Some(base) => writer.put_delta(m.id, &record, base)?,
@@ -125,7 +125,7 @@ impl BlobStore {
         fault::reached("pack.named");
         let mut changes = Vec::with_capacity(moved.blobs.len());
         for blob in &moved.blobs {
-            // It may lie elsewhere by now; the same bytes are the same.
+            // The blob may have moved meanwhile. An equal digest means that its bytes are the same.
             if let Ok(record) = self.record(blob.id)
                 && record.digest == blob.digest
             {
@@ -159,11 +159,11 @@ impl BlobStore {
         Ok(pack.frames_of(record.offset, record.offset + record.size).any(|n| pack.frames[n].bases.1 > 0))
     }
 
-    /// Which blobs of those in packs lie in frames that are mostly dead: they are worth packing anew.
+    /// The packed blobs that lie in frames which are mostly unused. They are worth packing again.
     ///
     /// # Errors
     ///
-    /// `Io`. Damaged packs are passed over.
+    /// `Io`. Damaged packs are skipped.
     pub fn thinly_packed(&self) -> Result<HashSet<BlobId>> {
         let mut live: std::collections::HashMap<(u32, usize), u64> = Default::default();
         let records: Vec<_> = self.records().into_iter().filter(|(_, r)| r.place == Place::Pack).collect();
@@ -192,22 +192,22 @@ impl BlobStore {
     }
 }
 
-/// A pack being written. Dropped unfinished, it leaves nothing.
+/// A pack that is being written. If it is dropped before its end, it leaves nothing.
 struct PackWriter<'s> {
     store: &'s Arc<BlobStore>,
     shape: Shape,
     threads: usize,
     file: File,
     path: PathBuf,
-    /// Bytes written.
+    /// How many bytes were written.
     at: u64,
-    /// Bytes of the stream in `frames`, `batch` and `open`.
+    /// How many bytes of the stream are in `frames`, `batch` and `open`.
     stream: u64,
     frames: Vec<Frame>,
     bases: Vec<Base>,
     outlines: Vec<ChainingValue>,
     blobs: Vec<Packed>,
-    /// Frames that wait to be compressed, all at once.
+    /// Frames that wait to be compressed together.
     batch: Vec<Draft>,
     open: Draft,
     buf: ReadBuf,
@@ -224,7 +224,7 @@ struct Packed {
     outline: u32,
 }
 
-/// A frame being filled.
+/// A frame that is being filled.
 #[derive(Default)]
 struct Draft {
     from: u64,
@@ -233,7 +233,7 @@ struct Draft {
     base_bytes: Vec<u8>,
 }
 
-/// What `finish` gives: the file, still under its temporary name, and where each blob lies.
+/// The result of `finish`: the file, still under its temporary name, and where each blob lies.
 struct Finished {
     path: PathBuf,
     blobs: Vec<Packed>,
@@ -301,12 +301,12 @@ impl<'s> PackWriter<'s> {
         Ok(())
     }
 
-    /// Bytes that the frame that is being filled still takes.
+    /// How many bytes the open frame can still take.
     fn room(&self) -> u64 {
         (self.shape.frame - self.open.content.len()) as u64
     }
 
-    /// Adds a blob, compressed against another.
+    /// Adds a blob that is compressed against another.
     fn put_delta(&mut self, id: BlobId, record: &Record, base: BlobId) -> Result<()> {
         let frame = self.shape.delta as u64;
         let of_base = self.store.record(base)?.size;
@@ -317,7 +317,7 @@ impl<'s> PackWriter<'s> {
         self.begin(id, record)?;
         let mut at = 0;
         while at < record.size {
-            // Of a large base the same region, and as much around it.
+            // For a large base, only the same region and as much around it is used.
             let (from, to) = if of_base <= 2 * frame {
                 (0, of_base)
             } else {
@@ -342,8 +342,8 @@ impl<'s> PackWriter<'s> {
         Ok(())
     }
 
-    /// Appends up to `room` bytes of a blob to the open frame; long zeros become a frame of their own. Gives
-    /// how many.
+    /// Appends up to `room` bytes of a blob to the open frame, and returns how many. A long run of zeros
+    /// becomes a frame of its own.
     fn append(&mut self, id: BlobId, at: u64, room: u64) -> Result<u64> {
         let bytes = self.store.read(id, at, OBJECT_MIN as usize, &mut self.buf)?;
         if bytes.is_empty() {
@@ -370,7 +370,7 @@ impl<'s> PackWriter<'s> {
 
     fn close_frame(&mut self) -> Result<()> {
         if self.open.content.is_empty() {
-            // Bases that no byte came to stand on.
+            // The bases are dropped, because no bytes were compressed against them.
             self.open = Draft { from: self.stream, ..Draft::default() };
             return Ok(());
         }
@@ -383,7 +383,7 @@ impl<'s> PackWriter<'s> {
         }
     }
 
-    /// Compresses the frames that wait, each in a thread, and writes them in their order.
+    /// Compresses the waiting frames, each in a thread, and writes them in their order.
     fn write_batch(&mut self) -> Result<()> {
         let batch = std::mem::take(&mut self.batch);
         let shape = &self.shape;
@@ -417,7 +417,7 @@ impl<'s> PackWriter<'s> {
         Ok(())
     }
 
-    /// Writes the tables, durably.
+    /// Writes the tables durably.
     fn finish(mut self) -> Result<Finished> {
         self.close_frame()?;
         self.write_batch()?;
@@ -463,7 +463,7 @@ impl Drop for PackWriter<'_> {
 }
 
 impl Draft {
-    /// The frame's bytes in the file, tried: they unpack to what went in. None for zeros.
+    /// The frame's bytes for the file, after a test that they unpack to the same content. Empty for zeros.
     fn pack(&self, shape: &Shape) -> Result<Vec<u8>> {
         if self.content.is_empty() {
             return Ok(Vec::new());

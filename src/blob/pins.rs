@@ -1,30 +1,31 @@
-//! Journey 4, rmdir: what gc leaves alone because somebody at work counts on it.
+//! Journey 4, rmdir: blobs that gc keeps because running work needs them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-// Named through the module above, so that tests/gc_model.rs can put a lock of its own in its place.
+// These names come through the parent module, so that tests/gc_model.rs can substitute a lock of its
+// own.
 use super::{BlobId, IdSet, Mutex};
 
-/// The pins of everybody at work.
+/// The pins of all running work.
 #[derive(Default)]
 pub struct AllPins {
-    /// Lock order: before the ids of one.
+    /// Lock order: before the ids of a single pin.
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
     next: u64,
-    /// What each that is under way counts on.
+    /// The blobs that each running work needs.
     held: HashMap<u64, Ids>,
-    /// While a mark is under way: pins that ended since it began, whose rows it may not have seen.
+    /// During a mark: pins that ended since it began. The mark may not have seen their rows.
     retired: Option<Vec<BlobId>>,
 }
 
 type Ids = Arc<Mutex<Vec<BlobId>>>;
 
-/// Blobs that somebody at work counts on: gc keeps them as long as this lives.
+/// Blobs that running work needs. gc keeps them as long as this value lives.
 pub struct Pins {
     all: Arc<AllPins>,
     key: u64,
@@ -41,12 +42,12 @@ impl AllPins {
         Pins { all: self.clone(), key, ids }
     }
 
-    /// Whether nobody is at work.
+    /// Whether no work is running.
     pub fn is_empty(&self) -> bool {
         self.inner.lock().held.is_empty()
     }
 
-    /// From now on what ends is remembered.
+    /// From now on, pins that end are remembered.
     pub fn begin_mark(&self) {
         self.inner.lock().retired = Some(Vec::new());
     }
@@ -55,7 +56,7 @@ impl AllPins {
         self.inner.lock().retired = None;
     }
 
-    /// What a sweep leaves alone: all that is pinned, or was since the mark began.
+    /// The blobs that a sweep must keep: all that are pinned, or were since the mark began.
     pub fn kept(&self) -> IdSet {
         let inner = self.inner.lock();
         let mut kept = IdSet::default();
@@ -66,7 +67,7 @@ impl AllPins {
 }
 
 impl Pins {
-    /// Keeps these too. Whoever names them must know them to live now, or check afterwards.
+    /// Keeps these blobs too. The caller must know that they are in use now, or check that afterwards.
     pub fn add(&self, ids: impl IntoIterator<Item = BlobId>) {
         self.ids.lock().extend(ids);
     }

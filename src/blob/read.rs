@@ -1,4 +1,4 @@
-//! Journey 2, cat: ranges of a blob, checked before any byte of them is given out.
+//! Journey 2, cat: reads ranges of a blob. Bytes are checked before any of them is returned.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::blob::table::Record;
 use crate::error::{Error, Result};
 use crate::fault;
 
-/// Outlines of blobs read lately, so that a random read does not check a whole outline each time.
+/// Outlines of recently read blobs, so that a random read does not check a whole outline each time.
 #[derive(Default)]
 pub(super) struct Outlines {
     by_id: HashMap<BlobId, Arc<Outline>>,
     values: usize,
 }
 
-/// Chaining values kept: 8 MiB.
+/// How many chaining values are kept: 8 MiB.
 const OUTLINES_MAX: usize = 256 * 1024;
 
 impl Outlines {
@@ -33,10 +33,12 @@ impl Outlines {
 }
 
 impl BlobStore {
-    /// Reads up to `len` bytes of a blob's content from `offset` on; shorter only at the end, empty past it.
+    /// Reads up to `len` bytes of a blob's content from `offset` on. It returns fewer only at the end, and
+    /// none past it.
     ///
-    /// What is read is checked first. Loose: against the blob's digest, whole up to 64 KiB, by groups of 64
-    /// KiB above. In a pack: against the check of its frame.
+    /// Bytes are checked before they are returned. Loose content is checked against the blob's digest: as a
+    /// whole up to 64 KiB, in groups of 64 KiB above. Content in a pack is checked against the check of its
+    /// frame.
     ///
     /// # Errors
     ///
@@ -45,7 +47,7 @@ impl BlobStore {
         self.read_as(id, offset, len, buf, Use::Read)
     }
 
-    /// The same, for what it is read for.
+    /// Like `read`, for a given purpose.
     pub(super) fn read_as<'b>(
         &self,
         id: BlobId,
@@ -65,7 +67,7 @@ impl BlobStore {
         Ok(buf.bytes())
     }
 
-    /// The same, from where a record leads, be it in the table or not.
+    /// Like `read`, but from the place in a given record, whether the table has that record or not.
     pub(super) fn read_there(
         &self,
         id: BlobId,
@@ -101,7 +103,7 @@ impl BlobStore {
         self.read_stream(record.container, from, &mut buf.data[..span], used)
     }
 
-    /// Runs `read` on the blob's record, again if the content moved meanwhile.
+    /// Runs `read` with the blob's record, and once more if the content moved meanwhile.
     fn read_record<T>(&self, id: BlobId, mut read: impl FnMut(&Record) -> Result<T>) -> Result<T> {
         loop {
             let record = self.record(id)?;
@@ -126,7 +128,7 @@ impl BlobStore {
         if offset >= end {
             return Ok(());
         }
-        // Widen to whole groups; a blob of one group is read whole.
+        // The range is widened to whole groups. A blob of one group is read completely.
         let group = GROUP as u64;
         let (from, to) = (offset / group * group, record.size.min(end.div_ceil(group) * group));
         let span = usize::try_from(to - from)
@@ -190,7 +192,8 @@ impl BlobStore {
         Ok(outline)
     }
 
-    /// Where the next data (or hole) of a blob begins, from `offset` on; the blob's size if there is none.
+    /// Where the next data, or the next hole, of a blob begins, from `offset` on. The blob's size if there
+    /// is none.
     ///
     /// # Errors
     ///
@@ -210,7 +213,7 @@ impl BlobStore {
         })
     }
 
-    /// The same in a pack: its holes are its frames of zeros.
+    /// `seek` in a pack. The holes are the frames of zeros.
     fn seek_packed(&self, record: &Record, offset: u64, data: bool) -> Result<u64> {
         let pack = self.pack(record.container)?;
         let (from, end) = (record.offset + offset, record.offset + record.size);
@@ -218,7 +221,7 @@ impl BlobStore {
         Ok(found.map_or(record.size, |frame| frame.from.clamp(from, end) - record.offset))
     }
 
-    /// Gives all of a blob of `size` bytes to `take`, in order: where a piece begins, and its bytes.
+    /// Passes all of a blob of `size` bytes to `take`, in order: the offset of a piece, and its bytes.
     ///
     /// # Errors
     ///

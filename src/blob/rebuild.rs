@@ -1,8 +1,8 @@
-//! imgfs mount and gc, when the blob table has lost records: they are found again in the lists that segments
-//! and packs end with.
+//! imgfs mount and gc, if the blob table has lost records: finds them again in the lists at the ends of
+//! segments and packs.
 //!
-//! A list may be older than the truth: content that has moved since is still listed where it was. So what was
-//! found is read, and of several places the first counts whose content is good.
+//! A list may be out of date: content that has moved since is still listed at its old place. So all
+//! found content is read. If there are several places, the first one with good content counts.
 
 use std::collections::HashMap;
 
@@ -17,25 +17,25 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{RECORD_LEN, SEGMENT_END, SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN};
 
-/// What a pack's list does not say: found by reading the content.
+/// Stands for a digest that a pack's list does not have. Reading the content gives the digest.
 const UNKNOWN: Digest = Digest([0; 32]);
 
 impl BlobStore {
-    /// Those of `wanted` that have no record.
+    /// The blobs in `wanted` that have no record.
     pub fn missing(&self, wanted: &IdSet) -> Vec<BlobId> {
         let table = self.table.read();
         wanted.iter().filter(|id| table.find(*id).is_none()).collect()
     }
 
-    /// Finds lost records again: all that are listed, lead to good content, and are not there. No id below
-    /// `bound`, or that is listed, will be given out. What was free and is found is freed again by the next
-    /// sweep.
+    /// Finds lost records again: all that are listed, lead to good content, and have no record. No id that
+    /// is below `bound`, or listed, will be given out again. Records that had been free are found too; the
+    /// next sweep frees them.
     ///
     /// # Errors
     ///
-    /// `Io`. Damage of a container loses what only it had.
+    /// `Io`. Damage of a container loses what only its list had.
     pub fn rebuild(&self, bound: BlobId) -> Result<()> {
-        // What it reads itself finds it under way; others wait for it.
+        // Reads made by this thread see that a search is under way. Other threads wait for it.
         let under_way = self.mending.lock();
         let outer = under_way.replace(true);
         let rebuilt = self.find_lost(bound);
@@ -52,7 +52,7 @@ impl BlobStore {
         let lost = self.missing(&listed);
         log::warn!("the blob table has lost records: looking for {} blobs", lost.len());
         let (mut buf, mut count) = (ReadBuf::default(), 0);
-        // In two rounds: what has a base can be read when that can be.
+        // There are two rounds, because a blob with a base can be read only after that base was found.
         for _ in 0..2 {
             for id in self.missing(&listed) {
                 for record in &found[&id] {
@@ -68,8 +68,8 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Finds a single record that is lost, with all others that are, unless that was tried before. Says
-    /// whether there is one now.
+    /// Finds a single lost record, together with all others that are lost, unless that was tried before.
+    /// Returns whether the record exists now.
     pub(super) fn mend_record(&self, id: BlobId) -> bool {
         let missing = || self.table.read().find(id).is_none();
         if self.is_damaged(id) || !missing() {
@@ -87,7 +87,7 @@ impl BlobStore {
         !missing()
     }
 
-    /// Looks for other copies of damaged content, which lists may still lead to. Gives how many were found.
+    /// Looks for other copies of damaged content that lists may still lead to. Returns how many were found.
     ///
     /// # Errors
     ///
@@ -116,10 +116,10 @@ impl BlobStore {
         Ok(healed.len())
     }
 
-    /// What all containers say that they were written with, the likeliest place of a blob first.
+    /// The contents of all containers by their lists. The most likely place of a blob comes first.
     fn listed(&self) -> Result<HashMap<BlobId, Vec<Record>>> {
         let mut places = container::list(self.backend())?;
-        // Newest first, and packs before segments: content moves from these into those.
+        // Newest come first, and packs before segments, because content moves from segments into packs.
         places.sort_unstable_by_key(|(number, place)| (*place != Place::Pack, std::cmp::Reverse(*number)));
         let mut found = HashMap::<BlobId, Vec<Record>>::new();
         for (number, place) in places {
@@ -139,13 +139,13 @@ impl BlobStore {
         Ok(found)
     }
 
-    /// Puts a record into the table if the content it leads to is good. Not before: a guess that a crash
-    /// leaves there would count as found.
+    /// Puts a record into the table if the content at its place is good. The check must come first: a guess
+    /// that a crash leaves in the table would count as found.
     fn try_record(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<bool> {
         let digest = match self.digest_there(id, record, buf) {
             Ok(digest) => digest,
             Err(Error::Corrupt { .. }) => return Ok(false),
-            // Its container is gone.
+            // The container is gone.
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(false);
             }
@@ -158,7 +158,7 @@ impl BlobStore {
         Ok(good)
     }
 
-    /// The digest of the content that a record leads to.
+    /// The digest of the content at a record's place.
     fn digest_there(&self, id: BlobId, record: &Record, buf: &mut ReadBuf) -> Result<Digest> {
         let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
         while at < record.size {
@@ -175,7 +175,7 @@ impl BlobStore {
         Ok(Digest(*hasher.finalize().as_bytes()))
     }
 
-    /// What a segment was written with.
+    /// The list of a segment.
     fn segment_list(&self, number: u32) -> Result<Vec<(BlobId, Record)>> {
         let segment = self.backend.open(&Place::Segment.key(number))?;
         let bad = || Error::Corrupt {
@@ -202,7 +202,7 @@ impl BlobStore {
     }
 }
 
-/// What a pack was written with; digests are not in it.
+/// The list of a pack. It has no digests.
 fn pack_list(pack: &Pack, number: u32) -> Result<Vec<(BlobId, Record)>> {
     let (mut offset, mut value) = (0, 0u64);
     let mut found = Vec::new();

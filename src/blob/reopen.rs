@@ -1,4 +1,4 @@
-//! Content read again while its upload is under way: layers, metadata, a squashfs.
+//! Reads content again while its upload is under way: layers, metadata, a squashfs.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use crate::blob::writer::{Fresh, Writer};
 use crate::error::{Error, Result};
 
 impl Writer {
-    /// Opens content of this upload, or that it shares with the store, to read it again.
+    /// Opens content of this upload, or content that it shares with the store, to read it again.
     ///
     /// # Errors
     ///
@@ -44,8 +44,8 @@ impl Writer {
         Ok(ContentReader { from, at: 0, size })
     }
 
-    /// Opens what was stored in pieces (offset, content, length), to read it again at random while more is
-    /// stored.
+    /// Opens content that was stored in pieces (offset, content, length) for random reads, while more is
+    /// being stored.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ enum From {
 }
 
 impl ContentReader {
-    /// Reads from `offset` on; fewer bytes than `out` has only at the end.
+    /// Reads from `offset` on. It fills less than `out` only at the end.
     ///
     /// # Errors
     ///
@@ -127,14 +127,14 @@ impl std::io::Read for ContentReader {
     }
 }
 
-/// Reads what was stored in pieces, at random.
+/// Random reads of content that was stored in pieces.
 pub struct PieceReader {
     store: Arc<BlobStore>,
     segment: Option<(File, PathBuf)>,
-    /// Ascending, without gaps.
+    /// In ascending order, without gaps.
     pieces: Vec<(u64, u64, At)>,
     at: u64,
-    /// The piece read last, by its number.
+    /// The piece that was read last, with its number.
     piece: Option<(usize, Vec<u8>)>,
     buf: ReadBuf,
 }
@@ -146,7 +146,7 @@ enum At {
 }
 
 impl PieceReader {
-    /// Bytes in all.
+    /// The size of all pieces together, in bytes.
     pub fn size(&self) -> u64 {
         self.pieces.last().map_or(0, |(from, len, _)| from + len)
     }
@@ -200,7 +200,8 @@ impl std::io::Seek for PieceReader {
     }
 }
 
-/// Fills `out` from a staged file, with zeros past its end: what ends in a hole was not written to there yet.
+/// Fills `out` from a staged file, with zeros past its end, because a hole at the end is not written
+/// yet.
 fn read_staged(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
     let mut have = 0;
     while have < out.len() {

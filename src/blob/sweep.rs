@@ -1,7 +1,8 @@
-//! gc's lower half: blobs that no tree names become free, and their space goes back to the disk.
+//! gc's lower half: frees blobs that no tree names, and returns their space to the disk.
 //!
-//! Deletion in reverse (invariant 1): the caller has removed the rows and trees; records go next, durably,
-//! then the bytes. A crash between leaves files or ranges that no record names; the next sweep finds them.
+//! Deletion runs in reverse (invariant 1). The caller has removed the rows and trees. Records go next,
+//! durably, then the bytes. A crash in between leaves files or ranges that no record names, and the
+//! next sweep finds them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{SEGMENT_ENTRY_LEN, SEGMENT_FOOTER_LEN};
 
-/// A set of blob ids: a bit each.
+/// A set of blob ids, with one bit each.
 #[derive(Clone, Default)]
 pub struct IdSet {
     words: Vec<u64>,
@@ -31,7 +32,7 @@ impl IdSet {
         self.words[word] |= 1 << (id % 64);
     }
 
-    /// Takes an id out; says whether it was in.
+    /// Removes an id. Returns whether it was there.
     pub fn remove(&mut self, id: BlobId) -> bool {
         let was = self.contains(id);
         if was {
@@ -40,7 +41,7 @@ impl IdSet {
         was
     }
 
-    /// Ascending.
+    /// The ids in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = BlobId> + '_ {
         (0..).zip(&self.words).flat_map(|(n, word)| {
             (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| n * 64 + bit)
@@ -52,7 +53,7 @@ impl IdSet {
     }
 }
 
-/// A mark under way. Blobs given out or pinned since it began are not swept.
+/// A mark under way. Blobs that were given out or pinned since it began are not swept.
 pub struct MarkToken<'s> {
     store: &'s BlobStore,
     bound: BlobId,
@@ -73,17 +74,17 @@ pub struct Swept {
 }
 
 impl BlobStore {
-    /// Begins a mark. Call before looking at which trees exist; only one at a time.
+    /// Begins a mark. It must be called before looking for trees, and only one mark may run at a time.
     pub fn begin_mark(&self) -> MarkToken<'_> {
         self.pins.begin_mark();
         MarkToken { store: self, bound: self.id_bound() }
     }
 
-    /// Frees what is neither in `live` nor counted on by an upload, and gives its space back.
+    /// Frees blobs that are neither in `live` nor needed by an upload, and returns their space to the disk.
     ///
     /// # Errors
     ///
-    /// `Io`; what was freed stays free, and the next sweep goes on.
+    /// `Io`. What was freed stays free, and the next sweep continues.
     pub fn sweep(&self, token: MarkToken<'_>, live: &IdSet) -> Result<Swept> {
         let mut swept = Swept::default();
         let packs = self.all_packs()?;
@@ -119,18 +120,18 @@ impl BlobStore {
         Ok(swept)
     }
 
-    /// Writes every segment that holds freed content anew, however little that is.
+    /// Writes every segment that holds freed content again, however little that is.
     ///
     /// # Errors
     ///
-    /// `Io`; `Stopped` after a sync has failed. Damaged containers are passed over.
+    /// `Io`; `Stopped` after a sync has failed. Damaged containers are skipped.
     pub fn squeeze(&self) -> Result<()> {
         self.reclaim(true)
     }
 
-    /// Gives space in containers that no record names back to the disk. Idempotent.
+    /// Returns space in containers that no record names to the disk. Idempotent.
     fn reclaim(&self, all: bool) -> Result<()> {
-        // No new container can appear half-named while this is held.
+        // While this is held, no new container can appear that is only partly named.
         let mut next_container = self.seal.lock();
         let mut extents: HashMap<u32, Vec<(u64, u64)>> = HashMap::new();
         for (_, record) in self.table.read().records() {
@@ -165,7 +166,7 @@ impl BlobStore {
                 }
                 Some(live) => match self.shrink(number, place, live, all, &mut next_container) {
                     Ok(shrunk) => removed |= shrunk,
-                    // It stays as it is, with what can be read of it.
+                    // The container stays as it is, with whatever can still be read from it.
                     Err(e @ Error::Corrupt { .. }) => log::error!("{e}"),
                     Err(e) => return Err(e),
                 },
@@ -178,8 +179,8 @@ impl BlobStore {
         }
     }
 
-    /// Gives back what is dead in a container that holds something alive; says whether that went into a new
-    /// one.
+    /// Frees what is unused in a container that also holds something in use. Returns whether a new
+    /// container was written.
     fn shrink(
         &self,
         number: u32,
@@ -205,8 +206,8 @@ impl BlobStore {
         Ok(false)
     }
 
-    /// Every pack, open, but for those whose tables are damaged: nothing can be read from them, so they need
-    /// nothing.
+    /// Every pack, open, except for those with damaged tables. Nothing can be read from those, so they need
+    /// no bases.
     pub(super) fn all_packs(&self) -> Result<HashMap<u32, Arc<Pack>>> {
         let mut open = HashMap::new();
         let all = container::list(self.backend())?.into_iter();
@@ -220,14 +221,15 @@ impl BlobStore {
         Ok(open)
     }
 
-    /// Gives frames that hold nothing alive back to the disk. `live`: what the records name of the stream.
+    /// Returns frames without content in use to the disk. `live` has the ranges of the stream that records
+    /// name.
     fn punch_pack(&self, number: u32, live: &[(u64, u64)]) -> Result<()> {
         let pack = self.pack(number)?;
         let mut used = vec![false; pack.frames.len()];
         for &(from, to) in live {
             used[pack.frames_of(from, to)].fill(true);
         }
-        // Frames that follow each other go together, so that no page stays for its two halves.
+        // Adjacent frames are freed together. Otherwise a page shared by two of them would stay.
         let mut at = 0;
         let mut live: Vec<(u64, u64)> = pack
             .frames
@@ -245,14 +247,15 @@ impl BlobStore {
         self.backend.trim(&Place::Pack.key(number), &gaps)
     }
 
-    /// Punches the gaps between what lives in a segment; says whether it is worth writing anew.
+    /// Punches the gaps between what is in use in a segment. Returns whether the segment is worth writing
+    /// again.
     fn punch_segment(&self, number: u32, live: &[(u64, u64)], all: bool) -> Result<bool> {
         let segment = self.container(number, Place::Segment)?;
         let size = segment.size()?;
         let live_bytes: u64 = live.iter().map(|(from, to)| to - from).sum();
         let wasted =
             |stored: u64| stored.saturating_sub(live_bytes + (live.len() * SEGMENT_ENTRY_LEN) as u64);
-        // The list at the end may have an entry for each blob that ever lived here.
+        // The list at the end may have an entry for each blob that was ever in this segment.
         let slack = 64 * 1024 + live_bytes / 8;
         if all {
             return Ok(wasted(size.stored) > 8192);
@@ -287,7 +290,7 @@ impl BlobStore {
         Ok(total)
     }
 
-    /// Damage that the table shows by itself: records that are neither free nor whole. For fsck.
+    /// Damage that shows in the table itself: records that are neither free nor whole. For fsck.
     pub fn damaged_records(&self) -> Vec<BlobId> {
         self.table.read().damaged().collect()
     }
@@ -297,13 +300,13 @@ impl BlobStore {
         self.table.read().records().collect()
     }
 
-    /// Frames whose bases are not there, or need bases themselves (invariant 10). For fsck.
+    /// Frames whose bases do not exist, or need bases themselves (invariant 10). For fsck.
     ///
     /// # Errors
     ///
     /// `Io` if the containers cannot be listed.
     pub fn broken_bases(&self) -> Result<Vec<String>> {
-        // A pack that cannot be opened is damage of its blobs.
+        // A pack that cannot be opened counts as damage of its blobs.
         let packs = container::list(self.backend())?.into_iter().filter(|(_, place)| *place == Place::Pack);
         let packs = packs.filter_map(|(number, _)| Some((number, self.pack(number).ok()?))).collect();
         let mut broken = Vec::new();
@@ -332,7 +335,7 @@ impl BlobStore {
     }
 }
 
-/// Blobs that frames with something alive in them are compressed against.
+/// The blobs that serve as bases of frames with content in use.
 fn bases_of(packs: &HashMap<u32, Arc<Pack>>, live: impl Iterator<Item = (BlobId, Record)>) -> IdSet {
     let mut used: HashMap<u32, Vec<bool>> =
         packs.iter().map(|(n, pack)| (*n, vec![false; pack.frames.len()])).collect();
@@ -351,7 +354,7 @@ fn bases_of(packs: &HashMap<u32, Arc<Pack>>, live: impl Iterator<Item = (BlobId,
     bases
 }
 
-/// Where a segment's list begins, from its footer; the whole footer's place if that cannot be read.
+/// Where a segment's list begins, by its footer. If the footer cannot be read, where the footer begins.
 fn list_offset(segment: &Container, len: u64) -> u64 {
     let footer_at = len.saturating_sub(SEGMENT_FOOTER_LEN as u64);
     let mut footer = [0u8; SEGMENT_FOOTER_LEN];

@@ -14,19 +14,20 @@ use crate::blob::container::Place;
 use crate::error::{Error, Result};
 use crate::format::{RECORD_LEN, TABLE_MAGIC};
 
-/// What is known of a blob.
+/// What the table knows about a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     pub digest: Digest,
-    /// Content, in bytes.
+    /// The size of the content, in bytes.
     pub size: u64,
     pub place: Place,
     pub offset: u64,
     /// The container that holds the content.
     pub container: u32,
-    /// Objects: the segment that holds the outline. Packs: the number of the outline's first value.
+    /// For objects: the segment that holds the outline. For packs: the number of the outline's first value.
     pub outline_in: u32,
-    /// The first bytes of the first group's chaining value: finds the blob that a large upload may equal.
+    /// The first bytes of the first group's chaining value. They find the blob that a large upload may
+    /// equal.
     pub lead: u32,
 }
 
@@ -86,20 +87,20 @@ pub struct Table {
     path: PathBuf,
     writable: Writable,
     file: File,
-    /// The whole file. Remapped when it grows.
+    /// The whole file. It is mapped again when it grows.
     map: Mmap,
-    /// Ids by digest and by (size, lead), made when the first upload asks.
+    /// Ids by digest and by (size, lead). It is built when the first upload asks for it.
     index: Option<Index>,
 }
 
 struct Index {
     by_digest: HashTable<BlobId>,
-    /// Blobs with an outline only.
+    /// Only blobs with an outline.
     by_lead: HashTable<BlobId>,
 }
 
 impl Table {
-    /// Opens the table, or makes an empty one. What does not begin as one is put aside.
+    /// Opens the table, or makes an empty one. A file that does not begin like a table is put aside.
     ///
     /// # Errors
     ///
@@ -123,7 +124,7 @@ impl Table {
         Ok(Table { path: path.to_owned(), writable: writable.clone(), file, map, index: None })
     }
 
-    /// One more than the highest id; torn records at the end count, so that no id is given out twice.
+    /// One more than the highest id. Torn records at the end count, so that no id is given out twice.
     pub fn len(&self) -> u32 {
         u32::try_from(self.map.len().div_ceil(RECORD_LEN))
             .expect("the table is bounded when records are appended")
@@ -134,12 +135,12 @@ impl Table {
         self.map.get(at..at + RECORD_LEN).unwrap_or(&[])
     }
 
-    /// The record, or nothing if the id is free, torn or damaged.
+    /// The record. `None` if the id is free, torn or damaged.
     pub fn find(&self, id: BlobId) -> Option<Record> {
         if id == 0 { None } else { Record::decode(id, self.raw(id)) }
     }
 
-    /// The record of a blob that must be there.
+    /// The record of a blob that must exist.
     ///
     /// # Errors
     ///
@@ -161,7 +162,7 @@ impl Table {
         (1..self.len()).filter(|&id| self.find(id).is_none() && self.raw(id).iter().any(|b| *b != 0))
     }
 
-    /// Appends records durably; they get consecutive ids from the one returned on.
+    /// Appends records durably. They get consecutive ids, and the first one is returned.
     ///
     /// # Errors
     ///
@@ -190,8 +191,8 @@ impl Table {
         Ok(first)
     }
 
-    /// Rewrites records in place: with a new place when content moved, as free when it is gone.
-    /// A record is 64 aligned bytes, which no disk tears. Durable after the next `sync`.
+    /// Rewrites records in place: with a new place if the content moved, as free if it is gone. A record is
+    /// 64 aligned bytes, which no disk tears. Durable after the next `sync`.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes ids below `bound` given out, free as long as nothing says otherwise.
+    /// Treats ids below `bound` as given out. They are free until a record says otherwise.
     ///
     /// # Errors
     ///
@@ -235,7 +236,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes all records that were written durable.
+    /// Makes all written records durable.
     ///
     /// # Errors
     ///
@@ -244,7 +245,7 @@ impl Table {
         self.writable.synced(&self.path, self.file.sync_data())
     }
 
-    /// Gives pages of the table that hold free records only back to the disk.
+    /// Returns pages of the table with only free records to the disk.
     ///
     /// # Errors
     ///
@@ -260,7 +261,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes the lookup index if there is none.
+    /// Builds the lookup index if there is none.
     pub fn build_index(&mut self) {
         if self.index.is_none() {
             let mut index = Index { by_digest: HashTable::new(), by_lead: HashTable::new() };
@@ -285,7 +286,7 @@ impl Table {
         index.by_digest.find(digest_key(digest), |&id| self.raw(id).get(..32) == Some(&digest.0[..])).copied()
     }
 
-    /// A blob of this size whose first group begins alike: what a large upload may turn out to be.
+    /// A blob of this size with the same beginning, which a large upload may turn out to equal.
     pub fn by_lead(&self, size: u64, lead: u32) -> Option<(BlobId, Record)> {
         let index = self.index.as_ref()?;
         let id = *index.by_lead.find(lead_key(size, lead), |&id| {
@@ -317,7 +318,7 @@ impl Index {
     }
 }
 
-/// Digests are random already.
+/// A digest is already random, so its first bytes serve as the hash key.
 pub fn digest_key(digest: &Digest) -> u64 {
     let d = &digest.0;
     u64::from_le_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]])

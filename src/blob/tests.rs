@@ -1,4 +1,4 @@
-//! Content goes in, moves, goes away; what should stay is the same at every step.
+//! Content is stored, moved and removed. What should stay must be the same after every step.
 
 use std::sync::Arc;
 
@@ -109,7 +109,7 @@ fn sweep_frees_what_is_not_live_and_moves_what_is() {
     let puts: Vec<_> = contents.iter().map(|c| put(&mut writer, c)).collect();
     let sealed = writer.seal().unwrap();
     let ids: Vec<_> = puts.iter().map(|p| sealed.id(*p).unwrap()).collect();
-    // While the upload is under way, nothing of it goes, live or not.
+    // While the upload is under way, none of it is removed, whether it is in `live` or not.
     assert_eq!(store.sweep(store.begin_mark(), &IdSet::default()).unwrap(), Swept::default());
     drop(sealed);
     let mut live = IdSet::default();
@@ -136,7 +136,7 @@ fn a_pin_taken_and_dropped_during_a_mark_still_counts() {
     let id = sealed.id(p).unwrap();
     drop(sealed);
     let token = store.begin_mark();
-    // An upload finds the blob, publishes and ends while the mark looks elsewhere.
+    // An upload finds the blob, publishes and ends, while the mark looks elsewhere.
     let mut late = store.writer("b").unwrap();
     assert_eq!(late.put(b"x").unwrap(), Content::Known(id));
     drop(late.seal().unwrap());
@@ -161,7 +161,7 @@ fn pack(store: &Arc<BlobStore>, moves: &[Move]) {
     keep_all(store);
 }
 
-/// Sweeps with everything alive: what is not named goes.
+/// Sweeps with all blobs alive. What no record names is removed.
 fn keep_all(store: &BlobStore) {
     let token = store.begin_mark();
     let mut live = IdSet::default();
@@ -210,7 +210,7 @@ fn packed_content_is_the_same_and_smaller_and_may_come_out_again() {
     let hole = store.seek(olds[9], 0, false).unwrap();
     assert!((100_000..1_900_000).contains(&hole), "the hole begins at {hole}");
     assert_eq!(store.seek(olds[10], 0, true).unwrap(), 1_200_000, "all of it is one");
-    // Reopened, and known again when it comes again.
+    // After it is opened again, the store still knows the content.
     drop(store);
     let store = Arc::new(BlobStore::open(dir.path(), &Default::default()).unwrap());
     check(&store);
@@ -238,7 +238,7 @@ fn what_a_frame_needs_outlives_its_own_version() {
     for (id, content) in news.iter().zip(&new) {
         assert!(read_all(&store, *id) == *content, "blob {id}");
     }
-    // When they go too, nothing stays.
+    // When these are removed too, nothing is left.
     store.sweep(store.begin_mark(), &IdSet::default()).unwrap();
     store.sweep(store.begin_mark(), &IdSet::default()).unwrap();
     assert!(std::fs::read_dir(dir.path().join("packs")).unwrap().next().is_none());
@@ -253,7 +253,7 @@ fn a_frame_that_is_mostly_dead_is_packed_anew() {
     let before = store.stored_bytes().unwrap();
     assert!(store.thinly_packed().unwrap().is_empty());
     let mut live = IdSet::default();
-    // All of one frame, and every tenth of the others.
+    // All blobs of one frame stay, and every tenth of the others.
     let kept: Vec<usize> = (0..100).filter(|i| *i < 15 || i % 10 == 0).collect();
     kept.iter().for_each(|i| live.insert(ids[*i]));
     store.sweep(store.begin_mark(), &live).unwrap();
@@ -268,9 +268,9 @@ fn a_frame_that_is_mostly_dead_is_packed_anew() {
     }
 }
 
-/// What a frame is compressed against may lie in more frames than are kept. They drove it out while it was
-/// unpacked, and it was unpacked anew for each of its blobs, and they for it (44 s instead of 5 for a `cat`
-/// of 162 MiB).
+/// The bases of a frame may lie in more frames than the cache keeps. They drove the frame out while it
+/// was unpacked. It was then unpacked again for each of its blobs, and they for it (44 s instead of 5
+/// for a `cat` of 162 MiB).
 #[test]
 fn a_frame_is_kept_although_its_bases_are_not() {
     let (dir, store) = store();
@@ -288,7 +288,7 @@ fn a_frame_is_kept_although_its_bases_are_not() {
         store.pack_all(moves, &shape, 2, &|_| true).unwrap();
     }
     assert!(read_all(&store, news[0]) == new[0]);
-    // What is read now is not read from the disk.
+    // What is read now must not come from the disk.
     for pack in std::fs::read_dir(dir.path().join("packs")).unwrap() {
         let file = std::fs::File::options().write(true).open(pack.unwrap().path()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 64).unwrap();
@@ -315,7 +315,7 @@ fn damage_in_a_pack_is_an_error_never_other_bytes() {
         let good = std::fs::read(&path).unwrap();
         for n in 0..60 {
             let mut bad = good.clone();
-            // Everywhere, and densely in the tables at the end.
+            // Bits are flipped everywhere, and more densely in the tables at the end.
             let at = if n % 2 == 0 { good.len() * n / 60 } else { good.len() - 1 - n * 19 };
             bad[at] ^= 1 << (n % 8);
             std::fs::write(&path, &bad).unwrap();

@@ -1,4 +1,5 @@
-//! Journey 1, cp in: content is hashed as it comes, what is known is dropped, the rest is made durable.
+//! Journey 1, cp in: content is hashed as it arrives, known content is dropped, and the rest is made
+//! durable.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,14 +19,14 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{SEGMENT_END, SEGMENT_FOOTER_LEN, SEGMENT_MAGIC, make_subdir};
 
-/// A page; holes and punched space come in these.
+/// The size of a page. Holes and punched space come in pages.
 const PAGE: usize = 4096;
-/// Bytes of a segment collected before they are written.
+/// How many bytes of a segment are collected before they are written.
 const BUFFER: usize = 1024 * 1024;
-/// Bytes written before the kernel is asked to begin writing them to the disk.
+/// How many bytes are written before the kernel is asked to start writing them to the disk.
 pub(super) const WRITEBACK: u64 = 8 * 1024 * 1024;
 
-/// Takes the content of one upload. Dropped unsealed, it leaves nothing.
+/// Takes the content of one upload. If it is dropped before `seal`, it leaves nothing.
 pub struct Writer {
     pub(super) store: Arc<BlobStore>,
     pub(super) pins: Arc<Pins>,
@@ -34,42 +35,42 @@ pub struct Writer {
     pub(super) segment: Option<Segment>,
     pub(super) fresh: Vec<Fresh>,
     by_digest: HashTable<u32>,
-    /// Objects that were begun, for their names.
+    /// How many objects were begun, for their names.
     pub(super) objects: u32,
 }
 
 pub(super) struct Fresh {
     pub record: Record,
-    /// Objects: the number in the staged file's name.
+    /// For objects: the number in the staged file's name.
     pub staged: Option<u32>,
-    /// It was given up, and is not sealed.
+    /// It was given up, and will not be sealed.
     forgotten: bool,
 }
 
-/// A segment being written.
+/// A segment that is being written.
 pub(super) struct Segment {
     pub file: File,
     pub path: PathBuf,
     buffer: Vec<u8>,
-    /// Where `buffer` will be written.
+    /// The offset at which `buffer` will be written.
     at: u64,
-    /// How far the disk was asked to write.
+    /// Up to where the kernel was asked to write to the disk.
     flushed: u64,
     room: Option<MakeRoom>,
 }
 
-/// What `seal` gives: the ids of the new blobs. While it lives, gc keeps every blob of the upload.
+/// The result of `seal`: the ids of the new blobs. While it lives, gc keeps every blob of the upload.
 pub struct Sealed {
     ids: Vec<BlobId>,
     _pins: Arc<Pins>,
-    /// New content in this upload, in bytes.
+    /// How many bytes of new content this upload has.
     pub new_bytes: u64,
-    /// Whether damaged content was stored anew: what it lay in may be garbage.
+    /// Whether damaged content was stored again. Its old place may then be garbage.
     pub healed: bool,
 }
 
 impl Sealed {
-    /// The blob that holds this content, if a blob does.
+    /// The blob that holds this content, if there is one.
     pub fn id(&self, content: Content) -> Option<BlobId> {
         match content {
             Content::Known(id) => Some(id),
@@ -91,7 +92,8 @@ impl BlobStore {
             self.table.write().build_index();
         }
         let dir = self.staging.join(name);
-        // Not the directories above it: a store that was moved away is not begun again where it was.
+        // The directories above are not created, so a store that was moved away is not recreated at its old
+        // path.
         in_room(self.room.get(), || make_subdir(&dir))?;
         Ok(Writer {
             store: self.clone(),
@@ -119,7 +121,8 @@ impl Writer {
         let lead = outline.0.first().map_or(0, lead_of);
         let segment = self.segment()?;
         if !outline.0.is_empty() {
-            // Holes need page borders: pad so that the content, behind its outline, begins on one.
+            // Holes begin at page borders. The padding makes the content, which follows its outline, begin at
+            // one.
             let cvs = outline.0.len() * CV_LEN;
             segment.pad_to_page(cvs)?;
             segment.append_outline(&outline)?;
@@ -131,7 +134,7 @@ impl Writer {
         Ok(self.add_fresh(record, None))
     }
 
-    /// The content with this digest, if the store or this upload has it. Pins it.
+    /// The content with this digest, if the store or this upload has it. It is pinned.
     pub(super) fn known(&self, digest: &Digest) -> Option<Content> {
         if let Some(&n) =
             self.by_digest.find(digest_key(digest), |&n| self.fresh[n as usize].record.digest == *digest)
@@ -140,7 +143,7 @@ impl Writer {
         }
         let table = self.store.table.read();
         let id = table.by_digest(digest).filter(|id| !self.store.is_damaged(*id))?;
-        // Pinned under the table's lock: a sweep takes it for writing and then reads the pins.
+        // It is pinned under the table's lock. A sweep takes that lock for writing and then reads the pins.
         self.pins.add([id]);
         Some(Content::Known(id))
     }
@@ -170,7 +173,7 @@ impl Writer {
         }
     }
 
-    /// Drops an object that was stored on the way and hidden: something else makes its bytes.
+    /// Drops an object that was stored and hidden, because something else makes its bytes.
     ///
     /// # Errors
     ///
@@ -187,14 +190,14 @@ impl Writer {
         self.dir.join(format!("object-{staged}"))
     }
 
-    /// Makes all content durable and known (invariant 1, first half): content, names of the files, table
-    /// records.
+    /// Makes all content durable and known (invariant 1, first half): content, then names of the files,
+    /// then table records.
     ///
     /// # Errors
     ///
-    /// `Io`. Nothing is known of the upload then; stray files are swept.
+    /// `Io`. The store then knows nothing of the upload, and stray files are swept.
     pub fn seal(mut self) -> Result<Sealed> {
-        // The bulk is synced before the lock is taken; what follows under it is small.
+        // Most data is synced before the lock is taken. What follows under the lock is small.
         for fresh in self.fresh.iter().filter(|f| !f.forgotten) {
             if let Some(staged) = fresh.staged {
                 let path = self.object_path(staged);
@@ -211,7 +214,7 @@ impl Writer {
     }
 
     fn seal_locked(&mut self, store: &BlobStore, next_container: &mut u32) -> Result<Sealed> {
-        // Another upload may have brought the same content meanwhile: then its copy counts, and ours is
+        // Another upload may have stored the same content meanwhile. Its copy then counts, and this one is
         // dropped.
         let mut ids = vec![0; self.fresh.len()];
         {
@@ -223,7 +226,7 @@ impl Writer {
                 }
             }
         }
-        // What is known and damaged is stored anew, under the id that trees have for it.
+        // Known but damaged content is stored again, under the id that trees have for it.
         let wanted = |i: usize| !self.fresh[i].forgotten && (ids[i] == 0 || store.is_damaged(ids[i]));
         let kept: Vec<usize> = (0..ids.len()).filter(|&i| wanted(i)).collect();
         let new_bytes = kept.iter().map(|&i| self.fresh[i].record.size).sum();
@@ -255,7 +258,7 @@ impl Writer {
                 next += 1;
             }
         }
-        // A segment always exists here: a fresh object has put its outline there.
+        // A segment always exists here, because a new object has put its outline there.
         let segment = self.segment.as_mut().expect("fresh content lies in a segment, or its outline does");
         let entries: Vec<(BlobId, Record)> =
             kept.iter().zip(records).map(|(&i, record)| (ids[i], record)).collect();
@@ -280,7 +283,7 @@ impl Writer {
             store.note_sound(&healed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
         }
         self.pins.add(ids.iter().copied());
-        // The caller drops them when the version's row is written.
+        // The caller drops the pins once the version's row is written.
         Ok(Sealed { ids, _pins: self.pins.clone(), new_bytes, healed: is_healed })
     }
 }
@@ -294,7 +297,7 @@ impl Drop for Writer {
 }
 
 impl Segment {
-    /// Begins a segment. With `room`, a full disk is asked for more before a write fails.
+    /// Begins a segment. With `room`, a full disk makes room before a write fails.
     ///
     /// # Errors
     ///
@@ -316,7 +319,7 @@ impl Segment {
         self.at + self.buffer.len() as u64
     }
 
-    /// Pads so that what follows `ahead` further bytes begins on a page border.
+    /// Pads the segment so that what follows after `ahead` more bytes begins at a page border.
     ///
     /// # Errors
     ///
@@ -328,7 +331,7 @@ impl Segment {
         self.write_full()
     }
 
-    /// Appends the values of an outline; gives their offset.
+    /// Appends the values of an outline. Returns their offset.
     ///
     /// # Errors
     ///
@@ -342,7 +345,8 @@ impl Segment {
         Ok(offset)
     }
 
-    /// Appends content; gives its offset. Whole pages of zeros of what begins on a page border become holes.
+    /// Appends content. Returns its offset. If it begins at a page border, whole pages of zeros become
+    /// holes.
     ///
     /// # Errors
     ///
@@ -378,13 +382,13 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes the list of what was stored and the footer, durably.
+    /// Writes the list of stored blobs and the footer, durably.
     ///
     /// # Errors
     ///
     /// `Io`.
     pub fn finish(&mut self, entries: &[(BlobId, Record)]) -> Result<()> {
-        // Making room sweeps, and that waits for the seal under way here.
+        // Making room runs a sweep, which would wait for the seal under way here.
         self.room = None;
         self.pad_to_page(0)?;
         let list_at = self.end();
@@ -405,7 +409,7 @@ impl Segment {
     }
 }
 
-/// Never 0, which means none.
+/// The lead is never 0, because 0 means none.
 pub(super) fn lead_of(cv: &ChainingValue) -> u32 {
     u32::from_le_bytes([cv[0], cv[1], cv[2], cv[3]]).max(1)
 }
@@ -414,7 +418,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
 }
 
-/// Does what takes room on the disk; a full one is given as many chances as room can be made on it.
+/// Runs an attempt that needs room on the disk. It repeats the attempt as long as room can be made.
 pub(super) fn in_room<T>(room: Option<&MakeRoom>, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match attempt() {
@@ -428,7 +432,7 @@ fn write_at(file: &File, path: &Path, bytes: &[u8], at: u64, room: Option<&MakeR
     in_room(room, || file.write_all_at(bytes, at).map_err(Error::io("write", path)))
 }
 
-/// Writes at `at`, a page border, leaving whole pages of zeros out.
+/// Writes at `at`, which is a page border, and leaves whole pages of zeros out.
 pub(super) fn write_with_holes(
     file: &File,
     path: &Path,

@@ -18,10 +18,10 @@ use crate::images::diff::{self, Difference};
 use crate::store::Store;
 use crate::store::settings::Settings;
 
-/// How long a daemon may take to begin or to end.
+/// How long a daemon may take to start or to end.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// Has a request carried out: by the daemon that holds the store, or here.
+/// Carries out a request, through the daemon that holds the store, or in this process.
 pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) -> Result<Answer> {
     let dir = store.dir()?;
     let mended = matches!(request, Request::Fsck { repair: true }) && format::mend(&dir)?;
@@ -35,7 +35,8 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
         true
     };
     let looks_only = matches!(request, Request::Status | Request::List);
-    // A mount that begins, or another command, which listens to nobody; or a daemon that was killed.
+    // The store may be held by a starting mount or another command, which do not answer requests, or by a
+    // killed daemon.
     let answer = loop {
         match StoreLock::holder(&dir) {
             None => {
@@ -51,8 +52,8 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
             Some(_) => {}
         }
         match socket::ask(&dir, &request, progress) {
-            // The daemon ended before it answered: then it is done here. Not what takes long, which whoever
-            // ended the daemon wants to end, too.
+            // The daemon ended before it answered. A quick request is then carried out here. A long one is
+            // not, because whoever ended the daemon wanted to end that too.
             Err(Error::Io { .. } | Error::Stopping) if soon(|| StoreLock::holder(&dir).is_none()) => {
                 if !looks_only {
                     return Err(Error::Ended { store: dir });
@@ -68,7 +69,7 @@ pub(super) fn perform(store: &StoreArg, request: Request, what: &'static str) ->
     }
 }
 
-/// Waits a moment for what is about to be. False if it does not come.
+/// Waits a moment for something that should happen soon. False if it does not happen.
 fn soon(is: impl Fn() -> bool) -> bool {
     (0..100).any(|_| {
         std::thread::sleep(ENDING / 100);
@@ -157,8 +158,8 @@ pub fn diff(store: &StoreArg, json: bool, old: String, new: String) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks the store, and repairs it if asked; prints what was done and what is wrong. The exit code is 4 if
-/// damage is left.
+/// Checks the store, and repairs it if asked. Prints what was done and what is wrong. The exit code is
+/// 4 if damage is left.
 ///
 /// # Errors
 ///
@@ -185,7 +186,7 @@ pub fn fsck(store: &StoreArg, repair: bool, json: bool) -> Result<ExitCode> {
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(4) })
 }
 
-/// Gives back the space that nothing needs; with `trash`, empties that first.
+/// Frees space that nothing needs. With `trash`, empties the trash first.
 ///
 /// # Errors
 ///
@@ -198,7 +199,7 @@ pub fn gc(store: &StoreArg, trash: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Packs what is loose; or stops the background's packing, or lets it go on.
+/// Packs what is loose, or stops the background packing, or lets it go on.
 ///
 /// # Errors
 ///

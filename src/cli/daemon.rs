@@ -1,5 +1,5 @@
-//! imgfs daemon; and what it shares with imgfs mount: the process in front or in the background, its log, its
-//! first word.
+//! imgfs daemon, and what it shares with imgfs mount: running in the foreground or background, the log,
+//! the first line.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,18 +17,19 @@ use crate::daemon::{self, Options};
 use crate::error::{Error, Result};
 use crate::format;
 
-/// Bytes of daemon.log after which it goes on in a new one.
+/// When daemon.log has this many bytes, the daemon starts a new one.
 const LONG_LOG: u64 = 256 << 10;
-/// How long a daemon may take to end once it is told to.
+/// How long a daemon may take to end after it was told to.
 const END: Duration = Duration::from_secs(60);
 
-/// Starts the daemon of a store with nothing mounted, or ends it. Returns once it answers, or has ended; in
-/// front, once it has ended.
+/// Starts the daemon of a store with nothing mounted, or ends it. Returns once the daemon answers, or
+/// has ended. In the foreground, it returns once the daemon has ended.
 ///
 /// # Errors
 ///
-/// `Invalid` for what was given, or if there is no daemon to end. `Locked` for a store that somebody has.
-/// `Io`; in front, those of `daemon::run`. A daemon in the background reports its own to who started it.
+/// `Invalid` for bad arguments, or if there is no daemon to end. `Locked` for a store that is in use.
+/// `Io`; in the foreground, those of `daemon::run`. A daemon in the background reports its errors to
+/// the process that started it.
 pub fn daemon(arguments: &DaemonArgs) -> Result<ExitCode> {
     let store = arguments.store.dir()?;
     if arguments.stop {
@@ -44,7 +45,7 @@ pub fn daemon(arguments: &DaemonArgs) -> Result<ExitCode> {
     }
 }
 
-/// What belongs to one mount is said where that is made.
+/// Refuses options that belong to a single mount. They must be given to imgfs mount.
 fn refuse_mount_words(parsed: &Parsed) -> Result<()> {
     let of_mount = parsed.view.is_some() || parsed.remount || !parsed.words.is_empty();
     if of_mount || parsed.flags.allow_other || parsed.flags.noacl {
@@ -54,7 +55,7 @@ fn refuse_mount_words(parsed: &Parsed) -> Result<()> {
     Ok(())
 }
 
-/// Ends the daemon of a store, and waits until it has.
+/// Ends the daemon of a store, and waits until it has ended.
 fn stop(store: &Path) -> Result<ExitCode> {
     let holder = || StoreLock::holder(store);
     let Some(holds) = holder() else {
@@ -67,7 +68,7 @@ fn stop(store: &Path) -> Result<ExitCode> {
     match socket::ask(store, &Request::Stop, |_, _| true) {
         Ok(Answer::Held) => return Err(holder().unwrap_or(holds).refuses(store)),
         Ok(Answer::Failed { why }) => return Err(Error::Invalid { what: "--stop".into(), why }),
-        // Without an answer it is ending, or was killed.
+        // If there is no answer, the daemon is ending, or was killed.
         _ => {}
     }
     let begun = Instant::now();
@@ -80,7 +81,7 @@ fn stop(store: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a daemon is started with.
+/// The options with which a daemon is started.
 pub fn options(store: std::path::PathBuf, mount: Option<MountRequest>, parsed: Parsed) -> Options {
     Options {
         store,
@@ -93,28 +94,29 @@ pub fn options(store: std::path::PathBuf, mount: Option<MountRequest>, parsed: P
     }
 }
 
-/// Is the daemon, until that has ended.
+/// Runs as the daemon, until the daemon ends.
 ///
 /// # Errors
 ///
-/// Those of `daemon::run`, in front. In the background they are reported to who started it.
+/// Those of `daemon::run`, in the foreground. In the background they are reported to the process that
+/// started it.
 pub fn serve(options: &Options, ground: Ground) -> Result<ExitCode> {
     if ground == Ground::Front {
         start_log(None);
         daemon::run(options, |line| println!("imgfs: {line}"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    // A session of its own: a ^C at the terminal is not meant for it.
+    // The daemon gets a session of its own, so that ^C at the terminal does not reach it.
     let _ = rustix::process::setsid();
     let report = |line: &str| {
         println!("{line}");
         let _ = std::io::stdout().flush();
-        // The parent waits for the end of this.
+        // The parent reads until this end is closed.
         if let Ok(null) = File::options().write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdout(&null);
         }
     };
-    // One that is refused leaves nothing, no log either.
+    // A daemon that is refused must leave nothing behind, not even a log.
     let may_begin = || {
         options.mount.iter().try_for_each(|mount| daemon::prepare_point(&mount.point).map(drop))?;
         format::refuse_others(&options.store)
@@ -157,7 +159,8 @@ fn start_log(store: Option<&Path>) {
     builder.init();
 }
 
-/// Starts the daemon by a command of ours, and waits for its first line. Gives the exit code.
+/// Starts the daemon by running one of imgfs's commands, and waits for its first line. Returns the exit
+/// code.
 ///
 /// # Errors
 ///
@@ -190,7 +193,7 @@ pub fn start_in_background(
     match lines.first().and_then(|line| line.split_once(' ')) {
         Some(("ok", line)) => {
             if let Some(point) = point {
-                // Answers now: the first stat goes through the daemon.
+                // The first stat goes through the daemon, so the mount answers after this.
                 std::fs::metadata(point).map_err(Error::io("stat", point))?;
             }
             println!("imgfs: {line}");

@@ -1,5 +1,6 @@
-//! imgfs export web/1 FILE.tar.zst: what a version holds as one file, compressed as the name says, with
-//! progress. Into a directory: the upload as it came, under its own name, and its manifest or LXD metadata.
+//! imgfs export web/1 FILE.tar.zst: writes the content of a version to one file, compressed as the name
+//! says, with progress. Into a directory it writes the upload as it came, under its own name, and its
+//! manifest or LXD metadata.
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -25,12 +26,12 @@ use crate::store::settings::Settings;
 use crate::store::{Store, TreeSlot};
 use crate::tree::Tree;
 
-/// Bytes read at a time.
+/// How many bytes are read at a time.
 const PIECE: usize = 1 << 20;
 
-/// What is read: a file of the mount, or a recipe of a store that nobody has mounted.
+/// The source: a file of the mount, or a recipe of a store that is not mounted.
 enum From {
-    /// Of the mount, or made again.
+    /// A file in the mount, or an upload that was made again.
     File(File),
     Recipe {
         store: Arc<Store>,
@@ -73,12 +74,12 @@ impl From {
     }
 }
 
-/// What the name of the file to write asks for.
+/// What the name of the output file asks for.
 struct Wish {
     /// `tar`, `qcow2` and so on.
     kind: String,
     method: Option<Method>,
-    /// `zst`, or nothing.
+    /// `zst` and so on, or empty.
     compression: String,
 }
 
@@ -101,7 +102,7 @@ fn wish(file: &Path, level: Option<u32>) -> Result<Wish> {
     Ok(Wish { kind: kind.to_owned(), method, compression })
 }
 
-/// The file in a version that a wish means: its name there, and (in a store) its recipe.
+/// The name of the file in a version that fits a wish.
 fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
     let has = |name: &str| names.iter().any(|n| n == name).then(|| name.to_owned());
     let found = match wish.kind.as_str() {
@@ -116,8 +117,8 @@ fn meant(names: &[String], wish: &Wish, rootfs: bool) -> Result<String> {
     })
 }
 
-/// Writes what a version holds into `file`, compressed as its name says; into a directory, the upload as it
-/// came.
+/// Writes the content of a version into `file`, compressed as its name says. If `file` is a directory,
+/// writes the upload as it came.
 ///
 /// # Errors
 ///
@@ -144,14 +145,14 @@ pub fn export(
     write_whole(from, version, file, wish.method, as_it_came)
 }
 
-/// Writes the upload as it came, under its own name, into a directory, and its manifest beside it.
+/// Writes the upload as it came, under its own name, into a directory. Its manifest goes beside it.
 fn export_under_its_name(
     store: &Path,
     mounted: Option<&Path>,
     version: &str,
     directory: &Path,
 ) -> Result<ExitCode> {
-    // Of a store that nobody has mounted, which is held from here to the end.
+    // A store that is not mounted is held from here to the end.
     let held = match mounted {
         Some(_) => None,
         None => {
@@ -193,14 +194,14 @@ fn export_under_its_name(
     Ok(written)
 }
 
-/// Writes a file beside its name, and renames it.
+/// Writes a file under another name, then renames it.
 fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = partial_name(path);
     let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
     written.map_err(Error::io("write", path)).inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
-/// The metadata tarball of a split LXD image, of a store that nobody has mounted.
+/// The metadata tarball of a split LXD image, from a store that is not mounted.
 fn metadata_tarball(store: &Store, serial: u32) -> Result<Vec<u8>> {
     let slot = store.tree(serial)?;
     let mut bytes = Vec::new();
@@ -219,7 +220,7 @@ fn metadata_tarball(store: &Store, serial: u32) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The bytes of an upload as it came, of a store that nobody has mounted.
+/// The bytes of an upload as it came, from a store that is not mounted.
 fn as_it_came(store: &Arc<Store>, serial: u32) -> Result<From> {
     let found = store.catalog.read().versions.get(&serial).cloned();
     let version = found.ok_or_else(|| Error::NotFound { what: "such version any more".into() })?;
@@ -233,7 +234,7 @@ fn as_it_came(store: &Arc<Store>, serial: u32) -> Result<From> {
     }
 }
 
-/// Writes all of it beside the file, and renames it: a reader never sees half of it.
+/// Writes everything under another name, then renames it. So a reader never sees half a file.
 fn write_whole(
     mut from: From,
     version: &str,
@@ -301,7 +302,7 @@ fn write(
     out.metadata().map(|m| m.len()).map_err(failed())
 }
 
-/// Reads through the daemon that has the store.
+/// Reads through the daemon that has the store open.
 fn from_mount(
     mounted: &Path,
     version: &str,
@@ -310,8 +311,8 @@ fn from_mount(
     rootfs: bool,
 ) -> Result<(From, bool)> {
     let name = version.trim_matches('/');
-    // An alias with slashes goes before a version of the same path; images and versions have an `.id`,
-    // directories of aliases have none.
+    // An alias with slashes takes precedence over a version of the same path. Images and versions have an
+    // `.id`; directories of aliases have none.
     let deep = mounted.join(".imgfs/aliases").join(name);
     let mut dir = if name.contains('/') && deep.join(".id").exists() { deep } else { mounted.join(name) };
     if dir.join("latest").exists() {
@@ -329,7 +330,7 @@ fn from_mount(
     Ok((From::File(File::open(&path).map_err(Error::io("open", &path))?), as_it_came))
 }
 
-/// A kept upload that is compressed as the file to write is to be.
+/// A kept upload with the same compression as the output file.
 fn kept_in(names: &[String], wish: &Wish, level: Option<u32>, rootfs: bool) -> Option<String> {
     let same = |name: &&String| {
         let end = name.rsplit_once('.').map_or("", |(_, end)| end).trim_start_matches('t');
@@ -338,7 +339,7 @@ fn kept_in(names: &[String], wish: &Wish, level: Option<u32>, rootfs: bool) -> O
     names.iter().filter(|_| level.is_none() && !rootfs).find(same).cloned()
 }
 
-/// Reads a store that nobody has mounted.
+/// Reads a store that is not mounted.
 fn from_store(
     dir: &Path,
     version: &str,

@@ -1,4 +1,4 @@
-//! imgfs ls: images that filters find, as columns or as documents.
+//! imgfs ls: the images that match filters, as columns or as documents.
 
 use std::process::ExitCode;
 
@@ -12,22 +12,22 @@ use crate::cli::through;
 use crate::error::{Error, Result};
 use crate::images::query::Filter;
 
-/// The columns that are shown where none were chosen.
+/// The columns that are shown by default.
 const USUAL: &str = "name,default,versions,latest,size,os,release,arch,aliases";
 
 /// How many digits of a fingerprint lxc shows.
 const SHORT: usize = 12;
 
-/// An image, and the version that its `default` leads to; null if it has none.
+/// An image, and the version that its `default` leads to. That is null if it has none.
 struct Listed<'d> {
     image: &'d Value,
     version: &'d Value,
 }
 
-/// What stands in a column, and what it is sorted by.
+/// The content of a column, and its sort key.
 struct Cell {
     text: String,
-    /// The same for programs, where that differs: bytes as a number.
+    /// The text for programs, if that differs: for example, bytes as a number.
     plain: Option<String>,
     key: Key,
 }
@@ -61,7 +61,7 @@ impl Cell {
         }
     }
 
-    /// A time as in the documents, to the second.
+    /// A time as in the documents, in whole seconds.
     fn time(at: &Value) -> Cell {
         let text = at.as_str().unwrap_or_default();
         let key = Key::Number(parse_time(text).map_or(i128::MIN, i128::from));
@@ -95,19 +95,19 @@ impl Listed<'_> {
         list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
-    /// Who uses the image, whichever of its versions.
+    /// The users of the image, of any of its versions.
     fn users(&self) -> Vec<&str> {
         let versions = self.image["versions"].as_array().into_iter().flatten();
         versions.flat_map(|version| Listed::words(&version["used_by"])).collect()
     }
 
-    /// LXD's fingerprint; of what is no image of LXD's the sha256 of its rootfs.tar.
+    /// LXD's fingerprint. For any other image, the sha256 of its rootfs.tar.
     fn fingerprint(&self) -> &str {
         let digest = || self.version["digest"].as_str().map(|digest| digest.trim_start_matches("sha256:"));
         self.version["fingerprint"].as_str().or_else(digest).unwrap_or_default()
     }
 
-    /// The alias that is shortest, and how many others there are, as lxc shows it.
+    /// The shortest alias, and how many others there are, as lxc shows it.
     fn shortest_alias(&self) -> String {
         let all = self.aliases();
         let Some(first) = all.iter().min_by_key(|name| (name.len(), **name)) else { return String::new() };
@@ -119,14 +119,14 @@ impl Listed<'_> {
         Cell::time(of.into_iter().find(|at| at.is_string()).unwrap_or(&Value::Null))
     }
 
-    /// The view that an image is bound to; LXD calls the rest of the store `default`.
+    /// The view to which an image is bound. LXD calls the rest of the store `default`.
     fn project(&self) -> String {
         let name = self.image["name"].as_str().unwrap_or_default();
         name.split_once("::").map_or("default", |(view, _)| view).to_owned()
     }
 }
 
-/// A column: its names, the letter that lxc has for it, its heading, and what stands in it.
+/// A column: its names, lxc's letter for it, its heading, and its content.
 struct Column {
     names: &'static [&'static str],
     letter: Option<char>,
@@ -192,7 +192,7 @@ fn column_named(name: &str) -> Option<&'static Column> {
     COLUMNS.iter().find(|column| column.names.contains(&name))
 }
 
-/// Reads `uuid,name,version`, or lxc's letters: `lfpdtsu`.
+/// Parses a list of columns: `uuid,name,version`, or lxc's letters, `lfpdtsu`.
 ///
 /// # Errors
 ///
@@ -220,7 +220,7 @@ fn unknown(name: &str) -> Error {
     Error::Invalid { what: format!("the column {name:?}"), why }
 }
 
-/// Sorts by the first key; what is equal in that by the next. A `-` before a key turns it round.
+/// Sorts by the first key, then by the next for equal ones. A `-` before a key reverses its order.
 fn sort(images: &mut [Value], keys: &str) -> Result<()> {
     let keys: Vec<(&Column, bool)> = keys
         .split(',')
@@ -240,7 +240,7 @@ fn sort(images: &mut [Value], keys: &str) -> Result<()> {
     Ok(())
 }
 
-/// Lists images. Exit status 1 if filters were given, and no image is such.
+/// Lists images. Exit status 1 if filters were given and no image matches.
 ///
 /// # Errors
 ///
@@ -260,7 +260,7 @@ pub fn ls(args: &LsArgs) -> Result<ExitCode> {
         println!("{:#}", Value::Array(found));
         return Ok(code);
     }
-    // Where somebody has chosen the columns, each has a word, so that they can be counted.
+    // If somebody has chosen the columns, each gets a word, so that scripts can count them.
     let or_dash = |text: String| {
         if text.is_empty() && (args.columns.is_some() || args.bare) { "-".into() } else { text }
     };

@@ -1,4 +1,4 @@
-//! `imgfs man`: the man pages, made of the command line and of docs/.
+//! `imgfs man`: the man pages, made from the command line and from docs/.
 
 use clap::CommandFactory;
 
@@ -49,7 +49,7 @@ fn commands() -> std::io::Result<String> {
     Ok(page)
 }
 
-/// A section of one command as clap_mangen makes it, below another heading than its own.
+/// A section of one command as clap_mangen makes it, under another heading.
 fn below(
     heading: &str,
     render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>,
@@ -97,7 +97,7 @@ fn mounting() -> String {
 
 fn title(name: &str, section: u8, what: &str) -> String {
     let (heading, name) = (escape(&name.to_uppercase()), escape(name));
-    // Lines are not stretched: what is typed must be readable as it is typed.
+    // Lines are not justified, because commands must look as they are typed.
     let version = env!("CARGO_PKG_VERSION");
     format!(
         ".TH {heading} {section} \"\" \"imgfs {version}\"\n.ad l\n.nh\n.SH NAME\n{name} \\- {}\n",
@@ -113,7 +113,8 @@ fn see_also(pages: &[&str]) -> String {
     format!(".SH SEE ALSO\n{}\n", pages.iter().map(page).collect::<Vec<_>>().join(" ,\n"))
 }
 
-/// Blocks of a document as roff. A heading of depth `top` is a section, a deeper one a part of it.
+/// The blocks of a document as roff. A heading of depth `top` becomes a section, a deeper one a
+/// subsection.
 fn roff(blocks: &[Block], top: u8) -> String {
     let mut text = String::new();
     for block in blocks {
@@ -136,7 +137,7 @@ fn roff(blocks: &[Block], top: u8) -> String {
     text
 }
 
-/// A row of a table: its first cell hangs out, the others follow a line each.
+/// A row of a table. Its first cell is the tag, and each other cell gets a line.
 fn entry(head: &[Line], row: &[Line]) -> String {
     let mut said = Vec::new();
     for (name, cell) in document::said(head, row) {
@@ -144,7 +145,7 @@ fn entry(head: &[Line], row: &[Line]) -> String {
         said.push(name + &inline(cell));
     }
     let tag = row.first().map_or(String::new(), |cell| inline(cell));
-    // A row without a first cell belongs to everybody.
+    // A row without a first cell applies to everybody.
     let tag = if tag.is_empty() { "\\(bu".into() } else { tag };
     format!(".TP\n{tag}\n{}\n", said.join("\n.br\n"))
 }
@@ -158,7 +159,7 @@ fn inline(line: &[Span]) -> String {
     text.trim().to_owned()
 }
 
-/// Text that roff shows as it is, so that it can be copied from the page into a shell.
+/// Escapes text so that roff shows it unchanged, and it can be copied from the page into a shell.
 fn escape(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -170,7 +171,7 @@ fn escape(text: &str) -> String {
             '^' => out.push_str("\\(ha"),
             '~' => out.push_str("\\(ti"),
             '"' => out.push_str("\\(dq"),
-            // It would begin a request.
+            // A dot at the start of a line would begin a request.
             '.' if out.is_empty() => out.push_str("\\&."),
             c if c.is_ascii() => out.push(c),
             c => out.push_str(&format!("\\[u{:04X}]", u32::from(c))),
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(roff(&blocks, 1), wanted);
     }
 
-    /// A part that a page takes from a document by its heading is there.
+    /// Every section that a page takes from a document by its heading exists.
     #[test]
     fn no_section_of_a_page_is_empty() {
         for section in [1, 7, 8] {

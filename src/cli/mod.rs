@@ -1,4 +1,4 @@
-//! The command line: what files cannot say.
+//! The command line, for what files cannot express.
 
 #[macro_use]
 mod print;

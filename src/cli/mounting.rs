@@ -17,23 +17,23 @@ use crate::daemon::socket::{self, Answer, MountRequest, Request};
 use crate::error::{Error, Result};
 use crate::fs::kernel::mount;
 
-/// Between two looks whether a mount is still there.
+/// Time between two checks whether a mount is still there.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a daemon that does not answer may take to end.
 const ENDING: Duration = Duration::from_secs(10);
-/// After what time it is looked for who else has a mount that was unmounted here.
+/// After this time, umount looks for other namespaces that still have the mount.
 const KEPT: Duration = Duration::from_secs(2);
 /// How long a daemon may take to end after its mount is gone.
 const END: Duration = Duration::from_secs(60);
 
-/// Mounts a store, by its daemon if it has one, or changes a mount. Returns once the mount answers; in front,
-/// once it is gone.
+/// Mounts a store, through its daemon if it has one, or changes a mount. Returns once the mount
+/// answers. In the foreground, it returns once the mount is gone.
 ///
 /// # Errors
 ///
-/// `Invalid` for what was given, or a refusal of the daemon that has the store. `NotMounted` for a remount of
-/// nothing. `Locked`, `Io`; in front, those of `daemon::run`. A daemon in the background reports its own to
-/// who started it.
+/// `Invalid` for bad arguments, or if the daemon of the store refuses. `NotMounted` for a remount of
+/// nothing. `Locked`, `Io`; in the foreground, those of `daemon::run`. A daemon in the background
+/// reports its errors to the process that started it.
 pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     let parsed = parse_options(&arguments.options)?;
     if parsed.remount {
@@ -43,7 +43,8 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     let store = arguments.store.dir()?;
     let ground = arguments.run.ground();
     if ground != Ground::Child && StoreLock::holder(&store).is_some() {
-        // Before the mount is there: whoever sees it may end this.
+        // The signals are set up before the mount exists, because whoever sees the mount may end this
+        // process.
         let signals = if ground == Ground::Front { Some(ending_signals()?) } else { None };
         if let Some(line) = mount_beside(&store, &arguments.point, &parsed)? {
             println!("imgfs: {line}");
@@ -59,7 +60,7 @@ pub fn mount(arguments: &MountArgs) -> Result<ExitCode> {
     serve(&options(store, Some(request), parsed), ground)
 }
 
-/// What `imgfs mount` asks a daemon for.
+/// The request of `imgfs mount` to a daemon.
 fn request(point: &Path, parsed: &Parsed) -> MountRequest {
     MountRequest {
         point: point.to_owned(),
@@ -70,15 +71,16 @@ fn request(point: &Path, parsed: &Parsed) -> MountRequest {
     }
 }
 
-/// One more mount by the daemon that holds the store; gives its line. None: it has the whole store mounted
-/// already, or does not answer, as who tries to hold the store will be told.
+/// Makes one more mount through the daemon that holds the store. Returns its line. `None` if the daemon
+/// has the whole store mounted already, or does not answer. Trying to hold the store then gives the
+/// error.
 fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<String>> {
     let point = std::path::absolute(point).map_err(Error::io("find", point))?;
     let request = Request::Mount(request(&point, parsed));
     match socket::ask(store, &request, |_, _| true) {
         Ok(Answer::Document { document }) => {
-            // Answers now: the first stat goes through the daemon. It may be of a user who lets nobody else
-            // in.
+            // The first stat goes through the daemon, so the mount answers after this. It may fail for a
+            // mount of another user that lets nobody else in.
             let _ = std::fs::metadata(&point);
             Ok(Some(document.as_str().unwrap_or_default().to_owned()))
         }
@@ -87,13 +89,13 @@ fn mount_beside(store: &Path, point: &Path, parsed: &Parsed) -> Result<Option<St
         }
         Ok(Answer::Held) => Ok(None),
         _ => {
-            // It is ending, or was killed: then the store is free soon.
+            // The daemon is ending, or was killed, so the store will be free soon.
             let begun = Instant::now();
             loop {
                 match StoreLock::holder(store) {
                     None => return Ok(None),
-                    // Its disk may be long in answering. Whoever tries to hold the store meanwhile waits for
-                    // the disk, too.
+                    // The daemon may wait long for its disk. Anybody who tries to hold the store meanwhile
+                    // waits for the disk too.
                     Some(holder) if holder.dying.is_some() && begun.elapsed() > END => {
                         return Err(holder.refuses(store));
                     }
@@ -109,7 +111,7 @@ fn ending_signals() -> Result<Signals> {
     Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))
 }
 
-/// Stays until a mount that another process serves is gone; a signal ends it.
+/// Waits until a mount that another process serves is gone. A signal unmounts it.
 fn stay(point: &Path, mut signals: Signals) -> Result<()> {
     while let Some(mounted) = mount::mounted_on(point) {
         if signals.pending().next().is_some() && mount::unmount(&mounted.point, false).is_err() {
@@ -120,17 +122,18 @@ fn stay(point: &Path, mut signals: Signals) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts, and waits until a daemon that ends with its mounts has ended, for a minute at most.
+/// Unmounts. If the daemon ends with its mounts, waits until it has ended, for at most a minute.
 ///
 /// # Errors
 ///
-/// `NotMounted`; `Io`, `Invalid` if it cannot be unmounted. One that is in use is no error, but exit code 1.
+/// `NotMounted`; `Io`, `Invalid` if it cannot be unmounted. A mount in use is not an error, but gives
+/// exit code 1.
 pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     let mounted = mount::mounted_on(point).ok_or_else(|| Error::NotMounted { point: point.to_owned() })?;
     let dead = mount::is_dead(&mounted);
     let staged = if dead { Vec::new() } else { staged_in(&mounted.source) };
     match mount::unmount(&mounted.point, lazy || dead) {
-        // Somebody else was first.
+        // Somebody else has unmounted it first.
         Err(_)
             if dead && mount::mounted_on(&mounted.point).is_none_or(|now| now.device != mounted.device) => {}
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
@@ -152,7 +155,7 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    // Whoever mounts or copies the store next shall find it free.
+    // The next command that mounts or copies the store must find it free.
     let begun = Instant::now();
     let daemon =
         || StoreLock::holder(&mounted.source).filter(|holder| Path::new(&holder.mounted) == mounted.point);
@@ -168,8 +171,8 @@ pub fn umount(point: &Path, lazy: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is staged in a store that is mounted: until when it is kept, and its path and size. Nothing if its
-/// daemon does not answer.
+/// What is staged in a mounted store: until when it is kept, its path and size. Empty if the daemon
+/// does not answer.
 fn staged_in(store: &Path) -> Vec<String> {
     let Ok(Answer::Document { document }) = socket::ask(store, &Request::Staged, |_, _| true) else {
         return Vec::new();

@@ -1,8 +1,9 @@
-//! `imgfs ls | head`: what is printed for nobody is dropped.
+//! `imgfs ls | head`: output that nobody reads is dropped.
 //!
-//! Rust ignores SIGPIPE, and the standard macros panic when a reader has gone. These have their names, so
-//! that no command can forget it. Who reads no more wants to hear nothing: a command does what it was asked
-//! for, and its exit status says how that went, also under `set -o pipefail`.
+//! Rust ignores SIGPIPE, and the standard macros panic when a reader has gone. These macros have the
+//! same names, so that no command can forget to use them. A reader that has gone does not want a
+//! message. The command still does its work, and its exit status says how that went, also under `set -o
+//! pipefail`.
 
 macro_rules! print {
     ($($text:tt)*) => {{

@@ -1,4 +1,4 @@
-//! mount -o remount,ro: other words for a mount that is there.
+//! mount -o remount,ro: changes the options of an existing mount.
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::fs::kernel::mount::{self, Mounted};
 use crate::store::settings::Settings;
 
-/// Changes the flags that the kernel keeps of the mount on `point`. Only they can change: what else is given
-/// has to be as it is, since mount(8) repeats what fstab and the mount say.
+/// Changes the flags that the kernel keeps of the mount on `point`. Only they can change. All other
+/// given options must be as they are, because mount(8) repeats those of fstab and of the mount.
 ///
 /// # Errors
 ///
@@ -28,7 +28,7 @@ pub fn remount(point: &Path, parsed: &Parsed) -> Result<()> {
     mount::remount(&mounted, &flags)
 }
 
-/// Settings that hold already may be repeated.
+/// Refuses settings that differ from the current ones. Repeating them is allowed.
 fn settings_hold(mounted: &Mounted, settings: &Settings) -> Result<()> {
     for name in settings.given() {
         let file = mounted.point.join(".imgfs/config").join(name);

@@ -16,7 +16,7 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// Rows of equal length as columns; control characters are shown, not sent to the terminal.
+/// Rows of equal length as columns. Control characters are escaped, and not sent to the terminal.
 pub fn table(rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| escape(cell)).collect()).collect();

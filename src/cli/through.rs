@@ -1,7 +1,7 @@
-//! imgfs ls --mount MNT: images as a mount shows them, for who may not open the store.
+//! imgfs ls --mount MNT: lists images as a mount shows them, for users who may not open the store.
 //!
-//! The kernel asks the daemon for each file, as the user who lists: what that one may not read is passed
-//! over.
+//! The kernel asks the daemon for each file on behalf of the user who lists. Files that this user may
+//! not read are left out.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -16,7 +16,7 @@ use crate::daemon::socket::{Answer, Request};
 use crate::error::{Error, Result};
 use crate::fs::kernel::mount::{mounted_on, mounts};
 
-/// The documents of the images that there are to see: of the store, or of a mount of it.
+/// The documents of the images that show, from the store or from a mount of it.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ pub fn images(args: &LsArgs) -> Result<Vec<Value>> {
     }
 }
 
-/// The mount that is to be read; none: the store can be opened, or says itself why not.
+/// The mount to read. `None` if the store can be opened, or if opening it will give the error.
 fn chosen_mount(args: &LsArgs) -> Result<Option<PathBuf>> {
     if let Some(point) = &args.mount {
         let mounted = mounted_on(point).filter(|mounted| is_whole_mount(&mounted.point));
@@ -49,11 +49,11 @@ fn chosen_mount(args: &LsArgs) -> Result<Option<PathBuf>> {
             let of_it = |source: &Path| source == dir || source == real;
             readable(|source| of_it(source))
         }
-        // Nobody has said which, and there is no store of one's own.
+        // Nobody has named a store, and this user has none.
         Err(ErrorKind::NotFound) if !args.store.is_given() => readable(|_| true),
         _ => return Ok(None),
     };
-    // The whole store says more than a view.
+    // A mount of the whole store shows more than one of a view.
     let whole: Vec<&PathBuf> = found.iter().filter(|point| point.join(".imgfs/views").exists()).collect();
     match (whole.as_slice(), found.as_slice()) {
         ([one], _) => Ok(Some((*one).clone())),
@@ -72,7 +72,7 @@ fn readable(of: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     let mut points: Vec<PathBuf> = mounts().into_iter().filter(|m| of(&m.source)).map(|m| m.point).collect();
     points.sort();
     points.dedup();
-    // A tree that is mounted in a mount is none, whatever is in it.
+    // A tree that is mounted inside a mount does not count, whatever is in it.
     let outer = points.clone();
     points.retain(|point| {
         !outer.iter().any(|other| other != point && point.starts_with(other)) && is_whole_mount(point)
@@ -93,7 +93,7 @@ fn read(point: &Path) -> Result<Vec<Value>> {
     let digests = digests(point);
     let mut images = Vec::new();
     for name in names.iter().filter(|name| !name.starts_with('.')) {
-        // One that is private, or that went meanwhile.
+        // The image is private, or was deleted meanwhile.
         let Ok(text) = fs::read(point.join(name).join("metadata.json")) else { continue };
         let Ok(mut image) = serde_json::from_slice::<Value>(&text) else { continue };
         for version in image["versions"].as_array_mut().into_iter().flatten() {

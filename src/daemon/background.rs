@@ -1,4 +1,4 @@
-//! What goes on by itself in a daemon's store, whether anything is mounted or not.
+//! The background work of a daemon's store, whether anything is mounted or not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +11,9 @@ use crate::fs::{Mounts, start_thread};
 use crate::images::{keep, staging};
 use crate::store::Store;
 
-/// Between two looks at the trash and at what can be freed.
+/// Time between two checks of the trash, and of what can be freed.
 const TICK: Duration = Duration::from_secs(10);
-/// Between two looks at what has rested.
+/// Time between two checks for content that has rested.
 const PACK_EVERY: Duration = Duration::from_secs(900);
 
 /// The background work of one store. It ends once `stopping` is set.
@@ -25,7 +25,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts all of it, each in a thread of its own.
+    /// Starts all of the work, each part in a thread of its own.
     ///
     /// # Errors
     ///
@@ -41,7 +41,7 @@ impl Background {
         !self.stopping.load(Ordering::Acquire)
     }
 
-    /// Ends the trash's time, gives space back, drops what nobody claims.
+    /// Purges what is due in the trash, frees space, and drops what nobody needs.
     fn start_caring(&self) -> Result<()> {
         let own = self.clone();
         let work = move || {
@@ -60,7 +60,7 @@ impl Background {
         start_thread("background", "background work", work)
     }
 
-    /// Finds out which uploads can be made again, one after the other, and gives way to everything else.
+    /// Finds out which uploads can be made again, one after the other. It gives way to all other work.
     fn start_proving(&self) -> Result<()> {
         let own = self.clone();
         let work = move || {
@@ -77,7 +77,7 @@ impl Background {
         start_thread("prove", "uploads to prove", work)
     }
 
-    /// Packs what has rested, and gives way to everything else.
+    /// Packs what has rested. It gives way to all other work.
     fn start_packing(&self) -> Result<()> {
         let own = self.clone();
         let work = move || {
@@ -97,7 +97,7 @@ impl Background {
         start_thread("pack", "packing", work)
     }
 
-    /// Looks at what is stored, slowly, and gives way to everything else.
+    /// Checks what is stored, slowly. It gives way to all other work.
     fn start_scrub(&self) -> Result<()> {
         let own = self.clone();
         let work = move || {

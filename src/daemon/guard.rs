@@ -1,9 +1,10 @@
-//! What becomes of clients when the daemon is killed: a process beside it that ends what the kernel cannot.
+//! What happens to clients when the daemon is killed: a process beside it ends what the kernel cannot
+//! end.
 //!
-//! A thread that tells the kernel to forget a name may wait for a directory whose holder waits for the
-//! daemon. If the daemon is killed then, that thread never ends, the connection stays, and so do all clients,
-//! for ever. The guard is told by the kernel when the daemon's first thread ends, and ends the connections of
-//! one that is dying; the clients get ENOTCONN then, as from any dead daemon.
+//! A thread that tells the kernel to forget a name may wait for a directory, whose holder waits for the
+//! daemon. If the daemon is killed at that moment, the thread never ends. The connection stays, and all
+//! clients hang forever. The kernel tells the guard when the daemon's first thread ends. If the daemon
+//! is dying, the guard ends its connections. The clients then get ENOTCONN, as from any dead daemon.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -17,10 +18,11 @@ use crate::base::lock::StoreLock;
 use crate::error::{Error, Result};
 use crate::fs::kernel::mount;
 
-/// Between two looks at whether it is gone.
+/// Time between two checks whether the daemon is gone.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Starts the guard of this process. Call in its first thread, whose end the guard is told of.
+/// Starts the guard of this process. It must be called in the first thread, because the guard is told
+/// of that thread's end.
 ///
 /// # Errors
 ///
@@ -45,12 +47,12 @@ pub fn run(store: &Path, daemon: u32) -> Result<()> {
     let failed = |source: std::io::Error| Error::Io { doing: "watch", path: "the daemon".into(), source };
     let mut signals = Signals::new([SIGTERM]).map_err(failed)?;
     set_parent_process_death_signal(Some(Signal::TERM)).map_err(|e| failed(e.into()))?;
-    // It may have ended before that.
+    // The daemon may have ended before the guard could ask for the signal.
     if getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == daemon) {
         signals.forever().next();
     }
     let mut seen = false;
-    // The signal may have come from somebody else: then it is there still. When it is gone, so is its lock.
+    // Somebody else may have sent the signal while the daemon still runs. Once it is gone, so is its lock.
     while StoreLock::holder(store).is_some_and(|holder| holder.pid == daemon) {
         seen |= mount::end_dying(store, !seen);
         std::thread::sleep(LOOK);

@@ -1,4 +1,5 @@
-//! The process that has a store: its start, its mounts, its end. It may go on with nothing mounted.
+//! The process that has a store open: its start, its mounts, its end. It may go on with nothing
+//! mounted.
 
 mod background;
 pub mod guard;
@@ -31,28 +32,28 @@ use crate::images::{last_use, staging, views};
 use crate::store::Store;
 use crate::store::settings::{Settings, TreesAs};
 
-/// By how much the note of an image's last use may be too old when the daemon ends.
+/// How old the saved last use of an image may be when the daemon ends.
 const LAST_USE: Duration = Duration::from_secs(1);
-/// How long open files of others may hold up the end after SIGTERM.
+/// How long files that others have open may delay the end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
 pub struct Options {
     pub store: PathBuf,
-    /// What is mounted first: the daemon ends with its last mount. None: it begins without one, and goes on
-    /// until it is told to end.
+    /// The first mount; the daemon ends with its last mount. With `None` it starts without a mount, and
+    /// goes on until it is told to end.
     pub mount: Option<MountRequest>,
     pub settings: Settings,
-    /// Event loops.
+    /// The number of event loops.
     pub threads: usize,
     /// Whether idle CPUs are kept awake during bursts of requests.
     pub latency: bool,
-    /// Whether the kernel may read large files by itself, once they were checked.
+    /// Whether the kernel may read large files directly, once they were checked.
     pub passthrough: bool,
-    /// Whether each tree is to be a mount of its own, where a mount does not say it.
+    /// Whether each tree is a mount of its own, if a mount does not say.
     pub trees: TreesAs,
 }
 
-/// The process: one store, and its mounts.
+/// The daemon: one store, and its mounts.
 struct Daemon {
     store: Arc<Store>,
     mounts: Arc<Mounts>,
@@ -62,29 +63,29 @@ struct Daemon {
     trees: TreesAs,
     served: Mutex<AllServed>,
     next: AtomicU64,
-    /// There is a mount less, or the daemon is to go on no longer.
+    /// Signalled when a mount is gone, or when the daemon no longer has to stay.
     one_fewer: Condvar,
     stopping: Arc<AtomicBool>,
 }
 
-/// What the daemon goes on for.
+/// What keeps the daemon running.
 struct AllServed {
     mounts: Vec<Served>,
     /// Whether it goes on with nothing mounted.
     stays: bool,
 }
 
-/// A mount that is served. One may end, with files that were open for long, after another was made in its
-/// place.
+/// A mount that is served. If its files stay open for long, it may end after another mount was made in
+/// its place.
 #[derive(Clone)]
 struct Served {
     id: u64,
     point: PathBuf,
-    /// None: the whole store.
+    /// `None` for the whole store.
     view: Option<String>,
 }
 
-/// A mount that is to be made.
+/// A mount that is about to be made.
 struct NewMount {
     id: u64,
     fs: Arc<ImageFs>,
@@ -92,12 +93,12 @@ struct NewMount {
     request: MountRequest,
 }
 
-/// Mounts, if that is asked for, calls `ready` with a line for the user, and serves until that mount and all
-/// that were made beside it are gone; without a first mount, until it is told to end.
+/// Mounts, if there is a first mount, and calls `ready` with a line for the user. Then serves until
+/// that mount and all later ones are gone. Without a first mount, it serves until it is told to end.
 ///
 /// # Errors
 ///
-/// What keeps it from starting, or broke the connection to the kernel.
+/// Errors that prevented its start, or broke the connection to the kernel.
 pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     crate::base::sys::limit_heaps();
     if let Ok(dir) = std::fs::canonicalize(&options.store) {
@@ -126,7 +127,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     while others.stays || !others.mounts.is_empty() {
         daemon.one_fewer.wait(&mut others);
     }
-    // Before others can ask for a mount again.
+    // This comes before others can ask for a mount again.
     daemon.stopping.store(true, Ordering::Release);
     drop(others);
     if let Err(e) = last_use::keep(&daemon.store, LAST_USE) {
@@ -136,7 +137,7 @@ pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     served
 }
 
-/// What others ask of the daemon over its socket, as long as it is there.
+/// Answers requests over the daemon's socket, as long as the daemon exists.
 struct Asked(Weak<Daemon>);
 
 impl Host for Asked {
@@ -172,7 +173,7 @@ impl Daemon {
         }))
     }
 
-    /// The file system of a mount that is to be made.
+    /// The file system of a mount that is about to be made.
     ///
     /// # Errors
     ///
@@ -211,15 +212,15 @@ impl Daemon {
         served.mounts.push(Served { id, point: point.clone(), view: request.view.clone() });
         drop(served);
         if self.mounts.are_several() {
-            // What the others' kernels were told before holds no longer.
+            // Answers that kernels have cached for the other mounts have expired after this time.
             std::thread::sleep(LASTING);
         }
         self.say_where().inspect_err(|_| self.forget(id))?;
         Ok(NewMount { id, fs, point, request })
     }
 
-    /// What a mount that is not the daemon's first may not say: how the store behaves; beside others, that
-    /// trees are to be mounts of their own.
+    /// Refuses settings in a mount that is not the daemon's first. They are the daemon's own. Beside other
+    /// mounts it also refuses `trees=mounted`.
     fn refuse_own_word(&self, new: &NewMount) -> Result<()> {
         let is_only = self.served.lock().mounts.iter().all(|other| other.id == new.id);
         let (what, why) = match (new.request.own_word, is_only) {
@@ -236,8 +237,8 @@ impl Daemon {
         Err(Error::Invalid { what: what.into(), why: why.into() })
     }
 
-    /// Writes into the lock where the store is mounted. After the last mount of a daemon that ends with it,
-    /// where it was: who waits for its end looks there.
+    /// Writes into the lock file where the store is mounted. When a daemon ends with its last mount, the
+    /// path of that mount stays there, because whoever waits for the daemon's end reads it.
     fn say_where(&self) -> Result<()> {
         let served = self.served.lock();
         match served.mounts.first() {
@@ -247,7 +248,7 @@ impl Daemon {
         }
     }
 
-    /// What the daemon has, for the user.
+    /// A line for the user about what the daemon has.
     fn holds(&self) -> String {
         let dir = self.store.dir.display();
         let shown = shown(&self.store);
@@ -264,11 +265,12 @@ impl Daemon {
         }
     }
 
-    /// Trees as mounts of their own, as far as that is wished and can be had; the thread that serves them.
+    /// Mounts trees as mounts of their own, if that is wanted and possible. Returns the thread that serves
+    /// them.
     ///
     /// # Errors
     ///
-    /// With `trees=mounted`, what keeps them from it.
+    /// With `trees=mounted`, the error that prevents it.
     fn trees(&self, new: &NewMount) -> Result<Option<JoinHandle<()>>> {
         let flags = &new.request.flags;
         let trees = if new.request.trees == TreesAs::Auto { self.trees } else { new.request.trees };
@@ -285,7 +287,7 @@ impl Daemon {
         }
     }
 
-    /// Mounts, and serves until that is gone. `start` is what else begins once it is mounted.
+    /// Mounts, and serves until the mount is gone. `start` is called once it is mounted.
     fn serve(
         &self,
         new: NewMount,
@@ -302,7 +304,7 @@ impl Daemon {
         let served = self.serve_mount(&new, start, ready);
         new.fs.has_ended();
         self.forget(new.id);
-        // Somebody may be in a tree still.
+        // Somebody may still be in a tree.
         new.fs.trees.get().iter().for_each(|trees| trees.close());
         trees.map(|serving| serving.join());
         served
@@ -332,7 +334,7 @@ impl Daemon {
         served.map_err(Error::io("serve", point))
     }
 
-    /// A mount is gone.
+    /// Notes that a mount is gone.
     fn forget(&self, id: u64) {
         self.served.lock().mounts.retain(|other| other.id != id);
         if let Err(e) = self.say_where() {
@@ -341,7 +343,7 @@ impl Daemon {
         self.one_fewer.notify_all();
     }
 
-    /// One more mount, in a thread of its own; gives a line for the user once it can be used.
+    /// Makes one more mount, in a thread of its own. Returns a line for the user once the mount works.
     fn mount_beside(self: &Arc<Daemon>, request: MountRequest) -> Result<String> {
         let point = prepare_point(&request.point)?;
         let new = self.new_mount(point, request)?;
@@ -376,22 +378,22 @@ impl Daemon {
         Ok(())
     }
 
-    /// Nothing more keeps the daemon but its mounts.
+    /// From now on only its mounts keep the daemon running.
     fn end(&self, served: &mut AllServed) {
         served.stays = false;
         self.one_fewer.notify_all();
     }
 }
 
-/// How much there is to see, for the user.
+/// A summary of what shows, for the user.
 fn shown(store: &Store) -> String {
     let model = store.catalog.read();
     let versions = model.all_versions().filter(|v| model.is_live(v)).count();
     format!("{} images, {versions} versions", model.live_images().count())
 }
 
-/// Takes away what a daemon leaves in the store beside content: the way to it, and what older ones mounted
-/// there.
+/// Removes what a daemon leaves in the store apart from content: its socket, and mounts that older
+/// daemons left there.
 fn clean_up(store: &Path) {
     if let Err(e) = attach::clear(store) {
         log::error!("{e}");
@@ -421,13 +423,13 @@ fn start_trees(fs: &Arc<ImageFs>, point: &Path, flags: &Flags, serving: Serving)
     if let Ok((major, minor)) = device {
         mount::raise_readahead(&format!("{major}:{minor}"));
     }
-    // For tests.
+    // The variable is for tests.
     let hidden = Hidden::new(mount, std::env::var_os("IMGFS_OLD_KERNEL").is_some())?;
     let _ = fs.trees.set(Trees::open(&fs.store, &fs.mounts, point, hidden, flags)?);
     Ok(thread)
 }
 
-/// The mount point as an absolute path; a dead daemon's mount on it is cleared away.
+/// The mount point as an absolute path. Removes a dead daemon's mount from it.
 ///
 /// # Errors
 ///
@@ -446,7 +448,7 @@ pub fn prepare_point(point: &Path) -> Result<PathBuf> {
     }
     let real = std::fs::canonicalize(point).map_err(Error::io("open", point))?;
     match mount::mounted_on(&real) {
-        // It was a symlink to it.
+        // The path was a symlink to a mount point.
         Some(mounted) => {
             let holder = format!("{} is mounted there", mounted.source.display());
             Err(Error::Taken { name: mounted.point.display().to_string(), holder })
@@ -455,7 +457,7 @@ pub fn prepare_point(point: &Path) -> Result<PathBuf> {
     }
 }
 
-/// SIGTERM is an orderly unmount: at once if nothing is open, else after a moment's grace.
+/// SIGTERM unmounts in an orderly way: at once if nothing is open, else after a short grace period.
 fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("watch", Path::new("signals")))?;
@@ -478,7 +480,8 @@ fn stop_on_signals(daemon: &Arc<Daemon>) -> Result<()> {
             }
             std::thread::sleep(GRACE);
             if !daemon.stopping.load(Ordering::Acquire) {
-                // Detached, but somebody keeps a file open: what was closed is durable, the rest is cut off.
+                // The mount is detached, but somebody keeps a file open. Closed files are durable; the rest
+                // is cut off.
                 log::warn!("files are still open: ending without them");
                 clean_up(&daemon.store.dir);
             }

@@ -1,6 +1,6 @@
-//! Commands beside a mount: asked of the daemon that holds the store, over its socket.
+//! Commands beside a mount: they ask the daemon that holds the store, over its socket.
 //!
-//! A line of JSON is the request; lines of JSON come back, `Progress` any number of times, then one of the
+//! A request is a line of JSON. The answer is lines of JSON: any number of `Progress`, then one of the
 //! others.
 
 use std::io::{BufRead, BufReader, Write};
@@ -27,9 +27,9 @@ pub enum Request {
     Gc {
         trash: bool,
     },
-    /// Packs what is loose, and gives back what can be.
+    /// Packs what is loose, and frees what can be freed.
     Repack,
-    /// Stops the background's packing, or lets it go on.
+    /// Stops the background packing, or lets it go on.
     Pause {
         pause: bool,
     },
@@ -37,7 +37,7 @@ pub enum Request {
         repair: bool,
     },
     Status,
-    /// What is staged; see staging.rs.
+    /// The staged data; see staging.rs.
     Staged,
     /// Every image's metadata.json, with what `describe::listed` adds.
     List,
@@ -45,7 +45,7 @@ pub enum Request {
     Mount(MountRequest),
     /// Ends a daemon that has nothing mounted.
     Stop,
-    /// Where the upload of a version can be had as it came.
+    /// Where to find the upload of a version as it came.
     Came {
         version: String,
     },
@@ -56,22 +56,22 @@ pub enum Request {
     },
 }
 
-/// What is to be mounted beside what is mounted already.
+/// A mount to be made beside the existing ones.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountRequest {
     pub point: PathBuf,
-    /// None: the whole store.
+    /// `None` for the whole store.
     pub view: Option<String>,
     pub flags: Flags,
-    /// Whether it says how the store is to behave, which only its daemon's own mount may.
+    /// Whether it sets options of the store. Only the daemon's own mount may do that.
     pub own_word: bool,
-    /// Whether each tree is to be a mount of its own.
+    /// Whether each tree is a mount of its own.
     pub trees: TreesAs,
 }
 
 /// What only the daemon itself can do.
 pub trait Host: Send + Sync {
-    /// Mounts, and gives a line for the user.
+    /// Mounts, and returns a line for the user.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ pub trait Host: Send + Sync {
     /// mounting.
     fn mount(&self, request: MountRequest) -> Result<String>;
 
-    /// Ends the daemon, soon after the answer.
+    /// Ends the daemon soon after the answer.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ pub enum Answer {
         blobs: u64,
         bytes: u64,
     },
-    /// Bytes on the disk before and after; content that moved.
+    /// Bytes on the disk before and after, and bytes of content that moved.
     Repacked {
         before: u64,
         after: u64,
@@ -107,14 +107,14 @@ pub enum Answer {
         bytes: u64,
     },
     Done,
-    /// An upload as it came: its version's serial, where it is below the mount, its name, the version's
+    /// An upload as it came: its version's serial, its directory below the mount, its name, the version's
     /// manifest.
     Came {
         serial: u32,
         path: PathBuf,
         name: String,
         manifest: Option<String>,
-        /// The metadata tarball of a split LXD image: its name there.
+        /// The name of the metadata tarball of a split LXD image, in the same place.
         metadata: Option<String>,
     },
     Checked(Repaired),
@@ -124,13 +124,13 @@ pub enum Answer {
     Failed {
         why: String,
     },
-    /// The store is mounted: it is not mounted as a whole twice, and its daemon goes on.
+    /// The store is mounted already. It cannot be mounted as a whole twice, and its daemon goes on.
     Held,
 }
 
 /// Carries out a request on a store that this process holds.
 ///
-/// `progress` is told what is done of all, and says whether anybody still waits for it.
+/// `progress` gets how much is done of all, and returns whether anybody still waits.
 ///
 /// # Errors
 ///
@@ -163,7 +163,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
             Answer::Document { document: serde_json::to_value(found).expect("a plain struct") }
         }
         Request::Came { version } => came(store, &version)?,
-        // A command that has opened the store serves no others.
+        // A command that has opened the store does not serve other commands.
         Request::Mount(_) | Request::Stop => return Err(Error::Stopping),
         Request::Status => Answer::Document { document: crate::images::status::status(store)? },
         Request::Staged => Answer::Document { document: crate::images::staging::report(store).into() },
@@ -181,7 +181,7 @@ pub fn perform(store: &Store, request: Request, progress: impl FnMut(u64, u64) -
     })
 }
 
-/// Where the upload of a version can be had as it came.
+/// Where to find the upload of a version as it came.
 ///
 /// # Errors
 ///
@@ -241,7 +241,7 @@ pub fn listen(store: Arc<Store>, host: Arc<dyn Host>) -> Result<()> {
     let served = move || {
         for stream in listener.incoming() {
             let Ok(stream) = stream else {
-                // Too many files are open, say: until then nobody is answered.
+                // For example, too many files may be open. Until that ends, nobody gets an answer.
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 continue;
             };
@@ -274,7 +274,7 @@ fn answer(store: &Store, host: &dyn Host, stream: UnixStream) {
     let done = match request {
         Request::Mount(request) => match host.mount(request) {
             Err(Error::Locked { .. }) => Ok(Answer::Held),
-            // As one that is gone.
+            // The daemon is ending, so this does not answer, as if it were gone.
             Err(Error::Stopping) => return,
             mounted => mounted.map(|line| Answer::Document { document: line.into() }),
         },
@@ -293,7 +293,8 @@ fn answer(store: &Store, host: &dyn Host, stream: UnixStream) {
     let _ = send(&done.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
 }
 
-/// A socket's address holds 107 bytes; through an open descriptor any directory is near enough.
+/// A socket's address holds only 107 bytes. The path through an open descriptor is short for any
+/// directory.
 fn short_address(dir: &Path) -> Result<(std::fs::File, std::path::PathBuf)> {
     let fd = std::fs::File::open(dir).map_err(Error::io("open", dir))?;
     let address = format!("/proc/self/fd/{}/control", fd.as_raw_fd()).into();

@@ -13,14 +13,14 @@ use crate::blob::backend::{Backend, Key, Shelf, Size};
 use crate::error::{Error, Result};
 use crate::format::sync_dir;
 
-/// The directories of a store.
+/// The directories of a store as a backend.
 pub struct Local {
     /// immutable: STORE
     dir: PathBuf,
 }
 
 impl Local {
-    /// The files of the store in `dir`, whose directories exist.
+    /// The backend for the store in `dir`, whose directories exist.
     pub fn new(dir: &Path) -> Local {
         Local { dir: dir.to_owned() }
     }
@@ -34,7 +34,8 @@ impl Backend for Local {
     fn put(&self, from: &Path, key: &Key) -> Result<()> {
         let path = self.path(key);
         let put = match rustix::fs::renameat_with(CWD, from, CWD, &path, RenameFlags::NOREPLACE) {
-            // A file system that cannot say it. Nobody but this process makes such files.
+            // The file system does not support this rename. Only this process makes such files, so a check
+            // before a plain rename suffices.
             Err(Errno::INVAL | Errno::NOSYS) if path.exists() => Err(ErrorKind::AlreadyExists.into()),
             Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, &path),
             put => put.map_err(Into::into),
@@ -81,14 +82,14 @@ impl Backend for Local {
     }
 }
 
-/// A container that is open for reading: a local file that has all that is read of it.
+/// A container that is open for reading. The local file has everything that is read from it.
 pub struct Container {
     file: File,
     path: PathBuf,
 }
 
 impl Container {
-    /// What it is called in messages.
+    /// Its path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -108,7 +109,7 @@ impl Container {
         })
     }
 
-    /// What it takes now.
+    /// Its current size.
     ///
     /// # Errors
     ///
@@ -117,8 +118,8 @@ impl Container {
         self.file.metadata().map(|meta| size_of(&meta)).map_err(Error::io("stat", &self.path))
     }
 
-    /// Where data (or a hole) begins, from `offset` on. `None` if there is none; all is data where the file
-    /// system has no holes.
+    /// Where data, or a hole, begins, from `offset` on. `None` if there is none. If the file system has no
+    /// holes, everything is data.
     pub fn seek(&self, offset: u64, data: bool) -> Option<u64> {
         let how = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
         match rustix::fs::seek(&self.file, how) {
@@ -128,8 +129,8 @@ impl Container {
         }
     }
 
-    /// The file once more, for the kernel to read by itself: opened so that a read leaves no trace. Only of a
-    /// container of which all has been read.
+    /// Opens the file again, for the kernel to read directly, so that a read does not change its access
+    /// time. Only for a container that was read completely.
     pub fn for_kernel(&self) -> Option<File> {
         File::options().read(true).custom_flags(libc::O_NOATIME).open(&self.path).ok()
     }
@@ -183,7 +184,7 @@ mod tests {
         );
     }
 
-    /// A plain rename replaced what had the name, without a word.
+    /// A plain rename replaced an existing file of that name without an error.
     #[test]
     fn what_is_there_is_not_replaced() {
         let (dir, local) = store();

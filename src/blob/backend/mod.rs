@@ -1,6 +1,6 @@
-//! The seam at immutable files: containers of content, and trees. They are written once, under a name that is
-//! never given out again, and then only read, listed and deleted. What changes (the blob table, the catalog,
-//! uploads) stays outside.
+//! The interface to immutable files: containers of content, and trees. Each is written once, under a
+//! name that is never used again. After that it is only read, listed and deleted. What changes (the
+//! blob table, the catalog, uploads) is not part of this.
 //!
 //! ```text
 //! put      a durable file of the staging directory becomes such a file, if there is none of the name
@@ -12,11 +12,12 @@
 //! delete   and trim, which gives ranges back that nobody will read
 //! ```
 //!
-//! `Local` keeps them as files of the store. A backend that keeps them elsewhere answers `open` with a cache
-//! file, and fetches what is missing of it when a range is read: nobody but `Container` sees the file.
+//! `Local` keeps them as files of the store. A backend that keeps them elsewhere answers `open` with a
+//! cache file. It fetches missing ranges when they are read; only `Container` sees that file.
 //!
-//! Two things of trees still go by their paths: a new one is written where `Local` has it, with `sync` as its
-//! end, and one at rest replaces the same tree unpacked. A backend elsewhere has to take both from there.
+//! Trees still use their paths in two cases. A new tree is written where `Local` has it, and ends with
+//! `sync`. A packed tree replaces the unpacked one. Another backend has to take over both files from
+//! there.
 
 mod local;
 
@@ -26,7 +27,7 @@ pub use local::{Container, Local};
 
 use crate::error::Result;
 
-/// Where files of a kind lie: a directory of the store.
+/// The directory of the store that holds files of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shelf {
     /// Content as it came.
@@ -37,10 +38,10 @@ pub enum Shelf {
 }
 
 impl Shelf {
-    /// Those of content.
+    /// The shelves of content.
     pub const CONTENT: [Shelf; 2] = [Shelf::Loose, Shelf::Packs];
 
-    /// Its directory, in the store's.
+    /// Its directory within the store's directory.
     pub fn directory(self) -> &'static str {
         match self {
             Shelf::Loose => "loose",
@@ -50,7 +51,7 @@ impl Shelf {
     }
 }
 
-/// What such a file is called.
+/// The name of such a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub shelf: Shelf,
@@ -59,13 +60,13 @@ pub struct Key {
 }
 
 impl Key {
-    /// From the store's directory on.
+    /// Its path, relative to the store's directory.
     pub fn path(&self) -> PathBuf {
         Path::new(self.shelf.directory()).join(&self.name)
     }
 }
 
-/// What such a file takes.
+/// The size of such a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Bytes of the file.
@@ -74,59 +75,60 @@ pub struct Size {
     pub stored: u64,
 }
 
-/// Keeps immutable files. Only one process changes them, the one that has the store's lock.
+/// Keeps immutable files. Only the process that has the store's lock changes them.
 pub trait Backend: Send + Sync {
-    /// Makes one of a file of the same disk, whose content is durable, and which has that name no more then. The
-    /// new name is durable after `sync`.
+    /// Turns a file on the same disk, whose content is durable, into such a file. The old name is gone
+    /// afterwards. The new name is durable after `sync`.
     ///
     /// # Errors
     ///
-    /// `Io`, with `AlreadyExists` if there is one of that name; nothing has changed then.
+    /// `Io`, with `AlreadyExists` if there is a file of that name. In that case nothing changes.
     fn put(&self, from: &Path, key: &Key) -> Result<()>;
 
-    /// Makes names durable that were put on a shelf, or deleted from it.
+    /// Makes durable which names were put on a shelf or deleted from it.
     ///
     /// # Errors
     ///
     /// `Io`.
     fn sync(&self, shelf: Shelf) -> Result<()>;
 
-    /// Opens one for reading by range.
+    /// Opens a file for reads of ranges.
     ///
     /// # Errors
     ///
     /// `Io`, with `NotFound` if there is none.
     fn open(&self, key: &Key) -> Result<Container>;
 
-    /// Where all of one lies as a local file. It need not be there: then opening that says so.
+    /// The path of a local file with all of its content. The file need not exist; opening it will then
+    /// fail.
     ///
     /// # Errors
     ///
     /// `Io` if it cannot be fetched.
     fn local(&self, key: &Key) -> Result<PathBuf>;
 
-    /// What one takes.
+    /// The size of a file.
     ///
     /// # Errors
     ///
     /// `Io`, with `NotFound` if there is none.
     fn size(&self, key: &Key) -> Result<Size>;
 
-    /// The names on a shelf, in no order, and what else lies there.
+    /// The names on a shelf, in any order, including other files there.
     ///
     /// # Errors
     ///
     /// `Io`.
     fn list(&self, shelf: Shelf) -> Result<Vec<String>>;
 
-    /// Deletes one. Who has it open reads on.
+    /// Deletes a file. Whoever has it open can still read it.
     ///
     /// # Errors
     ///
     /// `Io`, with `NotFound` if there is none.
     fn delete(&self, key: &Key) -> Result<()>;
 
-    /// Gives ranges (offset, bytes) of one back to the disk: they read as zeros then, or stay.
+    /// Returns ranges (offset, bytes) of a file to the disk. They then read as zeros, or stay.
     ///
     /// # Errors
     ///
