@@ -1,7 +1,7 @@
-//! setfacl -m u:anna:rwx MNT/web: what an ACL adds to a mode.
+//! setfacl -m u:anna:rwx MNT/web: the rights that an ACL adds to a mode.
 //!
-//! As in acl(5): the mode's group bits are the mask, which bounds what named users, named groups and the
-//! group get.
+//! As in acl(5), the mode's group bits are the mask. It limits the rights of named users, of named
+//! groups, and of the group.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The xattrs that the kernel and setfacl know.
+/// The names of the xattrs that the kernel and setfacl use.
 pub const ACCESS: &str = "system.posix_acl_access";
 pub const DEFAULT: &str = "system.posix_acl_default";
 
 /// Source: linux/posix_acl_xattr.h: version, then 8 bytes an entry: tag u16, permissions u16, id u32.
 const VERSION: u32 = 2;
-/// An id that means nobody: entries without a name.
+/// The id of entries that have no name.
 pub const NO_ID: u32 = u32::MAX;
 pub const USER_OBJ: u16 = 0x01;
 pub const USER: u16 = 0x02;
@@ -24,7 +24,7 @@ pub const GROUP: u16 = 0x08;
 pub const MASK: u16 = 0x10;
 pub const OTHER: u16 = 0x20;
 
-/// What there is beside the mode. Permissions are three bits.
+/// The rights beyond the mode. Rights are three bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acl {
     /// By uid and by gid.
@@ -32,12 +32,12 @@ pub struct Acl {
     pub users: BTreeMap<u32, u32>,
     #[serde(default)]
     pub groups: BTreeMap<u32, u32>,
-    /// What the file's own group has, since the mode says the mask.
+    /// The rights of the file's own group, because the mode's group bits are the mask.
     pub group: u32,
 }
 
 impl Acl {
-    /// Reads the value of the xattr: the ACL, if it is more than a mode, and the mode's nine bits.
+    /// Reads the value of the xattr. Returns the ACL, if it says more than a mode, and the nine mode bits.
     ///
     /// # Errors
     ///
@@ -81,8 +81,8 @@ impl Acl {
         }
     }
 
-    /// The value of the xattr, for a file with this mode. `most` bounds all permissions, as of a file that
-    /// nobody writes.
+    /// The value of the xattr, for a file with this mode. `most` limits all rights; for example, nobody may
+    /// write some files.
     pub fn value(&self, mode: u32, most: u32) -> Vec<u8> {
         let entry = |tag: u16, id: u32, rights: u32| (tag, id, (rights & most & 7) as u16);
         let mut entries = vec![entry(USER_OBJ, NO_ID, mode >> 6)];
@@ -93,13 +93,13 @@ impl Acl {
         encode(&entries)
     }
 
-    /// Changes the rights of all that the mask bounds.
+    /// Changes all rights that the mask limits.
     pub fn change(&mut self, work: impl Fn(&mut u32)) {
         self.users.values_mut().chain(self.groups.values_mut()).chain([&mut self.group]).for_each(work);
     }
 
-    /// What somebody has who is not the owner: by name, or by groups, of which `is_in` tells, or as all
-    /// others.
+    /// Whether a user who is not the owner has the wanted rights: by name, by groups, or as others. `is_in`
+    /// says whether the user is in a group.
     pub fn rights(&self, mode: u32, uid: u32, gid: u32, is_in: impl Fn(u32) -> bool, want: u32) -> bool {
         let allows = |rights: u32| rights & (mode >> 3) & want == want;
         if let Some(rights) = self.users.get(&uid) {
@@ -117,7 +117,7 @@ impl Acl {
     }
 }
 
-/// The value of the xattr: entries of tag, id, permissions, in their order.
+/// The value of the xattr: entries of tag, id and rights, in their order.
 pub fn encode(entries: &[(u16, u32, u16)]) -> Vec<u8> {
     let mut value = VERSION.to_le_bytes().to_vec();
     for (tag, id, rights) in entries {
@@ -128,7 +128,7 @@ pub fn encode(entries: &[(u16, u32, u16)]) -> Vec<u8> {
     value
 }
 
-/// A mode with the nine bits of an ACL; without one the group has again what was its own.
+/// A mode with the nine bits of an ACL. Without `bits`, the group gets its own rights back.
 pub fn with_bits(mode: u32, before: Option<&Acl>, bits: Option<u32>) -> u32 {
     let own = before.map_or(mode, |acl| mode & !0o070 | acl.group << 3);
     bits.map_or(own, |bits| mode & !0o777 | bits)
@@ -156,7 +156,7 @@ mod tests {
         let acl = Acl { users: [(7, 6)].into(), groups: [(9, 5), (10, 2)].into(), group: 4 };
         let may =
             |uid: u32, groups: &[u32], want: u32| acl.rights(0o751, uid, 3, |g| groups.contains(&g), want);
-        // The mask is r-x: a named user's w is not had.
+        // The mask is r-x, so a named user does not have w.
         assert!(may(7, &[], 4) && !may(7, &[], 2) && !may(7, &[9], 1));
         assert!(may(1, &[3], 4) && !may(1, &[3], 1) && may(1, &[3, 9], 1) && !may(1, &[10], 2));
         assert!(may(1, &[], 1) && !may(1, &[], 4));

@@ -1,4 +1,4 @@
-//! Times and durations: now, and as text.
+//! The current time; times and durations as text.
 
 use serde_json::Value;
 
@@ -12,13 +12,13 @@ pub fn time_text(nanoseconds: i64) -> String {
         .map_or_else(|_| "unknown".into(), |t| t.to_string())
 }
 
-/// What `parse_time` understands, for whom it refuses.
+/// The forms that `parse_time` accepts, for error messages.
 pub const TIMES: &str = "is a day (2027-01-31: to its end, UTC), a time (2027-01-31 10:00, 2027-01-31T10:00:00Z), a while from \
     now on (+2 weeks, +12 hours) or seconds since 1970 (1801526400)";
 
-/// Reads a time: as RFC 3339 writes it; a date, whose last moment in UTC is meant; a date and a time in UTC;
-/// a while from now on, `+2 weeks`; seconds since 1970, `@1801526400`, also without the `@` from nine digits
-/// on. Gives nanoseconds since 1970.
+/// Reads a time, and returns nanoseconds since 1970. The forms are: RFC 3339; a date, which means its
+/// last moment in UTC; a date and a time in UTC; a time from now on, `+2 weeks`; seconds since 1970,
+/// `@1801526400`. From nine digits on, the `@` may be left out.
 pub fn parse_time(text: &str) -> Option<i64> {
     let text = text.trim();
     let at = match text.parse::<jiff::Timestamp>() {
@@ -35,7 +35,7 @@ fn parse_loose_time(text: &str) -> Option<jiff::Timestamp> {
     }
     let digits = text.strip_prefix('@').unwrap_or(text);
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-        // 20270131 may be meant for a day.
+        // 20270131 could be meant as a day.
         let clear = digits.len() < text.len() || digits.len() >= 9;
         return clear
             .then(|| digits.parse().ok())
@@ -68,7 +68,7 @@ fn from_now(text: &str) -> Option<jiff::Timestamp> {
     now.checked_add(span.ok()?).ok().map(|zoned| zoned.timestamp())
 }
 
-/// `90`, `90s`, `30m`, `24h`, `7d`, in seconds.
+/// Reads `90`, `90s`, `30m`, `24h`, `7d`. Returns seconds.
 pub fn duration(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
@@ -81,9 +81,9 @@ pub fn duration(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// The same as text, in the largest unit that fits.
+/// A duration as text, in the largest unit that fits exactly.
 pub fn duration_text(seconds: u64) -> String {
-    // A day is more often called 24 hours.
+    // One day is more often written as 24 hours.
     let units = [(86400, "d"), (3600, "h"), (60, "m")];
     let whole = units
         .into_iter()
@@ -96,7 +96,7 @@ pub fn duration_text(seconds: u64) -> String {
     }
 }
 
-/// Nanoseconds since 1970, now.
+/// The current time in nanoseconds since 1970.
 pub fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }

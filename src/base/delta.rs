@@ -1,14 +1,15 @@
-//! Bytes in zstd, alone or against other bytes, their base: frames of packs, trees at rest.
+//! Compression with zstd, alone or against other bytes (the base): for frames of packs, and trees at
+//! rest.
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, compress_bound, get_error_name};
 
 use crate::error::{Error, Result};
 
-/// Compresses `content` against `base`, empty for none, and tries whether it comes back.
+/// Compresses `content` against `base`, which may be empty, and tests that unpacking gives it back.
 ///
 /// # Errors
 ///
-/// `Io` for what zstd says.
+/// `Io` with zstd's error.
 pub fn pack(content: &[u8], base: &[u8], level: i32) -> Result<Vec<u8>> {
     let failed = |code| compression(get_error_name(code));
     let window = usize::BITS - (content.len() + base.len()).leading_zeros();
@@ -25,11 +26,12 @@ pub fn pack(content: &[u8], base: &[u8], level: i32) -> Result<Vec<u8>> {
     if back == content { Ok(packed) } else { Err(compression("it does not unpack to what went in")) }
 }
 
-/// Unpacks what was compressed against `base` and is `size` bytes long. `out` is used again.
+/// Unpacks bytes that were compressed against `base`, and that have `size` bytes unpacked. `out` is a
+/// buffer that is reused.
 ///
 /// # Errors
 ///
-/// Why not.
+/// A sentence: zstd's error, or the size that came out instead.
 pub fn unpack(
     packed: &[u8],
     base: &[u8],

@@ -1,15 +1,15 @@
 //! Content addresses: BLAKE3 of a whole file, and the chaining values that let a part of it be checked alone.
 //!
-//! BLAKE3 is a tree. Over 64 KiB of content a blob also keeps the chaining value of each 64 KiB group (its
-//! *outline*): a read of any range checks its groups, and the outline itself merges to the digest. Nothing is
-//! hashed twice for it.
+//! BLAKE3 is a tree. A blob over 64 KiB also keeps the chaining value of each 64 KiB group (its
+//! *outline*). A read of any range checks its groups, and the outline itself merges to the digest.
+//! Nothing is hashed twice for this.
 
 use std::fmt;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
-/// Bytes of content that one chaining value covers; a power of two of BLAKE3's 1 KiB chunks.
+/// How many bytes of content one chaining value covers: a power of two of BLAKE3's 1 KiB chunks.
 pub const GROUP: usize = 64 * 1024;
 /// Bytes of a chaining value.
 pub const CV_LEN: usize = 32;
@@ -58,7 +58,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A blob's number in its store: dense, from 1, never given out twice.
+/// A blob's number in its store. Numbers are dense, begin at 1, and are never used twice.
 pub type BlobId = u32;
 
 /// Content on its way into a store.
@@ -68,7 +68,7 @@ pub enum Content {
     Known(BlobId),
     /// The n-th new blob of an upload.
     Fresh(u32),
-    /// What the n-th recipe of the same version makes.
+    /// The output of the n-th recipe of the same version.
     Recipe(u32),
     /// Zeros.
     Hole,
@@ -90,7 +90,7 @@ impl Outline {
         if size <= GROUP as u64 { 0 } else { size.div_ceil(GROUP as u64) }
     }
 
-    /// The digest that these values merge to; there must be at least two.
+    /// The digest to which these values merge. There must be at least two.
     fn root(&self) -> Digest {
         let (left, right) = split(&self.0);
         Digest(*merge_subtrees_root(&merge(left), &merge(right), Mode::Hash).as_bytes())
@@ -107,7 +107,8 @@ impl Outline {
     }
 }
 
-/// BLAKE3's tree is left-full: the left side is the largest power of two that leaves something to the right.
+/// BLAKE3's tree is left-full: the left side has the largest power of two of groups that leaves some
+/// for the right.
 fn split(cvs: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
     cvs.split_at(cvs.len().div_ceil(2).next_power_of_two())
 }
@@ -133,14 +134,14 @@ pub struct GroupHasher {
 }
 
 impl GroupHasher {
-    /// Takes the next group: exactly `GROUP` bytes, but for the last. Gives its chaining value.
+    /// Takes the next group: exactly `GROUP` bytes, except for the last one. Returns its chaining value.
     pub fn push(&mut self, group: &[u8]) -> ChainingValue {
         let cv = group_cv(self.outline.0.len(), group);
         self.outline.0.push(cv);
         cv
     }
 
-    /// The digest and outline of what was pushed, which must have been more than one group.
+    /// The digest and outline of the content, which must have more than one group.
     pub fn finish(self) -> (Digest, Outline) {
         (self.outline.root(), self.outline)
     }

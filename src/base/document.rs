@@ -14,15 +14,15 @@ pub const TREES: &str = include_str!("../../docs/trees.md");
 #[derive(Debug, PartialEq)]
 pub enum Span {
     Text(String),
-    /// What is typed or read on a screen.
+    /// Text that is typed, or read on a screen.
     Code(String),
     Strong(String),
 }
 
-/// What is filled to the width of a page: a paragraph, a cell.
+/// Text that is filled to the width of a page: a paragraph, a cell.
 pub type Line = Vec<Span>;
 
-/// A piece of a document, from its top to its end.
+/// A piece of a document.
 #[derive(Debug, PartialEq)]
 pub enum Block {
     /// 1 for the title of the document.
@@ -30,7 +30,7 @@ pub enum Block {
     Paragraph(Line),
     /// One item of a list.
     Item(Line),
-    /// Lines that stay as they are.
+    /// Lines that keep their form.
     Code(String),
     Table {
         head: Vec<Line>,
@@ -38,14 +38,15 @@ pub enum Block {
     },
 }
 
-/// Reads Markdown as docs/ has it. Images and comments are left out, and of a link its text stays.
+/// Reads Markdown as used in docs/. Images and comments are left out, and a link becomes its text.
 pub fn parse(markdown: &str) -> Vec<Block> {
     let mut reader = Reader::default();
     Parser::new_ext(markdown, Options::ENABLE_TABLES).for_each(|event| reader.event(event));
     reader.blocks
 }
 
-/// What stands below a heading, up to the next one that is no part of it; nothing if there is no such heading.
+/// The blocks below a heading, up to the next heading that is not a part of it. Empty if there is no
+/// such heading.
 pub fn section<'b>(blocks: &'b [Block], title: &str) -> &'b [Block] {
     let is_it = |block: &Block| matches!(block, Block::Heading(_, text) if text == title);
     let Some(start) = blocks.iter().position(is_it) else { return &[] };
@@ -60,8 +61,8 @@ pub fn words(line: &[Span]) -> String {
     line.iter().map(|(Span::Text(text) | Span::Code(text) | Span::Strong(text))| text.as_str()).collect()
 }
 
-/// What a row of a table says beside its first cell: a cell a line. Where a row has more than two cells, each
-/// is called by its column.
+/// The cells of a row except for the first one. If a row has more than two cells, each comes with the
+/// name of its column.
 pub fn said<'b>(head: &'b [Line], row: &'b [Line]) -> impl Iterator<Item = (Option<String>, &'b Line)> {
     let name =
         |n: usize| head.get(n).map(|line| words(line)).filter(|name| row.len() > 2 && !name.is_empty());
@@ -150,7 +151,7 @@ impl Reader {
         }
     }
 
-    /// The line that ends here, without blanks around it.
+    /// The line that ends here, without leading and trailing blanks.
     fn taken(&mut self) -> Line {
         let mut line = std::mem::take(&mut self.line);
         while let Some(Span::Text(last)) = line.last_mut() {
@@ -196,13 +197,13 @@ pub fn plain(blocks: &[Block]) -> String {
     text
 }
 
-/// A line that stays as it is.
+/// Adds a line that keeps its form.
 fn verbatim(text: &mut String, line: &str) {
     text.push_str(format!("  {line}").trim_end());
     text.push('\n');
 }
 
-/// A row of a table: what is typed, and beside it what happens.
+/// Adds a row of a table: what is typed, and beside it what happens.
 fn entry(text: &mut String, head: &[Line], row: &[Line]) {
     let tag = row.first().map_or(String::new(), |cell| words(cell));
     let mut first = format!("  {tag:width$}", width = COLUMN - 4);
@@ -220,7 +221,7 @@ fn entry(text: &mut String, head: &[Line], row: &[Line]) {
     }
 }
 
-/// A line with marks around what is typed.
+/// A line with backquotes around code.
 fn marked(line: &[Span]) -> String {
     let span = |span: &Span| match span {
         Span::Code(code) => format!("`{code}`"),
@@ -229,7 +230,8 @@ fn marked(line: &[Span]) -> String {
     line.iter().map(span).collect()
 }
 
-/// Adds words in lines of at most `WIDTH` columns: `first` begins the first, `indent` blanks the others.
+/// Adds words in lines of at most `WIDTH` columns. `first` begins the first line, and `indent` blanks
+/// the others.
 fn fill(text: &mut String, first: &str, indent: usize, words: &str) {
     let mut line = first.to_owned();
     let mut is_bare = true;

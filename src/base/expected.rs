@@ -1,5 +1,5 @@
-//! What was announced of an upload: by `user.imgfs.expect`, a sidecar, a manifest. It is published only if it
-//! holds.
+//! The announced digest of an upload: from `user.imgfs.expect`, a digest file, or a manifest. The
+//! upload is published only if it has this digest.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Expected {
-    /// In lower-case hex, as the next.
+    /// In lower-case hex, as is the next one.
     Sha256(String),
     Sha1(String),
 }

@@ -1,12 +1,12 @@
-//! What `-o` says about the mount itself, in the words of mount(8).
+//! The options in `-o` about the mount itself, with the names of mount(8).
 
 use std::collections::BTreeSet;
 
 use rustix::mount::{MountAttrFlags, MountFlags};
 use serde::{Deserialize, Serialize};
 
-/// The words of mount(8) that the kernel keeps for every mount: the one that sets a flag, the one that takes
-/// it back.
+/// The options of mount(8) that the kernel keeps for every mount: the one that sets a flag, and the one
+/// that clears it.
 ///
 /// Source: mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS; mount(2).
 const WORDS: &[(&str, &str, MountFlags)] = &[
@@ -24,16 +24,16 @@ const WORDS: &[(&str, &str, MountFlags)] = &[
     ("nosymfollow", "symfollow", MountFlags::NOSYMFOLLOW),
 ];
 
-/// Of these one holds.
+/// Only one of these can be set.
 const ATIME: [&str; 3] = ["noatime", "relatime", "strictatime"];
 
-/// What `-o` may say about the mount itself.
+/// The options in `-o` about the mount itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flags {
     pub allow_other: bool,
-    /// No ACLs: the mode says all.
+    /// Without ACLs, the mode alone decides.
     pub noacl: bool,
-    /// The words that set a flag.
+    /// The options that set a flag.
     set: BTreeSet<String>,
 }
 
@@ -44,20 +44,20 @@ impl Default for Flags {
 }
 
 impl Flags {
-    /// The flags of a mount that is there.
+    /// The flags of an existing mount.
     ///
-    /// `options`: as mountinfo lists them, those of the mount and of its file system.
+    /// `options` are those of the mount and of its file system, as mountinfo lists them.
     pub fn shown(options: &str) -> Flags {
         let mut flags = Flags { set: BTreeSet::new(), ..Flags::default() };
         for word in options.split(',') {
-            // A mount is read-only if either says it: `rw` takes nothing back here.
+            // A mount is read-only if either of the two says so, so `rw` clears nothing here.
             let known = word != "rw" && flags.hear(word);
             flags.allow_other |= !known && word == "allow_other";
         }
         flags
     }
 
-    /// Takes a word of mount(8); false: it is none.
+    /// Applies an option of mount(8). False if it is no such option.
     pub fn hear(&mut self, word: &str) -> bool {
         let Some((on, ..)) = WORDS.iter().find(|(on, off, _)| [*on, *off].contains(&word)) else {
             return false;
@@ -78,7 +78,7 @@ impl Flags {
         set.fold(MountFlags::empty(), |bits, (.., flag)| bits | *flag)
     }
 
-    /// The same for fsmount(2).
+    /// The flags for fsmount(2).
     pub fn attributes(&self) -> MountAttrFlags {
         const ATTRIBUTES: &[(&str, MountAttrFlags)] = &[
             ("ro", MountAttrFlags::MOUNT_ATTR_RDONLY),
@@ -94,14 +94,14 @@ impl Flags {
         set.fold(MountAttrFlags::empty(), |bits, (_, flag)| bits | *flag)
     }
 
-    /// The same, read-only.
+    /// These flags, made read-only.
     pub fn read_only(&self) -> Flags {
         let mut flags = self.clone();
         flags.hear("ro");
         flags
     }
 
-    /// The words that set what is set.
+    /// The options that set these flags.
     pub fn words(&self) -> impl Iterator<Item = &str> {
         self.set.iter().map(String::as_str)
     }

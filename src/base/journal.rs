@@ -1,4 +1,5 @@
-//! What happened, as files under `.imgfs`: refusals in words, jobs with their progress, the log of changes.
+//! What happened, as files under `.imgfs`: refusals with their sentences, jobs with their progress, the
+//! log of changes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -15,13 +16,13 @@ use crate::base::logfile::LogFile;
 use crate::base::name::bound_name;
 use crate::error::{Error, Result};
 
-/// Refusals, ended jobs and failed uploads that are kept.
+/// How many refusals, ended jobs and failed uploads are kept.
 const KEPT: usize = 1000;
-/// A job that came no further for this long stands still: its client is stopped, or waits itself.
+/// A job without progress for this long stands still: its client is stopped, or is itself waiting.
 const STANDING: Duration = Duration::from_secs(10);
 
-/// What happened, or what of it a view is told: there a record's path begins with the view's name, as that of
-/// what is bound to it does.
+/// The journal, or the part of it that a view shows. The paths of a view's records begin with the
+/// view's name, like the names of images bound to it.
 #[derive(Clone)]
 pub struct Journal {
     all: Arc<All>,
@@ -30,7 +31,7 @@ pub struct Journal {
 
 struct ViewOf {
     name: String,
-    /// What was logged before is not of this view.
+    /// Records before this time do not belong to this view.
     since: i64,
 }
 
@@ -38,7 +39,7 @@ struct All {
     refusals: Mutex<VecDeque<Refusal>>,
     jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
     next_job: AtomicU64,
-    /// By name: uploads that no close could refuse, whose, and why.
+    /// Failed uploads whose error no close could return: name, user and reason.
     failed: Mutex<VecDeque<(String, u32, String)>>,
     changes: LogFile,
 }
@@ -68,26 +69,26 @@ pub struct Job {
     uid: u32,
     started_at: i64,
     bytes_done: AtomicU64,
-    /// 0: not known.
+    /// 0 if it is not known.
     pub bytes_total: AtomicU64,
     state: Mutex<(String, Option<(i64, String)>)>,
     moved: Mutex<Instant>,
 }
 
 impl Job {
-    /// Says what the job does now.
+    /// Sets what the job does now.
     pub fn phase(&self, phase: &str) {
         self.state.lock().0 = phase.to_owned();
         *self.moved.lock() = Instant::now();
     }
 
-    /// Says how far the job is.
+    /// Sets how many bytes of the job are done.
     pub fn reached(&self, bytes: u64) {
         self.bytes_done.store(bytes, Ordering::Relaxed);
         *self.moved.lock() = Instant::now();
     }
 
-    /// Ends the job, in words.
+    /// Ends the job with an outcome in words.
     pub fn end(&self, outcome: &str) {
         let mut state = self.state.lock();
         state.0 = "ended".into();
@@ -133,12 +134,12 @@ impl Journal {
         Ok(Journal { all: Arc::new(all), view: None })
     }
 
-    /// The same journal, for a view that was made at `since`.
+    /// This journal for a view that was made at `since`.
     pub fn through(&self, view: &str, since: i64) -> Journal {
         Journal { all: self.all.clone(), view: Some(Arc::new(ViewOf { name: view.to_owned(), since })) }
     }
 
-    /// How a path is recorded: of what is done in a view as `dc1:/web/1`.
+    /// A path as it is recorded. In a view it becomes `dc1::/web/1`.
     fn stored(&self, path: &str) -> String {
         match &self.view {
             Some(view) => bound_name(&view.name, &format!("/{}", path.trim_start_matches('/'))),
@@ -146,12 +147,12 @@ impl Journal {
         }
     }
 
-    /// How a failed upload is: as a file name.
+    /// The recorded name of a failed upload. It serves as a file name.
     fn stored_name(&self, name: &str) -> String {
         self.view.as_ref().map_or_else(|| name.to_owned(), |view| bound_name(&view.name, name))
     }
 
-    /// What a path of something that was done here is; none: it was done elsewhere.
+    /// The path of something that was done here. `None` if it was done elsewhere.
     fn done_here<'p>(&self, path: &'p str) -> Option<&'p str> {
         match &self.view {
             Some(view) => path.strip_prefix(&bound_name(&view.name, "/")),
@@ -159,7 +160,7 @@ impl Journal {
         }
     }
 
-    /// What a recorded path is here; none: it is not told here.
+    /// A recorded path as it shows here. `None` if it does not show here.
     fn shown<'p>(&self, path: &'p str) -> Option<&'p str> {
         match &self.view {
             Some(view) => {
@@ -170,7 +171,7 @@ impl Journal {
         }
     }
 
-    /// Drops what is known of a view that is no more.
+    /// Drops all records of a view that was removed.
     pub fn forget_view(&self, view: &str) {
         let of_view = self.through(view, 0);
         let is_told = |path: &str| of_view.shown(path).is_some();
@@ -179,7 +180,7 @@ impl Journal {
         self.all.failed.lock().retain(|(name, ..)| !is_told(name));
     }
 
-    /// Keeps a refusal for `.imgfs/errors`.
+    /// Records a refusal for `.imgfs/errors`.
     pub fn refuse(&self, uid: u32, gesture: &'static str, path: &str, error: &Error) {
         log::warn!("{gesture} {path}: {error}");
         let refusal = Refusal {
@@ -191,7 +192,7 @@ impl Journal {
             remedy: error.remedy(),
         };
         let mut all = self.all.refusals.lock();
-        // Who reads on, or asks twice, is told once.
+        // A caller that reads on, or asks twice, causes only one record.
         if let Some(last) = all.front_mut().filter(|last| last.is_like(&refusal)) {
             last.at = refusal.at;
             return;
@@ -200,11 +201,11 @@ impl Journal {
         all.push_front(refusal);
     }
 
-    /// `.imgfs/errors`: a line each, newest first, fields between tabs.
+    /// `.imgfs/errors`: one line for each refusal, newest first, fields separated by tabs.
     pub fn errors_text(&self) -> String {
         let mut text = String::new();
         for r in self.all.refusals.lock().iter() {
-            // What others are refused is theirs.
+            // Refusals of other views do not show here.
             let Some(path) = self.done_here(&r.path) else { continue };
             let line = [
                 time_text(r.at),
@@ -250,7 +251,7 @@ impl Journal {
             .collect()
     }
 
-    /// Whose a job is, and its JSON.
+    /// The user of a job, and its JSON.
     pub fn job_text(&self, id: u64) -> Option<(u32, String)> {
         let job = self.all.jobs.lock().get(&id)?.clone();
         Some((job.uid, crate::base::json::pretty(&job.document(self.shown(&job.name)?))))
@@ -260,17 +261,18 @@ impl Journal {
         self.all.jobs.lock().values().filter(|j| !j.ended()).count()
     }
 
-    /// Whether any job moves: what can wait gives way to it. One that stands still keeps nothing waiting.
+    /// Whether any job makes progress. Work that can wait gives way to such a job, but not to one that
+    /// stands still.
     pub fn is_busy(&self) -> bool {
         self.all.jobs.lock().values().any(|j| j.is_moving())
     }
 
-    /// The same of jobs that somebody waits for.
+    /// Whether a job makes progress for which somebody waits.
     pub fn is_uploading(&self) -> bool {
         self.all.jobs.lock().values().any(|j| matches!(j.kind, "upload" | "publish") && j.is_moving())
     }
 
-    /// Notes an upload that was dropped and why, for `.imgfs/failed`.
+    /// Records why an upload was dropped, for `.imgfs/failed`.
     pub fn fail(&self, name: &str, uid: u32, why: &str) {
         let (name, mut failed) = (self.stored_name(name), self.all.failed.lock());
         failed.retain(|(n, ..)| *n != name);
@@ -284,7 +286,7 @@ impl Journal {
         self.all.failed.lock().iter().filter_map(|(n, ..)| self.shown(n)).map(str::to_owned).collect()
     }
 
-    /// Whose a failed upload was, and what became of it.
+    /// The user of a failed upload, and why it failed.
     pub fn failed_text(&self, name: &str) -> Option<(u32, String)> {
         let name = self.stored_name(name);
         self.all.failed.lock().iter().find(|(n, ..)| *n == name).map(|(_, uid, text)| (*uid, text.clone()))
@@ -298,7 +300,7 @@ impl Journal {
         failed.len() < before
     }
 
-    /// Adds a line to the log of changes: time, user, gesture, what of, what came of it.
+    /// Adds a line to the log of changes: time, user, gesture, object, outcome.
     pub fn log(&self, uid: u32, gesture: &str, what: &str, outcome: &str) {
         let what = self.stored(what);
         log::info!("{gesture} {what}: {outcome}");
@@ -306,19 +308,19 @@ impl Journal {
         self.all.changes.add(&format!("{}\n", line.map(|f: String| escape(&f)).join("\t")));
     }
 
-    /// Whether the log of changes, or the `n`th that was put aside, is there.
+    /// Whether the log of changes exists, or the `n`th older one.
     pub fn has_log(&self, n: u32) -> bool {
-        // That others have filled one is theirs to know.
+        // A view must not show that others have filled a log.
         self.all.changes.has(n)
             && (n == 0 || self.view.is_none() || self.log_text(n).is_ok_and(|text| !text.is_empty()))
     }
 
-    /// The log itself, where all of it is told; it can be read from any offset.
+    /// The log itself, if all of it shows. It can be read from any offset.
     pub fn whole_log(&self) -> Option<&LogFile> {
         self.view.is_none().then_some(&self.all.changes)
     }
 
-    /// What is told here of the log of changes, or of the `n`th that was put aside.
+    /// The lines of the log of changes that show here, or those of the `n`th older one.
     ///
     /// # Errors
     ///
@@ -335,7 +337,7 @@ impl Journal {
             if let Some(path) = self.shown(path)
                 && parse_time(at).is_some_and(|at| at >= view.since)
             {
-                // How others did it may have names of theirs in it.
+                // The outcome of a gesture elsewhere may contain names from there.
                 if self.done_here(fields[3]).is_none() {
                     fields.truncate(4);
                     fields.push("by who has the store\n");
@@ -348,7 +350,8 @@ impl Journal {
     }
 }
 
-/// Names come from users: no control character reaches a terminal or splits a line.
+/// Escapes control characters. Names come from users, so none of them may reach a terminal or split a
+/// line.
 pub fn escape(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })

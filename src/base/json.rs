@@ -1,8 +1,8 @@
-//! How our documents stand in their files.
+//! The form of JSON documents in files.
 
 use serde_json::Value;
 
-/// How a document stands in its file: pretty, with a newline at the end.
+/// A document as it is written to a file: pretty, with a newline at the end.
 pub fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }

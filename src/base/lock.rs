@@ -1,4 +1,4 @@
-//! One daemon a store: who holds it, and where it is mounted.
+//! Only one daemon may have a store. This says which one has it, and where the store is mounted.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,12 +11,12 @@ use rustix::fs::{FlockOperation, flock};
 use crate::base::process;
 use crate::error::{Error, Holder, Result};
 
-/// How long the lock may be held by somebody who only looks whether it is; see `holder`.
+/// How long a process may hold the lock that only checks whether it is held; see `holder`.
 const LOOKING: Duration = Duration::from_millis(200);
-/// How many processes are looked at for one that has inherited a lock.
+/// How many processes are searched for one that has inherited a lock.
 const PROCESSES: usize = 10_000;
 
-/// The lock file: flock, so that a dead holder's lock is free by itself.
+/// The lock file. It uses flock, so the lock of a dead holder is free at once.
 pub struct StoreLock {
     file: File,
     path: PathBuf,
@@ -53,8 +53,8 @@ impl StoreLock {
         }
     }
 
-    /// Writes who holds the lock, where the store is mounted, and whether that is a daemon that goes on with
-    /// nothing mounted.
+    /// Writes who holds the lock, where the store is mounted, and whether the daemon goes on with nothing
+    /// mounted.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl StoreLock {
     pub fn describe(&self, mounted: &str, stays: bool) -> Result<()> {
         let stays = if stays { "daemon\n" } else { "" };
         let text = format!("{}\n{mounted}\n{stays}", std::process::id());
-        // Written first and shortened then: whoever reads meanwhile finds a holder.
+        // The text is written first and truncated afterwards, so that a reader always finds a holder.
         let written =
             self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
         written.map_err(Error::io("write", &self.path))
@@ -79,7 +79,7 @@ impl StoreLock {
 }
 
 impl Holder {
-    /// This process.
+    /// This process as the holder.
     pub fn ours(mounted: String) -> Holder {
         Holder { pid: std::process::id(), name: "imgfs".into(), mounted, is_imgfs: true, ..Holder::default() }
     }
@@ -89,7 +89,7 @@ impl Holder {
         (self.stays || !self.mounted.is_empty()) && self.dying.is_none()
     }
 
-    /// The refusal that names it, and why it is still there.
+    /// The refusal that names the holder, and says why it still exists.
     pub fn refuses(mut self, store: &Path) -> Error {
         if !self.mounted.is_empty() && !self.is_mounted_for("self") {
             self.elsewhere =
@@ -98,8 +98,7 @@ impl Holder {
         Error::Locked { store: store.to_owned(), holder: Box::new(self) }
     }
 
-    /// What keeps a daemon whose mount is not here any more: a process that has it in another mount
-    /// namespace.
+    /// Why a daemon goes on whose mount is gone here: the process that has it in another mount namespace.
     pub fn namespace(&self) -> Option<String> {
         if self.mounted.is_empty() || self.is_mounted_for("self") {
             return None;
@@ -115,8 +114,8 @@ impl Holder {
         list.lines().any(|line| line.contains(" fuse.imgfs ") && line.split(' ').nth(4) == Some(&point))
     }
 
-    /// The file may have been copied with its store, or be locked by a backup's script: the kernel knows
-    /// better.
+    /// The file may have been copied with its store, or a backup script may have locked it. So the kernel
+    /// is asked who holds the lock.
     fn of(file: &File) -> Holder {
         let mut text = String::new();
         let mut from = file;
@@ -131,7 +130,7 @@ impl Holder {
     }
 }
 
-/// A path as mountinfo has it.
+/// A path with the escapes of mountinfo.
 fn escaped(path: &str) -> String {
     path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012")
 }
@@ -142,17 +141,18 @@ fn locker(file: &File) -> Option<u32> {
     let device =
         format!("{:02x}:{:02x}:{}", rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()), meta.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    // Some file systems give files other device numbers than the lists have.
+    // Some file systems report other device numbers for files than the lists have.
     let (held, inode) = (|| locks.lines().filter_map(parse_flock), format!(":{}", meta.ino()));
     let pid = held().find(|(_, of)| *of == device).or_else(|| held().find(|(_, of)| of.ends_with(&inode)))?.0;
-    // The lock is the open file's: a child goes on holding it when the process that took it is gone.
+    // The lock belongs to the open file. A child still holds it when the process that took it is gone.
     if Path::new("/proc").join(pid.to_string()).exists() { Some(pid) } else { heir(&device) }
 }
 
-/// The process and the file (`MAJOR:MINOR:INODE`) of a line of /proc/locks, or of a `lock:` line of fdinfo.
+/// The process and the file (`MAJOR:MINOR:INODE`) in a line of /proc/locks, or in a `lock:` line of
+/// fdinfo.
 fn parse_flock(line: &str) -> Option<(u32, String)> {
     let mut words = line.split_whitespace().skip_while(|word| *word != "FLOCK").skip(1);
-    // Those who wait for a lock are listed, too.
+    // Processes that wait for a lock are listed too.
     let kind = words.nth(1)?;
     if kind != "WRITE" || line.contains("->") {
         return None;
@@ -170,7 +170,8 @@ fn heir(device: &str) -> Option<u32> {
     process::all().take(PROCESSES).find(holds)
 }
 
-/// Where a process waits whose first thread has ended while others have not. Source: proc(5), stat and wchan.
+/// What a process waits for, if its first thread has ended while others have not. Source: proc(5), stat
+/// and wchan.
 fn waits_dying(pid: u32) -> Option<String> {
     let directory = Path::new("/proc").join(pid.to_string());
     if !matches!(process::state(&directory), Some('Z' | 'X')) {
@@ -195,8 +196,8 @@ fn parse_lock(text: &str) -> (u32, String, bool) {
 mod tests {
     use super::*;
 
-    /// Right after an umount the guard of the daemon that was looked whether it still held the lock: a
-    /// command that came in that moment was told that the daemon was there.
+    /// Right after an umount, the guard of the old daemon checked whether that daemon still held the lock.
+    /// A command that came at that moment was told that the daemon was still there.
     #[test]
     fn who_looks_at_the_lock_does_not_keep_it_from_being_taken() {
         let dir = tempfile::tempdir().unwrap();
@@ -228,8 +229,8 @@ mod tests {
         }
     }
 
-    /// The store of a daemon that was killed said that a process held it which was long gone: the one that
-    /// had written its number into the file last.
+    /// After a daemon was killed, its store named a holder that was long gone: the process that had last
+    /// written its number into the file.
     #[test]
     fn the_holder_is_who_has_the_lock_and_not_who_wrote_the_file() {
         let dir = tempfile::tempdir().unwrap();

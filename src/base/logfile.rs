@@ -1,5 +1,5 @@
-//! tail -f .imgfs/log: a line a change. It, and what the daemon has to say, in files that are put aside when
-//! they are long.
+//! tail -f .imgfs/log: one line for each change. This log and the daemon's own log are files that are
+//! put aside when they are long.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,20 +10,20 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 
-/// Bytes after which the log is put aside, as `log.1`.
+/// At this size in bytes the log is put aside, as `log.1`.
 const LONG: u64 = 1 << 20;
-/// Logs that are kept aside.
+/// How many older logs are kept.
 pub const ASIDE: u32 = 3;
 
-/// A file that lines are added to, and that is put aside as `NAME.1` when it is long.
+/// A file to which lines are added. When it is long, it is put aside as `NAME.1`.
 pub struct LongFile {
     path: PathBuf,
-    /// Bytes that are long.
+    /// The size in bytes at which it is put aside.
     long: u64,
-    /// How many are kept aside.
+    /// How many older files are kept.
     aside: u32,
     file: File,
-    /// Bytes so far.
+    /// Its size so far, in bytes.
     len: u64,
 }
 
@@ -37,7 +37,7 @@ impl LongFile {
         Ok(LongFile { path, long, aside, file, len })
     }
 
-    /// Makes room for a new file; the oldest goes.
+    /// Makes way for a new file. The oldest one goes.
     fn rotate(&mut self) -> Result<()> {
         let path = |n| aside(&self.path, n);
         for n in (0..self.aside).rev().filter(|n| path(*n).exists()) {
@@ -51,7 +51,7 @@ impl LongFile {
 
 impl Write for LongFile {
     fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
-        // Else it goes on in its old file.
+        // If this fails, the log goes on in its old file.
         if self.len >= self.long {
             let _ = self.rotate();
         }
@@ -82,24 +82,24 @@ impl LogFile {
         Ok(LogFile { dir: dir.to_owned(), file: Mutex::new(file) })
     }
 
-    /// Adds a line. The change is made: a log that cannot be written does not undo it.
+    /// Adds a line. The change is made already, so a failure to write the log does not undo it.
     pub fn add(&self, line: &str) {
         if let Err(e) = self.file.lock().write_all(line.as_bytes()) {
             log::error!("cannot write the log: {e}");
         }
     }
 
-    /// The bytes of the log, or of the `n`th aside.
+    /// The size of the log in bytes, or that of the `n`th older one.
     pub fn len(&self, n: u32) -> u64 {
         if n == 0 { self.file.lock().len } else { std::fs::metadata(self.path(n)).map_or(0, |m| m.len()) }
     }
 
-    /// Whether the `n`th is there.
+    /// Whether the `n`th older log exists.
     pub fn has(&self, n: u32) -> bool {
         n == 0 || self.path(n).exists()
     }
 
-    /// Appends what the log, or the `n`th aside, has from `offset` on, up to `most` bytes.
+    /// Appends the bytes of the log, or of the `n`th older one, from `offset` on, up to `most` bytes.
     ///
     /// # Errors
     ///

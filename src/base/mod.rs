@@ -1,4 +1,4 @@
-//! What knows no store: names, times, digests, locks, system calls.
+//! Code that knows no store: names, times, digests, locks, system calls.
 
 pub mod acl;
 pub mod clock;

@@ -7,11 +7,11 @@ use crate::error::{Error, Result};
 /// The longest name, in bytes; Linux's NAME_MAX.
 pub const NAME_MAX: usize = 255;
 
-/// The endings of archives, matched without regard to case; some say how they are compressed, too.
+/// The endings of archives, in lower or upper case. Some also name a compression.
 const ARCHIVE_SUFFIXES: &[&str] = &[".tar", ".tgz", ".txz", ".tlz", ".tbz2", ".tbz", ".tzst", ".ova"];
 
-/// The endings of disks, file system images and streams of zfs. The content decides: a qcow2 may be called
-/// disk.vmdk.
+/// The endings of disks, file system images and streams of zfs. The content decides which it is: a
+/// qcow2 may have the name disk.vmdk.
 const PAYLOAD_SUFFIXES: &[&str] = &[
     ".qcow2",
     ".img",
@@ -32,7 +32,7 @@ const PAYLOAD_SUFFIXES: &[&str] = &[
 /// The endings of compressed files.
 const COMPRESSED_SUFFIXES: &[&str] = &[".gz", ".bz2", ".xz", ".zst", ".zstd", ".pzstd", ".lz4", ".lzma"];
 
-/// The endings of files that a program has not finished: browsers, wget, rsync, curl, FileZilla, aria2, vim.
+/// The endings of unfinished files, as browsers, wget, rsync, curl, FileZilla, aria2 and vim use them.
 const TEMPORARY_SUFFIXES: &[&str] =
     &[".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", ".aria2", ".swp", "~"];
 
@@ -41,7 +41,7 @@ const TEMPORARY_SUFFIXES: &[&str] =
 pub struct ImageName(String);
 
 impl ImageName {
-    /// Checks the naming rule of the contract.
+    /// Checks the rule for names.
     ///
     /// # Errors
     ///
@@ -78,12 +78,13 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// The name of an alias: as an image's, or of several parts with slashes between them, as `centos/6/amd64`.
+/// The name of an alias. It is like an image's name, or has several parts with slashes between them, as
+/// `centos/6/amd64`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AliasName(String);
 
 impl AliasName {
-    /// Checks each part. Of several, the parts behind the first may be any file's name: LXD has
+    /// Checks each part. If there are several, all but the first may have any file name: LXD has
     /// `ubuntu/22.04/default`.
     ///
     /// # Errors
@@ -124,16 +125,16 @@ impl From<&AliasName> for AliasName {
     }
 }
 
-/// Between the name of a view and that of what is bound to it. Names with one colon are Anbox's:
-/// `bionic:android11:amd64`.
+/// Separates the name of a view from the name of something bound to it. Anbox uses names with a single
+/// colon: `bionic:android11:amd64`.
 pub const OF_VIEW: &str = "::";
 
-/// The name that something of a view has in the store: `dc1::web`.
+/// The name in the store of something bound to a view: `dc1::web`.
 pub fn bound_name(view: &str, name: &str) -> String {
     format!("{view}{OF_VIEW}{name}")
 }
 
-/// Parses a version number as its directory is called: decimal, no sign, no leading zero.
+/// Parses a version number in the form of its directory's name: decimal, no sign, no leading zero.
 pub fn parse_number(name: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(name).ok()?;
     if text.is_empty()
@@ -148,8 +149,8 @@ pub fn parse_number(name: &[u8]) -> Option<u32> {
 /// What a new file's name says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise<'n> {
-    /// An upload for the image of this name: the file's name without every ending that says how an image is
-    /// packed. In an image the name says nothing.
+    /// An upload for the image with this name. The name is the file's name without all endings that say how
+    /// an image is packed. Inside an image the name means nothing.
     Upload(&'n str),
     /// A temporary name: the file is staged until a rename gives it another one.
     Staged,
@@ -171,8 +172,8 @@ pub fn image_stem(name: &str) -> &str {
     strip_packing(name).unwrap_or(name)
 }
 
-/// `web.tar.gz` for `web.tar.gz.1`: logrotate and savelog number what they put aside. A number alone says
-/// nothing.
+/// `web.tar.gz` for `web.tar.gz.1`: logrotate and savelog add such numbers to older files. A number
+/// alone means nothing.
 fn unrotated(name: &str) -> &str {
     let is_number =
         |number: &str| (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
@@ -181,14 +182,15 @@ fn unrotated(name: &str) -> &str {
     rotated.map_or(name, |(rest, _)| rest)
 }
 
-/// A name without the endings of compression and of the archive or disk in it; none if it has no such ending.
+/// A name without the endings of its compression, and of the archive or disk in it. `None` if it has no
+/// such ending.
 fn strip_packing(name: &str) -> Option<&str> {
     let unpacked = strip(name, COMPRESSED_SUFFIXES);
     let inner = unpacked.unwrap_or(name);
     strip(inner, ARCHIVE_SUFFIXES).or_else(|| strip(inner, PAYLOAD_SUFFIXES)).or(unpacked)
 }
 
-/// What a file's name says of the version in it, as in `anbox-lxd-bionic_1.7_amd64.tar.xz`.
+/// What a file's name says about the version in it, as in `anbox-lxd-bionic_1.7_amd64.tar.xz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionTag {
     /// The version string, which becomes a label.
@@ -196,10 +198,10 @@ pub struct VersionTag {
     pub architecture: Option<&'static str>,
 }
 
-/// Reads NAME_VERSION_ARCH, with an architecture that is known: the name, and what the rest says.
+/// Reads NAME_VERSION_ARCH, if the architecture is known. Returns the name, and what the rest says.
 /// Source: systemd.v(7), for the form; the words are those of all systems, see `architecture`.
 pub fn parse_tag(stem: &str) -> Option<(&str, VersionTag)> {
-    // `x86_64` has an underscore of its own.
+    // `x86_64` itself has an underscore.
     let ends = stem.match_indices('_').map(|(at, _)| at).rev().take(2);
     let (rest, arch) = ends.into_iter().find_map(|at| Some((&stem[..at], architecture(&stem[at + 1..])?)))?;
     let (name, version) = rest.rsplit_once('_')?;
@@ -207,8 +209,8 @@ pub fn parse_tag(stem: &str) -> Option<(&str, VersionTag)> {
     good.then(|| (name, VersionTag { label: Some(version.to_owned()), architecture: Some(arch) }))
 }
 
-/// Whether a name says that its bytes are a disk image, whatever they look like. rsync's `.vm.img.gz.Ab12Cd`
-/// does, too.
+/// Whether a name says that its bytes are a disk image, whatever they look like. This includes rsync's
+/// `.vm.img.gz.Ab12Cd`.
 pub fn means_raw_disk(name: &str) -> bool {
     if let Some(temporary) = name.strip_prefix('.') {
         return temporary
@@ -220,7 +222,7 @@ pub fn means_raw_disk(name: &str) -> bool {
     strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".img", ".raw"]).is_some()
 }
 
-/// Whether a name says that its stream is one of a zfs volume, which is a disk.
+/// Whether a name says that its stream is a zfs volume, which is a disk.
 pub fn means_volume(name: &str) -> bool {
     let name = unrotated(name);
     strip(strip(name, COMPRESSED_SUFFIXES).unwrap_or(name), &[".zvol"]).is_some()
@@ -234,13 +236,14 @@ fn strip<'n>(name: &'n str, suffixes: &[&str]) -> Option<&'n str> {
     })
 }
 
-/// Whether GNU `ln -sf` made this name: `Cu` and six letters or digits, renamed over the real one at once.
-/// Source: coreutils 9.1, lib/force-link.c.
+/// Whether GNU `ln -sf` made this name: `Cu` and six letters or digits. ln renames it over the real
+/// name at once. Source: coreutils 9.1, lib/force-link.c.
 pub fn is_ln_temporary(name: &str) -> bool {
     name.len() == 8 && name.starts_with("Cu") && name.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
-/// The one spelling of an architecture that imgfs uses, as uname(1) and LXD have it, for all that are in use.
+/// The spelling of an architecture that imgfs uses, which is that of uname(1) and LXD, for all
+/// spellings in use.
 pub fn architecture(word: &str) -> Option<&'static str> {
     const KNOWN: &[(&str, &[&str])] = &[
         ("x86_64", &["amd64", "x86-64", "generic_64"]),
@@ -267,7 +270,7 @@ pub fn architecture(word: &str) -> Option<&'static str> {
         .map(|(name, _)| *name)
 }
 
-/// Whether a file of this name in a version could only be one of imgfs's own.
+/// Whether a file of this name in a version would conflict with one of imgfs's own.
 pub fn is_part_of_version(name: &str) -> bool {
     let ours = [
         "changes",

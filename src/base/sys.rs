@@ -1,4 +1,4 @@
-//! The only unsafe code: calls that no library wraps, each with the reason why it is sound.
+//! The only unsafe code: calls for which no library has a wrapper. Each has the reason why it is sound.
 
 #![allow(unsafe_code, reason = "its place")]
 
@@ -11,10 +11,11 @@ use rustix::fs::FallocateFlags;
 
 use crate::error::{Error, Result};
 
-/// Maps a file of ours for reading.
+/// Maps one of imgfs's files for reading.
 ///
-/// The files mapped are a store's trees, or what they unpack to, and its blob table: written once or appended
-/// to by the one process that holds the store's lock, and never made shorter while mapped.
+/// The mapped files are a store's trees, or what they unpack to, and its blob table. They are written
+/// once, or appended to by the process that holds the store's lock. They never become shorter while
+/// they are mapped.
 ///
 /// # Errors
 ///
@@ -25,16 +26,16 @@ pub fn map(file: &File, path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(file) }.map_err(Error::io("map", path))
 }
 
-/// Asks the kernel to begin writing a range to the disk, so that the later sync finds little left to do.
-/// A hint: its failure is the later sync's failure.
+/// Asks the kernel to start writing a range to the disk, so that the later sync has little left to do.
+/// This is only a hint: if the write fails, the later sync fails too.
 pub fn start_writeback(file: &File, offset: u64, len: u64) {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
     // SAFETY: takes a descriptor that `file` keeps open and two numbers; touches no memory of ours.
     unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Keeps files that whoever started this program left open (`flock 9`, a pipe) from programs that it starts
-/// in turn: a daemon would hold them open, and locked, for as long as it runs.
+/// Stops programs that this one starts from inheriting files that its own parent left open (`flock 9`,
+/// a pipe). A daemon would otherwise hold them open, and locked, as long as it runs.
 pub fn keep_inherited_files() {
     // SAFETY: marks descriptors, by number; closes none, and touches no memory of ours.
     unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
@@ -54,7 +55,8 @@ pub fn leave_mount_namespace() -> rustix::io::Result<()> {
     }
 }
 
-/// Gives memory that the allocator holds back to the system; an ingest leaves tens of megabytes otherwise.
+/// Returns memory that the allocator holds to the system. Without this, an ingest leaves tens of
+/// megabytes.
 pub fn trim_memory() {
     // SAFETY: glibc's malloc_trim takes a number and may be called at any time from any thread.
     #[cfg(target_env = "gnu")]
@@ -63,7 +65,7 @@ pub fn trim_memory() {
     };
 }
 
-/// Caps the number of heaps the allocator makes for threads; uploads start several threads each.
+/// Limits how many heaps the allocator makes for threads, because each upload starts several threads.
 pub fn limit_heaps() {
     // SAFETY: glibc's mallopt takes two numbers; called once, before threads are started.
     #[cfg(target_env = "gnu")]
@@ -83,7 +85,7 @@ pub fn random(out: &mut [u8]) -> Result<()> {
     File::open(path).and_then(|mut f| f.read_exact(out)).map_err(Error::io("read", path))
 }
 
-/// Whether a path is there, as far as this user may look; `None` where that cannot be told, or not soon.
+/// Whether a path exists, as far as this user may look. `None` if that cannot be told, or not soon.
 pub fn is_there_for(uid: u32, gid: u32, path: &Path) -> Option<bool> {
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let path = path.to_owned();
@@ -107,14 +109,14 @@ pub fn is_there_for(uid: u32, gid: u32, path: &Path) -> Option<bool> {
     told.recv_timeout(std::time::Duration::from_secs(1)).ok()?
 }
 
-/// Gives a range of a file back to the disk; it reads as zeros then.
+/// Returns a range of a file to the disk. It then reads as zeros.
 ///
 /// # Errors
 ///
 /// `Io`.
 pub fn punch(file: &File, path: &Path, from: u64, len: u64) -> Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, len) {
-        // A file system without holes keeps the space until the file goes.
+        // On a file system without holes the space stays used until the file is deleted.
         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
         Err(e) => Err(Error::Io { doing: "punch", path: path.to_owned(), source: e.into() }),
     }

@@ -1,8 +1,8 @@
-//! What every change asks first: whether the store may still be written.
+//! What every change checks first: whether the store may still be written.
 //!
-//! A sync that failed is not tried again as if it had not: the kernel says so once, drops what it could not
-//! write, and the next sync succeeds. After that nobody knows what the disk holds, so nothing is written any
-//! more until the store is opened again; reading goes on.
+//! imgfs does not simply repeat a failed sync. The kernel reports the failure once, drops what it could
+//! not write, and the next sync succeeds. After that nobody knows what the disk holds. So nothing is
+//! written until the store is opened again; reading goes on.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, Result};
 use crate::fault;
 
-/// Shared by all that write files which live longer than an upload.
+/// Shared by everything that writes files which outlive an upload.
 #[derive(Clone, Default)]
 pub struct Writable {
     stopped: Arc<OnceLock<String>>,
@@ -33,13 +33,13 @@ impl Writable {
         self.stopped.get().map(String::as_str)
     }
 
-    /// Nothing is written from now on.
+    /// Stops all writing from now on.
     pub fn stop(&self, why: &Error) {
         log::error!("{why}: nothing is written until the store is opened again");
         let _ = self.stopped.set(why.to_string());
     }
 
-    /// The outcome of a sync of `path`: a failure stops all writing.
+    /// Checks the outcome of a sync of `path`. A failure stops all writing.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Rows as columns of their tables, and back.
+//! Converts rows to the columns of their tables, and back.
 
 use rusqlite::types::Value;
 
@@ -81,7 +81,7 @@ pub(super) fn lease_values(l: &Lease) -> Vec<Value> {
     vec![integer(l.serial), integer(l.version), Value::Text(l.name.clone()), json(&l.facts)]
 }
 
-/// A column as a type; `None` if it is of another one.
+/// A column as a type. `None` if it has another type.
 pub(super) trait Column: Sized {
     fn take(value: &Value) -> Option<Self>;
 }
@@ -114,7 +114,7 @@ pub(super) fn column<T: Column>(row: &[Value], n: usize) -> Option<T> {
     T::take(row.get(n)?)
 }
 
-/// A column of JSON that may be NULL; the outer `None` if it is something else.
+/// A column of JSON that may be NULL. The outer `None` means that it holds something else.
 fn json_column<T: serde::de::DeserializeOwned>(row: &[Value], n: usize) -> Option<Option<T>> {
     match column::<Option<String>>(row, n)? {
         Some(text) => serde_json::from_str(&text).ok().map(Some),

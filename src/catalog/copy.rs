@@ -1,13 +1,14 @@
-//! The rows once more, as text: what a lost or damaged catalog.db is made again of.
+//! A second copy of all rows, as text. A lost or damaged catalog.db is made again from it.
 //!
 //! ```text
 //! imgfs rows 1
 //! CHECK 7 {"next_serial":12,"rows":[{"Image":{...}},{"DropVersion":3}]}
 //! ```
 //!
-//! A line a commit, with its number, appended and synced after SQLite's own; CHECK is BLAKE3 of what follows
-//! it, in hex. When the file has grown to several times what it takes to say everything, it is written anew,
-//! as one line. A line that is torn is the last, of a commit that nobody was told of.
+//! Each commit is one line with its number, appended and synced after SQLite's own write. CHECK is the
+//! BLAKE3 of the rest of the line, in hex. When the file has grown to several times the size of all
+//! rows, it is written again, as one line. Only the last line can be torn; it belongs to a commit that
+//! nobody was told of.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -19,20 +20,20 @@ use crate::catalog::{Model, Row};
 use crate::error::{Error, Result};
 use crate::format::{ROWS_MAGIC, write_durably};
 
-/// A file of fewer bytes is never too long.
+/// A file with fewer bytes than this is never too long.
 const SMALL: u64 = 256 * 1024;
-/// How many times longer than all rows it may become.
+/// How many times the size of all rows it may grow to.
 const GROWTH: u64 = 3;
-/// Bytes read from the end at first.
+/// How many bytes are read from the end at first.
 const TAIL: u64 = 64 * 1024;
 
-/// The copy, open to be appended to.
+/// The copy, open for appending.
 pub struct Copy {
     path: PathBuf,
-    /// None after a failure: what was synced then is not known, and the file is written anew.
+    /// `None` after a failure. What was synced then is unknown, so the file is written again.
     file: Option<File>,
     size: u64,
-    /// Bytes when it was last written anew.
+    /// Its size when it was last written again.
     whole: u64,
 }
 
@@ -49,7 +50,8 @@ struct LineOf<'r> {
 }
 
 impl Copy {
-    /// Opens the copy to go on from `model`; one that ends otherwise, or is not there, is written anew.
+    /// Opens the copy to continue from `model`. A copy that does not end there, or does not exist, is
+    /// written again.
     ///
     /// # Errors
     ///
@@ -59,7 +61,7 @@ impl Copy {
         if last_commit(path)? == Some(model.commit) {
             let file = File::options().append(true).open(path).map_err(Error::io("open", path))?;
             copy.size = file.metadata().map_err(Error::io("stat", path))?.len();
-            // How long it was is not known: it may grow by as much again.
+            // The size of all rows in it is unknown, so it may grow by as much again.
             copy.whole = copy.size / 2;
             copy.file = Some(file);
         } else {
@@ -72,7 +74,7 @@ impl Copy {
         &self.path
     }
 
-    /// Adds a commit, durably. A failure is told, and leaves the copy to be written anew.
+    /// Adds a commit, durably. A failure is logged, and the copy will be written again.
     pub fn append(&mut self, commit: u64, next_serial: u32, rows: &[Row]) {
         let Some(mut file) = self.file.take() else { return };
         let line = line_of(commit, next_serial, rows);
@@ -85,16 +87,16 @@ impl Copy {
         }
     }
 
-    /// Whether it is to be written anew: it has grown, or failed.
+    /// Whether it must be written again, because it has grown or failed.
     pub fn is_stale(&self) -> bool {
         self.file.is_none() || self.size > SMALL.max(self.whole * GROWTH)
     }
 
-    /// Writes the copy anew.
+    /// Writes the copy again.
     ///
     /// # Errors
     ///
-    /// `Io`; then it stays as it was.
+    /// `Io`; the copy then stays as it was.
     pub fn rewrite(&mut self, model: &Model) -> Result<()> {
         self.file = None;
         let line = line_of(model.commit, model.next_serial, &model.rows());
@@ -114,7 +116,7 @@ fn line_of(commit: u64, next_serial: u32, rows: &[Row]) -> String {
     format!("{} {text}\n", blake3::hash(text.as_bytes()).to_hex())
 }
 
-/// The number and the JSON of a line whose check holds.
+/// The number and the JSON of a line, if its check is right.
 fn parse(line: &[u8]) -> Option<(u64, &str)> {
     let line = std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
     let (check, text) = line.split_once(' ')?;
@@ -152,14 +154,14 @@ pub fn last_commit(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// What a copy says.
+/// The content of a copy.
 pub struct Said {
     pub model: Model,
-    /// Whether every line was good, but for a torn last one.
+    /// Whether every line was good, except for a torn last one.
     pub whole: bool,
 }
 
-/// Reads a copy as far as it is good.
+/// Reads a copy up to its first bad line.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! imgfs mount -o view=dc1: the catalog as a view shows it, and changes it.
+//! imgfs mount -o view=dc1: the catalog as a view shows and changes it.
 //!
 //! ```text
 //! the whole store                     view dc1
@@ -7,9 +7,9 @@
 //! lts, dc2::web                                  not there
 //! ```
 //!
-//! What reads through a lens finds nothing else in the model; what is committed through one is checked and
-//! named here, on its way to the rows. So a gesture needs not know that it is made in a view, and cannot
-//! forget it.
+//! A reader with a lens finds only what the view shows in the model. A commit through a lens is checked
+//! here, and its rows get the names of the whole store. So a gesture need not know that it runs in a
+//! view, and cannot forget it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use crate::base::name::{NAME_MAX, OF_VIEW, bound_name};
 use crate::catalog::{Alias, Catalog, Image, InTrash, Label, Lease, Model, Named, Root, Row, Version};
 use crate::error::{Error, Result};
 
-/// The prefix of the keys that views are kept under.
+/// The prefix of the settings that store views.
 const VIEW: &str = "view.";
 
-/// The setting that says how what is bound to views is named: by `OF_VIEW`.
+/// The setting that records that the names of images bound to views use `OF_VIEW`.
 const NAMES_FORM: &str = "names.form";
 
-/// A view: which images it has beside those that are bound to it, and what is default there.
+/// A view: its attached images, in addition to those bound to it, and its defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct View {
     pub created_at: i64,
@@ -38,34 +38,34 @@ pub struct View {
     pub default_image: Option<u32>,
     #[serde(default)]
     pub default_hidden: bool,
-    /// `default.vm`, as in the model of the store.
+    /// For example `default.vm`, as in the model of the store.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, String>,
-    /// Who may make and delete images in it, once somebody has said so.
+    /// Who may make and delete images in it, if somebody has set that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Root>,
 }
 
 impl Row {
-    /// A view's row; none: there is no such view any more.
+    /// A view's row. `None` removes the view.
     pub fn view(name: &str, view: Option<&View>) -> Row {
         let value = view.map(|view| serde_json::to_string(view).expect("plain structs of text and numbers"));
         Row::Setting { key: format!("{VIEW}{name}"), value }
     }
 }
 
-/// The image whose icon a setting of this key holds.
+/// The image whose icon is stored in a setting with this key.
 fn icon_of(key: &str) -> Option<u32> {
     key.strip_prefix("icon.")?.parse().ok()
 }
 
-/// The name of the view that a setting of this key holds.
+/// The name of the view that is stored in a setting with this key.
 pub(super) fn view_of_key(key: &str) -> Option<&str> {
     key.strip_prefix(VIEW)
 }
 
 impl Model {
-    /// The view that an image or an alias of this name is bound to, and its name there.
+    /// The view to which an image or alias of this name is bound, and its name there.
     pub fn bound<'n>(&self, name: &'n str) -> Option<(&'n str, &'n str)> {
         name.split_once(OF_VIEW).filter(|(view, _)| self.views.contains_key(*view))
     }
@@ -78,8 +78,8 @@ impl Model {
         })
     }
 
-    /// The live images that are attached to a view, and that it shows: none that was bound to another
-    /// meanwhile, and none of a name that something of the view's own has.
+    /// The live images that are attached to a view and that it shows. Images that were bound to another
+    /// view meanwhile do not show. Nor do images whose name the view itself has used.
     pub fn attached_to<'m>(&'m self, view: &'m str) -> impl Iterator<Item = &'m Image> {
         let attached = self.views.get(view).into_iter().flat_map(|view| &view.attached);
         let live = attached.filter_map(|serial| self.live_image(*serial));
@@ -88,19 +88,19 @@ impl Model {
         })
     }
 
-    /// All that a view shows, by their names in it.
+    /// All images that a view shows, by their names in it.
     pub fn images_of_view<'m>(&'m self, view: &'m str) -> impl Iterator<Item = (&'m str, &'m Image)> {
         self.bound_to(view).chain(self.attached_to(view).map(|image| (image.name.as_str(), image)))
     }
 
-    /// The default image of a view, if it shows that.
+    /// The default image of a view, if the view shows it.
     pub fn view_default(&self, name: &str, view: &View) -> Option<&Image> {
         let image = view.default_image.and_then(|image| self.live_image(image))?;
         let of = self.bound(&image.name).map(|(of, _)| of);
         (of == Some(name) || of.is_none() && view.attached.contains(&image.serial)).then_some(image)
     }
 
-    /// Refuses a change of an image that this view only sees.
+    /// Refuses a change of an image that this view may only read.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Model {
         }
     }
 
-    /// The model that a view shows; of one that is not there any more, an empty one.
+    /// The model that a view shows. It is empty if the view no longer exists.
     fn seen_by(&self, name: &str) -> Model {
         let mut seen = Model::default();
         (seen.next_serial, seen.blobs, seen.commit) = (self.next_serial, self.blobs, self.commit);
@@ -127,7 +127,8 @@ impl Model {
         };
         for image in self.images.values() {
             let Some(shown) = own(&image.name) else { continue };
-            // What is in the trash since before is of another view of this name, or of none.
+            // What went into the trash before the view was made belongs to an older view of this name, or to
+            // none.
             if image.trashed_at.is_some_and(|at| at < view.created_at) {
                 continue;
             }
@@ -135,7 +136,7 @@ impl Model {
             seen.apply(Row::Image(Image { name: shown, trash_name, ..image.clone() }.into()));
         }
         for image in self.attached_to(name) {
-            // It is looked at by whom its mode lets, and changed by nobody.
+            // The image's mode decides who may read it. Nobody may change it here.
             seen.apply(Row::Image(Image { mode: image.mode & !0o222, ..image.clone() }.into()));
             seen.attached.insert(image.serial);
         }
@@ -157,14 +158,14 @@ impl Model {
             }
         }
         for label in self.labels.values().filter(|label| images.contains(&label.image)) {
-            // What its owner has thrown away is not this view's to bring back.
+            // The view must not restore a label that the image's owner has deleted.
             if label.trashed.is_none() || !seen.attached.contains(&label.image) {
                 seen.apply(Row::Label(Label { trashed: link_in_trash(&label.trashed), ..label.clone() }));
             }
         }
         for lease in self.leases.values() {
             let Some(version) = seen.versions.get(&lease.version) else { continue };
-            // Of an image of others, who of them uses it is theirs to know.
+            // If the image belongs to others, the view does not show which of them use it.
             let name = if seen.attached.contains(&version.image) {
                 own(&lease.name)
             } else {
@@ -186,8 +187,8 @@ impl Model {
 }
 
 impl Catalog {
-    /// Up to format 6 what is bound to a view was named with one colon, `dc1:web`. Gives all of it the names
-    /// of today, once.
+    /// Up to format 6, images bound to views had names with one colon, `dc1:web`. This renames all of them
+    /// once to the current form.
     ///
     /// # Errors
     ///
@@ -226,12 +227,12 @@ impl Catalog {
     }
 }
 
-/// A view that a mount looks through.
+/// The view through which a mount sees the catalog.
 #[derive(Debug)]
 pub(super) struct Lens {
     /// immutable
     pub(super) view: String,
-    /// What it shows, as of some commit.
+    /// The model that it shows, as of some commit.
     seen: Mutex<Option<Arc<Model>>>,
 }
 
@@ -240,7 +241,7 @@ impl Lens {
         Lens { view: view.to_owned(), seen: Mutex::default() }
     }
 
-    /// The model that it shows of the whole as that is now.
+    /// The model that it shows of the whole store as it is now.
     pub(super) fn look(&self, whole: &Model) -> Arc<Model> {
         let mut seen = self.seen.lock();
         match &*seen {
@@ -249,12 +250,12 @@ impl Lens {
         }
     }
 
-    /// The rows of the store that these rows of the view are.
+    /// Converts rows of the view to rows of the store.
     ///
     /// # Errors
     ///
-    /// `Attached` for a change of what the view only sees; `NotFound` for what it does not; `Taken`,
-    /// `NameTooLong`.
+    /// `Attached` for a change of what the view may only read; `NotFound` for what it does not show;
+    /// `Taken`, `NameTooLong`.
     pub(super) fn stored(&self, whole: &Model, seen: &Model, rows: Vec<Row>) -> Result<Vec<Row>> {
         let before = whole.views.get(&self.view).ok_or_else(|| missing("image any more"))?;
         let mut view = before.clone();
@@ -279,11 +280,11 @@ impl Lens {
         Ok(out)
     }
 
-    /// Refuses a row about what is not bound to the view.
+    /// Refuses a row about something that is not bound to the view.
     fn refuse_foreign(&self, whole: &Model, seen: &Model, row: &Row) -> Result<()> {
         let bound = |serial: u32| match seen.images.get(&serial) {
             Some(image) => seen.refuse_attached(image),
-            // One that this change makes.
+            // The image is made by this same change.
             None if !whole.images.contains_key(&serial) => Ok(()),
             None => Err(missing("such image")),
         };
@@ -296,7 +297,7 @@ impl Lens {
                 bound(seen.versions.get(serial).ok_or_else(|| missing("such version"))?.image)
             }
             Row::DropAlias(serial) => {
-                // One of the whole store's goes with what it leads to.
+                // An alias of the whole store is dropped together with its target.
                 let of = whole.aliases.get(serial).map(|alias| alias.image);
                 if seen.aliases.contains_key(serial) {
                     return Ok(());
@@ -308,7 +309,7 @@ impl Lens {
             }
             Row::DropLease(serial) if !seen.leases.contains_key(serial) => Err(missing("such lease")),
             Row::Setting { key, .. } => match icon_of(key) {
-                // An icon is its image's.
+                // An icon follows the rules of its image.
                 Some(image) => bound(image),
                 None => Err(Error::Managed { what: format!("the setting {key}"), why: "it is the store's" }),
             },
@@ -321,7 +322,7 @@ impl Lens {
         }
     }
 
-    /// A row with the names that the whole store has for them.
+    /// Converts a row to the names that the whole store uses.
     fn bound_row(&self, whole: &Model, seen: &Model, row: Row) -> Result<Row> {
         let name_of = |name: &str| {
             let stored = bound_name(&self.view, name);
@@ -364,7 +365,8 @@ fn missing(what: &str) -> Error {
     Error::NotFound { what: format!("{what} in this view") }
 }
 
-/// Takes what the view has for itself: its default, its root and the defaults of types. Gives back the rest.
+/// Takes out a row that the view stores itself: its default, its root, or the default of a type.
+/// Returns any other row.
 fn own_row(view: &mut View, row: Row) -> Option<Row> {
     match row {
         Row::Default { image, hidden } => (view.default_image, view.default_hidden) = (image, hidden),
@@ -378,12 +380,12 @@ fn own_row(view: &mut View, row: Row) -> Option<Row> {
     None
 }
 
-/// Refuses a name that in the store is that of what the view does not see: an alias to an image that is not
-/// attached.
+/// Refuses a name that something in the store already has which the view does not show, such as an
+/// alias to an image that is not attached.
 fn refuse_unseen(whole: &Model, seen: &Model, name: &str, is: Named) -> Result<()> {
     match whole.named(name) {
         Some(Named::Image(serial)) if seen.images.contains_key(&serial) => Ok(()),
-        // One that is replaced goes by the same change.
+        // An alias that is replaced is dropped by the same change.
         Some(Named::Alias(serial)) if seen.aliases.contains_key(&serial) => Ok(()),
         Some(found) if found != is => {
             Err(Error::Taken { name: name.to_owned(), holder: "there is one already".into() })

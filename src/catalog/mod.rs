@@ -1,8 +1,9 @@
 //! The catalog: images, versions, their aliases, labels and leases, and settings, in SQLite and in memory.
 //!
-//! Readers see the `Model` in memory. A change is a list of `Row`s that a verb works out from the model;
-//! `commit` writes it in one transaction, and only then does the model change: one gesture, one transaction.
-//! All rows are in a second file as well, of which a lost or damaged catalog.db is made again.
+//! Readers use the `Model` in memory. A gesture works out a change from the model as a list of `Row`s.
+//! `commit` writes it in one transaction, and the model changes only after that: one gesture, one
+//! transaction. A second file also has all rows, and a lost or damaged catalog.db is made again from
+//! it.
 
 mod columns;
 mod copy;
@@ -34,8 +35,8 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::format::{sync_dir, write_durably};
 
-/// A file that is there from when a catalog is made again without all its rows until trees that lack them
-/// have some.
+/// This file exists after the catalog was made again without all its rows. It goes once every tree has
+/// a row.
 const REBUILDING: &str = "rebuilding";
 
 /// One row's new state.
@@ -56,28 +57,28 @@ pub enum Row {
         image: Option<u32>,
         hidden: bool,
     },
-    /// Ids of blobs below this were given out.
+    /// Blob ids below this were given out.
     Blobs(u32),
-    /// The owner and mode of the mount's root, once somebody has set them.
+    /// The owner and mode of the mount's root, if somebody has set them.
     Root(Root),
-    /// What somebody has chosen, by key; none: it is as if nobody had.
+    /// A setting that somebody has chosen, by key. `None` goes back to the default.
     Setting {
         key: String,
         value: Option<String>,
     },
 }
 
-/// A change being worked out: the model as it is, and the rows that will change it.
+/// A change that is being worked out: the current model, and the rows that will change it.
 pub struct Transaction<'m> {
     pub model: &'m Model,
-    /// The same without a view.
+    /// The model of the whole store, without a view.
     pub whole: &'m Model,
     rows: Vec<Row>,
     next_serial: u32,
 }
 
 impl Transaction<'_> {
-    /// A serial that was never given out before.
+    /// A serial that was never used before.
     pub fn serial(&mut self) -> u32 {
         self.next_serial += 1;
         self.next_serial - 1
@@ -88,7 +89,7 @@ impl Transaction<'_> {
     }
 }
 
-/// The catalog, or what a view shows of it.
+/// The catalog, or the part of it that a view shows.
 #[derive(Clone)]
 pub struct Catalog {
     all: Arc<All>,
@@ -96,14 +97,14 @@ pub struct Catalog {
 }
 
 struct All {
-    /// Taken for the whole of a change; lock order: before `model`.
+    /// Held during a whole change. Lock order: before `model`.
     files: Mutex<Files>,
     model: RwLock<Model>,
     writable: Writable,
     reserve: Reserve,
 }
 
-/// The state of the catalog, which holds as long as this does.
+/// The state of the catalog. It does not change while this value lives.
 pub enum Seen<'c> {
     Whole(RwLockReadGuard<'c, Model>),
     View(Arc<Model>),
@@ -128,17 +129,18 @@ struct Files {
 /// What was done to open the catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Nothing out of the way.
+    /// The catalog was good.
     Sound,
-    /// It was made again of its copy, and nothing is missing.
+    /// It was made again from its copy, and nothing is missing.
     Rebuilt,
-    /// It was made again, as far as there was a copy: rows may be missing.
+    /// It was made again from what there was of a copy. Rows may be missing.
     RebuiltInPart,
 }
 
 impl Catalog {
-    /// Opens the catalog in `dir`, or makes a new one. One that is lost, damaged, or behind its copy is put
-    /// aside and made again. `has_content`: there are trees, so an empty catalog is a lost one.
+    /// Opens the catalog in `dir`, or makes a new one. A catalog that is lost, damaged, or older than its
+    /// copy is put aside and made again. `has_content` means that there are trees, so an empty catalog must
+    /// be a lost one.
     ///
     /// # Errors
     ///
@@ -155,7 +157,7 @@ impl Catalog {
         });
         let copied = copy::last_commit(&copy)?;
         let (db, model, opened) = match stored {
-            // The copy is written last: one that is ahead saw commits that SQLite has lost.
+            // The copy is written last. If it is ahead, SQLite has lost commits.
             Ok((db, model))
                 if (there || !has_content) && copied.is_none_or(|commit| commit <= model.commit) =>
             {
@@ -186,12 +188,12 @@ impl Catalog {
         Catalog { all: self.all.clone(), lens: Some(Arc::new(Lens::new(view))) }
     }
 
-    /// The view that this is the catalog of.
+    /// The view to which this catalog belongs.
     pub fn view(&self) -> Option<&str> {
         self.lens.as_ref().map(|lens| lens.view.as_str())
     }
 
-    /// Every tree has a row: after `RebuiltInPart`.
+    /// Notes that every tree has a row. Called after `RebuiltInPart`.
     ///
     /// # Errors
     ///
@@ -204,8 +206,8 @@ impl Catalog {
         }
     }
 
-    /// Keeps a copy of the catalog of a store of an older format, as `catalog.format-N`. One that cannot be
-    /// read has a copy of its own, or none.
+    /// Keeps a copy of the catalog of an older format, as `catalog.format-N`. A catalog that cannot be read
+    /// gets no such copy; it may still have its catalog.rows.
     ///
     /// # Errors
     ///
@@ -222,7 +224,8 @@ impl Catalog {
         sync_dir(dir)
     }
 
-    /// The state of everything, unchanging while the guard is held. Do not call `commit` meanwhile.
+    /// The current state. It does not change while the guard is held. The holder must not call `commit`
+    /// meanwhile.
     pub fn read(&self) -> Seen<'_> {
         let whole = self.all.model.read();
         match &self.lens {
@@ -231,7 +234,7 @@ impl Catalog {
         }
     }
 
-    /// Works out a change and makes it, durably and whole, or not at all.
+    /// Works out a change and makes it, durably and completely, or not at all.
     ///
     /// # Errors
     ///
@@ -256,14 +259,14 @@ impl Catalog {
             writable.check()?;
             let commit = all.read().commit + 1;
             match db.write(&rows, next_serial, commit) {
-                // What changes on a full disk is mostly what is deleted.
+                // A change on a full disk is mostly a deletion.
                 Err(e) if e.is_no_space() => {
                     reserve.give_up()?;
                     fault::reached("commit.reserve");
                     db.write(&rows, next_serial, commit)?;
                     reserve.set();
                 }
-                // Whether it is committed is not known now.
+                // It is not known now whether the change was committed.
                 Err(e) => {
                     let e = reserve.read_only().unwrap_or(e);
                     writable.stop(&e);
@@ -279,7 +282,7 @@ impl Catalog {
                 (model.next_serial, model.commit) = (next_serial, commit);
                 rows.into_iter().for_each(|row| model.apply(row));
             }
-            // It is committed: that there is no copy of it is told, and tried again after the next.
+            // The change is committed. A failure to copy it is logged, and tried again after the next commit.
             if copy.is_stale()
                 && let Err(e) = copy.rewrite(&all.read())
             {
@@ -289,17 +292,17 @@ impl Catalog {
         Ok(result)
     }
 
-    /// Gives back the room of a log that has grown, and sets the reserve aside, if it is not and there is
-    /// room now.
+    /// Truncates a log that has grown. Sets the reserve aside if it is missing and there is room now.
     pub fn tidy(&self) {
         if let Err(e) = self.all.files.lock().db.shrink_log() {
-            // The next commit says so where it matters.
+            // If it matters, the next commit will fail too.
             log::debug!("the catalog's log: {e}");
         }
         self.all.reserve.set();
     }
 
-    /// Looks for damage: SQLite's own check, every row's, and the copy's, which is made good. For fsck.
+    /// Looks for damage with SQLite's own check, and checks every row and the copy. A bad copy is written
+    /// again. For fsck.
     ///
     /// # Errors
     ///
@@ -316,7 +319,7 @@ impl Catalog {
     }
 }
 
-/// Checks a catalog that has no total against its copy, if that is of the same commit.
+/// Checks a catalog that has no total against its copy, if both have the same commit.
 ///
 /// # Errors
 ///
@@ -332,13 +335,13 @@ fn agrees(model: &Model, copy: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether two catalogs say different things.
+/// Whether two catalogs differ.
 fn differ(a: &Model, b: &Model) -> bool {
     let text = |model: &Model| serde_json::to_string(&model.rows()).unwrap_or_default();
     text(a) != text(b)
 }
 
-/// Puts what is left of catalog.db aside, and makes it again of the copy.
+/// Puts aside what is left of catalog.db, and makes it again from the copy.
 fn rebuild(path: &Path, copy: &Path, why: &str) -> Result<(sqlite::Db, Model, Opened)> {
     log::error!("{why}: it is made again of {}", copy.display());
     let aside = (0..)

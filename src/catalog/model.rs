@@ -1,4 +1,4 @@
-//! What exists, in memory: small, and found by name, serial or id without a query.
+//! All rows, in memory. They are small, and found by name, serial or id without a query.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,31 +6,33 @@ use crate::catalog::lens::view_of_key;
 use crate::catalog::rows::{Alias, Follows, Image, Label, Lease, Root, Version};
 use crate::catalog::{Row, View};
 
-/// What a name in the root stands for.
+/// What a name in the root leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {
     Image(u32),
     Alias(u32),
 }
 
-/// The key of the setting that holds the serial of a type's default image; `-` while its link is hidden.
+/// The key of the setting for a type's default image. Its value is a serial, or `-` while the link is
+/// hidden.
 pub fn default_key(kind: &str) -> String {
     format!("default.{kind}")
 }
 
-/// The key of the setting that says since when the store's `default` is hidden, while the trash shows that.
+/// The key of the setting with the time since when the store's `default` is hidden. It exists while the
+/// trash shows the link.
 pub const DEFAULT_HIDDEN: &str = "default.hidden_at";
 
-/// What an entry of the trash is; each holds the serial of its row.
+/// An entry of the trash. Each variant holds the serial of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Trashed {
     Image(u32),
     Version(u32),
     Alias(u32),
     Label(u32),
-    /// The store's `default`, which `rm` has hidden.
+    /// The store's `default` link, which `rm` has hidden.
     Default,
-    /// The `default` of the image with this serial.
+    /// The `default` link of the image with this serial.
     ImageDefault(u32),
 }
 
@@ -44,29 +46,29 @@ pub struct Model {
     /// Labels by image and name, leases by version and name.
     label_names: BTreeMap<(u32, String), u32>,
     lease_names: BTreeMap<(u32, String), u32>,
-    /// Live names of the root, and what has each: an image goes before aliases, a newer alias before an older
-    /// one. What comes back from the trash may find its name taken.
+    /// Live names in the root, and everything that has each name. An image takes precedence over aliases,
+    /// and a newer alias over an older one. Something restored from the trash may find its name taken.
     names: BTreeMap<String, BTreeSet<Named>>,
     /// Live versions: (image, number) to serial.
     numbers: BTreeMap<(u32, u32), u32>,
     pub default_image: Option<u32>,
     pub default_hidden: bool,
     pub root: Option<Root>,
-    /// What was chosen: `config.trash`, `default.vm`. Keys have a dot.
+    /// Chosen settings: `config.trash`, `default.vm`. Keys have a dot.
     pub settings: BTreeMap<String, String>,
-    /// By name; as `view.dc1` among the settings, too.
+    /// By name. They are also stored among the settings, as `view.dc1`.
     pub views: BTreeMap<String, View>,
-    /// In what a view shows: the images that it only sees.
+    /// In the model of a view: the images that it may only read.
     pub attached: BTreeSet<u32>,
     pub next_serial: u32,
-    /// Ids of blobs below this were given out, at least: a table that has fewer is cut.
+    /// Blob ids below this were given out. A table with fewer ids is truncated.
     pub blobs: u32,
-    /// How many commits led here.
+    /// How many commits were made so far.
     pub commit: u64,
 }
 
 impl Model {
-    /// What a name in the root stands for.
+    /// What a name in the root leads to.
     pub fn named(&self, name: &str) -> Option<Named> {
         self.names.get(name).and_then(first_of)
     }
@@ -79,17 +81,17 @@ impl Model {
         }
     }
 
-    /// All live names of the root, in order. Aliases whose names have slashes are not there.
+    /// All live names in the root, in order. Names with slashes are not among them.
     pub fn names(&self) -> impl Iterator<Item = (&str, Named)> {
         self.all_names().filter(|(name, _)| !name.contains('/'))
     }
 
-    /// All live names, in order, also those that have slashes.
+    /// All live names, in order, including those with slashes.
     pub fn all_names(&self) -> impl Iterator<Item = (&str, Named)> {
         self.names.iter().filter_map(|(name, all)| Some((name.as_str(), first_of(all)?)))
     }
 
-    /// The live aliases whose names begin with that of a directory and a slash; of no name all.
+    /// The live aliases in a directory and its subdirectories. The empty name gives all aliases.
     pub fn aliases_in<'m>(&'m self, directory: &str) -> impl Iterator<Item = (&'m str, &'m Alias)> + use<'m> {
         let first = if directory.is_empty() { String::new() } else { format!("{directory}/") };
         let there = self.names.range(first.clone()..).take_while(move |(name, _)| name.starts_with(&first));
@@ -130,13 +132,13 @@ impl Model {
         self.versions_of(image).next_back()
     }
 
-    /// The newest live version of the same image that is older.
+    /// The newest live version of the same image that is older than this one.
     pub fn before(&self, version: &Version) -> Option<&Version> {
         let older = self.numbers.range((version.image, 0)..(version.image, version.number));
         older.last().and_then(|(_, serial)| self.versions.get(serial))
     }
 
-    /// The version that `default` of an image leads to.
+    /// The version to which an image's `default` leads.
     pub fn default_version(&self, image: &Image) -> Option<&Version> {
         match image.pinned {
             Some(number) => self.version(image.serial, number),
@@ -144,8 +146,8 @@ impl Model {
         }
     }
 
-    /// The default image of its type that has been chosen, or else the store's if that is of the type, or the
-    /// oldest that is offered.
+    /// The chosen default image of a type. Without one, the store's default if it has this type, or else
+    /// the oldest offered image of this type.
     pub fn default_of(&self, kind: &str) -> Option<&Image> {
         let fits = |image: &&Image| image.editable.kind == kind && image.editable.offer.is_offered();
         let chosen = self.settings.get(&default_key(kind)).and_then(|serial| serial.parse().ok());
@@ -156,7 +158,7 @@ impl Model {
             .or_else(|| self.live_images().find(fits))
     }
 
-    /// Whether a version can be seen: neither it nor its image is in the trash.
+    /// Whether a version shows: neither it nor its image is in the trash.
     pub fn is_live(&self, version: &Version) -> bool {
         version.trashed_at.is_none() && self.live_image(version.image).is_some()
     }
@@ -170,7 +172,7 @@ impl Model {
         found
     }
 
-    /// The label of this name, also while its version is in the trash.
+    /// The label with this name, even while its version is in the trash.
     pub fn label(&self, image: u32, name: &str) -> Option<&Label> {
         self.labels.get(self.label_names.get(&(image, name.to_owned()))?)
     }
@@ -201,7 +203,7 @@ impl Model {
         all.filter_map(|(_, serial)| self.leases.get(serial))
     }
 
-    /// What is in the trash: name, since when, and what it is.
+    /// The entries of the trash: name, time of deletion, and what it is.
     pub fn trash(&self) -> impl Iterator<Item = (String, i64, Trashed)> {
         let images = self
             .images
@@ -225,13 +227,13 @@ impl Model {
         images.chain(versions).chain(links).chain(hidden).chain(default)
     }
 
-    /// Since when the store's `default` is in the trash.
+    /// Since when the store's `default` link is in the trash.
     fn default_hidden_at(&self) -> Option<i64> {
         self.default_image.filter(|image| self.default_hidden && self.live_image(*image).is_some())?;
         self.settings.get(DEFAULT_HIDDEN)?.parse().ok()
     }
 
-    /// A name for the trash that is not in use: the wish, or the wish and a number.
+    /// An unused name for the trash: the wish, or the wish with a number.
     pub fn free_trash_name(&self, wish: &str) -> String {
         let taken = |name: &str| self.trash().any(|(n, ..)| n == name);
         if !taken(wish) {
@@ -245,7 +247,7 @@ impl Model {
         self.versions.values()
     }
 
-    /// Rows that make this model of an empty one.
+    /// Rows that turn an empty model into this one.
     pub(super) fn rows(&self) -> Vec<Row> {
         let images = self.images.values().map(|image| Row::Image(image.clone().into()));
         let versions = self.versions.values().map(|version| Row::Version(version.clone().into()));
@@ -339,7 +341,7 @@ impl Model {
         }
     }
 
-    /// Gives a setting a value, or takes it away. A view is one, too.
+    /// Sets or removes a setting. A view is also stored as a setting.
     fn set(&mut self, key: String, value: Option<String>) {
         if let Some(name) = view_of_key(&key) {
             self.views.remove(name);
@@ -354,7 +356,7 @@ impl Model {
         }
     }
 
-    /// Aliases come and go with what they lead to: an image, or one of its versions.
+    /// Whether an alias shows. It does while its target does: an image, or one of its versions.
     fn shows(&self, alias: &Alias) -> bool {
         alias.trashed.is_none() && self.live_image(alias.image).is_some() && self.leads_somewhere(alias)
     }
@@ -409,7 +411,7 @@ impl Model {
     }
 }
 
-/// Of those that have a name the one that it leads to.
+/// The thing to which a name leads, of all that have the name.
 fn first_of(all: &BTreeSet<Named>) -> Option<Named> {
     all.first().filter(|named| matches!(named, Named::Image(_))).or(all.last()).copied()
 }

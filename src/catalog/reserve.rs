@@ -1,5 +1,5 @@
-//! Journey 4, rmdir, on a full disk: space set aside, because the catalog needs room to note that something
-//! is gone.
+//! Journey 4, rmdir, on a full disk: some space is set aside, because the catalog needs room to record
+//! a deletion.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ impl Reserve {
         Reserve { path: dir.join("reserve") }
     }
 
-    /// Sets the reserve aside, if there is room for it now; gc tries again.
+    /// Sets the reserve aside, if there is room now. If there is none, gc tries again.
     pub fn set(&self) {
         let made = File::options().create(true).append(true).open(&self.path).and_then(|file| {
             if file.metadata()?.len() < RESERVE {
@@ -31,16 +31,16 @@ impl Reserve {
         }
     }
 
-    /// What a failure is if the disk takes no writes at all, of which SQLite says only that they failed.
+    /// The error if the disk takes no writes at all. SQLite only says that a write failed.
     pub fn read_only(&self) -> Option<Error> {
-        // After an error a file system may be so, and not say it but by refusing.
+        // After an error a file system may become read-only, and show that only by refusing writes.
         let probe = self.path.with_extension("probe");
         let source = File::create(&probe).map(|_| drop(fs::remove_file(&probe))).err()?;
         let is = source.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
         is.then(|| Error::Io { doing: "write", path: self.path.with_file_name("catalog.db"), source })
     }
 
-    /// Gives it up, for a change that cannot wait.
+    /// Gives up the reserve for a change that cannot wait.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a row of the catalog is: an image, a version, an alias, a label, a lease.
+//! The rows of the catalog: an image, a version, an alias, a label, a lease.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub struct Image {
     pub gid: u32,
     pub mode: u32,
     pub next_number: u32,
-    /// The version that `default` names; none: the newest.
+    /// The version to which `default` leads. `None` is the newest.
     pub pinned: Option<u32>,
     pub default_hidden: bool,
     pub editable: Editable,
@@ -34,27 +34,27 @@ pub struct Image {
     pub rules: Rules,
 }
 
-/// What holds for an image beyond its mode; for most nothing.
+/// Rules of an image beyond its mode. Most images have none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rules {
-    /// No update, edit, renaming or deletion.
+    /// Set if no update, edit, renaming or deletion is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub immutable: Option<Immutable>,
-    /// What there is beside the mode, whose group bits are its mask then.
+    /// The rights beyond the mode. With an ACL, the mode's group bits are the mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acl: Option<Acl>,
-    /// When the image got the name that it has, if not when it was made: what was said of the name before is
-    /// not of it.
+    /// When the image got its current name, if not when it was made. Log lines about this name before that
+    /// time are not about this image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named_at: Option<i64>,
     /// The image was the store's default when it was deleted, and nobody has chosen another since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub was_default: bool,
-    /// When `rm web/default` hid the link, while the trash shows that.
+    /// When `rm web/default` hid the link, as long as the trash shows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_hidden_at: Option<i64>,
-    /// When a file of a version was last opened, or a version leased, of an image that goes when nobody uses
-    /// it.
+    /// When somebody last opened a file of a version, or leased one. Only for an image with
+    /// `expires_unused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<i64>,
 }
@@ -99,13 +99,13 @@ impl Image {
     }
 }
 
-/// What is known of a version since it was made.
+/// Facts about a version that were known when it was made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VersionFacts {
     /// Bytes and sha256 of rootfs.tar.
     pub size: u64,
     pub digest: String,
-    /// The bytes as they came.
+    /// The upload as it came: name, size, sha256.
     pub upload_name: String,
     pub upload_size: u64,
     pub upload_sha256: String,
@@ -119,72 +119,72 @@ pub struct VersionFacts {
     pub architecture: String,
     /// Who uploaded it.
     pub uid: u32,
-    /// What it came as, if not as a tar of its rootfs: `lxd`, `oci`, `docker`, `qcow2`, `raw` and so on.
+    /// The format of the upload, if it was no tar of the rootfs: `lxd`, `oci`, `docker`, `qcow2`, `raw` and
+    /// so on.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub format: String,
-    /// Bytes and sha256 of what was uploaded, unpacked, where that is not rootfs.tar: of image.tar or the
-    /// disk image.
+    /// Size and sha256 of the unpacked upload, if that is not rootfs.tar: of image.tar or the disk image.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub image_size: u64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_digest: String,
-    /// Bytes of the disk that a virtual machine sees, of a disk image or as its manifest says.
+    /// The size of the disk that a virtual machine sees, from the disk image or its manifest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub virtual_size: u64,
-    /// When the image itself was made and published, as it says; nanoseconds since 1970.
+    /// When the image was made and published, according to the image itself; nanoseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub built_at: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_at: Option<i64>,
-    /// When it is out of date, as it says.
+    /// When the image will be out of date, according to the image itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outdated_at: Option<i64>,
-    /// LXD's: sha256 in hex of the files as they came, metadata first.
+    /// LXD's fingerprint: the sha256 in hex of the files as they came, metadata first.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fingerprint: String,
-    /// What the image says of itself: metadata.yaml's properties, an OCI config's labels.
+    /// Properties from the image itself: those in metadata.yaml, or an OCI config's labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
-    /// How a container of it starts: of an OCI config.
+    /// How a container of it starts, from an OCI config.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub config: serde_json::Value,
-    /// IMGAPI: its own uuid, and that of the version it is a delta over.
+    /// IMGAPI: its own uuid, and the uuid of the version over which it is a delta.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uuid: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
-    /// The manifest that announced it, as version 2 of IMGAPI's form; empty for none, and for versions of
-    /// before format 7, which have it as a file in their tree.
+    /// The manifest that announced it, in version 2 of IMGAPI's form. Empty if there is none. Also empty
+    /// for versions from before format 7, which have it as a file in their tree.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub manifest: String,
-    /// How the upload can be had as it came, if it was compressed.
+    /// How imgfs can give back the upload as it came, if it was compressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Kept>,
 }
 
-/// How a compressed upload can be had again.
+/// How imgfs can give back a compressed upload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kept {
-    /// In pieces that a tree file of its own names, with this digest. `tried`: it cannot be made again.
+    /// In pieces, which a tree file of its own with this digest names. `tried`: it cannot be made again.
     Stored { tree: Digest, tried: bool },
-    /// By compressing what was uploaded.
+    /// By compressing the content again.
     Made { method: Method },
 }
 
 impl VersionFacts {
-    /// The digest of what was uploaded, unpacked.
+    /// The digest of the unpacked upload.
     pub fn content_digest(&self) -> &str {
         if self.image_digest.is_empty() { &self.digest } else { &self.image_digest }
     }
 
-    /// The recipe of what was uploaded, unpacked: of rootfs.tar, or number 1 where that was made of it or is
-    /// not there.
+    /// The recipe that makes the unpacked upload. It is that of rootfs.tar, or number 1 if rootfs.tar was
+    /// derived from the upload or does not exist.
     pub fn as_it_came(&self) -> u32 {
         u32::from(!self.image_digest.is_empty())
     }
 
-    /// Every sha256 that the version is known by, in hex.
+    /// Every known sha256 of the version, in hex.
     pub fn sha256s(&self) -> impl Iterator<Item = &str> {
         let prefixed = [&self.digest, &self.image_digest].map(|d| d.strip_prefix("sha256:").unwrap_or(d));
         prefixed.into_iter().chain([self.upload_sha256.as_str(), &self.fingerprint]).filter(|d| !d.is_empty())
@@ -198,13 +198,13 @@ fn is_zero(n: &u64) -> bool {
 /// How the name of an upload still shows after its publish.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
-    /// The name it was written under.
+    /// The name under which it was written.
     pub name: String,
-    /// Whether that was in the root of the mount, not in the image.
+    /// Whether it was written in the root of the mount, and not in the image.
     pub in_root: bool,
     pub mtime: i64,
     pub mode: u32,
-    /// Whether this upload made the image: then a chmod of the receipt is one of the image.
+    /// Whether this upload made the image. If so, a chmod of the receipt also changes the image.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_image: bool,
 }
@@ -229,7 +229,7 @@ pub struct Alias {
     pub serial: u32,
     pub name: String,
     pub image: u32,
-    /// The version that it leads to for good; none: what `follows` says.
+    /// The fixed version to which it leads. `None`: what `follows` says.
     pub number: Option<u32>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
@@ -240,7 +240,7 @@ pub struct Alias {
     pub trashed: Option<InTrash>,
 }
 
-/// What an alias leads to that names no version by its number.
+/// What an alias leads to, if it names no version by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Follows {
@@ -279,8 +279,8 @@ pub struct Root {
     pub acl: Option<Acl>,
 }
 
-/// A version string, as `@22.04.5` in an image leads to a version. Of one name there is one in an image; it
-/// shows as long as its version does.
+/// A version string: `@22.04.5` in an image leads to a version. A name occurs only once in an image. A
+/// label shows as long as its version does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Label {
     pub serial: u32,
@@ -293,7 +293,7 @@ pub struct Label {
     pub trashed: Option<InTrash>,
 }
 
-/// Who uses a version: an entry of its `used_by`.
+/// A user of a version: an entry of its `used_by`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lease {
     pub serial: u32,
@@ -309,7 +309,8 @@ pub struct LeaseFacts {
     /// What its holder wrote into it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub text: String,
-    /// The holder's own path, if it is a symlink: while that is not there, the lease is stale.
+    /// The holder's own path, if the lease is a symlink. While that path does not exist, the lease is
+    /// stale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub uid: u32,

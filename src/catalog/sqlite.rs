@@ -1,4 +1,4 @@
-//! The rows on the disk. The only file that speaks SQL.
+//! Stores the rows on the disk. This is the only file with SQL.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,11 @@ use crate::catalog::columns::*;
 use crate::catalog::model::Model;
 use crate::error::{Error, Result};
 
-/// What leads to the schema this program writes; how many of them were done is kept in SQLite's user_version.
+/// The steps to the current schema. SQLite's user_version counts the steps that were done.
 const SCHEMAS: &[&str] =
     &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
-/// Bytes that SQLite's log may keep.
+/// How large SQLite's log may stay, in bytes.
 const LOG: u64 = 256 << 10;
 
 /// The key of the setting that holds the total.
@@ -23,8 +23,8 @@ const TOTAL: &str = "total";
 pub struct Db {
     path: PathBuf,
     connection: Connection,
-    /// The checks of all rows, but for its own, one XORed with the other: SQLite does not notice that a
-    /// flipped bit in the count of a page's rows hides one of them.
+    /// The XOR of the checks of all rows, except for its own row. It detects a missing row: if a bit flips
+    /// in a page's row count, SQLite does not notice that a row is hidden.
     total: u128,
 }
 
@@ -45,7 +45,7 @@ impl From<rusqlite::Error> for Error {
                 | ErrorCode::OutOfMemory
                 | ErrorCode::ConstraintViolation,
             ) => Error::Catalog(e.to_string()),
-            // Whatever else a file of ours can make SQLite, or the reading of its values, say.
+            // Any other error that a damaged file can cause in SQLite, or when its values are read.
             _ => Error::Corrupt { what: "catalog.db".into(), why: e.to_string() },
         }
     }
@@ -59,12 +59,12 @@ impl Db {
     /// `Io` on a full disk; `Catalog`; `Corrupt`, also for a schema that this program does not know.
     pub fn open(path: &Path) -> Result<Db> {
         let connection = Connection::open(path)?;
-        // FULL: a commit is on the disk when it returns. In WAL mode NORMAL would lose the last ones.
+        // FULL: a commit is on the disk when it returns. In WAL mode, NORMAL could lose the last commits.
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000;",
         )?;
         let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-        // A newer one would come with a newer format of the store.
+        // A newer schema would come with a newer format of the store.
         let Some(missing) = usize::try_from(found).ok().and_then(|n| SCHEMAS.get(n..)) else {
             let why = format!("its schema is {found}, and {} is known", SCHEMAS.len());
             return Err(Error::Corrupt { what: path.display().to_string(), why });
@@ -76,10 +76,10 @@ impl Db {
         Ok(Db { path: path.to_owned(), connection, total: 0 })
     }
 
-    /// Reads everything, checking every row and that none is missing.
+    /// Reads everything. Checks every row, and that none is missing.
     ///
-    /// False beside what was read: there is no total, as before format 4, and whether it is whole only the
-    /// copy says.
+    /// The flag is false if there is no total, as before format 4. Then only the copy can tell whether rows
+    /// are missing.
     ///
     /// # Errors
     ///
@@ -148,7 +148,7 @@ impl Db {
             });
         }
         self.total = total;
-        // Nothing was ever written to an empty one.
+        // A total of 0 is right for an empty database, to which nothing was written.
         Ok((model, total == 0 || said.is_some()))
     }
 
@@ -159,7 +159,7 @@ impl Db {
         }
     }
 
-    /// All rows of a table, with their checks, which hold.
+    /// All rows of a table, with their checks, which were right.
     fn rows(&self, table: &str, columns: &str) -> Result<Vec<(Vec<Value>, u128)>> {
         let mut statement = self.connection.prepare(&format!("SELECT {columns}, sum FROM {table}"))?;
         let width = statement.column_count() - 1;
@@ -188,7 +188,7 @@ impl Db {
     pub fn write(&mut self, rows: &[Row], next_serial: u32, commit: u64) -> Result<()> {
         let transaction = self.connection.transaction()?;
         let total = std::cell::Cell::new(self.total);
-        // What a row adds to the total now.
+        // What a row contributes to the total now.
         let adds = |table: &str, key: &str, value: &Value| -> Result<u128> {
             let sql = format!("SELECT sum FROM {table} WHERE {key} = ?");
             let sum: Option<Vec<u8>> =
@@ -256,8 +256,8 @@ impl Db {
         Ok(())
     }
 
-    /// Moves what SQLite's log holds into the database, and cuts the log off if it has grown: it keeps its
-    /// size otherwise.
+    /// Moves the content of SQLite's log into the database. Truncates the log if it has grown, because it
+    /// would keep its size otherwise.
     ///
     /// # Errors
     ///
@@ -270,7 +270,8 @@ impl Db {
         Ok(())
     }
 
-    /// Looks for damage, by SQLite's own check and every row's; gives what it found, a sentence each.
+    /// Looks for damage with SQLite's own check, and checks every row. Returns what it found, one sentence
+    /// each.
     ///
     /// # Errors
     ///
@@ -294,7 +295,7 @@ impl Db {
     }
 }
 
-/// Writes a database anew into another file, durably.
+/// Copies a database durably into another file.
 ///
 /// # Errors
 ///
@@ -311,8 +312,8 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// The check of a row: the first 16 bytes of BLAKE3 over its columns, each with its type and length.
 fn sum_of(table: &str, values: &[Value]) -> u128 {
-    // Columns that were added later count up to the last that holds something: rows of before keep their
-    // checks.
+    // Columns that were added later count only up to the last one that has a value. So older rows keep
+    // their checks.
     let added = match table {
         "alias" => 3,
         "image" | "label" => 1,
