@@ -1,8 +1,9 @@
-//! Named points between the steps of gestures, where tests/torture ends the process or has a step left out.
+//! Named points between the steps of gestures. tests/torture kills the process there, or leaves a step
+//! out.
 //!
-//! They are in no release build: without its feature, `fail` makes nothing of them.
+//! Release builds do not contain them: without its feature, `fail` turns them into nothing.
 
-/// A step is done: here the process is killed, if a test has armed this point.
+/// Marks that a step is done. If a test has armed this point, the process is killed here.
 pub fn reached(point: &str) {
     let _ = point;
     fail::fail_point!(point, |_| {
@@ -11,14 +12,14 @@ pub fn reached(point: &str) {
     });
 }
 
-/// Whether a test wants this step left out, to see that its loss is noticed.
+/// Whether a test wants to leave out this step, to check that its absence is noticed.
 pub fn leaves_out(step: &str) -> bool {
     let _ = step;
     fail::fail_point!(step, |_| true);
     false
 }
 
-/// Arms what the environment names; for the program's beginning.
+/// Arms the points that the environment names. Called when the program starts.
 pub fn arm() {
     if fail::has_failpoints() {
         std::mem::forget(fail::FailScenario::setup());

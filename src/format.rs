@@ -121,8 +121,8 @@ pub const PACKED_TREE_MAGIC_1: &[u8; 16] = b"imgfs ztree 1\n\0\0";
 pub const TREE_MAGIC: &[u8; 16] = b"imgfs tree 2\n\0\0\0";
 pub const TREE_MAGIC_1: &[u8; 16] = b"imgfs tree 1\n\0\0\0";
 
-/// Makes the directory of a store, if it is not there: for its owner alone, because it holds what in the
-/// images only root may read.
+/// Makes the directory of a store, if it does not exist. Only its owner has access, because images may
+/// contain files that only root may read.
 ///
 /// # Errors
 ///
@@ -132,7 +132,7 @@ pub fn make_dir(dir: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))
 }
 
-/// Makes a directory in one that is there, unless it is there, too.
+/// Makes a directory in an existing one, unless it exists already.
 ///
 /// # Errors
 ///
@@ -146,7 +146,7 @@ pub fn make_subdir(dir: &Path) -> Result<()> {
     }
 }
 
-/// What a directory may be that is opened as a store.
+/// What a directory can be that is opened as a store.
 enum Found {
     /// A store with this format.
     Store(u32),
@@ -162,7 +162,7 @@ fn look(dir: &Path) -> Result<Found> {
     if !dir.exists() {
         return Ok(Found::Empty);
     }
-    // A pipe would be waited for.
+    // Reading a pipe would block.
     if fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let number =
@@ -171,7 +171,7 @@ fn look(dir: &Path) -> Result<Found> {
             return Ok(Found::Store(number));
         }
     }
-    // Others have files of these names.
+    // Other programs may have files with these names, so their content is checked.
     if begins(&dir.join("blobs"), TABLE_MAGIC) || begins(&dir.join("catalog.rows"), ROWS_MAGIC.as_bytes()) {
         return Err(Error::FormatLost { store: dir.to_owned() });
     }
@@ -196,7 +196,7 @@ fn begins(path: &Path, magic: &[u8]) -> bool {
         && head == magic
 }
 
-/// Before anything is written into `dir`: that it is a store, or may become one.
+/// Checks that `dir` is a store or may become one, before anything is written into it.
 ///
 /// # Errors
 ///
@@ -205,7 +205,7 @@ pub fn refuse_others(dir: &Path) -> Result<()> {
     look(dir).map(drop)
 }
 
-/// Checks that `dir` is a store; for what does not make one.
+/// Checks that `dir` is a store, for callers that do not make one.
 ///
 /// # Errors
 ///
@@ -217,8 +217,8 @@ pub fn check(dir: &Path) -> Result<()> {
     }
 }
 
-/// Writes a format file that is lost or damaged again; says whether it was. For fsck --repair. A catalog that
-/// is of a newer format is refused for its schema.
+/// Writes a format file again that is lost or damaged. Returns whether it was. For fsck --repair. If
+/// the catalog has a newer format, its schema is refused later.
 ///
 /// # Errors
 ///
@@ -240,8 +240,8 @@ fn write_format(dir: &Path) -> Result<()> {
 ///
 /// `StoreNewer`; `NotAStore` if it holds other things; `FormatLost`; `Io`.
 ///
-/// A store of an older format becomes one of this; `keep(FORMAT)` keeps what a return to it would need,
-/// before anything is changed.
+/// A store of an older format is converted to this one. `keep` is called with the old format before
+/// anything is changed, and keeps what a return to that format would need.
 pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
     make_dir(dir)?;
     match look(dir)? {
@@ -263,7 +263,7 @@ pub fn open(dir: &Path, keep: impl FnOnce(u32) -> Result<()>) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Writes a small file so that it is whole or absent after a crash.
+/// Writes a small file so that after a crash it is either complete or absent.
 ///
 /// # Errors
 ///
@@ -293,7 +293,7 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// A power cut while the store was made left `format.new`, and from then on the store was refused.
+    /// A power cut while a store was made left `format.new`, and after that the store was always refused.
     #[test]
     fn a_store_that_was_never_finished_is_made() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,24 +1,25 @@
-//! Who holds a store that somebody else wants.
+//! Names the process that holds a store which another process wants.
 
 use std::fmt;
 
-/// Who holds a store's lock: what the kernel says of the process, and what is written in the file.
+/// The holder of a store's lock, from what the kernel says about the process, and from the lock file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
-    /// 0: nobody says it.
+    /// 0 if it is unknown.
     pub pid: u32,
-    /// As its process is called; empty where that is not shown.
+    /// The name of its process. Empty if that is not visible.
     pub name: String,
-    /// Where the store is mounted; empty while a mount begins, for a command, and for what is no imgfs.
+    /// Where the store is mounted. Empty while a mount starts, for a command, and for a process that is not
+    /// imgfs.
     pub mounted: String,
     /// Whether it is a daemon that goes on with nothing mounted.
     pub stays: bool,
     pub is_imgfs: bool,
-    /// Why a daemon goes on whose mount is not here any more; asked for a refusal only, because it takes a
-    /// while.
+    /// Why a daemon goes on whose mount is gone here. Only a refusal asks for this, because finding out
+    /// takes a while.
     pub elsewhere: Option<String>,
-    /// Where a process waits in the kernel that was killed, or is at its end, and cannot go before that
-    /// answers: the disk, mostly.
+    /// Where in the kernel a process waits that was killed or is about to end. It cannot end before it gets
+    /// an answer, mostly from the disk.
     pub dying: Option<String>,
 }
 

@@ -1,8 +1,8 @@
-//! Remedies of failures that come of many gestures: each is chosen by what it is about.
+//! Remedies for errors that many gestures can cause. Each is chosen by what the error is about.
 
 use crate::error::Holder;
 
-/// What to do about something that is not there. `what` is as in the sentence.
+/// What to do about something that does not exist. `what` is as in the sentence.
 pub(super) fn of_missing(what: &str) -> &'static str {
     if what.starts_with("setting ") {
         "ls .imgfs/config shows the settings; quota.USER and view.VIEW.quota bound one user and one view"
@@ -23,10 +23,10 @@ pub(super) fn of_missing(what: &str) -> &'static str {
     }
 }
 
-/// What a compressed upload is called whose content is the matter.
+/// The name in errors for the unpacked content of a compressed upload.
 pub const UNPACKED: &str = "what it unpacks to";
 
-/// What to do about a file that is no tarball: by its name, and by what it looks like.
+/// What to do about a file that is not a tarball, by its name and by what it looks like.
 pub(super) fn of_no_tar(name: &str, looks: &str) -> &'static str {
     const SUMS: &[&str] = &[".sha256", ".sha512", ".sha1", ".md5", ".asc", ".sig", "SUMS"];
     if SUMS.iter().any(|end| name.ends_with(end)) {
@@ -46,7 +46,7 @@ pub(super) fn of_no_tar(name: &str, looks: &str) -> &'static str {
     }
 }
 
-/// What to do about a name or a file that imgfs keeps. `why` is as in the sentence.
+/// What to do about a name or a file that imgfs manages. `why` is as in the sentence.
 pub(super) fn of_managed(what: &str, why: &str) -> &'static str {
     if what.starts_with("the number ") || what == "what an image holds" {
         "cp x.tar IMAGE/ makes the next version, and gives it its number"

@@ -1,8 +1,9 @@
-//! imgfs export FILE.tar.zst, and uploads that can be made again: how a stream was compressed, and doing it
-//! so.
+//! imgfs export FILE.tar.zst, and uploads that can be made again: finds out how a stream was
+//! compressed, and compresses it in the same way.
 //!
-//! A compressor is a function of its input, its library and a few parameters. Those that are common are tried
-//! until the same bytes come out; then the parameters stand for the bytes. (The idea is pristine-tar's.)
+//! A compressor's output depends only on its input, its library and a few parameters. Common parameters
+//! are tried until the same bytes come out. Then imgfs keeps the parameters instead of the bytes. (The
+//! idea is pristine-tar's.)
 
 use std::io::{self, Write};
 
@@ -14,7 +15,7 @@ use xz2::stream::{Check, MtStreamBuilder, Stream};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "codec", rename_all = "lowercase")]
 pub enum Method {
-    /// `header`: all that stands before the deflated bytes: times and names.
+    /// `header`: everything before the deflated bytes, such as times and names.
     Gzip {
         level: u32,
         header: Vec<u8>,
@@ -22,14 +23,15 @@ pub enum Method {
     Bzip2 {
         level: u32,
     },
-    /// `preset` as liblzma counts, with its bit for *extreme*; `block`: bytes of a block, 0 for one block in
-    /// all.
+    /// `preset` as in liblzma, with its bit for *extreme*. `block`: the size of a block in bytes, or 0 for
+    /// a single block.
     Xz {
         preset: u32,
         check: u8,
         block: u64,
     },
-    /// `sized`: the frame says how long its content is; `threaded`: cut into jobs, as `zstd` itself does.
+    /// `sized`: the frame gives the size of its content. `threaded`: it is cut into jobs, as `zstd` itself
+    /// does.
     Zstd {
         level: i32,
         checksum: bool,
@@ -40,18 +42,18 @@ pub enum Method {
 
 /// liblzma's bit for `xz -e`.
 const EXTREME: u32 = 1 << 31;
-/// Dictionaries of xz's presets 0 to 9, as powers of two.
+/// The dictionary sizes of xz's presets 0 to 9, as powers of two.
 const XZ_DICTIONARIES: [u32; 10] = [18, 20, 21, 22, 22, 23, 23, 24, 25, 26];
-/// Levels of zstd, the likeliest first.
+/// The levels of zstd, the likeliest first.
 const ZSTD_LEVELS: [i32; 22] =
     [3, 19, 1, 9, 6, 2, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22];
 
 impl Method {
-    /// A good way to compress a new file whose name ends so; nothing for a suffix that means no compression.
+    /// A good way to compress a new file with this ending. `None` for an ending that means no compression.
     pub fn for_suffix(suffix: &str, level: Option<u32>) -> Option<Method> {
         Some(match suffix {
             "gz" | "tgz" => {
-                // Deflate, no flags, no time, Unix: the same bytes each time.
+                // Deflate, no flags, no time, Unix. So the same input gives the same bytes each time.
                 Method::Gzip {
                     level: level.unwrap_or(6).min(9),
                     header: vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3],
@@ -69,7 +71,7 @@ impl Method {
         })
     }
 
-    /// The ways in which a stream that begins with `head` may have been made, the likeliest first.
+    /// The ways in which a stream that begins with `head` may have been compressed, the likeliest first.
     pub fn candidates(head: &[u8]) -> Vec<Method> {
         match head {
             [0x1f, 0x8b, 8, ..] => gzip_header(head).map_or(Vec::new(), |len| {
@@ -148,7 +150,7 @@ pub enum Compressor<W: Write> {
 }
 
 impl<W: Write> Compressor<W> {
-    /// Ends the stream, and gives the output back.
+    /// Ends the stream, and returns the output.
     ///
     /// # Errors
     ///
@@ -183,19 +185,19 @@ impl<W: Write> Write for Compressor<W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // What is inside comes out when the stream ends.
+        // Buffered data comes out when the stream ends.
         Ok(())
     }
 }
 
-/// Bytes of a gzip header. Source: RFC 1952, 2.3.
+/// The length of a gzip header in bytes. Source: RFC 1952, 2.3.
 fn gzip_header(head: &[u8]) -> Option<usize> {
     let flags = *head.get(3)?;
     let mut at = 10;
     if flags & 4 != 0 {
         at += 2 + usize::from(u16::from_le_bytes([*head.get(at)?, *head.get(at + 1)?]));
     }
-    // A name, a comment.
+    // These flags mean a name and a comment, which end with a zero byte.
     for flag in [8, 16] {
         if flags & flag != 0 {
             at += head.get(at..)?.iter().position(|b| *b == 0)? + 1;
@@ -240,9 +242,9 @@ fn xz_candidates(head: &[u8], check: u8) -> Vec<Method> {
         Some((block, dictionary))
     })();
     let Some((block, dictionary)) = parsed else { return Vec::new() };
-    // 2^n has an even number, from 2^12 on.
+    // From 2^12 on, the size 2^n has an even code.
     let same = |preset: &u32| u64::from(XZ_DICTIONARIES[*preset as usize] - 12) * 2 == dictionary;
-    // 6 is xz's own choice; of those with the same dictionary the higher one is the common one.
+    // 6 is xz's own choice. Of two presets with the same dictionary, the higher one is more common.
     let presets = (0..10u32).rev().filter(same);
     presets
         .flat_map(|preset| [preset, preset | EXTREME])

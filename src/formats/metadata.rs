@@ -1,4 +1,4 @@
-//! The keys of metadata.json that users may change, and how values stand in it.
+//! The keys of metadata.json that users may change, and the form of their values.
 
 use std::collections::BTreeMap;
 
@@ -25,20 +25,20 @@ pub struct Editable {
     pub variant: String,
     pub tags: Vec<String>,
     pub properties: BTreeMap<String, String>,
-    /// None: as the mount says.
+    /// `None`: the setting of the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_upload: Option<KeepUpload>,
     #[serde(default, skip_serializing_if = "Storage::is_auto")]
     pub storage: Storage,
-    /// How many of the newest versions stay; none: all.
+    /// How many of the newest versions stay. `None`: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_versions: Option<u32>,
-    /// When the image goes by itself; nanoseconds since 1970.
+    /// When the image is deleted by itself; nanoseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<i64>,
     #[serde(flatten)]
     pub offer: Offer,
-    /// For how long nobody has used the image when it goes by itself; seconds.
+    /// After how many seconds without a use the image is deleted by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_unused: Option<u64>,
     /// Fields of IMGAPI manifests that were edited, by name; see `imgapi::EDITABLE`.
@@ -46,25 +46,25 @@ pub struct Editable {
     pub manifest: BTreeMap<String, Value>,
 }
 
-/// To whom an image is offered; see RULES.md for what the four systems call it.
+/// To whom an image is offered; see RULES.md for the names in the four systems.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
-    /// `status` is `deleted`: not listed, no new leases, and gone with the last one.
+    /// `status` is `deleted`: not listed, no new leases, and deleted with the last lease.
     #[serde(default, rename = "hidden", skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
-    /// `status` is `hidden`: not listed, and used as before.
+    /// `status` is `hidden`: not listed, but used as before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unlisted: bool,
-    /// `status` is `disabled`: listed, and no new leases.
+    /// `status` is `disabled`: listed, but no new leases.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disabled: bool,
-    /// Not offered where somebody looks for an image; used as before.
+    /// Not offered to somebody who looks for an image; used as before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deprecated: bool,
 }
 
 impl Offer {
-    /// The word that `status` has for it; none: it is as any other.
+    /// The value of `status`. `None` for an ordinary image.
     pub fn status(self) -> Option<&'static str> {
         match self {
             Offer { deleted: true, .. } => Some("deleted"),
@@ -84,7 +84,7 @@ impl Offer {
         !self.deleted && !self.disabled
     }
 
-    /// Whether it is shown to somebody who looks for an image: in `.imgfs/by`, as the default of a type.
+    /// Whether it shows to somebody who looks for an image: in `.imgfs/by`, and as the default of a type.
     pub fn is_offered(self) -> bool {
         self.is_listed() && self.takes_users() && !self.deprecated
     }
@@ -118,7 +118,7 @@ impl Storage {
     }
 }
 
-/// Whether compressed uploads can be had as they came; see keep.rs.
+/// Whether imgfs can give back compressed uploads as they came; see keep.rs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeepUpload {
@@ -133,8 +133,8 @@ impl KeepUpload {
         [KeepUpload::Never, KeepUpload::Always, KeepUpload::Exact].into_iter().find(|k| k.name() == text)
     }
 
-    /// What holds for an upload whose digest was announced: it and the announcement must go out together
-    /// again.
+    /// The setting for an upload whose digest was announced. imgfs must be able to give back both the
+    /// upload and the announcement.
     pub fn of_announced(self) -> KeepUpload {
         if self == KeepUpload::Never { KeepUpload::Exact } else { self }
     }
@@ -156,7 +156,7 @@ impl Editable {
         Editable { kind: "container".into(), ..Editable::default() }
     }
 
-    /// Changes one key; null and nothing clear it.
+    /// Changes one key. Null or an empty value clears it.
     ///
     /// # Errors
     ///
@@ -166,7 +166,7 @@ impl Editable {
         self.take(key, value).map_err(refused)
     }
 
-    /// The same; the error is the rest of a sentence about the key.
+    /// Changes one key. The error is the rest of a sentence about the key.
     fn take(&mut self, key: &str, value: &Value) -> std::result::Result<(), String> {
         let text = match value {
             Value::Null => Some(""),
@@ -224,7 +224,7 @@ impl Editable {
             "variant" => self.variant = text.ok_or("is a string")?.into(),
             "tags" => self.tags = strings(value).ok_or("is a list of strings")?,
             "properties" => self.properties = string_map(value).ok_or("is a map of strings")?,
-            // As the manifest says.
+            // Without an edit, the manifest's value counts.
             _ if imgapi::EDITABLE.contains(&key) && value.is_null() => drop(self.manifest.remove(key)),
             _ if imgapi::EDITABLE.contains(&key) => {
                 imgapi::check_edit(key, value)?;
@@ -260,16 +260,16 @@ pub const EDITABLE: &[&str] = &[
     "immutable",
 ];
 
-/// What a version costs; counted when asked.
+/// The cost of a version, computed on request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
-    /// Content that no other version has, in bytes.
+    /// How many bytes of content no other version has.
     pub unique_bytes: u64,
-    /// What deleting it would give back, in bytes on the disk: its unique content and its tree.
+    /// How many bytes on the disk its deletion would free: its unique content and its tree.
     pub stored_bytes: u64,
 }
 
-/// The editable keys in a metadata.json that came with an image; what imgfs keeps itself is passed over.
+/// The editable keys in a metadata.json that came with an image. Keys that imgfs manages are skipped.
 ///
 /// # Errors
 ///
@@ -282,7 +282,7 @@ pub fn editable_keys(text: &[u8]) -> Result<Vec<(String, Value)>> {
     }
 }
 
-/// What a text means, and nothing for an empty one. None: it means nothing.
+/// Parses a text; an empty text means no value. The outer `None` if the text has no meaning.
 fn choice<T>(text: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
     match text? {
         "" => Some(None),

@@ -1,5 +1,5 @@
-//! Readers and writers of formats that others have defined, and of our metadata.json. None of them touches a
-//! store.
+//! Readers and writers of formats that others have defined, and of imgfs's metadata.json. None of them
+//! uses a store.
 
 pub mod compress;
 pub mod imgapi;

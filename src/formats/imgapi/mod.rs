@@ -1,5 +1,5 @@
-//! IMGAPI manifests: the `.imgmanifest` or `.dsmanifest` copied in beside its payload, checked before it is
-//! believed.
+//! IMGAPI manifests: the `.imgmanifest` or `.dsmanifest` that is copied in beside its payload. Each is
+//! checked before it is trusted.
 //!
 //! The rules are those of `imgadm install`; where they let JavaScript's conversions through (a number as
 //! `name`, `type: "toString"`), the plain reading of the rule holds here. Source:
@@ -38,9 +38,9 @@ pub struct File {
     pub compression: String,
 }
 
-/// What was edited of an image since its manifest came.
+/// Later edits of an image that has a manifest.
 pub struct Edits<'a> {
-    /// Empty: as it came.
+    /// Empty if it is as it came.
     pub description: &'a str,
     pub is_public: bool,
     pub is_disabled: bool,
@@ -109,23 +109,24 @@ impl Manifest {
         self.field("os").unwrap_or_default()
     }
 
-    /// The field `type`: `zone-dataset`, `zvol`, ...; `null` while the maker is still at it.
+    /// The field `type`: `zone-dataset`, `zvol`, ...; `null` while its maker has not finished.
     pub fn kind(&self) -> &str {
         self.field("type").unwrap_or_default()
     }
 
-    /// Bytes of the disk, of an image for a virtual machine; 0 for others. IMGAPI counts in MiB.
+    /// The size of the disk of an image for a virtual machine, in bytes; 0 for other images. IMGAPI counts
+    /// in MiB.
     pub fn image_bytes(&self) -> u64 {
         let size = self.document.get("image_size").and_then(whole).filter(|size| *size > 0.0);
         size.map_or(0, |size| (size as u64).saturating_mul(1 << 20))
     }
 
-    /// The version string as a label, where a slash is written as in names.
+    /// The version string as a label. A slash is written as in names.
     pub fn label(&self) -> Option<String> {
         Some(self.version().replace('/', "%2F")).filter(|label| !label.is_empty())
     }
 
-    /// A field as it came; `resize` and `deploy` are Danube's, among the tags.
+    /// A field as it came. `resize` and `deploy` are Danube's, and lie among the tags.
     pub fn value(&self, key: &str) -> Option<&Value> {
         match key {
             "resize" | "deploy" => self.document.get("tags")?.get(key),
@@ -133,7 +134,7 @@ impl Manifest {
         }
     }
 
-    /// The document with what was edited of its image since.
+    /// The document with later edits of its image.
     pub fn edited(&self, edits: &Edits<'_>) -> String {
         let mut document = self.document.clone();
         if !edits.description.is_empty() {
@@ -171,7 +172,8 @@ impl Manifest {
         self.field("published_at").filter(|time| !time.is_empty())
     }
 
-    /// False unless the manifest says otherwise; version 1 says so by not naming who it is restricted to.
+    /// False unless the manifest says otherwise. Version 1 says so by naming no users to whom it is
+    /// restricted.
     pub fn is_public(&self) -> bool {
         self.document.get("public").and_then(flag).unwrap_or(false)
     }
@@ -181,7 +183,7 @@ impl Manifest {
         &self.files
     }
 
-    /// The tags that have a plain value; nested ones (`docker:config`) are left out.
+    /// The tags with a plain value. Nested ones (`docker:config`) are left out.
     pub fn tags(&self) -> BTreeMap<String, String> {
         let tags = self.document.get("tags").and_then(Value::as_object);
         let plain = tags.into_iter().flatten().filter_map(|(key, value)| match value {
@@ -192,12 +194,14 @@ impl Manifest {
         plain.collect()
     }
 
-    /// The document with all it came with, pretty, with a newline at the end. `parse` takes it back.
+    /// The document with everything that came in it, pretty, with a newline at the end. `parse` can read
+    /// it.
     pub fn text(&self) -> String {
         pretty(&self.document)
     }
 
-    /// As `text`, less what `imgadm install` refuses or trips over: `v1`, `channels`, an icon's particulars.
+    /// Like `text`, but without what `imgadm install` refuses or cannot handle: `v1`, `channels`, the
+    /// details of an icon.
     pub fn export_text(&self) -> String {
         let mut document = self.document.clone();
         document.shift_remove("v1");
@@ -219,8 +223,8 @@ pub fn looks_like(value: &Value) -> bool {
     value.get("uuid").is_some_and(Value::is_string) && (has("v") || has("files") || has("creator_uuid"))
 }
 
-/// The fields that users may change in metadata.json beside those of every image: what IMGAPI's UpdateImage
-/// lets be changed, and Danube's two tags. Source: TritonDataCenter/sdc-imgapi, docs/index.md, summary of
+/// The additional fields that users may change in metadata.json: those that IMGAPI's UpdateImage can
+/// change, and Danube's two tags. Source: TritonDataCenter/sdc-imgapi, docs/index.md, summary of
 /// manifest fields, "Mutable?".
 pub const EDITABLE: &[&str] = &[
     "homepage",
@@ -241,7 +245,7 @@ pub const EDITABLE: &[&str] = &[
     "deploy",
 ];
 
-/// The fields of a manifest that metadata.json shows and nobody changes.
+/// The fields of a manifest that metadata.json shows, but that nobody can change.
 pub const SHOWN: &[&str] = &["owner", "urn"];
 
 /// Checks a new value of one of `EDITABLE`.
@@ -253,7 +257,7 @@ pub fn check_edit(key: &str, value: &Value) -> Result<(), String> {
     if matches!(key, "resize" | "deploy") {
         return if value.is_boolean() { Ok(()) } else { Err("is true or false".into()) };
     }
-    // What the rules of some fields look at.
+    // The rules of some fields depend on this type.
     let kind = if key == "inherited_directories" { "zone-dataset" } else { "zvol" };
     let document = Map::from_iter([("type".to_owned(), Value::from(kind)), (key.to_owned(), value.clone())]);
     match rule(&document, key, value) {
@@ -277,8 +281,8 @@ pub fn is_uuid_text(name: &str) -> bool {
     has_form(name, UUID)
 }
 
-/// Whether a file name says manifest: `X.imgmanifest`, `X.dsmanifest`, `X.manifest`, or `manifest` as in
-/// Danube's datasets/UUID/.
+/// Whether a file name is that of a manifest: `X.imgmanifest`, `X.dsmanifest`, `X.manifest`, or
+/// `manifest` as in Danube's datasets/UUID/.
 pub fn is_manifest_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let stem =
@@ -287,7 +291,7 @@ pub fn is_manifest_name(name: &str) -> bool {
 }
 
 fn pretty(document: &Map<String, Value>) -> String {
-    // Writing a map of strings and values into memory has nothing that could fail.
+    // A map of strings and values can always be written into memory.
     format!("{}\n", serde_json::to_string_pretty(document).unwrap_or_default())
 }
 

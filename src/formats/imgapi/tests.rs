@@ -1,4 +1,4 @@
-//! Manifests of real servers, and every rule.
+//! Tests with manifests of real servers, and for every rule.
 
 use super::*;
 
@@ -13,7 +13,7 @@ const RIAK: &str = include_str!("../../../tests/data/imgapi/danube-riak.manifest
 const PUBLIC_DATABASE: &str = include_str!("../../../tests/data/imgapi/public-test-images.json");
 const DC_DATABASE: &str = include_str!("../../../tests/data/imgapi/dc-test-images.json");
 
-/// The least that is valid, with the fields of `patch` put in; null takes one out.
+/// The smallest valid manifest, with the fields of `patch` added. Null removes a field.
 fn patched(patch: Value) -> Result<Manifest, String> {
     let uuid = "1f9b7958-289e-4ea3-8f88-5486a40d6823";
     let mut manifest = json!({"v": 2, "uuid": uuid, "name": "foo", "version": "1.2.3", "type": "zone-dataset", "os": "smartos"});
@@ -53,7 +53,8 @@ fn manifests_in_the_wild_are_accepted_and_read_back_the_same() {
     }
 }
 
-/// A dump of IMGAPI's LDAP: its rows are no manifests, and one sentence says all that is wrong.
+/// A dump of IMGAPI's LDAP. Its rows are not manifests, and one sentence names everything that is
+/// wrong.
 #[test]
 fn a_database_row_is_refused_with_every_broken_field() {
     let rows: Vec<Value> = serde_json::from_str(DC_DATABASE).unwrap();

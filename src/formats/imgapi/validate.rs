@@ -1,4 +1,4 @@
-//! What a manifest must be: the rules of `imgadm install`, and version 1 taken over into version 2.
+//! The rules for a manifest: those of `imgadm install`, and the conversion of version 1 to version 2.
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ const TYPES: &[&str] = &["zone-dataset", "lx-dataset", "zvol", "docker", "lxd", 
 const SYSTEMS: &[&str] = &["smartos", "linux", "windows", "bsd", "illumos", "other"];
 const STATES: &[&str] = &["active", "unactivated", "disabled", "failed", "creating"];
 const COMPRESSIONS: &[&str] = &["gzip", "bzip2", "xz", "none"];
-/// Fields that version 2 has no place for; an upgraded manifest keeps them below `v1`.
+/// Fields that version 2 does not have. An upgraded manifest keeps them below `v1`.
 const V1_ONLY: &[&str] = &[
     "creator_uuid",
     "creator_name",
@@ -24,13 +24,16 @@ const V1_ONLY: &[&str] = &[
     "updated_at",
     "_url",
 ];
-/// A sentence names at most this many broken fields; a megabyte has room for very many unknown ones.
+/// A sentence names at most this many broken fields, because a megabyte has room for very many unknown
+/// ones.
 pub(super) const NAMED_MAX: usize = 40;
 pub(super) const UUID: &str = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
 
-/// Turns version 1 into version 2. What has no place there moves below `v1`, so that nothing is lost.
+/// Converts version 1 to version 2. Fields that version 2 does not have move below `v1`, so nothing is
+/// lost.
 ///
-/// Unlike node-imgmanifest, an explicit `public` stays as it is: there `"public": false` came out as true.
+/// Unlike in node-imgmanifest, an explicit `public` stays as it is. There `"public": false` became
+/// true.
 pub(super) fn upgrade(old: Map<String, Value>, broken: &mut Vec<String>) -> Map<String, Value> {
     let (mut new, mut v1) = (Map::new(), Map::new());
     new.insert("v".into(), 2.into());
@@ -95,7 +98,8 @@ pub(super) fn upgrade_file(file: &mut Value) -> Value {
     moved.into()
 }
 
-/// Collects a clause for every field that is missing, unknown or breaks its rule; the files come separately.
+/// Collects a clause for every field that is missing, unknown or breaks its rule. The files are judged
+/// separately.
 pub(super) fn judge(document: &Map<String, Value>, broken: &mut Vec<String>) {
     let zvol: &[&str] = if has_text(document, "type", "zvol") { REQUIRED_OF_ZVOL } else { &[] };
     let missing = REQUIRED.iter().chain(zvol).filter(|key| !document.contains_key(**key) && **key != "v");
@@ -119,7 +123,7 @@ pub(super) fn judge(document: &Map<String, Value>, broken: &mut Vec<String>) {
     }
 }
 
-/// Whether a field keeps its rule, and the rule in words; nothing for a field that does not exist.
+/// Whether a field obeys its rule, and the rule in words. `None` for a field that does not exist.
 pub(super) fn rule(document: &Map<String, Value>, key: &str, value: &Value) -> Option<(bool, String)> {
     let zvol = has_text(document, "type", "zvol");
     let unfinished =
@@ -173,7 +177,7 @@ pub(super) fn rule(document: &Map<String, Value>, key: &str, value: &Value) -> O
     Some((holds, want.to_owned()))
 }
 
-/// As `rule`, for one key of `requirements`. A null, false, 0 or empty one asks for nothing.
+/// Like `rule`, for one key of `requirements`. A null, false, 0 or empty value asks for nothing.
 pub(super) fn requirement(
     all: &Map<String, Value>,
     key: &str,
@@ -242,17 +246,18 @@ pub(super) fn judge_files(document: &Map<String, Value>, broken: &mut Vec<String
     read
 }
 
-/// What JavaScript takes for true, and so what IMGAPI takes for given.
+/// Whether JavaScript takes the value for true, so IMGAPI takes it as given.
 pub(super) fn is_set(value: &Value) -> bool {
     !(value.is_null() || value == false || value == "" || value.as_f64() == Some(0.0))
 }
 
-/// Booleans may stand as strings.
+/// Reads a boolean, which may be a string.
 pub(super) fn flag(value: &Value) -> Option<bool> {
     value.as_bool().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// Whole numbers may stand as strings. Negative ones are whole too: IMGAPI takes an `image_size` of -1.
+/// Reads a whole number, which may be a string. Negative ones count too: IMGAPI accepts an `image_size`
+/// of -1.
 pub(super) fn whole(value: &Value) -> Option<f64> {
     let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
     (number.fract() == 0.0).then_some(number)
@@ -280,7 +285,7 @@ pub(super) fn has_keys(value: &Value, keys: &[&str]) -> bool {
         .is_some_and(|map| map.len() == keys.len() && keys.iter().all(|key| map.contains_key(*key)))
 }
 
-/// JavaScript counts UTF-16 units, and so do IMGAPI's limits.
+/// The length in UTF-16 units, as in JavaScript and so in IMGAPI's limits.
 pub(super) fn utf16_len(text: &str) -> usize {
     text.encode_utf16().count()
 }
@@ -300,7 +305,8 @@ pub(super) fn is_url(value: &Value) -> bool {
     is_text(value, 1024) && matches!(scheme.as_deref(), Some("http" | "https"))
 }
 
-/// Whether `text` looks like `form`, in which 0 stands for a digit and x for a lower-case hexadecimal one.
+/// Whether `text` has the form `form`. In that, 0 stands for a digit, and x for a lower-case
+/// hexadecimal digit.
 pub(super) fn has_form(text: &str, form: &str) -> bool {
     let fits = |(byte, sign): (u8, u8)| match sign {
         b'0' => byte.is_ascii_digit(),
@@ -329,7 +335,8 @@ pub(super) fn is_platform(value: &Value) -> bool {
         && (within(9..11, "00", "23") && within(11..13, "00", "59") && within(13..15, "00", "59"))
 }
 
-/// `, not VALUE`, so that a user finds the place; the manifest came from elsewhere, so it is cut and defused.
+/// `, not VALUE`, so that a user finds the place. The manifest came from elsewhere, so the value is
+/// shortened and escaped.
 pub(super) fn instead(document: &Map<String, Value>, key: &str) -> String {
     format!(", not {}", document.get(key).map(|value| shown(&value.to_string())).unwrap_or_default())
 }
