@@ -177,6 +177,7 @@ fn look(dir: &Path) -> Result<Found> {
     }
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let name = entry.map_err(Error::io("list", dir))?.file_name();
+        // A first mount that was cut off can leave these, and mkfs makes lost+found.
         if !["lock", "daemon.log", "daemon.log.1", "format.new", "lost+found"].iter().any(|own| name == *own)
         {
             return Err(Error::NotAStore {

@@ -54,6 +54,7 @@ pub fn run(store: &Path, daemon: u32) -> Result<()> {
     let mut seen = false;
     // Somebody else may have sent the signal while the daemon still runs. Once it is gone, so is its lock.
     while StoreLock::holder(store).is_some_and(|holder| holder.pid == daemon) {
+        // Detached connections are ended only once: later their numbers may belong to others.
         seen |= mount::end_dying(store, !seen);
         std::thread::sleep(LOOK);
     }

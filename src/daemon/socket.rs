@@ -234,6 +234,7 @@ pub fn ask(dir: &Path, request: &Request, mut progress: impl FnMut(u64, u64) -> 
 /// `Io`.
 pub fn listen(store: Arc<Store>, host: Arc<dyn Host>) -> Result<()> {
     let path = store.dir.join("control");
+    // A socket that a killed daemon has left would make bind fail.
     let _ = std::fs::remove_file(&path);
     let (dir_fd, address) = short_address(&store.dir)?;
     let listener = UnixListener::bind(address).map_err(Error::io("bind", &path))?;

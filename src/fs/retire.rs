@@ -46,6 +46,7 @@ impl ImageFs {
             let names: Vec<Vec<u8>> = (0..).map_while(name).collect();
             let directory =
                 |incarnation| NodeId::Version { serial, part: VersionPart::Dir, incarnation }.ino();
+            // The kernel may know the directory by the inode of any of its incarnations.
             let directories: Vec<u64> = (0..=self.incarnation(serial)).map(directory).collect();
             let trees = self.trees_kernel.read().clone();
             if let Some(kernel) = trees {

@@ -100,6 +100,7 @@ impl Core {
     pub fn quarantine(&self, path: &Path) -> Result<()> {
         match fs::rename(path, path.with_extension(DAMAGED)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                // The tree file does not exist. The empty file marks it as put aside, so that gc can go on.
                 File::create(path.with_extension(DAMAGED)).map(drop).map_err(Error::io("put aside", path))
             }
             other => other.map_err(Error::io("put aside", path)),

@@ -332,6 +332,7 @@ pub fn end_dying(store: &Path, detached: bool) -> bool {
     // while the first one holds the lock.
     let is_still = || dying().is_some_and(|now| now.pid == holder.pid);
     for mounted in mounts().into_iter().rev().filter(|m| m.source == store) {
+        // The abort file is opened first and checked afterwards: it cannot change its connection any more.
         if let Some(abort) = open_abort(mounted.connection())
             && is_mounted(mounted.connection())
             && is_still()

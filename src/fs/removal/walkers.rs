@@ -156,6 +156,7 @@ pub(in crate::fs) fn ghost_named(
     if let Some(moved) = fs.moved.find(caller.pid, parent, name) {
         return Ok(moved);
     }
+    // The walker knows the directory by its incarnation before the deletion.
     let before = |serial| fs.incarnation(serial).wrapping_sub(1);
     match fs.walkers.ghost_named(caller.pid, parent.ino(), name) {
         Some(Object::Image(serial)) => {
