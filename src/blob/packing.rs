@@ -2,7 +2,7 @@
 //!
 //! A pack is written completely and made durable. Then the records of its blobs point to it, and then
 //! the old places are freed (invariant 1). A crash before the records leaves a pack that nothing names,
-//! and the next sweep removes it. Readers look up a record for each read, and once more if the read
+//! and the next sweep removes it. Readers look up a record for each read, and again if the read
 //! failed and the record changed. So they notice nothing.
 
 use std::collections::HashSet;

@@ -103,7 +103,7 @@ impl BlobStore {
         self.read_stream(record.container, from, &mut buf.data[..span], used)
     }
 
-    /// Runs `read` with the blob's record, and once more if the content moved meanwhile.
+    /// Runs `read` with the blob's record, and again if the content moved meanwhile.
     fn read_record<T>(&self, id: BlobId, mut read: impl FnMut(&Record) -> Result<T>) -> Result<T> {
         loop {
             let record = self.record(id)?;

@@ -2,8 +2,8 @@
 //!
 //! Rust ignores SIGPIPE, and the standard macros panic when a reader has gone. These macros have the
 //! same names, so that no command can forget to use them. A reader that has gone does not want a
-//! message. The command still does its work, and its exit status says how that went, also under `set -o
-//! pipefail`.
+//! message. The command still does its work, and its exit status says how that went,
+//! also under `set -o pipefail`.
 
 macro_rules! print {
     ($($text:tt)*) => {{

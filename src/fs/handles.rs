@@ -223,7 +223,7 @@ impl ImageFs {
         }
     }
 
-    /// `close(2)` of one of several descriptors: judges an upload, a document or a setting.
+    /// `close(2)` of a descriptor, which comes before `release`: judges an upload, a document or a setting.
     pub fn flush(self: &Arc<Self>, caller: Caller, fh: u64, reply: Reply<()>) {
         match self.handle(fh).as_deref() {
             Ok(Handle::Upload { upload, writes: true }) => {

@@ -112,7 +112,7 @@ pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Resu
     if deleted.is_ok() {
         let gone = fs.gone.add(parent, &name);
         drop(before);
-        // This blocks nothing. A process whose cached name is still valid asks again what the name leads to.
+        // This blocks nothing. A process that uses a name which the kernel still knows asks what it leads to.
         fs.with_kernel(|kernel| kernel.forget_attributes(directory.ino()));
         fs.forget_soon(gone);
         fs.touch_root();

@@ -43,8 +43,8 @@ pub(in crate::fs) fn flush(fs: &Arc<ImageFs>, caller: Caller, upload: Arc<Upload
             return Ok(());
         }
         if killed && of_thread(caller.pid) != upload.opener {
-            // The process may only have inherited the file from its parent, which goes on: `(timeout 1 x; cat
-            // y) > web.tar`.
+            // The process may only have inherited the file from its parent, which goes on:
+            // `(timeout 1 x; cat y) > web.tar`.
             return Ok(());
         }
         judge_at_close(fs, caller, &upload, killed)

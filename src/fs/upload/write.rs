@@ -307,8 +307,8 @@ pub(super) fn prepare_write(
     }
 }
 
-/// Begins a write without truncation over a receipt with the old content, if imgfs can make that: `tar
-/// -r`.
+/// Begins a write without truncation over a receipt with the old content, if imgfs can make that:
+/// `tar -r`.
 pub(super) fn seed(fs: &ImageFs, upload: &Upload, state: &mut State, before: Before) -> Result<()> {
     if !receipt::came_plain(fs, before.version) {
         return Err(Error::Unsupported {
