@@ -35,10 +35,10 @@ pub enum Error {
     /// `../x`, or a path through a symlink of the same archive.
     #[error("entry {entry:?} at byte {at} leaves the root: {why}")]
     LeavesRoot { at: u64, entry: String, why: String },
-    /// A limit that no real image meets.
+    /// A limit that no real image reaches.
     #[error("{what} is over the limit of {limit}")]
     OverLimit { what: String, limit: String },
-    /// Not what was announced: a digest, a size.
+    /// The upload differs from what was announced: a digest, a size.
     #[error("{what} should be {wanted}, and is {found}")]
     Mismatch { what: String, wanted: String, found: String },
     /// Another upload has the memory that a large decoder needs.
@@ -46,13 +46,13 @@ pub enum Error {
         "decoding this {codec} stream takes {need} bytes of memory, and another upload that needs so much is under way"
     )]
     DecoderBusy { codec: &'static str, need: u64 },
-    /// Understood, and not taken.
+    /// Something that imgfs understands, but does not support.
     #[error("{what} is not supported")]
     Unsupported { what: String, instead: &'static str },
     /// The writer was killed before it closed the file.
     #[error("the writer of {name} was killed: nothing was published")]
     WriterKilled { name: String },
-    /// A write behind what was already unpacked.
+    /// A write to a part that is already unpacked.
     #[error("{name} was written again at byte {at}, which is already unpacked")]
     WrittenTwice { name: String, at: u64 },
 
@@ -63,7 +63,7 @@ pub enum Error {
     NameTooLong { len: usize },
     #[error("{name} is taken: {holder}")]
     Taken { name: String, holder: String },
-    /// A uuid or a label that must be one's alone.
+    /// A uuid or a label that only one thing may have.
     #[error("{what} is taken: {holder}")]
     NotUnique { what: String, holder: String },
     #[error("there is no {what}")]
@@ -100,19 +100,19 @@ pub enum Error {
     InUse { what: String, holders: String },
     #[error("{what} never changes")]
     Frozen { what: String },
-    /// A tree copied entry by entry.
+    /// A tree that is copied entry by entry.
     #[error("{what}: a version is made of one tarball, not of single files and directories")]
     NoTree { what: String },
     #[error("{what} is kept by imgfs: {why}")]
     Managed { what: String, why: &'static str },
     #[error("an upload of {name} is under way")]
     UploadBusy { name: String },
-    /// A rename that tools then do by copying.
+    /// A rename that tools carry out by copying instead.
     #[error("cannot move {what} there; copy it")]
     OtherPlace { what: String },
     #[error("there is no imgfs mount on {}", .point.display())]
     NotMounted { point: PathBuf },
-    /// For the kernel alone, which looks once more what has the name.
+    /// Only for the kernel, which then looks up the name again.
     #[error("the name is another's by now")]
     LookAgain,
     #[error("{what}: {why}")]
@@ -135,7 +135,7 @@ pub enum Error {
     NotAStore { store: PathBuf, why: String },
     #[error("the format file of the store {} is lost or damaged", .store.display())]
     FormatLost { store: PathBuf },
-    /// What is stored is not what was put in. Never served.
+    /// Stored bytes differ from those that were put in. imgfs never serves them.
     #[error("{what} is damaged: {why}")]
     Corrupt { what: String, why: String },
     #[error("cannot {doing} {}: {source}", .path.display())]
@@ -144,7 +144,7 @@ pub enum Error {
     Stopped { why: String },
     #[error("the catalog failed: {0}")]
     Catalog(String),
-    /// What was said before, to one who asks again.
+    /// The same error once more, for a caller that asks again.
     #[error("{sentence}")]
     Again { errno: i32, sentence: String },
     #[error("the daemon of {} ended before it answered", .store.display())]
@@ -158,12 +158,12 @@ fn entry_suffix(entry: &str) -> String {
 }
 
 impl Error {
-    /// Wraps a failure of our own disk; for `map_err`.
+    /// Wraps a failure of the store's own disk, for `map_err`.
     pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { doing, path: path.to_owned(), source }
     }
 
-    /// The number the kernel is told. One arm a variant: whoever adds a failure chooses.
+    /// The errno for the kernel. Each variant has its own arm, so whoever adds an error must choose.
     pub fn errno(&self) -> i32 {
         match self {
             Error::NotTar { .. }
@@ -227,8 +227,8 @@ impl Error {
         }
     }
 
-    /// The number a refused mv is told. For EINVAL it would speak of a directory moved into itself, and for
-    /// EEXIST of a name that is taken.
+    /// The errno for a refused mv. With EINVAL, mv would report a directory moved into itself, and with
+    /// EEXIST a name that is taken.
     pub fn errno_of_mv(&self) -> i32 {
         match self {
             Error::BadName { .. } => libc::EPERM,
@@ -240,12 +240,12 @@ impl Error {
         }
     }
 
-    /// Whether the disk was full; such a failure may be retried after the trash is emptied.
+    /// Whether the disk was full. The operation may be tried again after the trash was emptied.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
     }
 
-    /// Whether what is stored is not there as it was stored, for good as far as one can see.
+    /// Whether stored data is damaged or lost, probably for good.
     pub fn is_damage(&self) -> bool {
         matches!(self, Error::Corrupt { .. } | Error::Io { .. }) && self.errno() == libc::EIO
     }

@@ -288,28 +288,29 @@ pub enum Command {
     },
 }
 
-/// The section of a man page that there is.
+/// Parses the section of a man page, if there is such a section.
 fn section(text: &str) -> std::result::Result<u8, &'static str> {
     text.parse().ok().filter(|n| [1, 7, 8].contains(n)).ok_or("there are 1, 7 and 8")
 }
 
-/// What `-o` said.
+/// The options in `-o`.
 pub struct Parsed {
     pub flags: Flags,
-    /// The words of mount(8) among the options, in their order.
+    /// The options of mount(8) among them, in their order.
     pub words: Vec<String>,
-    /// Changes the words of a mount that is there.
+    /// Whether to change an existing mount.
     pub remount: bool,
     pub settings: Settings,
     pub threads: usize,
     pub latency: bool,
     pub passthrough: bool,
     pub trees: TreesAs,
-    /// The view that is to be mounted; none: the whole store.
+    /// The view to mount. `None` for the whole store.
     pub view: Option<String>,
 }
 
-/// Reads `-o`; unknown words are refused, those of fstab and mount(8) that mean nothing here are passed over.
+/// Parses `-o`. Unknown options are refused. Options of fstab and mount(8) that mean nothing here are
+/// skipped.
 ///
 /// # Errors
 ///
@@ -338,7 +339,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
                 .filter(|n| *n > 0)
                 .ok_or_else(|| bad("it takes a number"))
         };
-        // Whether it is the first of two words.
+        // True for the first of two words, false for the second.
         let either = |first: &str, second: &str| match value {
             Some(v) if v == first => Ok(true),
             Some(v) if v == second => Ok(false),
@@ -371,7 +372,7 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
             _ if value.is_none() && parsed.flags.hear(key) => parsed.words.push(key.to_owned()),
             "defaults" | "auto" | "noauto" | "user" | "users" | "nouser" | "owner" | "group" | "nofail"
             | "_netdev" | "silent" | "loud" => {}
-            // What a remount is told of the mount that is there.
+            // On a remount, mount(8) repeats these options of the existing mount.
             "user_id" | "group_id" | "default_permissions" | "fsname" | "subtype" if parsed.remount => {}
             _ if key.starts_with("x-") || key == "comment" => {}
             _ => return Err(bad("there is no such option")),
@@ -380,12 +381,13 @@ pub fn parse_options(lists: &[String]) -> Result<Parsed> {
     Ok(parsed)
 }
 
-/// Whether mount(8) runs us, by the name it looks for: `mount -t fuse.imgfs STORE MNT`.
+/// Whether mount(8) runs this program, by the name that it looks for: `mount -t fuse.imgfs STORE MNT`.
 pub fn called_by_mount(arguments: &[OsString]) -> bool {
     called_as(arguments, &["mount.fuse.imgfs", "mount.imgfs"])
 }
 
-/// Whether umount(8) runs us: it alone would say that a mount with trees mounted in it is busy.
+/// Whether umount(8) runs this program. umount(8) alone would call a mount busy if trees are mounted in
+/// it.
 pub fn called_by_umount(arguments: &[OsString]) -> bool {
     called_as(arguments, &["umount.fuse.imgfs", "umount.imgfs"])
 }
@@ -395,7 +397,7 @@ fn called_as(arguments: &[OsString], names: &[&str]) -> bool {
     name.is_some_and(|n| names.iter().any(|known| n == *known))
 }
 
-/// `umount.fuse.imgfs MNT [-flnrv] [-N NAMESPACE] [-t TYPE]` as our own words.
+/// `umount.fuse.imgfs MNT [-flnrv] [-N NAMESPACE] [-t TYPE]` as a command line of imgfs.
 pub fn from_umount(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut ours: Vec<OsString> = vec!["imgfs".into(), "umount".into()];
     let mut rest = arguments.into_iter().skip(1);
@@ -411,7 +413,7 @@ pub fn from_umount(arguments: Vec<OsString>) -> Vec<OsString> {
     ours
 }
 
-/// `mount.fuse.imgfs STORE MNT [-sfnv] [-o OPTIONS]` as our own words.
+/// `mount.fuse.imgfs STORE MNT [-sfnv] [-o OPTIONS]` as a command line of imgfs.
 pub fn from_mount(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut ours: Vec<OsString> = vec!["imgfs".into(), "mount".into()];
     let mut plain: Vec<OsString> = Vec::new();
@@ -422,7 +424,7 @@ pub fn from_mount(arguments: Vec<OsString>) -> Vec<OsString> {
                 ours.push("-o".into());
                 ours.extend(rest.next());
             }
-            // Sloppy, fake, no mtab, verbose: nothing to us.
+            // These mean sloppy, fake, no mtab, and verbose. imgfs ignores them.
             Some(flag) if flag.starts_with('-') => {}
             _ => plain.push(argument),
         }
