@@ -227,7 +227,7 @@ impl ImageFs {
                 return fs.rename_staging(caller, number, &to).map_err(|e| fs.refused_mv(caller, &path, &e));
             }
             // ln renames what it has made, and says of EINVAL what it means.
-            let by_ln = fs.staged_links.named(from.0, &from.1).is_some();
+            let by_ln = fs.temporary_links.named(from.0, &from.1).is_some();
             fs.rename_shown(caller, &from, &to, flags).map_err(|e| match e {
                 e if by_ln => fs.refused(caller, "ln", &path, e),
                 e => fs.refused_mv(caller, &path, &e),
@@ -238,7 +238,8 @@ impl ImageFs {
     /// `mv MNT/.new MNT/web`: a staging directory is published, or gets another name.
     fn rename_staging(self: &Arc<Self>, caller: Caller, number: u32, to: &places::Named) -> Result<()> {
         // The end of a file in it may come after its close.
-        let publish = |at| self.once_closed(|| staging::publish::rename(self, caller, number, (at, &to.1)));
+        let publish =
+            |at| self.retry_while_busy(|| staging::publish::rename(self, caller, number, (at, &to.1)));
         // The kernel moved the directory to its new name: what is there now is a version, or an image.
         match Destination::of(to.0).and_then(publish)? {
             Some(serial) if to.0 != NodeId::Root => self.has_moved(caller, to, self.version_node(serial)),

@@ -65,7 +65,7 @@ impl Place for UsedBy {
     fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Lease(serial) => set_lease(fs, serial, changes),
-            _ if walkers::has_deleted(fs, caller, version(node)?) => Ok(()),
+            _ if walkers::caller_has_deleted(fs, caller, version(node)?) => Ok(()),
             _ => Err(frozen(node)),
         }
     }
@@ -134,7 +134,7 @@ impl Place for UsedBy {
     /// `rm`. The last lease of an image whose status is `deleted` takes it along, at the background's next
     /// look.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if walkers::has_deleted(fs, caller, version(directory)?) {
+        if walkers::caller_has_deleted(fs, caller, version(directory)?) {
             return Ok(());
         }
         let NodeId::Lease(serial) = self.lookup(fs, caller, directory, name)? else { return Err(stale()) };
