@@ -76,11 +76,11 @@ pub enum Error {
     NotEmpty { what: String },
     #[error("{what} is the origin of {dependents}")]
     HasDependents { what: String, dependents: String },
-    #[error("{image} is the default image while there are others")]
+    #[error("{image} is the default image, and there are other images")]
     ImageIsDefault { image: String },
     #[error("{image} is the default of the images whose type is {kind}")]
     ImageIsTypeDefault { image: String, kind: String },
-    #[error("{image} is the default image of view {view} while that has others")]
+    #[error("{image} is the default image of view {view}, which has other images")]
     ImageIsViewDefault { image: String, view: String },
     #[error("{image} belongs to {views}")]
     OfView { image: String, views: String },
@@ -90,11 +90,11 @@ pub enum Error {
     OnlyVersion { image: String, number: u32 },
     #[error("{image} is immutable: user {uid} has made it so")]
     Immutable { image: String, uid: u32 },
-    #[error("{what} is user {uid}'s, who does not let you change it")]
+    #[error("user {uid} owns {what} and does not let you change it")]
     NotYours { what: String, uid: u32 },
     #[error("{image} is attached to this view, which only shows it")]
     Attached { image: String },
-    #[error("it would be more than the quota of {who}: {limit}")]
+    #[error("it would exceed the quota of {who}: {limit}")]
     OverQuota { who: String, limit: String },
     #[error("{what} is used by {holders}")]
     InUse { what: String, holders: String },
@@ -113,7 +113,7 @@ pub enum Error {
     #[error("there is no imgfs mount on {}", .point.display())]
     NotMounted { point: PathBuf },
     /// Only for the kernel, which then looks up the name again.
-    #[error("the name is another's by now")]
+    #[error("the name belongs to something else now")]
     LookAgain,
     #[error("{what}: {why}")]
     Invalid { what: String, why: String },
@@ -140,7 +140,7 @@ pub enum Error {
     Corrupt { what: String, why: String },
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("the store takes no changes any more: {why}")]
+    #[error("the store accepts no more changes: {why}")]
     Stopped { why: String },
     #[error("the catalog failed: {0}")]
     Catalog(String),

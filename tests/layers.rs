@@ -172,7 +172,7 @@ fn the_methods_of_the_file_system_lie_together() {
 fn the_map_of_the_code_is_true() {
     let map =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
-    assert!(map.lines().count() <= 130, "it has {} lines", map.lines().count());
+    assert!(map.lines().count() <= 140, "it has {} lines", map.lines().count());
     let folders = map.lines().skip_while(|line| !line.starts_with("| folder")).skip(2);
     let folders: Vec<&str> = folders.map_while(|row| row.split('|').nth(1)).map(|cell| cell.trim()).collect();
     let named = |floor: &&str| if floor.is_empty() { "(none)".into() } else { format!("`{floor}`") };

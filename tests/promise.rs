@@ -96,7 +96,7 @@ fn after_a_failed_sync_nothing_is_written_and_all_is_read() {
         assert!(ran.code != 0 && ran.err.contains("Read-only file system"), "{change}: {ran:?}");
     }
     m.ok("cmp $S/a.tar web/0/rootfs.tar; cmp $S/b.tar web/1/rootfs.tar; test ! -e new; grep -q '\"read_only\": \"' .imgfs/status.json");
-    assert!(m.errors().contains("takes no changes any more"), "{}", m.errors());
+    assert!(m.errors().contains("accepts no more changes"), "{}", m.errors());
     m.remount();
     m.ok("cp $S/c.tar new.tar; cmp $S/c.tar new/0/rootfs.tar; rmdir web/0; grep -q '\"read_only\": null' .imgfs/status.json");
     m.fsck();

@@ -33,7 +33,7 @@ const ROWS: &[Row] = &[
     // leaves the root
     ("cp $S/leaves.tar x.tar", "Invalid argument", "tar -C ROOT -c ."),
     // over a limit
-    ("cp $S/deep.tar x.tar", "Argument list too long", "raise the limit, if it is right so"),
+    ("cp $S/deep.tar x.tar", "Argument list too long", "if the file is good, raise the limit"),
     ("cp $S/window.tar.zst x.tar.zst", "Argument list too long", "smaller window"),
     // known but not supported
     ("cp $S/x.zip x.zip", "not supported", "unzip"),

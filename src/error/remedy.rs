@@ -7,7 +7,7 @@ pub(super) fn of_missing(what: &str) -> &'static str {
     if what.starts_with("setting ") {
         "ls .imgfs/config shows the settings; quota.USER and view.VIEW.quota bound one user and one view"
     } else if what.ends_with(" to link to") {
-        "make what the link is to lead to first, or look with ls how it is called; ln -sfn A B, with -n, switches a link"
+        "make the target first, or check its name with ls; ln -sfn A B, with -n, switches a link"
     } else if what.starts_with("link ") {
         "switch a link with ln -sfn, with -n: without it, ln goes into the directory that the link leads to"
     } else if what.starts_with("version ") {
@@ -19,7 +19,7 @@ pub(super) fn of_missing(what: &str) -> &'static str {
     } else if what.starts_with("origin ") {
         "copy the origin in first, or take the origin out of the manifest"
     } else {
-        "look with ls how it is called"
+        "check the name with ls"
     }
 }
 
@@ -36,7 +36,7 @@ pub(super) fn of_no_tar(name: &str, looks: &str) -> &'static str {
     } else if looks.starts_with("JSON") {
         "a manifest goes with its file: mkdir .new, cp both into it, mv .new NAME"
     } else if looks.starts_with("HTML") {
-        "this is a page, not the file that it is about: fetch that"
+        "this is a web page: download the file itself"
     } else if looks.starts_with("text") {
         "copy the archive, not a text about it; a text in an image goes into its tarball: tar -C ROOT -cf x.tar ."
     } else if looks.starts_with("a program") || looks.starts_with("a script") {
@@ -78,7 +78,7 @@ pub(super) fn of_managed(what: &str, why: &str) -> &'static str {
 /// What to do about a name that is taken. `holder` is as in the sentence.
 pub(super) fn of_taken(name: &str, holder: &str) -> &'static str {
     if holder.contains("the label of version") {
-        "rm IMAGE/@LABEL first, or copy the build under another name"
+        "rm IMAGE/@LABEL first, or copy it under another name"
     } else if holder.contains("uuid") {
         "take the uuid out of the manifest, or delete the version that has it"
     } else if holder.contains("architecture") || name.contains("architecture") {
@@ -116,11 +116,11 @@ pub(super) fn of_limit(what: &str, limit: &str) -> &'static str {
     if what.ends_with(" of the qcow2") {
         "make it of larger clusters, or without snapshots: qemu-img convert -O qcow2 -o cluster_size=64k OLD NEW"
     } else if limit.contains("max_ratio") {
-        "if it is no bomb, raise the limit: echo N > .imgfs/config/max_ratio, or mount -o max_ratio=N"
+        "if the file is not a decompression bomb, raise the limit: echo N > .imgfs/config/max_ratio, or mount -o max_ratio=N"
     } else if limit.contains("max_window") || what.contains("memory to decode") {
         "compress it with a smaller window (zstd without --long, xz -6), or raise .imgfs/config/max_window"
     } else {
-        "raise the limit, if it is right so: ls .imgfs/config/max_*, and docs/options.md"
+        "if the file is good, raise the limit: ls .imgfs/config/max_*, and docs/options.md"
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) enum Handle {
         upload: Arc<Upload>,
         writes: bool,
     },
-    /// A file in a staging directory.
-    Staged {
+    /// A file of the host: one in a staging directory, or an upload that was made again.
+    HostFile {
         file: std::fs::File,
         path: std::path::PathBuf,
         /// Counts as an open writer until it is dropped.
@@ -75,7 +75,7 @@ impl Handle {
             Handle::Edit(_, edit) | Handle::Lease(_, edit) | Handle::Icon(_, _, edit) => {
                 edit.lock().truncate(size)
             }
-            Handle::Staged { file, path, .. } => refuse_over(&fs.store, size)
+            Handle::HostFile { file, path, .. } => refuse_over(&fs.store, size)
                 .and_then(|()| file.set_len(size).map_err(Error::io("truncate", path))),
             _ => return None,
         })
@@ -149,7 +149,7 @@ impl ImageFs {
                 let read = readers.read(&self.store, tree, keep::RECIPE, offset, len, out);
                 read.map_err(|e| damage(self, *serial, Part::Kept, e))
             }
-            Handle::Staged { file, path, .. } => {
+            Handle::HostFile { file, path, .. } => {
                 let begin = out.len();
                 out.resize(begin + len, 0);
                 let n = file.read_at(&mut out[begin..], offset).map_err(Error::io("read", path))?;
@@ -212,7 +212,7 @@ impl ImageFs {
                 let data = data.to_vec();
                 self.offload(reply, move |fs| config::write(fs, caller, fh, offset, &data));
             }
-            Ok(Handle::Staged { file, path, .. }) => {
+            Ok(Handle::HostFile { file, path, .. }) => {
                 let written = staging::write(self, file, path, offset, data);
                 reply(written.map_err(|e| self.refused(caller, "write", &path.display().to_string(), e)));
             }
@@ -276,8 +276,8 @@ impl ImageFs {
     pub fn fsync(&self, caller: Caller, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         match &*handle {
-            Handle::Upload { upload, .. } => upload::sync(self, upload),
-            Handle::Staged { file, path, .. } => file.sync_all().map_err(Error::io("sync", path)),
+            Handle::Upload { upload, .. } => upload::sync(upload),
+            Handle::HostFile { file, path, .. } => file.sync_all().map_err(Error::io("sync", path)),
             handle => self.flush_document(caller, handle),
         }
     }

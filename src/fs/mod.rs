@@ -45,12 +45,12 @@ use crate::store::Store;
 use handles::Handle;
 pub use mounts::Mounts;
 use node::{ImagePart, NodeId, VersionPart};
-use places::link::StagedLinks;
+use places::link::TemporaryLinks;
 use places::staging::Stagings;
 use removal::gone::{Gone, GoneNames};
 use removal::moved::{MissedNames, MovedNames};
 use removal::shells::Shells;
-use removal::walkers::{SentBack, Walkers};
+use removal::walkers::{SentFromDeleted, Walkers};
 use upload::Uploads;
 
 /// Answers a request; may be called from any thread, once.
@@ -231,7 +231,7 @@ pub struct ImageFs {
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     /// Symlinks under temporary names.
-    staged_links: StagedLinks,
+    temporary_links: TemporaryLinks,
     /// Names that rm -r has removed while the kernel still caches them.
     gone: GoneNames,
     /// Names that mv gave to something that the mount shows under another name.
@@ -246,7 +246,7 @@ pub struct ImageFs {
     /// Directories in `.imgfs/aliases` that mkdir made, by their paths from there.
     alias_directories: Mutex<BTreeSet<String>>,
     /// Threads that were sent back from a directory that was deleted.
-    sent_back: SentBack,
+    sent_back: SentFromDeleted,
     /// When the root last changed.
     root_changed: Mutex<i64>,
     kernel: RwLock<Option<Arc<dyn Kernel>>>,
@@ -271,11 +271,11 @@ impl ImageFs {
             walkers: Walkers::default(),
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
-            staged_links: StagedLinks::default(),
+            temporary_links: TemporaryLinks::default(),
             gone: GoneNames::default(),
             moved: MovedNames::default(),
             missed: MissedNames::default(),
-            sent_back: SentBack::default(),
+            sent_back: SentFromDeleted::default(),
             changes: places::changes::Sizes::default(),
             replacing: edit::Replacing::default(),
             shells: Shells::default(),
@@ -430,7 +430,7 @@ impl ImageFs {
     /// # Errors
     ///
     /// Those of `work`; `UploadBusy` once it has lasted for long.
-    pub fn once_closed<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+    pub fn retry_while_busy<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
         let begun = std::time::Instant::now();
         loop {
             match work() {

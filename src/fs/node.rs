@@ -1,7 +1,7 @@
 //! Inode numbers. A number is computed from what the node is, so nothing has to be counted, remembered
 //! or looked up.
 //!
-//! The top four bits below the sign say the kind, the rest what the node belongs to. A symlink's number
+//! The bits from 56 on say the kind, the lower bits what the node is of. A symlink's number
 //! follows from its target. So a link that `ln -sfn` renamed over another is the same node, for the
 //! kernel and for imgfs.
 
@@ -43,7 +43,7 @@ pub enum NodeId {
     /// The receipt of a version's upload, from the catalog.
     Receipt(u32),
     /// A symlink under a temporary name, by its number since the mount.
-    StagedLink(u64),
+    TemporaryLink(u64),
     /// A staging directory, by its number since the mount.
     Staging(u32),
     /// A file in a staging directory.
@@ -166,7 +166,7 @@ impl NodeId {
             }
             NodeId::Upload(n) => pack(5, n),
             NodeId::Receipt(serial) => pack(6, u64::from(serial)),
-            NodeId::StagedLink(n) => pack(9, n),
+            NodeId::TemporaryLink(n) => pack(9, n),
             NodeId::Staging(n) => pack(10, u64::from(n) << 24),
             NodeId::Lease(serial) => pack(11, u64::from(serial)),
             NodeId::In(kind, n) => pack(KINDS + kind.number(), n & ((1 << KIND) - 1)),
@@ -218,7 +218,7 @@ impl NodeId {
             }
             5 => NodeId::Upload(payload),
             6 => NodeId::Receipt(serial_at(0)?),
-            9 => NodeId::StagedLink(payload),
+            9 => NodeId::TemporaryLink(payload),
             10 => match (serial_at(24)?, (payload & 0xff_ffff) as u32) {
                 (directory, 0) => NodeId::Staging(directory),
                 (directory, file) => NodeId::Staged { directory, file },
@@ -269,7 +269,7 @@ mod tests {
             nodes.extend(ALL.iter().flat_map(|(_, kind)| {
                 [serial.into(), u64::from(serial) << 28].map(|n| NodeId::In(*kind, n))
             }));
-            nodes.extend([NodeId::StagedLink(serial.into())]);
+            nodes.extend([NodeId::TemporaryLink(serial.into())]);
         }
         let mut seen = std::collections::HashSet::new();
         for node in nodes {

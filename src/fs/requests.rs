@@ -230,7 +230,7 @@ impl ImageFs {
             }
             // ln renames the link that it has made, and has a fitting message for EINVAL. So it gets the
             // plain error.
-            let by_ln = fs.staged_links.named(from.0, &from.1).is_some();
+            let by_ln = fs.temporary_links.named(from.0, &from.1).is_some();
             fs.rename_shown(caller, &from, &to, flags).map_err(|e| match e {
                 e if by_ln => fs.refused(caller, "ln", &path, e),
                 e => fs.refused_mv(caller, &path, &e),
@@ -241,7 +241,8 @@ impl ImageFs {
     /// `mv MNT/.new MNT/web` publishes a staging directory, or only renames it.
     fn rename_staging(self: &Arc<Self>, caller: Caller, number: u32, to: &places::Named) -> Result<()> {
         // The last write to a file in it may arrive after its close.
-        let publish = |at| self.once_closed(|| staging::publish::rename(self, caller, number, (at, &to.1)));
+        let publish =
+            |at| self.retry_while_busy(|| staging::publish::rename(self, caller, number, (at, &to.1)));
         // The kernel moved the directory to its new name, but that name now belongs to a version or an image.
         match Destination::of(to.0).and_then(publish)? {
             Some(serial) if to.0 != NodeId::Root => self.has_moved(caller, to, self.version_node(serial)),

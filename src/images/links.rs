@@ -10,7 +10,7 @@ use crate::catalog::{
 };
 use crate::error::{Error, Result};
 use crate::images::rules::{change_image, live_image, live_version, not_found, refuse_taken, taken};
-use crate::images::targets::{LinkTarget, target_of};
+use crate::images::targets::{LinkTarget, target_of_alias};
 use crate::images::views;
 use crate::store::Store;
 
@@ -274,7 +274,7 @@ pub fn rename_alias(store: &Store, serial: u32, to: Option<impl Into<AliasName>>
         let mut alias = txn.model.aliases.get(&serial).ok_or_else(|| not_found("such alias"))?.clone();
         match &to {
             None => {
-                put_default(txn, target_of(&alias))?;
+                put_default(txn, target_of_alias(&alias))?;
                 txn.put(Row::DropAlias(serial));
             }
             Some(name) => {
@@ -358,7 +358,7 @@ pub fn exchange_links(store: &Store, first: &str, second: &str) -> Result<()> {
             match txn.model.named(name) {
                 Some(Named::Alias(serial)) => {
                     let alias = txn.model.aliases[&serial].clone();
-                    let target = target_of(&alias);
+                    let target = target_of_alias(&alias);
                     Ok((Some(alias), target))
                 }
                 _ => Err(not_found("such link")),

@@ -48,7 +48,7 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
     } else {
         match model.named(first) {
             Some(Named::Image(serial)) => LinkTarget::image(serial),
-            Some(Named::Alias(serial)) => target_of(&model.aliases[&serial]),
+            Some(Named::Alias(serial)) => target_of_alias(&model.aliases[&serial]),
             None => {
                 let label = at_label(model, first).ok_or_else(missing)?;
                 LinkTarget { image: label.image, number: None, follows: Follows::Label(label.name.clone()) }
@@ -66,7 +66,7 @@ pub fn resolve_root_link(model: &Model, target: &str, mount_point: &str) -> Resu
 /// `centos/6/amd64/latest`. It takes precedence over a version of the same path.
 fn slashed_alias(model: &Model, parts: &[&str]) -> Option<LinkTarget> {
     let slashed = |parts: &[&str]| (parts.len() > 1).then(|| parts.join("/"));
-    let alias = |parts: &[&str]| model.alias_named(&slashed(parts)?).map(target_of);
+    let alias = |parts: &[&str]| model.alias_named(&slashed(parts)?).map(target_of_alias);
     alias(parts).or_else(|| {
         let (last, before) = parts.split_last()?;
         resolve_part(model, alias(before)?.whole_image()?, last)
@@ -79,7 +79,7 @@ pub fn at_label<'m>(model: &'m Model, text: &str) -> Option<&'m Label> {
     text.match_indices('@').filter(|(at, _)| *at > 0).find_map(|(at, _)| {
         let image = match model.named(&text[..at])? {
             Named::Image(serial) => serial,
-            Named::Alias(serial) => target_of(model.aliases.get(&serial)?).whole_image()?,
+            Named::Alias(serial) => target_of_alias(model.aliases.get(&serial)?).whole_image()?,
         };
         model.live_label(image, &text[at + 1..])
     })
@@ -146,7 +146,7 @@ pub fn resolve_inner_link(model: &Model, image: u32, target: &str) -> Result<Opt
 }
 
 /// What an alias leads to.
-pub fn target_of(alias: &Alias) -> LinkTarget {
+pub fn target_of_alias(alias: &Alias) -> LinkTarget {
     LinkTarget { image: alias.image, number: alias.number, follows: alias.follows.clone() }
 }
 

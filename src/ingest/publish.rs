@@ -136,7 +136,7 @@ fn make(
             heal::heal_trees(store, &version, &path, digest)?;
             published
         }
-        None => list(store, source, id, (&tree, digest), facts)?,
+        None => commit_row(store, source, id, (&tree, digest), facts)?,
     };
     Ok(Published { new_bytes: sealed.new_bytes, ..published })
 }
@@ -151,7 +151,7 @@ fn keep_upload(store: &Store, kept: (Writer, RecipeBuilder), id: &str) -> Result
 }
 
 /// Writes the row, if the quota permits it.
-fn list(
+fn commit_row(
     store: &Store,
     source: &Source,
     id: &str,

@@ -39,7 +39,7 @@ use crate::base::flags::Flags;
 use crate::error::{Error, Result};
 use crate::fs::kernel::hidden::Hidden;
 use crate::fs::kernel::mount;
-use crate::fs::kernel::sent_back::SentBack;
+use crate::fs::kernel::sent_back::SentToMount;
 use crate::fs::mounts::Mounts;
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::{start_thread, within};
@@ -126,7 +126,7 @@ pub struct Trees {
     thread: AtomicU32,
     wanted: mpsc::Sender<u32>,
     all: Mutex<HashMap<u32, State>>,
-    sent_back: SentBack,
+    sent_back: SentToMount,
     settled: Condvar,
 }
 
@@ -172,7 +172,7 @@ impl Trees {
             thread: AtomicU32::new(u32::MAX),
             wanted,
             all: Mutex::default(),
-            sent_back: SentBack::default(),
+            sent_back: SentToMount::default(),
             settled: Condvar::new(),
         });
         let weak = Arc::downgrade(&trees);

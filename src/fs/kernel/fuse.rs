@@ -477,7 +477,7 @@ impl Filesystem for Adapter {
         }
         // It may truncate an upload, wait until one is closed, or make an upload's bytes again.
         fs.offload(Box::new(answer), move |fs| {
-            fs.once_closed(|| fs.open(who, node(ino)?, mode)).map_err(|e| match e {
+            fs.retry_while_busy(|| fs.open(who, node(ino)?, mode)).map_err(|e| match e {
                 Error::NotFound { .. } => e,
                 e => fs.refuse(who, "open", b"", e),
             })
@@ -771,7 +771,7 @@ impl Filesystem for Adapter {
     ) {
         let (who, name, adapter) = (caller(req), name.as_bytes().to_vec(), self.clone());
         let make = move |fs: &ImageFs| {
-            fs.once_closed(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| {
+            fs.retry_while_busy(|| fs.create(who, node(parent)?, &name, mode & !umask)).map_err(|e| {
                 node(parent).iter().for_each(|parent| shells::note_refused_in(fs, who, *parent));
                 fs.refuse(who, "create", &name, e)
             })

@@ -12,9 +12,9 @@ const WALKS_AGAIN: Duration = Duration::from_secs(1);
 /// The kernel walks a path at most twice. If a link on it is switched in between, the second walk comes
 /// to another tree, and must get through there.
 #[derive(Default)]
-pub(super) struct SentBack(Mutex<Vec<(u32, u32, Instant)>>);
+pub(super) struct SentToMount(Mutex<Vec<(u32, u32, Instant)>>);
 
-impl SentBack {
+impl SentToMount {
     pub(super) fn note(&self, thread: u32, serial: u32) {
         self.0.lock().push((thread, serial, Instant::now()));
     }

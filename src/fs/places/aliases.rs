@@ -50,7 +50,7 @@ fn text_of_alias(model: &Model, alias: &Alias) -> Option<String> {
     Some(format!(
         "{UP}{}{}",
         "../".repeat(alias.name.matches('/').count()),
-        path_of_target(model, &targets::target_of(alias))?
+        path_of_target(model, &targets::target_of_alias(alias))?
     ))
 }
 
@@ -127,7 +127,7 @@ fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
     }
     match at.as_slice() {
         [".imgfs", "aliases", name @ ..] => match model.alias_named(&name.join("/")) {
-            Some(alias) => Ok(targets::target_of(alias)),
+            Some(alias) => Ok(targets::target_of_alias(alias)),
             None if !text.starts_with("..") => targets::resolve_root_link(&model, text, ""),
             None => Err(missing()),
         },
@@ -138,7 +138,7 @@ fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
 
 impl Place for Aliases {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = fs.staged_links.named(directory, name) {
+        if let Some(staged) = fs.temporary_links.named(directory, name) {
             return Ok(staged);
         }
         let full = name_in(fs, directory.number(), name)?;
@@ -261,7 +261,7 @@ impl Place for Aliases {
     ) -> Result<NodeId> {
         let to = target(fs, directory.number(), text)?;
         if is_temporary(name) {
-            return Ok(fs.staged_links.put(caller, directory, name, text));
+            return Ok(fs.temporary_links.put(caller, directory, name, text));
         }
         let full = name_in(fs, directory.number(), name)?;
         if fs.store.catalog.read().alias_named(&full).is_some() {
@@ -283,7 +283,7 @@ impl Place for Aliases {
     ) -> Result<()> {
         let to = target(fs, directory.number(), text)?;
         if is_temporary(name) {
-            fs.staged_links.put(caller, directory, name, text);
+            fs.temporary_links.put(caller, directory, name, text);
             return Ok(());
         }
         let full = name_in(fs, directory.number(), name)?;
@@ -292,7 +292,7 @@ impl Place for Aliases {
 
     /// `rm` moves the alias into the trash.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.staged_links.take(directory, name).is_some() {
+        if fs.temporary_links.take(directory, name).is_some() {
             return Ok(());
         }
         if is_directory(self.lookup(fs, caller, directory, name)?) {

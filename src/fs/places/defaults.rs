@@ -32,7 +32,7 @@ fn shown(fs: &ImageFs) -> Vec<(&'static str, u32)> {
 
 impl Place for Defaults {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = fs.staged_links.named(HERE, name) {
+        if let Some(staged) = fs.temporary_links.named(HERE, name) {
             return Ok(staged);
         }
         let found = shown(fs).into_iter().find(|(kind, _)| kind.as_bytes() == name);
@@ -70,7 +70,7 @@ impl Place for Defaults {
     ) -> Result<NodeId> {
         if is_temporary(name) {
             deep_target(fs, UP, target)?;
-            return Ok(fs.staged_links.put(caller, HERE, name, target));
+            return Ok(fs.temporary_links.put(caller, HERE, name, target));
         }
         self.switch(fs, caller, directory, name, target)?;
         self.lookup(fs, caller, directory, name)
@@ -93,7 +93,7 @@ impl Place for Defaults {
 
     /// `rm` hides the link until somebody makes it again. BusyBox's ln -sfn does both.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.staged_links.take(HERE, name).is_some() {
+        if fs.temporary_links.take(HERE, name).is_some() {
             return Ok(());
         }
         self.lookup(fs, caller, directory, name)?;

@@ -13,7 +13,7 @@ use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::link::put_label;
 use crate::fs::places::{Attributes, Named, Place, icon, metadata, named, staging};
 use crate::fs::removal;
-use crate::fs::removal::walkers::{self, Object};
+use crate::fs::removal::walkers::{self, Deleted};
 use crate::fs::rights::{self, Shown, asked};
 use crate::fs::upload::{self, Destination};
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
@@ -29,7 +29,7 @@ pub struct Image;
 impl Place for Image {
     fn lookup(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let serial = dir(directory)?;
-        if let Some(staged) = fs.staged_links.named(directory, name) {
+        if let Some(staged) = fs.temporary_links.named(directory, name) {
             return Ok(staged);
         }
         if let Some(found) = find(fs, caller, serial, name) {
@@ -39,15 +39,15 @@ impl Place for Image {
         {
             return found;
         }
-        walkers::ghost_named(fs, caller, directory, name)
+        walkers::find_leftover(fs, caller, directory, name)
     }
 
     fn list(&self, fs: &ImageFs, caller: Caller, directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let serial = dir(directory)?;
-        if fs.walkers.has_deleted(caller.pid, Object::Image(serial)) && fs.is_dead(directory) {
+        if fs.walkers.has_deleted(caller.pid, Deleted::Image(serial)) && fs.is_dead(directory) {
             return Ok(());
         }
-        if list(fs, directory, serial, all).is_some() {
+        if list_known(fs, directory, serial, all).is_some() {
             upload::list(fs, Destination::Image(serial), all);
         }
         Ok(())
@@ -236,8 +236,8 @@ impl Place for Image {
 
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         let serial = dir(directory)?;
-        if fs.walkers.has_deleted(caller.pid, Object::Image(serial))
-            || fs.staged_links.take(directory, name).is_some()
+        if fs.walkers.has_deleted(caller.pid, Deleted::Image(serial))
+            || fs.temporary_links.take(directory, name).is_some()
         {
             return Ok(());
         }
@@ -270,9 +270,9 @@ impl Place for Image {
         target: &[u8],
     ) -> Result<NodeId> {
         let serial = dir(directory)?;
-        let to = target_of(fs, serial, target)?;
+        let to = target_number(fs, serial, target)?;
         if is_temporary(name) {
-            return Ok(fs.staged_links.put(caller, directory, name, target));
+            return Ok(fs.temporary_links.put(caller, directory, name, target));
         }
         match name {
             b"default" => pin(fs, caller, serial, to)?,
@@ -298,7 +298,7 @@ impl Place for Image {
         target: &[u8],
     ) -> Result<()> {
         let serial = dir(directory)?;
-        let number = target_of(fs, serial, target)?;
+        let number = target_number(fs, serial, target)?;
         match name {
             b"default" => pin(fs, caller, serial, number),
             b"latest" => Err(Error::Managed { what: "latest".into(), why: "it names the newest version" }),
@@ -310,7 +310,7 @@ impl Place for Image {
     fn rename(&self, fs: &ImageFs, caller: Caller, node: NodeId, from: &Named, to: &Named) -> Result<()> {
         let NodeId::Image { serial, part, .. } = node else { return Err(stale()) };
         match (part, to.0) {
-            (ImagePart::Dir, NodeId::Root) => rename(fs, caller, serial, from, to),
+            (ImagePart::Dir, NodeId::Root) => rename_image(fs, caller, serial, from, to),
             (ImagePart::Dir, _) => {
                 let why = "an image can only be renamed within the root";
                 Err(Error::Managed { what: text_of(&from.1), why })
@@ -336,7 +336,7 @@ fn dir(node: NodeId) -> Result<u32> {
 fn find(fs: &ImageFs, caller: Caller, serial: u32, name: &[u8]) -> Option<Result<NodeId>> {
     let incarnation = fs.incarnation(serial);
     let part = |part| NodeId::Image { serial, part, incarnation };
-    let deleted = || fs.walkers.has_deleted(caller.pid, Object::Image(serial));
+    let deleted = || fs.walkers.has_deleted(caller.pid, Deleted::Image(serial));
     let link = |link: Option<Link>| Some(link.map(NodeId::Link).ok_or_else(|| not_found(name)));
     let when = |there: bool, node: NodeId| Some(if there { Ok(node) } else { Err(not_found(name)) });
     let model = fs.store.catalog.read();
@@ -388,7 +388,7 @@ fn written(fs: &ImageFs, caller: Caller, serial: u32, text: &str) -> Option<Resu
 }
 
 /// Adds what the catalog knows of an image. `None` if the image is gone for good.
-fn list(fs: &ImageFs, directory: NodeId, serial: u32, all: &mut Vec<DirEntry>) -> Option<()> {
+fn list_known(fs: &ImageFs, directory: NodeId, serial: u32, all: &mut Vec<DirEntry>) -> Option<()> {
     let NodeId::Image { incarnation, .. } = directory else { return None };
     let part = |part| NodeId::Image { serial, part, incarnation };
     let model = fs.store.catalog.read();
@@ -466,7 +466,7 @@ fn attributes(model: &Model, image: &catalog::Image) -> Attributes {
 }
 
 /// The number of the version that a link in an image is to lead to. `None` is `latest`.
-fn target_of(fs: &ImageFs, image: u32, target: &[u8]) -> Result<Option<u32>> {
+fn target_number(fs: &ImageFs, image: u32, target: &[u8]) -> Result<Option<u32>> {
     let text = std::str::from_utf8(target).map_err(|_| not_found(target))?;
     targets::resolve_inner_link(&fs.store.catalog.read(), image, text)
 }
@@ -480,7 +480,7 @@ fn pin(fs: &ImageFs, caller: Caller, image: u32, to: Option<u32>) -> Result<()> 
 }
 
 /// `mv MNT/web MNT/www`.
-fn rename(fs: &ImageFs, caller: Caller, image: u32, from: &Named, to: &Named) -> Result<()> {
+fn rename_image(fs: &ImageFs, caller: Caller, image: u32, from: &Named, to: &Named) -> Result<()> {
     let name = fs.new_name(caller, &to.1)?;
     fs.refuse_binding(caller, &text_of(&from.1))?;
     versions::rename_image(&fs.store, image, &name)?;

@@ -15,17 +15,17 @@ use crate::fs::places::{self, Place, no_symlink};
 use crate::fs::{Attr, Caller, ImageFs, SetAttr, stale};
 use crate::images::labels;
 use crate::images::links;
-use crate::images::targets::{self, LinkTarget, path_of_target, target_of};
+use crate::images::targets::{self, LinkTarget, path_of_target, target_of_alias};
 
-/// How many staged links are remembered. A link is renamed at once or never.
-const STAGED_LINKS: usize = 256;
+/// How many temporary links are remembered. A link is renamed at once or never.
+const TEMPORARY_LINKS: usize = 256;
 
 /// How long a rename waits for the kernel to forget the targets of symlinks. No other process can delay
 /// that.
 const READING_AGAIN: Duration = Duration::from_secs(1);
 
 /// A symlink under a temporary name, as GNU `ln -sfn` makes one before it renames it over the real name.
-struct StagedLink {
+struct TemporaryLink {
     number: u64,
     parent: NodeId,
     name: Vec<u8>,
@@ -35,39 +35,39 @@ struct StagedLink {
 
 /// The links under temporary names, oldest first.
 #[derive(Default)]
-pub(in crate::fs) struct StagedLinks {
-    all: Mutex<Vec<StagedLink>>,
+pub(in crate::fs) struct TemporaryLinks {
+    all: Mutex<Vec<TemporaryLink>>,
     next: AtomicU64,
 }
 
-impl StagedLinks {
-    /// The staged link with this name.
+impl TemporaryLinks {
+    /// The temporary link with this name.
     pub(in crate::fs) fn named(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         let all = self.all.lock();
-        all.iter().find(|l| l.parent == parent && l.name == name).map(|l| NodeId::StagedLink(l.number))
+        all.iter().find(|l| l.parent == parent && l.name == name).map(|l| NodeId::TemporaryLink(l.number))
     }
 
-    /// Makes a staged link. It replaces one of the same name.
+    /// Makes a temporary link. It replaces one of the same name.
     pub(in crate::fs) fn put(&self, caller: Caller, parent: NodeId, name: &[u8], text: &[u8]) -> NodeId {
         let mut all = self.all.lock();
         all.retain(|l| !(l.parent == parent && l.name == name));
-        if all.len() >= STAGED_LINKS {
+        if all.len() >= TEMPORARY_LINKS {
             all.remove(0);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (name, text, owner) = (name.to_vec(), text.to_vec(), (caller.uid, caller.gid));
-        all.push(StagedLink { number, parent, name, text, owner });
-        NodeId::StagedLink(number)
+        all.push(TemporaryLink { number, parent, name, text, owner });
+        NodeId::TemporaryLink(number)
     }
 
-    /// Removes a staged link, and returns its text.
+    /// Removes a temporary link, and returns its text.
     pub(in crate::fs) fn take(&self, parent: NodeId, name: &[u8]) -> Option<Vec<u8>> {
         let mut all = self.all.lock();
         let at = all.iter().position(|l| l.parent == parent && l.name == name)?;
         Some(all.remove(at).text)
     }
 
-    /// The text of a staged link, and its owner.
+    /// The text of a temporary link, and its owner.
     fn get(&self, number: u64) -> Result<(Vec<u8>, (u32, u32))> {
         let all = self.all.lock();
         all.iter().find(|l| l.number == number).map(|l| (l.text.clone(), l.owner)).ok_or_else(stale)
@@ -86,7 +86,7 @@ impl Place for Links {
     /// to.
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
         let (text, (uid, gid)) = match node {
-            NodeId::StagedLink(number) => fs.staged_links.get(number)?,
+            NodeId::TemporaryLink(number) => fs.temporary_links.get(number)?,
             NodeId::Link(link) => {
                 let model = fs.store.catalog.read();
                 // `default` has the same number as an alias of the same image. imgfs itself checks who may
@@ -108,7 +108,7 @@ impl Place for Links {
 
     fn readlink(&self, fs: &ImageFs, node: NodeId) -> Result<Vec<u8>> {
         match node {
-            NodeId::StagedLink(number) => Ok(fs.staged_links.get(number)?.0),
+            NodeId::TemporaryLink(number) => Ok(fs.temporary_links.get(number)?.0),
             NodeId::Link(link) => Ok(text_of_link(&fs.store.catalog.read(), link)?.into_bytes()),
             _ => Err(no_symlink()),
         }
@@ -123,8 +123,8 @@ impl Place for Links {
         to: &places::Named,
     ) -> Result<()> {
         match node {
-            NodeId::Link(link) => rename(fs, caller, link, from, to),
-            _ => switch(fs, caller, from, to),
+            NodeId::Link(link) => move_link(fs, caller, link, from, to),
+            _ => switch_link(fs, caller, from, to),
         }
     }
 }
@@ -179,30 +179,36 @@ fn text_of_link(model: &Model, link: Link) -> Result<String> {
         Link::TrashedImageDefault(serial) => format!("../../{}/default", name(serial)?),
         Link::TrashedAlias(serial) => {
             let alias = model.aliases.get(&serial).ok_or_else(stale)?;
-            let target = path_of_target(model, &target_of(alias)).ok_or_else(stale)?;
+            let target = path_of_target(model, &target_of_alias(alias)).ok_or_else(stale)?;
             format!("../../{target}")
         }
     })
 }
 
 /// The second half of `ln -sfn`: the link under a temporary name replaces another.
-fn switch(fs: &ImageFs, caller: Caller, from: &places::Named, to: &places::Named) -> Result<()> {
+fn switch_link(fs: &ImageFs, caller: Caller, from: &places::Named, to: &places::Named) -> Result<()> {
     if from.0 != to.0 {
         let why = "a link is renamed within its directory";
         return Err(Error::Managed { what: text_of(&from.1), why });
     }
-    let text = fs.staged_links.take(from.0, &from.1).ok_or_else(stale)?;
+    let text = fs.temporary_links.take(from.0, &from.1).ok_or_else(stale)?;
     let switched = from.0.place().switch(fs, caller, from.0, &to.1, &text);
     if switched.is_err() {
         // The link stays as before. The tool removes its temporary link itself.
-        fs.staged_links.put(caller, from.0, &from.1, &text);
+        fs.temporary_links.put(caller, from.0, &from.1, &text);
     }
     fs.root_has_changed();
     switched
 }
 
 /// `mv` of a label within its image, or of an alias or `default` within the root.
-fn rename(fs: &ImageFs, caller: Caller, link: Link, from: &places::Named, to: &places::Named) -> Result<()> {
+fn move_link(
+    fs: &ImageFs,
+    caller: Caller,
+    link: Link,
+    from: &places::Named,
+    to: &places::Named,
+) -> Result<()> {
     if let (NodeId::Image { serial, .. }, Some(old), Some(new)) = (from.0, label_of(&from.1), label_of(&to.1))
         && from.0 == to.0
     {

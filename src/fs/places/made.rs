@@ -38,7 +38,7 @@ pub(super) fn open_kept(fs: &ImageFs, node: NodeId, serial: u32) -> Result<Opene
         Kept::Made { method } => {
             let file =
                 keep::remake(&fs.store, serial, &method).map_err(|e| damage(fs, serial, Part::Kept, e))?;
-            Handle::Staged { file, path: "a remade upload".into(), writing: None }
+            Handle::HostFile { file, path: "a remade upload".into(), writing: None }
         }
     };
     Ok(Opened::Cached(fs.open_handle(handle)))

@@ -73,7 +73,7 @@ impl NodeId {
             NodeId::Tree { .. } => &tree::Tree,
             NodeId::Staging(_) | NodeId::Staged { .. } => &staging::StagingDirectory,
             NodeId::Upload(_) | NodeId::Receipt(_) => &written::Written,
-            NodeId::Link(_) | NodeId::StagedLink(_) => &link::Links,
+            NodeId::Link(_) | NodeId::TemporaryLink(_) => &link::Links,
             NodeId::Ghost => &ghost::Ghost,
         }
     }

@@ -29,12 +29,12 @@ impl Place for Root {
             return Ok(NodeId::Control(Control::Dir));
         }
         shells::drop_left(fs);
-        if let Some(staged) = fs.staged_links.named(directory, name) {
+        if let Some(staged) = fs.temporary_links.named(directory, name) {
             return Ok(staged);
         }
         match std::str::from_utf8(name).map(|text| find(fs, caller, text)) {
             Ok(Some(found)) => found,
-            _ => walkers::ghost_named(fs, caller, directory, name),
+            _ => walkers::find_leftover(fs, caller, directory, name),
         }
     }
 
@@ -136,7 +136,7 @@ impl Place for Root {
     }
 
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.staged_links.take(directory, name).is_some() {
+        if fs.temporary_links.take(directory, name).is_some() {
             return Ok(());
         }
         let found = self.lookup(fs, caller, directory, name)?;
@@ -165,9 +165,9 @@ impl Place for Root {
         name: &[u8],
         target: &[u8],
     ) -> Result<NodeId> {
-        let to = target_of(fs, target)?;
+        let to = root_target(fs, target)?;
         if is_temporary(name) {
-            return Ok(fs.staged_links.put(caller, directory, name, target));
+            return Ok(fs.temporary_links.put(caller, directory, name, target));
         }
         if name == b"default" {
             switch_default(fs, caller, to)?;
@@ -192,12 +192,12 @@ impl Place for Root {
         name: &[u8],
         target: &[u8],
     ) -> Result<()> {
-        let to = target_of(fs, target)?;
+        let to = root_target(fs, target)?;
         if name == b"default" {
             return switch_default(fs, caller, to);
         }
         if is_temporary(name) {
-            fs.staged_links.put(caller, directory, name, target);
+            fs.temporary_links.put(caller, directory, name, target);
             return Ok(());
         }
         put_alias(fs, caller, &(&ImageName::parse(name)?).into(), to, target)
@@ -255,7 +255,7 @@ fn alias_link(model: &Model, serial: u32) -> Option<Link> {
 }
 
 /// What a link in the root is to lead to.
-fn target_of(fs: &ImageFs, target: &[u8]) -> Result<LinkTarget> {
+fn root_target(fs: &ImageFs, target: &[u8]) -> Result<LinkTarget> {
     let text = std::str::from_utf8(target).map_err(|_| not_found(target))?;
     targets::resolve_root_link(&fs.store.catalog.read(), text, &fs.mount.path)
 }

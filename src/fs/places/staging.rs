@@ -244,7 +244,7 @@ fn create_file(fs: &ImageFs, directory: u32, name: &[u8], mode: u32) -> Result<(
     files.by_name.insert(name, number);
     Ok((
         staging.node(number),
-        fs.open_handle(Handle::Staged { file, path, writing: Some(Writing::new(&staging.writers)) }),
+        fs.open_handle(Handle::HostFile { file, path, writing: Some(Writing::new(&staging.writers)) }),
     ))
 }
 
@@ -258,7 +258,7 @@ fn open_file(fs: &ImageFs, directory: u32, number: u32, mode: OpenMode) -> Resul
         File::options().read(true).write(mode.writes).truncate(mode.writes && mode.truncates).open(&path);
     let file = opened.map_err(Error::io("open", &path))?;
     let writing = mode.writes.then(|| Writing::new(&staging.writers));
-    Ok(Opened::Direct(fs.open_handle(Handle::Staged { file, path, writing })))
+    Ok(Opened::Direct(fs.open_handle(Handle::HostFile { file, path, writing })))
 }
 
 /// `write(2)` to a staged file. If the disk is full, the trash makes room.

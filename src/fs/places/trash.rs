@@ -33,7 +33,7 @@ impl Place for Trash {
             let what = std::str::from_utf8(name).ok().and_then(|name| trash::trashed(&model, name));
             what.and_then(|what| node_of(fs, &model, what))
         };
-        found.map_or_else(|| walkers::ghost_named(fs, caller, TRASH, name), Ok)
+        found.map_or_else(|| walkers::find_leftover(fs, caller, TRASH, name), Ok)
     }
 
     fn list(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {

@@ -128,7 +128,7 @@ impl Place for Tree {
 
 /// Whether this process has deleted the version of a node.
 fn is_deleted(fs: &ImageFs, caller: Caller, node: NodeId) -> bool {
-    matches!(node, NodeId::Tree { serial, .. } if walkers::has_deleted(fs, caller, serial))
+    matches!(node, NodeId::Tree { serial, .. } if walkers::caller_has_deleted(fs, caller, serial))
 }
 
 /// Finds a tree by the serial of its version, as the second connection names it.

@@ -65,7 +65,7 @@ impl Place for UsedBy {
     fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, changes: &SetAttr) -> Result<()> {
         match node {
             NodeId::Lease(serial) => set_lease(fs, serial, changes),
-            _ if walkers::has_deleted(fs, caller, version(node)?) => Ok(()),
+            _ if walkers::caller_has_deleted(fs, caller, version(node)?) => Ok(()),
             _ => Err(frozen(node)),
         }
     }
@@ -134,7 +134,7 @@ impl Place for UsedBy {
     /// `rm`. If it was the last lease of an image with status `deleted`, the background work soon deletes
     /// the image.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if walkers::has_deleted(fs, caller, version(directory)?) {
+        if walkers::caller_has_deleted(fs, caller, version(directory)?) {
             return Ok(());
         }
         let NodeId::Lease(serial) = self.lookup(fs, caller, directory, name)? else { return Err(stale()) };

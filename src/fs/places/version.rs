@@ -22,7 +22,7 @@ impl Place for Version {
             return Err(Error::NotDirectory { what: "this path".into() });
         };
         let part = |part| Ok(NodeId::Version { serial, part, incarnation });
-        let walker = walkers::has_deleted(fs, caller, serial);
+        let walker = walkers::caller_has_deleted(fs, caller, serial);
         match name {
             b".id" if walker => Err(not_found(name)),
             b".id" => part(VersionPart::Id),
@@ -53,7 +53,8 @@ impl Place for Version {
         let NodeId::Version { serial, part: VersionPart::Dir, incarnation } = directory else {
             return Err(Error::NotDirectory { what: "this path".into() });
         };
-        if walkers::has_deleted(fs, caller, serial) || !fs.store.catalog.read().versions.contains_key(&serial)
+        if walkers::caller_has_deleted(fs, caller, serial)
+            || !fs.store.catalog.read().versions.contains_key(&serial)
         {
             return Ok(());
         }
@@ -122,7 +123,9 @@ impl Place for Version {
 
     fn set(&self, fs: &ImageFs, caller: Caller, node: NodeId, _changes: &SetAttr) -> Result<()> {
         match node {
-            NodeId::Version { serial, .. } if !walkers::has_deleted(fs, caller, serial) => Err(frozen(node)),
+            NodeId::Version { serial, .. } if !walkers::caller_has_deleted(fs, caller, serial) => {
+                Err(frozen(node))
+            }
             _ => Ok(()),
         }
     }
@@ -190,7 +193,7 @@ impl Place for Version {
 
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, _name: &[u8]) -> Result<()> {
         match directory {
-            NodeId::Version { serial, .. } if walkers::has_deleted(fs, caller, serial) => Ok(()),
+            NodeId::Version { serial, .. } if walkers::caller_has_deleted(fs, caller, serial) => Ok(()),
             _ => Err(frozen(directory)),
         }
     }

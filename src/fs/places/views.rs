@@ -48,7 +48,7 @@ impl Place for Views {
             let known = names(fs).iter().any(|view| view == text);
             return if known { Ok(node_of(text)) } else { Err(missing()) };
         }
-        if let Some(staged) = fs.staged_links.named(directory, name) {
+        if let Some(staged) = fs.temporary_links.named(directory, name) {
             return Ok(staged);
         }
         let (view, model) = (named(fs, directory.number())?, fs.store.catalog.read());
@@ -136,7 +136,7 @@ impl Place for Views {
         }
         if is_temporary(name) {
             deep_target(fs, UP, target)?;
-            return Ok(fs.staged_links.put(caller, directory, name, target));
+            return Ok(fs.temporary_links.put(caller, directory, name, target));
         }
         self.switch(fs, caller, directory, name, target)?;
         self.lookup(fs, caller, directory, name)
@@ -160,7 +160,7 @@ impl Place for Views {
 
     /// `rm` detaches the image from the view.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.staged_links.take(directory, name).is_some() {
+        if fs.temporary_links.take(directory, name).is_some() {
             return Ok(());
         }
         if directory.number() == 0 {

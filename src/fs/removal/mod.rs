@@ -19,7 +19,7 @@ use crate::fs::node::{NodeId, TRASH};
 use crate::fs::opened::frozen;
 use crate::fs::{Caller, ImageFs, stale};
 use crate::images::{trash, versions};
-use walkers::{Object, refuse_refused, refuse_walk};
+use walkers::{Deleted, refuse_refused, refuse_walk};
 
 /// `rmdir MNT/web`, `rmdir MNT/web/1`, and the last step of a walker.
 ///
@@ -32,14 +32,18 @@ pub(super) fn rmdir(fs: &ImageFs, caller: Caller, parent: NodeId, name: &[u8]) -
         NodeId::Ghost => return Ok(()),
         // Every removal succeeds for the process that has deleted the version.
         NodeId::Tree { serial, .. } | NodeId::Version { serial, .. } => {
-            return if walkers::has_deleted(fs, caller, serial) { Ok(()) } else { Err(frozen(parent)) };
+            return if walkers::caller_has_deleted(fs, caller, serial) {
+                Ok(())
+            } else {
+                Err(frozen(parent))
+            };
         }
         _ => {}
     }
     let found = fs.lookup(caller, parent, name)?;
     let object = match found {
-        NodeId::Image { serial, .. } => Some(Object::Image(serial)),
-        NodeId::Version { serial, .. } => Some(Object::Version(serial)),
+        NodeId::Image { serial, .. } => Some(Deleted::Image(serial)),
+        NodeId::Version { serial, .. } => Some(Deleted::Version(serial)),
         _ => None,
     };
     if object.is_some() {
@@ -56,7 +60,7 @@ pub(super) fn rmdir(fs: &ImageFs, caller: Caller, parent: NodeId, name: &[u8]) -
         }
     }
     if let (NodeId::Version { .. }, NodeId::Image { serial: image, .. }) = (found, parent)
-        && fs.walkers.has_deleted(caller.pid, Object::Image(image))
+        && fs.walkers.has_deleted(caller.pid, Deleted::Image(image))
     {
         return Ok(());
     }
@@ -89,15 +93,15 @@ pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Resu
     }
     if let NodeId::Version { serial, .. } = directory {
         let image = fs.store.catalog.read().versions.get(&serial).map(|version| version.image);
-        let refused = image.and_then(|image| fs.walkers.was_refused(caller.pid, Object::Image(image)));
+        let refused = image.and_then(|image| fs.walkers.was_refused(caller.pid, Deleted::Image(image)));
         refuse_walk(refused)?;
     }
     let (object, parent, name) = what_is_in(fs, directory)?;
     // The name is added before and after the deletion, for lookups between the two.
     let before = fs.gone.add(parent, &name);
     let deleted = match object {
-        Object::Image(serial) => delete_image(fs, caller, serial, parent),
-        Object::Version(serial) => delete_version(fs, caller, serial, parent),
+        Deleted::Image(serial) => delete_image(fs, caller, serial, parent),
+        Deleted::Version(serial) => delete_version(fs, caller, serial, parent),
     };
     let refused = deleted.as_ref().err().map(Error::errno);
     // Somebody may have renamed it until it was deleted, but not after that. This is the name that the
@@ -121,17 +125,17 @@ pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Resu
 }
 
 /// The image or version of a directory, the directory that it shows in, and its name there.
-fn what_is_in(fs: &ImageFs, directory: NodeId) -> Result<(Object, NodeId, String)> {
+fn what_is_in(fs: &ImageFs, directory: NodeId) -> Result<(Deleted, NodeId, String)> {
     let model = fs.store.catalog.read();
     let (object, in_trash, home) = match directory {
         NodeId::Image { serial, .. } => {
             let image = model.images.get(&serial).ok_or_else(stale)?;
-            (Object::Image(serial), &image.trash_name, (NodeId::Root, image.name.clone()))
+            (Deleted::Image(serial), &image.trash_name, (NodeId::Root, image.name.clone()))
         }
         NodeId::Version { serial, .. } => {
             let version = model.versions.get(&serial).ok_or_else(stale)?;
             let home = (fs.image_node(version.image), version.number.to_string());
-            (Object::Version(serial), &version.trash_name, home)
+            (Deleted::Version(serial), &version.trash_name, home)
         }
         _ => return Err(Error::NotFound { what: ".id".into() }),
     };

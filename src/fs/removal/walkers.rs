@@ -31,14 +31,14 @@ const CLOSED: Duration = Duration::from_secs(1);
 const STANDING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Object {
+pub enum Deleted {
     Image(u32),
     Version(u32),
 }
 
 #[derive(Clone, Debug)]
 struct Walk {
-    object: Object,
+    object: Deleted,
     /// The directory it was in, and its name there.
     parent: u64,
     name: Vec<u8>,
@@ -72,7 +72,7 @@ fn walks_of(all: &mut HashMap<u32, Walker>, pid: u32) -> Option<&mut Vec<Walk>> 
 
 impl Walkers {
     /// Notes that a process has deleted an object by its `.id`, or was refused that.
-    pub fn note(&self, pid: u32, object: Object, parent: u64, name: &[u8], refused: Option<i32>) {
+    pub fn note(&self, pid: u32, object: Deleted, parent: u64, name: &[u8], refused: Option<i32>) {
         if pid == 0 {
             return;
         }
@@ -87,12 +87,12 @@ impl Walkers {
     }
 
     /// Whether this process has deleted the object.
-    pub fn has_deleted(&self, pid: u32, object: Object) -> bool {
+    pub fn has_deleted(&self, pid: u32, object: Deleted) -> bool {
         self.touch(pid, |w| w.object == object && w.refused.is_none()).is_some()
     }
 
     /// The errno with which this process was just refused the deletion of the object.
-    pub fn was_refused(&self, pid: u32, object: Object) -> Option<i32> {
+    pub fn was_refused(&self, pid: u32, object: Deleted) -> Option<i32> {
         let mut all = self.0.lock();
         let walk = walks_of(&mut all, pid)?.iter_mut().find(|w| w.object == object)?;
         if walk.last.elapsed() > CLOSED {
@@ -103,7 +103,7 @@ impl Walkers {
     }
 
     /// The deleted object that this process still knows under a name.
-    pub fn ghost_named(&self, pid: u32, parent: u64, name: &[u8]) -> Option<Object> {
+    pub fn ghost_named(&self, pid: u32, parent: u64, name: &[u8]) -> Option<Deleted> {
         self.touch(pid, |w| w.refused.is_none() && w.parent == parent && w.name == name)
     }
 
@@ -123,7 +123,7 @@ impl Walkers {
         walks.extract_if(.., |w| is(w)).count() > 0
     }
 
-    fn touch(&self, pid: u32, is: impl Fn(&Walk) -> bool) -> Option<Object> {
+    fn touch(&self, pid: u32, is: impl Fn(&Walk) -> bool) -> Option<Deleted> {
         if pid == 0 {
             return None;
         }
@@ -135,10 +135,10 @@ impl Walkers {
 }
 
 /// Whether this process has deleted the version, or its image.
-pub(in crate::fs) fn has_deleted(fs: &ImageFs, caller: Caller, version: u32) -> bool {
+pub(in crate::fs) fn caller_has_deleted(fs: &ImageFs, caller: Caller, version: u32) -> bool {
     let image = fs.store.catalog.read().versions.get(&version).map(|version| version.image);
-    fs.walkers.has_deleted(caller.pid, Object::Version(version))
-        || image.is_some_and(|image| fs.walkers.has_deleted(caller.pid, Object::Image(image)))
+    fs.walkers.has_deleted(caller.pid, Deleted::Version(version))
+        || image.is_some_and(|image| fs.walkers.has_deleted(caller.pid, Deleted::Image(image)))
 }
 
 /// Resolves a name that is gone for all processes, except for the one that deleted what was there, or
@@ -147,7 +147,7 @@ pub(in crate::fs) fn has_deleted(fs: &ImageFs, caller: Caller, version: u32) -> 
 /// # Errors
 ///
 /// `NotFound` for all others.
-pub(in crate::fs) fn ghost_named(
+pub(in crate::fs) fn find_leftover(
     fs: &ImageFs,
     caller: Caller,
     parent: NodeId,
@@ -159,10 +159,10 @@ pub(in crate::fs) fn ghost_named(
     // The walker knows the directory by its incarnation before the deletion.
     let before = |serial| fs.incarnation(serial).wrapping_sub(1);
     match fs.walkers.ghost_named(caller.pid, parent.ino(), name) {
-        Some(Object::Image(serial)) => {
+        Some(Deleted::Image(serial)) => {
             Ok(NodeId::Image { serial, part: ImagePart::Dir, incarnation: before(serial) })
         }
-        Some(Object::Version(serial)) => {
+        Some(Deleted::Version(serial)) => {
             Ok(NodeId::Version { serial, part: VersionPart::Dir, incarnation: before(serial) })
         }
         None => {
@@ -188,7 +188,7 @@ pub(in crate::fs) fn refuse_refused(fs: &ImageFs, caller: Caller, node: NodeId) 
         },
         _ => (None, None),
     };
-    let objects = version.map(Object::Version).into_iter().chain(image.map(Object::Image));
+    let objects = version.map(Deleted::Version).into_iter().chain(image.map(Deleted::Image));
     let refused = |object| fs.walkers.was_refused(caller.pid, object);
     refuse_walk(objects.into_iter().find_map(refused))
 }
@@ -198,8 +198,8 @@ pub(in crate::fs) fn refuse_refused(fs: &ImageFs, caller: Caller, node: NodeId) 
 /// Also false for names in the directory, because the kernel would take them to be gone.
 pub(in crate::fs) fn is_outlived(fs: &ImageFs, caller: Caller, node: NodeId) -> bool {
     let is_deleter = match node {
-        NodeId::Image { serial, .. } => fs.walkers.has_deleted(caller.pid, Object::Image(serial)),
-        NodeId::Version { serial, .. } => has_deleted(fs, caller, serial),
+        NodeId::Image { serial, .. } => fs.walkers.has_deleted(caller.pid, Deleted::Image(serial)),
+        NodeId::Version { serial, .. } => caller_has_deleted(fs, caller, serial),
         _ => return false,
     };
     if !fs.is_dead(node) || is_deleter {
@@ -215,9 +215,9 @@ pub(in crate::fs) fn is_outlived(fs: &ImageFs, caller: Caller, node: NodeId) -> 
 
 /// Processes that were sent back from a deleted directory: process, inode, time.
 #[derive(Default)]
-pub(in crate::fs) struct SentBack(Mutex<Vec<(u32, u64, Instant)>>);
+pub(in crate::fs) struct SentFromDeleted(Mutex<Vec<(u32, u64, Instant)>>);
 
-impl SentBack {
+impl SentFromDeleted {
     /// Notes that a process is sent back. False if it was just sent back already, so it may stand in the
     /// directory.
     fn note(&self, pid: u32, node: NodeId) -> bool {

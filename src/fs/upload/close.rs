@@ -63,7 +63,7 @@ pub(super) fn judge_at_close(fs: &ImageFs, caller: Caller, upload: &Arc<Upload>,
     let result = if killed {
         Err(Error::WriterKilled { name: upload.name() })
     } else {
-        match wanted(fs, upload, &state) {
+        match wanted(upload, &state) {
             Wanted::Publish => {
                 judge::judge(fs, caller, upload, &mut state, upload.place(), &upload.name(), false)
             }
@@ -102,12 +102,12 @@ pub(super) fn judge_at_close(fs: &ImageFs, caller: Caller, upload: &Arc<Upload>,
 }
 
 /// `fsync(2)`: an upload is durable when it is closed. fsync fails if close would refuse the upload.
-pub(in crate::fs) fn sync(fs: &ImageFs, upload: &Upload) -> Result<()> {
+pub(in crate::fs) fn sync(upload: &Upload) -> Result<()> {
     let Some(state) = upload.state.try_lock() else { return Ok(()) };
     match &state.phase {
         Phase::Published(_) | Phase::Empty => Ok(()),
         Phase::Failed(errno, sentence) => Err(repeated(*errno, sentence)),
-        _ => match wanted(fs, upload, &state) {
+        _ => match wanted(upload, &state) {
             Wanted::Refuse(e) => Err(e),
             Wanted::Publish | Wanted::Keep | Wanted::Manifest => Ok(()),
         },
@@ -124,7 +124,7 @@ enum Wanted {
 }
 
 /// What a close does, for this name and content.
-fn wanted(_fs: &ImageFs, upload: &Upload, state: &State) -> Wanted {
+fn wanted(upload: &Upload, state: &State) -> Wanted {
     if let Phase::Failed(errno, sentence) = &state.phase {
         return Wanted::Refuse(repeated(*errno, sentence));
     }

@@ -55,11 +55,11 @@ pub(super) fn judge(
         unreachable!("matched")
     };
     // If a digest was announced, the content must be hashed to compare.
-    let counts = {
+    let may_skip_hashing = {
         let info = upload.info.lock();
         info.expect.is_none() && info.manifest.is_none()
     };
-    let published = match ingest.same(counts) {
+    let published = match ingest.same(may_skip_hashing) {
         Some(published) => published,
         None => publish_unpacked(fs, upload, state, ingest, (place, name), commit)?,
     };

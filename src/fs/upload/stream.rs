@@ -17,7 +17,7 @@ pub(super) fn begin_stream(fs: &ImageFs, upload: &Upload, state: &mut State, hea
     upload.job.phase("unpacking");
     let begin = begin_with(fs, upload, upload.hint());
     // A staged file has no target until its rename.
-    let image = if upload.is_staged() { None } else { target_of(fs, upload) };
+    let image = if upload.is_staged() { None } else { image_of_upload(fs, upload) };
     state.phase = Phase::Streaming(Incoming::start(&fs.store, image, head, Box::new(begin))?);
     Ok(())
 }
@@ -33,7 +33,7 @@ pub(super) fn begin_with(
 }
 
 /// The image that the upload goes into, if its name and place say so.
-fn target_of(fs: &ImageFs, upload: &Upload) -> Option<u32> {
+fn image_of_upload(fs: &ImageFs, upload: &Upload) -> Option<u32> {
     match (upload.place(), promise_of(&upload.name())) {
         (Destination::Image(serial), _) => Some(serial),
         (Destination::Root, Promise::Upload(stem)) => {
@@ -48,7 +48,7 @@ fn target_of(fs: &ImageFs, upload: &Upload) -> Option<u32> {
 /// compute its sha1: a manifest may announce a staged file before its rename.
 fn wish(fs: &ImageFs, upload: &Upload) -> Wish {
     let announced = upload.info.lock().manifest.is_some();
-    let keep = keep::policy(&fs.store, target_of(fs, upload), None);
+    let keep = keep::policy(&fs.store, image_of_upload(fs, upload), None);
     Wish { keep: if announced { keep.announced() } else { keep }, sha1: announced || upload.is_staged() }
 }
 
