@@ -174,6 +174,27 @@ fn a_refused_tree_leaves_no_shell_of_an_image() {
     }
 }
 
+/// The kernel says that a file is closed a moment after close(2) has returned, or later, if a child has it, too.
+/// Until then the image of a mkdir in which nothing was taken stayed, and for good.
+#[test]
+fn a_shell_of_an_image_goes_while_somebody_has_a_refused_file_open() {
+    let m = Mount::new();
+    let maker = "import os, time
+os.mkdir('t')
+fd = os.open('t/README', os.O_WRONLY | os.O_CREAT)
+os.write(fd, b'no archive\\n')
+try:
+    os.close(os.dup(fd))
+except OSError as e:
+    print(e.strerror, flush=True)
+if os.fork() == 0:
+    os.dup2(os.open('/dev/null', os.O_WRONLY), 1)
+    time.sleep(3)";
+    let ran = m.sh(&format!("python3 -c \"{maker}\" 2> /dev/null; ls"));
+    assert_eq!(ran.out, "Invalid argument\n", "{ran:?}");
+    m.ok("test -z \"$(ls)\"");
+}
+
 #[test]
 fn rsync_brings_the_archives_and_fails_with_the_rest() {
     let mut m = Mount::new();

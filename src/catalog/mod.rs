@@ -258,14 +258,19 @@ impl Catalog {
         if !rows.is_empty() {
             writable.check()?;
             let commit = all.read().commit + 1;
-            match db.write(&rows, next_serial, commit) {
-                // A change on a full disk is mostly a deletion.
-                Err(e) if e.is_no_space() => {
-                    reserve.give_up()?;
-                    fault::reached("commit.reserve");
-                    db.write(&rows, next_serial, commit)?;
+            let mut written = db.write(&rows, next_serial, commit);
+            // A change on a full disk is mostly a deletion.
+            if written.as_ref().is_err_and(Error::is_no_space) {
+                reserve.give_up()?;
+                fault::reached("commit.reserve");
+                written = db.write(&rows, next_serial, commit);
+                if written.is_ok() {
                     reserve.set();
                 }
+            }
+            match written {
+                // Nothing was written.
+                Err(e) if e.is_no_space() => return Err(e),
                 // It is not known now whether the change was committed.
                 Err(e) => {
                     let e = reserve.read_only().unwrap_or(e);

@@ -64,10 +64,15 @@ impl Shells {
 
     /// Takes out the images whose makers have ended. Those whose makers were refused nothing stay images,
     /// and are only forgotten here.
-    fn take_left(&self) -> Vec<u32> {
+    fn take_left(&self) -> Vec<Shell> {
         let mut all = self.0.lock();
         let left = all.extract_if(.., |shell| shell.is_left());
-        left.filter(|shell| shell.refused.is_some()).map(|shell| shell.image).collect()
+        left.filter(|shell| shell.refused.is_some()).collect()
+    }
+
+    /// Puts an image back that cannot go yet: the next look tries again.
+    fn put_back(&self, shell: Shell) {
+        self.0.lock().push(shell);
     }
 }
 
@@ -80,12 +85,18 @@ pub(in crate::fs) fn note_refused_in(fs: &ImageFs, caller: Caller, directory: No
 
 /// Deletes the images that are left without a version.
 pub(in crate::fs) fn drop_left(fs: &ImageFs) {
-    for image in fs.shells.take_left() {
+    for shell in fs.shells.take_left() {
+        let image = shell.image;
         let place = Destination::Image(image);
         let uid = fs.store.catalog.read().images.get(&image).map(|image| image.uid);
         let foreign =
             fs.stagings.owners(place).chain(fs.uploads.owners(place)).any(|owner| Some(owner) != uid);
-        if foreign || fs.uploads.is_written(place) {
+        if foreign {
+            continue;
+        }
+        if fs.uploads.is_written(place) {
+            // The kernel says that a file is closed a moment after close(2) has returned.
+            fs.shells.put_back(shell);
             continue;
         }
         match versions::drop_shell(&fs.store, image) {

@@ -359,9 +359,12 @@ impl Uploads {
         self.in_place(place).into_iter().map(|upload| upload.uid)
     }
 
-    /// Whether somebody has an upload in this place open for writing.
+    /// Whether somebody still writes an upload in this place. One that was refused takes no more bytes, even
+    /// while its writer has it open.
     pub fn is_written(&self, place: Destination) -> bool {
-        self.in_place(place).iter().any(|upload| upload.writers.load(Ordering::Acquire) > 0)
+        let written =
+            |upload: &Arc<Upload>| upload.is_under_way() && upload.writers.load(Ordering::Acquire) > 0;
+        self.in_place(place).iter().any(written)
     }
 
     /// Drops all uploads in a place.
