@@ -42,3 +42,15 @@ fn a_call_of_the_test_to_a_daemon_that_stands_still_fails() {
     assert!(begun.elapsed() < Duration::from_secs(60));
     kill(m.daemon());
 }
+
+/// A test that fails while its daemon stands still leaves nothing that waits.
+#[test]
+fn a_test_that_fails_beside_a_stopped_daemon_ends() {
+    let begun = Instant::now();
+    let m = Mount::new();
+    let (dir, daemon) = (m.dir.path().to_owned(), m.daemon());
+    m.ok("kill -STOP $(head -1 $STORE/lock)");
+    drop(m);
+    assert!(!dir.exists() && has_ended(daemon), "{dir:?}, {daemon}");
+    assert!(begun.elapsed() < Duration::from_secs(100));
+}

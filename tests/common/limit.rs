@@ -182,6 +182,14 @@ fn daemons(dir: &Path) -> Vec<u32> {
 }
 
 /// Kills a process; of a daemon the guard frees the callers then.
+/// Kills the daemons of a test's directory that are stopped. Whether there were any.
+pub fn kill_stopped_daemons(dir: &Path) -> bool {
+    let stat = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stopped: Vec<u32> = daemons(dir).into_iter().filter(|pid| stat(*pid).contains(") T ")).collect();
+    stopped.iter().for_each(|pid| kill(*pid));
+    !stopped.is_empty()
+}
+
 pub fn kill(pid: u32) {
     if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
         let _ = kill_process(pid, Signal::KILL);

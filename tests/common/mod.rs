@@ -229,6 +229,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        // A daemon that a test has stopped, before it failed, would hold up what follows for ever.
+        if limit::kill_stopped_daemons(self.dir.path()) {
+            let _ = Command::new("umount").arg("-l").arg(self.mnt()).output();
+            return;
+        }
         if self.mounted {
             if self.imgfs(&["umount"], &self.mnt()).is_ok_and(|o| !o.status.success()) {
                 let _ = self.imgfs(&["umount", "--lazy"], &self.mnt());
