@@ -15,7 +15,7 @@ const ROWS: &[Row] = &[
     ("cp $S/not.tar x.tar", "Invalid argument", "copy the archive, not a text about it"),
     ("cp $S/services.gz x.tar.gz", "Invalid argument", "compress the tarball of it"),
     ("cp $S/a.tar.sha256 web/a.tar.sha256", "Invalid argument", "leave a checksum out"),
-    ("cp $S/page x.tar", "Invalid argument", "this is a page"),
+    ("cp $S/page x.tar", "Invalid argument", "this is a web page"),
     ("cp $S/json x.tar", "Invalid argument", "a manifest goes with its file"),
     ("cp $S/program x.tar", "Invalid argument", "put it into a tarball"),
     ("cp $S/noise x.tar", "Invalid argument", "copy a tarball (plain, gzip"),
@@ -65,15 +65,15 @@ const ROWS: &[Row] = &[
     ("mkfifo pipe", "not permitted", "put it into the tarball of a root"),
     // names
     ("mv two web", "", "where there is no NEW yet"),
-    ("ln -s other default", "No such file", "make what the link is to lead to first"),
+    ("ln -s other default", "No such file", "make the target first"),
     (
         "ls .imgfs/by-digest/none || echo 1 > .imgfs/config/foo",
         "No such file",
         "ls .imgfs/config shows the settings",
     ),
-    ("ln -s nothing alias", "No such file", "make what the link is to lead to first"),
-    ("ln -s 9 web/@9", "No such file", "make what the link is to lead to first"),
-    ("ln -s ../../nothing .imgfs/defaults/vm", "No such file", "make what the link is to lead to first"),
+    ("ln -s nothing alias", "No such file", "make the target first"),
+    ("ln -s 9 web/@9", "No such file", "make the target first"),
+    ("ln -s ../../nothing .imgfs/defaults/vm", "No such file", "make the target first"),
     ("mkdir .imgfs/new", "not permitted", "see .imgfs/README"),
 ];
 
