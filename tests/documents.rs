@@ -181,6 +181,14 @@ fn man_pages_have_every_row_of_the_documents() {
         }
         assert!(!page.contains("<!--"), "a comment of {document} is shown");
     }
+    // imgfs(1) has the commands.
+    let options =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/options.md")).unwrap();
+    let parts =
+        options.lines().filter_map(|line| line.strip_prefix("## ")).filter(|part| *part != "Commands");
+    for part in parts {
+        assert!(mounting.contains(&part.to_uppercase()), "docs/options.md: {part}");
+    }
     for other in ["a_refused_mv_does_not", "semantics:"] {
         assert!(!file_system.contains(other), "{other}");
     }

@@ -118,6 +118,11 @@ impl Model {
         self.images.values().filter(|i| i.trashed_at.is_none())
     }
 
+    /// The serial of the image that a version is of.
+    pub fn image_of(&self, version: u32) -> Option<u32> {
+        self.versions.get(&version).map(|version| version.image)
+    }
+
     /// The live versions of an image, by number.
     pub fn versions_of(&self, image: u32) -> impl DoubleEndedIterator<Item = &Version> {
         self.numbers.range((image, 0)..=(image, u32::MAX)).filter_map(|(_, serial)| self.versions.get(serial))

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 
-use crate::base::document::{self as document, Block, Line, Span};
+use crate::base::document::{self, Block, Line, Span};
 use crate::cli::args::Cli;
 use crate::error::{Error, Result};
 
@@ -86,7 +86,7 @@ fn mounting() -> String {
         ".B imgfs mount\n[\\fB\\-\\-store\\fR \\fIDIR\\fR] [\\fB\\-o\\fR \\fIOPTIONS\\fR] \\fIMNT\\fR\n.PP\n",
     );
     page.push_str(".B mount \\-t fuse.imgfs\n[\\fB\\-o\\fR \\fIOPTIONS\\fR] \\fISTORE\\fR \\fIMNT\\fR\n");
-    for part in ["Mounting", "Options", "Settings", "Limits", "The store"] {
+    for part in ["Mounting", "Options", "Settings", "Limits", "A daemon without a mount", "The store"] {
         page.push_str(&format!(".SH {}\n", part.to_uppercase()));
         page.push_str(&roff(document::section(&options, part), 1));
     }

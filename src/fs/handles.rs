@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::edit::Edit;
+use crate::fs::names::a_directory;
 use crate::fs::node::NodeId;
 use crate::fs::opened::Opened;
 use crate::fs::places::config::{self, Writing};
@@ -170,7 +171,7 @@ impl ImageFs {
             }
             Handle::Log { number, caller } => dot_imgfs::read_log(self, *caller, *number, offset, len, out),
             Handle::Upload { upload, .. } => upload::read(self, upload, offset, len, out),
-            Handle::Directory(..) => Err(Error::IsDirectory { what: "this path".into() }),
+            Handle::Directory(..) => Err(a_directory()),
         }
     }
 

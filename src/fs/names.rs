@@ -22,3 +22,13 @@ pub(super) fn is_temporary(name: &[u8]) -> bool {
 pub(super) fn not_found(name: &[u8]) -> Error {
     Error::NotFound { what: text_of(name) }
 }
+
+/// The answer for a node that is no directory, and has no name in messages.
+pub(super) fn no_directory() -> Error {
+    Error::NotDirectory { what: "this path".into() }
+}
+
+/// The answer for a directory that is opened or read as a file.
+pub(super) fn a_directory() -> Error {
+    Error::IsDirectory { what: "this path".into() }
+}

@@ -7,7 +7,7 @@ use crate::base::name::{NAME_MAX, Promise, promise_of};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::fs::handles::Handle;
-use crate::fs::names::text_of;
+use crate::fs::names::{no_directory, text_of};
 use crate::fs::node::{ImagePart, NodeId, TRASH};
 use crate::fs::opened::{OpenMode, Opened};
 use crate::fs::places::{self, link, staging, trash, tree};
@@ -26,7 +26,12 @@ impl ImageFs {
         if name.len() > NAME_MAX {
             return Err(Error::NameTooLong { len: name.len() });
         }
-        parent.place().lookup(self, caller, parent, name)
+        // A link that ln is about to rename stands in any directory where links are. A tree never has one.
+        let temporary = match parent {
+            NodeId::Tree { .. } => None,
+            _ => self.temporary_links.named(parent, name),
+        };
+        temporary.map_or_else(|| parent.place().lookup(self, caller, parent, name), Ok)
     }
 
     /// What stat shows of a node to `caller`. Some files show each user only what that user may know.
@@ -51,13 +56,19 @@ impl ImageFs {
     ///
     /// `NotFound` if it is gone; `Corrupt`, `Io` if what is shown of it cannot be read.
     pub fn attr(&self, node: NodeId) -> Result<Attr> {
-        // A tree never changes, and all that stat shows of it is its own. Everything else may change through
-        // another mount.
-        let is_tree = matches!(node, NodeId::Tree { .. });
-        let changed = if is_tree { 0 } else { self.root_changed() };
+        // Only these show when the root changed, which costs a look at every image in a view.
+        let changed = match node {
+            NodeId::Root
+            | NodeId::Control(_)
+            | NodeId::In(..)
+            | NodeId::Link(_)
+            | NodeId::TemporaryLink(_) => self.root_changed(),
+            _ => 0,
+        };
         let own = Attr::of_directory(node.ino(), (self.mount.uid, self.mount.gid)).at(changed);
         let attr = node.place().attr(self, node, own)?;
-        let lasting = is_tree || !self.mounts.are_several();
+        // A tree never changes. Everything else may change through another mount.
+        let lasting = matches!(node, NodeId::Tree { .. }) || !self.mounts.are_several();
         Ok(Attr { lasting: attr.lasting && lasting, lasting_name: attr.lasting_name && lasting, ..attr })
     }
 
@@ -108,7 +119,7 @@ impl ImageFs {
         }
         let handle = self.handle(fh)?;
         let Handle::Directory(_, entries) = &*handle else {
-            return Err(Error::NotDirectory { what: "this path".into() });
+            return Err(no_directory());
         };
         for (n, entry) in entries.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
             if add(n as u64 + 1, entry) {
@@ -185,8 +196,12 @@ impl ImageFs {
             });
         }
         let path = self.path_in(parent, name);
-        let unlinked = removal::refuse_refused_image(self, caller, parent)
-            .and_then(|()| parent.place().unlink(self, caller, parent, name));
+        let unlinked = removal::refuse_refused_image(self, caller, parent).and_then(|()| {
+            match self.temporary_links.take(parent, name) {
+                Some(_) => Ok(()),
+                None => parent.place().unlink(self, caller, parent, name),
+            }
+        });
         reply(unlinked.map_err(|e| self.refused(caller, "rm", &path, e)));
     }
 

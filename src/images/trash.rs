@@ -158,7 +158,7 @@ fn refuse_too_much(store: &Store, name: Option<&ImageName>, which: impl Fn(&Vers
 ///
 /// `NotFound`.
 pub fn home_of(model: &Model, version: u32) -> Result<u32> {
-    model.versions.get(&version).map(|v| v.image).ok_or_else(|| not_found("such version in the trash"))
+    model.image_of(version).ok_or_else(|| not_found("such version in the trash"))
 }
 
 /// `mv .imgfs/trash/web.1 MNT/web/` restores the version under its number. If its image is still in the

@@ -1,6 +1,6 @@
 //! A real mount of a throw-away store, and real tools to use it with.
 
-#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(dead_code, reason = "each program of tests uses a part of this")]
 
 pub mod limit;
 pub mod random;

@@ -1,6 +1,6 @@
 //! A small generator with a printed seed (SplitMix64).
 
-#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(dead_code, reason = "each program of tests uses a part of this")]
 
 pub struct Random(u64);
 

@@ -138,9 +138,6 @@ fn target(fs: &ImageFs, directory: u64, target: &[u8]) -> Result<LinkTarget> {
 
 impl Place for Aliases {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = fs.temporary_links.named(directory, name) {
-            return Ok(staged);
-        }
         let full = name_in(fs, directory.number(), name)?;
         if directories(fs).contains(&full) {
             return Ok(directory_at(&full));
@@ -292,9 +289,6 @@ impl Place for Aliases {
 
     /// `rm` moves the alias into the trash.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.temporary_links.take(directory, name).is_some() {
-            return Ok(());
-        }
         if is_directory(self.lookup(fs, caller, directory, name)?) {
             return Err(Error::IsDirectory { what: text_of(name) });
         }

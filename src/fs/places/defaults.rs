@@ -32,9 +32,6 @@ fn shown(fs: &ImageFs) -> Vec<(&'static str, u32)> {
 
 impl Place for Defaults {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, _directory: NodeId, name: &[u8]) -> Result<NodeId> {
-        if let Some(staged) = fs.temporary_links.named(HERE, name) {
-            return Ok(staged);
-        }
         let found = shown(fs).into_iter().find(|(kind, _)| kind.as_bytes() == name);
         found
             .map(|(_, image)| NodeId::Link(Link::DeepImage(image)))
@@ -93,9 +90,6 @@ impl Place for Defaults {
 
     /// `rm` hides the link until somebody makes it again. BusyBox's ln -sfn does both.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.temporary_links.take(HERE, name).is_some() {
-            return Ok(());
-        }
         self.lookup(fs, caller, directory, name)?;
         fs.refuse_default(caller)?;
         links::set_type_default(&fs.store, kind_of(name)?, None)

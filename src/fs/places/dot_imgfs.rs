@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use crate::base::logfile::LogFile;
 use crate::base::{document, json};
 use crate::error::{Error, Result};
-use crate::fs::names::not_found;
+use crate::fs::names::{a_directory, no_directory, not_found};
 use crate::fs::node::{Control, NodeId};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{self, Place, no_rmdir, views};
@@ -48,7 +48,7 @@ pub struct DotImgfs;
 impl Place for DotImgfs {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         if directory != NodeId::Control(Control::Dir) {
-            return Err(Error::NotDirectory { what: "this path".into() });
+            return Err(no_directory());
         }
         let file = FILES.iter().find(|(n, c)| n.as_bytes() == name && is_there(fs, *c));
         let kind = || places::ALL.iter().find(|(n, kind)| n.as_bytes() == name && kind.place().is_there(fs));
@@ -59,7 +59,7 @@ impl Place for DotImgfs {
 
     fn list(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         if directory != NodeId::Control(Control::Dir) {
-            return Err(Error::NotDirectory { what: "this path".into() });
+            return Err(no_directory());
         }
         let files = FILES.iter().filter(|(_, c)| is_there(fs, *c));
         all.extend(files.map(|(name, c)| DirEntry::new(*name, NodeId::Control(*c), libc::S_IFREG)));
@@ -151,7 +151,7 @@ fn text(fs: &ImageFs, caller: Caller, control: Control) -> Result<String> {
         Control::Status => status_text(fs),
         Control::Errors => Ok(fs.heard_by(caller, fs.store.journal.errors_text())),
         _ if let Some(n) = log_number(control) => log_text(fs, caller, n),
-        _ => Err(Error::IsDirectory { what: "this path".into() }),
+        _ => Err(a_directory()),
     }
 }
 

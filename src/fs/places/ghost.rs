@@ -4,7 +4,6 @@
 use crate::error::Result;
 use crate::fs::names::not_found;
 use crate::fs::node::NodeId;
-use crate::fs::opened::frozen;
 use crate::fs::places::Place;
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr};
 
@@ -27,22 +26,11 @@ impl Place for Ghost {
     }
 
     fn attr(&self, _fs: &ImageFs, _node: NodeId, own: Attr) -> Result<Attr> {
-        Ok(Attr { mode: libc::S_IFDIR | 0o555, mtime: (0, 0), ctime: (0, 0), ..own })
+        Ok(Attr { mode: libc::S_IFDIR | 0o555, ..own })
     }
 
     fn set(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _changes: &SetAttr) -> Result<()> {
         Ok(())
-    }
-
-    fn mkdir(
-        &self,
-        _fs: &ImageFs,
-        _caller: Caller,
-        directory: NodeId,
-        _name: &[u8],
-        _mode: u32,
-    ) -> Result<NodeId> {
-        Err(frozen(directory))
     }
 
     fn rmdir(&self, _fs: &ImageFs, _caller: Caller, _node: NodeId, _parent: NodeId) -> Result<()> {

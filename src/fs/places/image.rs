@@ -7,11 +7,11 @@ use crate::base::json;
 use crate::base::name::parse_number;
 use crate::catalog::{self, Model, Version};
 use crate::error::{Error, Result};
-use crate::fs::names::{is_temporary, label_of, not_found, text_of};
+use crate::fs::names::{a_directory, is_temporary, label_of, no_directory, not_found, text_of};
 use crate::fs::node::{ImagePart, Link, NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::link::put_label;
-use crate::fs::places::{Attributes, Named, Place, icon, metadata, named, staging};
+use crate::fs::places::{Attributes, Named, Place, icon, metadata, named, refuse_attribute, staging};
 use crate::fs::removal;
 use crate::fs::removal::walkers::{self, Deleted};
 use crate::fs::rights::{self, Shown, asked};
@@ -29,9 +29,6 @@ pub struct Image;
 impl Place for Image {
     fn lookup(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let serial = dir(directory)?;
-        if let Some(staged) = fs.temporary_links.named(directory, name) {
-            return Ok(staged);
-        }
         if let Some(found) = find(fs, caller, serial, name) {
             return found;
         }
@@ -64,7 +61,7 @@ impl Place for Image {
             // The image is gone for good, but its walker still removes what it has listed.
             let (mode, links) =
                 if part == ImagePart::Dir { (libc::S_IFDIR | 0o777, 2) } else { (libc::S_IFREG | 0o444, 1) };
-            return Ok(Attr { mode, links, size: 0, data: 0, ..own }.at(0));
+            return Ok(Attr { mode, links, size: 0, data: 0, ..own });
         };
         let own = Attr { uid: image.uid, gid: image.gid, ..own };
         let mode = rights::of_image(fs, image).mode;
@@ -149,8 +146,7 @@ impl Place for Image {
             NodeId::Image { serial, part: ImagePart::Dir, .. } => {
                 metadata::edit_key(fs, caller, serial, key, value.unwrap_or_default())
             }
-            _ if value.is_none() => Err(Error::NoAttribute { name: key.into() }),
-            _ => Err(super::no_attribute(key)),
+            _ => refuse_attribute(key, value),
         }
     }
 
@@ -175,7 +171,7 @@ impl Place for Image {
                 let id = fs.store.catalog.read().images.get(&serial).map(|image| image.id.clone());
                 Ok(fs.opened_text(format!("{}\n", id.ok_or_else(stale)?)))
             }
-            ImagePart::Dir if !mode.writes => Err(Error::IsDirectory { what: "this path".into() }),
+            ImagePart::Dir if !mode.writes => Err(a_directory()),
             ImagePart::Id | ImagePart::Dir => Err(frozen(node)),
         }
     }
@@ -210,10 +206,7 @@ impl Place for Image {
         name: &[u8],
         _mode: u32,
     ) -> Result<NodeId> {
-        let serial = match dir(directory) {
-            Ok(serial) => serial,
-            Err(_) => return Err(super::no_mkdir()),
-        };
+        let serial = dir(directory)?;
         if name.starts_with(b".") {
             fs.refuse_attached(serial)?;
             return staging::make(fs, caller, Destination::Image(serial), name);
@@ -230,15 +223,13 @@ impl Place for Image {
             NodeId::Image { serial, part: ImagePart::Dir, .. } => {
                 removal::delete_image(fs, caller, serial, parent)
             }
-            _ => Err(Error::NotDirectory { what: "this path".into() }),
+            _ => Err(no_directory()),
         }
     }
 
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
         let serial = dir(directory)?;
-        if fs.walkers.has_deleted(caller.pid, Deleted::Image(serial))
-            || fs.temporary_links.take(directory, name).is_some()
-        {
+        if fs.walkers.has_deleted(caller.pid, Deleted::Image(serial)) {
             return Ok(());
         }
         match name {
@@ -327,7 +318,7 @@ impl Place for Image {
 fn dir(node: NodeId) -> Result<u32> {
     match node {
         NodeId::Image { serial, part: ImagePart::Dir, .. } => Ok(serial),
-        _ => Err(Error::NotDirectory { what: "this path".into() }),
+        _ => Err(no_directory()),
     }
 }
 

@@ -143,7 +143,7 @@ fn image_of(model: &Model, link: Link) -> Option<u32> {
         | Link::TrashedImageDefault(image) => Some(image),
         Link::Label(label) | Link::TrashedLabel(label) => model.labels.get(&label).map(|label| label.image),
         Link::TrashedAlias(alias) => model.aliases.get(&alias).map(|alias| alias.image),
-        Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.versions.get(&v).map(|v| v.image),
+        Link::Version(v) | Link::Number(v) | Link::DeepVersion(v) => model.image_of(v),
     }
 }
 

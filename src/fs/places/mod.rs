@@ -24,6 +24,7 @@ mod written;
 use crate::base::acl::Acl;
 use crate::catalog::Model;
 use crate::error::{Error, Result};
+use crate::fs::names::no_directory;
 use crate::fs::node::{Control, NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::rights::Shown;
@@ -94,7 +95,7 @@ pub(super) trait Place: Sync {
 
     /// What a name in a directory leads to.
     fn lookup(&self, _fs: &ImageFs, _caller: Caller, _directory: NodeId, _name: &[u8]) -> Result<NodeId> {
-        Err(Error::NotDirectory { what: "this path".into() })
+        Err(no_directory())
     }
 
     /// Adds what is in a directory.
@@ -105,7 +106,7 @@ pub(super) trait Place: Sync {
         _directory: NodeId,
         _all: &mut Vec<DirEntry>,
     ) -> Result<()> {
-        Err(Error::NotDirectory { what: "this path".into() })
+        Err(no_directory())
     }
 
     /// Whether a name may come to lead elsewhere while somebody lists the directory.
@@ -196,18 +197,21 @@ pub(super) trait Place: Sync {
         &self,
         _fs: &ImageFs,
         _caller: Caller,
-        _directory: NodeId,
+        directory: NodeId,
         _name: &[u8],
         _mode: u32,
     ) -> Result<NodeId> {
-        Err(no_mkdir())
+        match directory {
+            NodeId::Control(_) | NodeId::In(..) => Err(no_mkdir()),
+            _ => Err(frozen(directory)),
+        }
     }
 
     /// `rmdir` of a directory in `parent`.
     fn rmdir(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
         match node {
             NodeId::In(..) => Err(no_rmdir()),
-            _ => Err(Error::NotDirectory { what: "this path".into() }),
+            _ => Err(no_directory()),
         }
     }
 
@@ -279,10 +283,7 @@ pub(super) trait Place: Sync {
         key: &str,
         value: Option<&str>,
     ) -> Result<()> {
-        match value {
-            Some(_) => Err(no_attribute(key)),
-            None => Err(Error::NoAttribute { name: key.into() }),
-        }
+        refuse_attribute(key, value)
     }
 }
 
@@ -290,6 +291,14 @@ pub(super) trait Place: Sync {
 fn private_text(uid: u32, text: &str, own: Attr) -> Attr {
     let size = text.len() as u64;
     Attr { mode: libc::S_IFREG | 0o400, links: 1, uid, size, data: size, ..own }
+}
+
+/// Refuses to set an attribute that cannot be set, or to clear one that is not there.
+fn refuse_attribute(key: &str, value: Option<&str>) -> Result<()> {
+    match value {
+        Some(_) => Err(no_attribute(key)),
+        None => Err(Error::NoAttribute { name: key.into() }),
+    }
 }
 
 /// Refuses an attribute that cannot be set.

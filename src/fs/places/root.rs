@@ -29,9 +29,6 @@ impl Place for Root {
             return Ok(NodeId::Control(Control::Dir));
         }
         shells::drop_left(fs);
-        if let Some(staged) = fs.temporary_links.named(directory, name) {
-            return Ok(staged);
-        }
         match std::str::from_utf8(name).map(|text| find(fs, caller, text)) {
             Ok(Some(found)) => found,
             _ => walkers::find_leftover(fs, caller, directory, name),
@@ -136,9 +133,6 @@ impl Place for Root {
     }
 
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.temporary_links.take(directory, name).is_some() {
-            return Ok(());
-        }
         let found = self.lookup(fs, caller, directory, name)?;
         if name == b"default" {
             fs.refuse_default(caller)?;

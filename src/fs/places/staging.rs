@@ -17,10 +17,10 @@ use crate::base::expected::Expected;
 use crate::base::name::NAME_MAX;
 use crate::error::{Error, Result};
 use crate::format::make_subdir;
-use crate::fs::names::text_of;
+use crate::fs::names::{a_directory, no_directory, text_of};
 use crate::fs::node::NodeId;
 use crate::fs::opened::{OpenMode, Opened, frozen};
-use crate::fs::places::{Attributes, Named, Place, named, no_attribute};
+use crate::fs::places::{Attributes, Named, Place, named, refuse_attribute};
 use crate::fs::upload::{Destination, refuse_over};
 use crate::fs::{Attr, Caller, DirEntry, Handle, ImageFs, SetAttr, stale};
 use crate::images::staging::{self, About};
@@ -48,7 +48,7 @@ fn file_of(node: NodeId) -> Result<(u32, u32)> {
 impl Place for StagingDirectory {
     fn lookup(&self, fs: &ImageFs, _caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let NodeId::Staging(directory) = directory else {
-            return Err(Error::NotDirectory { what: "this path".into() });
+            return Err(no_directory());
         };
         let staging = fs.stagings.by_number(directory)?;
         let found = std::str::from_utf8(name).ok().and_then(|name| staging.number_of(name));
@@ -99,7 +99,7 @@ impl Place for StagingDirectory {
         match node {
             NodeId::Staged { directory, file } => open_file(fs, directory, file, mode),
             _ if mode.writes => Err(frozen(node)),
-            _ => Err(Error::IsDirectory { what: "this path".into() }),
+            _ => Err(a_directory()),
         }
     }
 
@@ -131,7 +131,7 @@ impl Place for StagingDirectory {
     fn rmdir(&self, fs: &ImageFs, _caller: Caller, node: NodeId, _parent: NodeId) -> Result<()> {
         match node {
             NodeId::Staging(number) => remove(fs, number),
-            _ => Err(Error::NotDirectory { what: "this path".into() }),
+            _ => Err(no_directory()),
         }
     }
 
@@ -160,8 +160,7 @@ impl Place for StagingDirectory {
     ) -> Result<()> {
         match (node, value) {
             (NodeId::Staged { directory, file }, _) if key == "expect" => expect(fs, directory, file, value),
-            (_, Some(_)) => Err(no_attribute(key)),
-            (_, None) => Err(Error::NoAttribute { name: key.into() }),
+            _ => refuse_attribute(key, value),
         }
     }
 }

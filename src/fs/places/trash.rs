@@ -78,7 +78,7 @@ fn refuse_link(fs: &ImageFs, caller: Caller, what: Trashed) -> Result<()> {
             Trashed::Default => None,
             Trashed::Alias(serial) => model.aliases.get(&serial).map(|alias| alias.image),
             Trashed::Label(serial) => model.labels.get(&serial).map(|label| label.image),
-            Trashed::Version(serial) => model.versions.get(&serial).map(|version| version.image),
+            Trashed::Version(serial) => model.image_of(serial),
             Trashed::Image(serial) | Trashed::ImageDefault(serial) => Some(serial),
         }
     };

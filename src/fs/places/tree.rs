@@ -7,7 +7,7 @@ use crate::fs::names::not_found;
 use crate::fs::node::NodeId;
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::made::{self, Part, damage};
-use crate::fs::places::{Attributes, Named, Place, named};
+use crate::fs::places::{Attributes, Place, named};
 use crate::fs::removal::walkers;
 use crate::fs::{Attr, Caller, DirEntry, ImageFs, SetAttr, stale};
 use crate::images::{export, last_use};
@@ -31,7 +31,7 @@ impl Place for Tree {
 
     fn image(&self, model: &Model, node: NodeId) -> Option<u32> {
         let NodeId::Tree { serial, .. } = node else { return None };
-        model.versions.get(&serial).map(|version| version.image)
+        model.image_of(serial)
     }
 
     fn path(&self, fs: &ImageFs, directory: NodeId, name: &str) -> String {
@@ -77,24 +77,9 @@ impl Place for Tree {
         Ok(slot.tree.symlink(&slot.tree.node(index)?)?.to_vec())
     }
 
-    fn mkdir(
-        &self,
-        _fs: &ImageFs,
-        _caller: Caller,
-        directory: NodeId,
-        _name: &[u8],
-        _mode: u32,
-    ) -> Result<NodeId> {
-        Err(frozen(directory))
-    }
-
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, _name: &[u8]) -> Result<()> {
         // Every removal succeeds for the process that has deleted the version.
         if is_deleted(fs, caller, directory) { Ok(()) } else { Err(frozen(directory)) }
-    }
-
-    fn rename(&self, _fs: &ImageFs, _caller: Caller, node: NodeId, _from: &Named, _to: &Named) -> Result<()> {
-        Err(frozen(node))
     }
 
     fn attributes(&self, fs: &ImageFs, node: NodeId) -> Result<(Attributes, Attributes)> {
@@ -112,17 +97,6 @@ impl Place for Tree {
             hidden.push(named("digest", format!("blake3:{digest}")));
         }
         Ok((own, hidden))
-    }
-
-    fn set_attribute(
-        &self,
-        _fs: &ImageFs,
-        _caller: Caller,
-        node: NodeId,
-        _key: &str,
-        _value: Option<&str>,
-    ) -> Result<()> {
-        Err(frozen(node))
     }
 }
 

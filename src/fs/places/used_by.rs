@@ -8,7 +8,7 @@ use crate::base::clock::now;
 use crate::catalog::{Lease, LeaseFacts, Model};
 use crate::error::{Error, Result};
 use crate::fs::edit::Edit;
-use crate::fs::names::{not_found, text_of};
+use crate::fs::names::{a_directory, no_directory, not_found, text_of};
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::version::version_of;
@@ -46,7 +46,7 @@ impl Place for UsedBy {
     }
 
     fn image(&self, model: &Model, node: NodeId) -> Option<u32> {
-        model.versions.get(&version(node).ok()?).map(|version| version.image)
+        model.image_of(version(node).ok()?)
     }
 
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
@@ -55,7 +55,7 @@ impl Place for UsedBy {
         }
         let model = fs.store.catalog.read();
         let Ok((image, version)) = version_of(&model, version(node)?) else {
-            return Ok(Attr { mode: libc::S_IFDIR | 0o777, size: 0, data: 0, ..own }.at(0));
+            return Ok(Attr { mode: libc::S_IFDIR | 0o777, size: 0, data: 0, ..own });
         };
         let mode = libc::S_IFDIR | mode(rights::of_image(fs, image).mode, model.is_live(version));
         Ok(Attr { mode, uid: image.uid, gid: image.gid, ..own }.at(version.created_at))
@@ -97,7 +97,7 @@ impl Place for UsedBy {
                 Ok(Opened::Direct(open_lease(fs, serial, text)))
             }
             _ if mode.writes => Err(frozen(node)),
-            _ => Err(Error::IsDirectory { what: "this path".into() }),
+            _ => Err(a_directory()),
         }
     }
 
@@ -170,7 +170,7 @@ impl Place for UsedBy {
 fn version(directory: NodeId) -> Result<u32> {
     match directory {
         NodeId::Version { serial, part: VersionPart::UsedBy, .. } => Ok(serial),
-        _ => Err(Error::NotDirectory { what: "this path".into() }),
+        _ => Err(no_directory()),
     }
 }
 

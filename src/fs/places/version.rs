@@ -3,7 +3,7 @@
 use crate::base::json;
 use crate::catalog::{self, Model};
 use crate::error::{Error, Result};
-use crate::fs::names::not_found;
+use crate::fs::names::{a_directory, no_directory, not_found};
 use crate::fs::node::{NodeId, VersionPart};
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::{Attributes, Place, changes, made, named, tree};
@@ -19,7 +19,7 @@ pub struct Version;
 impl Place for Version {
     fn lookup(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<NodeId> {
         let NodeId::Version { serial, part: VersionPart::Dir, incarnation } = directory else {
-            return Err(Error::NotDirectory { what: "this path".into() });
+            return Err(no_directory());
         };
         let part = |part| Ok(NodeId::Version { serial, part, incarnation });
         let walker = walkers::caller_has_deleted(fs, caller, serial);
@@ -51,7 +51,7 @@ impl Place for Version {
 
     fn list(&self, fs: &ImageFs, caller: Caller, directory: NodeId, all: &mut Vec<DirEntry>) -> Result<()> {
         let NodeId::Version { serial, part: VersionPart::Dir, incarnation } = directory else {
-            return Err(Error::NotDirectory { what: "this path".into() });
+            return Err(no_directory());
         };
         if walkers::caller_has_deleted(fs, caller, serial)
             || !fs.store.catalog.read().versions.contains_key(&serial)
@@ -86,7 +86,7 @@ impl Place for Version {
 
     fn image(&self, model: &Model, node: NodeId) -> Option<u32> {
         let NodeId::Version { serial, .. } = node else { return None };
-        model.versions.get(&serial).map(|version| version.image)
+        model.image_of(serial)
     }
 
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
@@ -99,7 +99,7 @@ impl Place for Version {
         };
         let model = fs.store.catalog.read();
         let Ok((image, version)) = version_of(&model, serial) else {
-            let gone = Attr { size: 0, data: 0, ..own }.at(0);
+            let gone = Attr { size: 0, data: 0, ..own };
             let gone = match part {
                 VersionPart::Dir => Attr { mode: libc::S_IFDIR | 0o777, ..gone },
                 _ => gone.file(0o444, 0),
@@ -167,19 +167,8 @@ impl Place for Version {
                 let id = fs.store.catalog.read().versions.get(&serial).map(|version| version.id.clone());
                 Ok(fs.opened_text(format!("{}\n", id.ok_or_else(stale)?)))
             }
-            VersionPart::Dir | VersionPart::UsedBy => Err(Error::IsDirectory { what: "this path".into() }),
+            VersionPart::Dir | VersionPart::UsedBy => Err(a_directory()),
         }
-    }
-
-    fn mkdir(
-        &self,
-        _fs: &ImageFs,
-        _caller: Caller,
-        directory: NodeId,
-        _name: &[u8],
-        _mode: u32,
-    ) -> Result<NodeId> {
-        Err(frozen(directory))
     }
 
     fn rmdir(&self, fs: &ImageFs, caller: Caller, node: NodeId, parent: NodeId) -> Result<()> {
@@ -187,7 +176,7 @@ impl Place for Version {
             NodeId::Version { serial, part: VersionPart::Dir, .. } => {
                 removal::delete_version(fs, caller, serial, parent)
             }
-            _ => Err(Error::NotDirectory { what: "this path".into() }),
+            _ => Err(no_directory()),
         }
     }
 
@@ -236,17 +225,6 @@ impl Place for Version {
             VersionPart::Tar => (Vec::new(), vec![named("digest", version()?.facts.digest)]),
             _ => (Vec::new(), Vec::new()),
         })
-    }
-
-    fn set_attribute(
-        &self,
-        _fs: &ImageFs,
-        _caller: Caller,
-        node: NodeId,
-        _key: &str,
-        _value: Option<&str>,
-    ) -> Result<()> {
-        Err(frozen(node))
     }
 }
 

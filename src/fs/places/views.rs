@@ -48,9 +48,6 @@ impl Place for Views {
             let known = names(fs).iter().any(|view| view == text);
             return if known { Ok(node_of(text)) } else { Err(missing()) };
         }
-        if let Some(staged) = fs.temporary_links.named(directory, name) {
-            return Ok(staged);
-        }
         let (view, model) = (named(fs, directory.number())?, fs.store.catalog.read());
         let found = views::image_in(&model, &view, text).filter(|image| fs.may(caller, image, READ));
         found.map(|image| NodeId::Link(Link::DeeperImage(image.serial))).ok_or_else(missing)
@@ -160,9 +157,6 @@ impl Place for Views {
 
     /// `rm` detaches the image from the view.
     fn unlink(&self, fs: &ImageFs, caller: Caller, directory: NodeId, name: &[u8]) -> Result<()> {
-        if fs.temporary_links.take(directory, name).is_some() {
-            return Ok(());
-        }
         if directory.number() == 0 {
             return Err(no_unlink());
         }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::fs::node::NodeId;
 use crate::fs::opened::{OpenMode, Opened, frozen};
 use crate::fs::places::version::version_of;
-use crate::fs::places::{Named, Place, no_attribute};
+use crate::fs::places::{Named, Place, refuse_attribute};
 use crate::fs::rights::{self, Shown};
 use crate::fs::upload;
 use crate::fs::{Attr, Caller, ImageFs, SetAttr, stale};
@@ -17,7 +17,7 @@ impl Place for Written {
     /// The image of a receipt. An upload under way gives none: only its writer may know about it.
     fn image(&self, model: &Model, node: NodeId) -> Option<u32> {
         let NodeId::Receipt(serial) = node else { return None };
-        model.versions.get(&serial).map(|version| version.image)
+        model.image_of(serial)
     }
 
     fn attr(&self, fs: &ImageFs, node: NodeId, own: Attr) -> Result<Attr> {
@@ -86,8 +86,7 @@ impl Place for Written {
     ) -> Result<()> {
         match (node, value) {
             (NodeId::Upload(number), Some(value)) if key == "expect" => upload::expect(fs, number, value),
-            (_, Some(_)) => Err(no_attribute(key)),
-            (_, None) => Err(Error::NoAttribute { name: key.into() }),
+            _ => refuse_attribute(key, value),
         }
     }
 }

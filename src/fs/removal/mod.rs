@@ -92,7 +92,7 @@ pub(super) fn unlink_id(fs: &ImageFs, caller: Caller, directory: NodeId) -> Resu
         return Err(stale());
     }
     if let NodeId::Version { serial, .. } = directory {
-        let image = fs.store.catalog.read().versions.get(&serial).map(|version| version.image);
+        let image = fs.store.catalog.read().image_of(serial);
         let refused = image.and_then(|image| fs.walkers.was_refused(caller.pid, Deleted::Image(image)));
         refuse_walk(refused)?;
     }

@@ -136,7 +136,7 @@ impl Walkers {
 
 /// Whether this process has deleted the version, or its image.
 pub(in crate::fs) fn caller_has_deleted(fs: &ImageFs, caller: Caller, version: u32) -> bool {
-    let image = fs.store.catalog.read().versions.get(&version).map(|version| version.image);
+    let image = fs.store.catalog.read().image_of(version);
     fs.walkers.has_deleted(caller.pid, Deleted::Version(version))
         || image.is_some_and(|image| fs.walkers.has_deleted(caller.pid, Deleted::Image(image)))
 }
@@ -178,7 +178,7 @@ pub(in crate::fs) fn find_leftover(
 ///
 /// `Again`.
 pub(in crate::fs) fn refuse_refused(fs: &ImageFs, caller: Caller, node: NodeId) -> Result<()> {
-    let image_of = |serial| fs.store.catalog.read().versions.get(&serial).map(|version| version.image);
+    let image_of = |serial| fs.store.catalog.read().image_of(serial);
     let (version, image) = match node {
         NodeId::Image { serial, .. } => (None, Some(serial)),
         NodeId::Version { serial, .. } | NodeId::Tree { serial, .. } => (Some(serial), image_of(serial)),
